@@ -1,0 +1,18 @@
+//! Finds libtorch at run time: cargo does not pass the link arguments of tch on to its dependents.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    // torch-sys (`links = "tch"`) tells its direct dependents where libtorch is; under `doc-only` it does not.
+    let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") else { return };
+    let lib = lib.to_string_lossy();
+    let lib = std::fs::canonicalize(&*lib).map_or(lib.to_string(), |p| p.display().to_string());
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+    // For dependents of this crate: DEP_TCH_BLR_LIBTORCH_LIB in their build scripts.
+    println!("cargo::metadata=LIBTORCH_LIB={lib}");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        // The linker drops libraries that no symbol asks for, and the CUDA back-end registers itself
+        // when loaded: without this, `Cuda::is_available()` is false.
+        println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
+        println!("cargo::rustc-link-arg=-ltorch");
+    }
+}

@@ -1,0 +1,106 @@
+//! One error type for the whole crate.
+//!
+//! Each message says what was wrong, where (the name of the parameter or hyper-parameter and its value) and what to do.
+//! A function that returns an error has left weights, optimizer state, noise position and files as they were.
+
+use std::path::PathBuf;
+
+/// What went wrong, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A hyper-parameter is missing, out of range or not a number.
+    #[error("hyper-parameter `{name}` = {value}: expected {expected}")]
+    HyperParameter {
+        /// Name of the field, as in the configuration.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// The values that are allowed.
+        expected: &'static str,
+    },
+    /// A set of parameters cannot be optimized as a whole: empty, nothing trainable, on several devices.
+    #[error("parameters: {0}")]
+    Parameters(String),
+    /// One parameter is not as the optimizer, posterior, prior or checkpoint expects it.
+    #[error("parameter `{name}`: {problem}")]
+    Parameter {
+        /// Name of the variable.
+        name: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
+    #[error("loss: {0}")]
+    Loss(String),
+    /// The loss is NaN or infinite.
+    #[error("the loss is {value} in step {step}; nothing was changed (lower the learning rate, or look at the batch)")]
+    NonFiniteLoss {
+        /// The offending value.
+        value: f64,
+        /// Number of steps taken before this one.
+        step: u64,
+    },
+    /// A gradient (or a curvature estimate) is NaN or infinite.
+    #[error(
+        "the {what} of parameter `{name}` is not finite ({value}) in step {step}; nothing was changed \
+         (clip the gradient, lower the learning rate, or look at the batch)"
+    )]
+    NonFiniteGradient {
+        /// "gradient" or "per-example square".
+        what: &'static str,
+        /// Name of the variable.
+        name: String,
+        /// The first offending element.
+        value: f64,
+        /// Number of steps taken before this one.
+        step: u64,
+    },
+    /// The closure returned an error of its own.
+    #[error("the closure failed: {0}")]
+    Closure(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Per-example gradients cannot be had for this model and loss.
+    #[error("per-example gradients: {0}")]
+    PerExample(String),
+    /// What was asked of a posterior or prior does not exist.
+    #[error("posterior: {0}")]
+    Posterior(String),
+    /// Noise was asked for at a position where none was given.
+    #[error("noise: {0}")]
+    Noise(String),
+    /// Inputs of a metric do not fit together.
+    #[error("metric: {0}")]
+    Metric(String),
+    /// A file cannot be read or written, or does not hold what is expected.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(String),
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<tch::TchError> for Error {
+    /// Keeps libtorch's message and drops the C++ backtrace below it.
+    fn from(e: tch::TchError) -> Self {
+        let text = e.to_string();
+        Error::Torch(text.lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+impl Error {
+    pub(crate) fn parameter(name: &str, problem: impl Into<String>) -> Self {
+        Error::Parameter { name: name.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn file(path: &std::path::Path, problem: impl std::fmt::Display) -> Self {
+        Error::File { path: path.to_owned(), problem: problem.to_string() }
+    }
+}

@@ -1,0 +1,6 @@
+//! Bayesian-learning-rule optimizers over libtorch tensors.
+
+mod error;
+
+pub use error::{Error, Result};
+pub use tch;
