@@ -7,7 +7,7 @@
 //! | pₙ(c) | `probs` | `[N, C]`, any floating kind, any device: class probabilities, *after* softmax and after averaging over samples |
 //! | yₙ | `labels` | `[N]`, `i64`, any device, 0 ≤ yₙ < C |
 //!
-//! Sums run in f64 on the CPU. The predicted class is ĉₙ = argmax_c pₙ(c) (the first one among ties) and its probability
+//! Sums run in f64 on the CPU. The predicted class is `ĉₙ = argmax_c pₙ(c)` (the first one among ties) and its probability
 //! pₙ(ĉₙ) is the *confidence*.
 //!
 //! # Errors
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// A softmax in f32 underflows below it. An example whose label has probability zero then costs 87.3 nats, not infinity.
 pub const NLL_CLAMP: f64 = f32::MIN_POSITIVE as f64;
 
-/// Share of examples whose most probable class is the label: (1/N) Σₙ 𝟙[ĉₙ = yₙ].
+/// Share of examples whose most probable class is the label: `(1/N) Σₙ 𝟙[ĉₙ = yₙ]`.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub fn nll(probs: &Tensor, labels: &Tensor) -> Result<f64> {
     Ok(sum / y.len() as f64)
 }
 
-/// Brier score: (1/N) Σₙ Σ_c (pₙ(c) - 𝟙[c = yₙ])², between 0 and 2.
+/// Brier score: `(1/N) Σₙ Σ_c (pₙ(c) - 𝟙[c = yₙ])²`, between 0 and 2.
 ///
 /// The sum runs over all classes, as in Brier (1950); for two classes this is twice the one-column form.
 ///
@@ -123,27 +123,27 @@ pub struct Bin {
     pub lower: f64,
     /// Upper edge, included.
     pub upper: f64,
-    /// n_b: number of examples.
+    /// `n_b`: number of examples.
     pub count: usize,
-    /// conf_b: mean confidence; 0 in an empty bin.
+    /// `conf_b`: mean confidence; 0 in an empty bin.
     pub confidence: f64,
-    /// acc_b: share of correct predictions; 0 in an empty bin.
+    /// `acc_b`: share of correct predictions; 0 in an empty bin.
     pub accuracy: f64,
 }
 
 impl Reliability {
-    /// Number of examples, N = Σ_b n_b.
+    /// Number of examples, `N = Σ_b n_b`.
     pub fn examples(&self) -> usize {
         self.bins.iter().map(|b| b.count).sum()
     }
 
-    /// Expected calibration error: Σ_b (n_b / N) |acc_b - conf_b| (Guo et al. 2017, equation 3); 0 without examples.
+    /// Expected calibration error: `Σ_b (n_b / N) |acc_b - conf_b|` (Guo et al. 2017, equation 3); 0 without examples.
     pub fn ece(&self) -> f64 {
         let sum: f64 = self.bins.iter().map(|b| b.count as f64 * (b.accuracy - b.confidence).abs()).sum();
         sum / self.examples().max(1) as f64
     }
 
-    /// Maximum calibration error: max_b |acc_b - conf_b| over bins that hold examples (Guo et al. 2017, equation 5).
+    /// Maximum calibration error: `max_b |acc_b - conf_b|` over bins that hold examples (Guo et al. 2017, equation 5).
     pub fn mce(&self) -> f64 {
         self.bins.iter().filter(|b| b.count > 0).map(|b| (b.accuracy - b.confidence).abs()).fold(0.0, f64::max)
     }
@@ -175,7 +175,7 @@ pub fn auroc(in_scores: &Tensor, out_scores: &Tensor) -> Result<f64> {
     Ok(twice_u as f64 / (2.0 * inside.len() as f64 * outside.len() as f64))
 }
 
-/// Entropy of each prediction in nats, Hₙ = -Σ_c pₙ(c) ln pₙ(c), with 0 ln 0 = 0: between 0 and ln C.
+/// Entropy of each prediction in nats, `Hₙ = -Σ_c pₙ(c) ln pₙ(c)`, with 0 ln 0 = 0: between 0 and ln C.
 ///
 /// The result is `[N]` on the device of `probs`, f64 if `probs` is f64 and f32 otherwise, without a graph.
 ///
