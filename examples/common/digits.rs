@@ -214,7 +214,7 @@ pub fn moons(n: usize, noise: f64, seed: u64) -> (Tensor, Tensor) {
     (Tensor::from_slice(&points).view([-1, 2]), Tensor::from_slice(&classes))
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): a counter in steps of the
+/// `SplitMix64` (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): a counter in steps of the
 /// golden ratio, scrambled.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
@@ -266,12 +266,12 @@ impl Rng {
 // --- IDX files ---
 
 fn read_pair(folder: &Path, part: &str) -> Result<(Tensor, Tensor), Box<dyn Error>> {
-    let (path, size, pixels) = read_idx(folder, &format!("{part}-images-idx3-ubyte"), 3)?;
+    let Idx { path, size, bytes: pixels } = read_idx(folder, &format!("{part}-images-idx3-ubyte"), 3)?;
     if size[0] == 0 || size[1..] != [SIDE, SIDE] {
         return Err(format!("{}: size {size:?}: expected images of 28×28 pixels", path.display()).into());
     }
     let n = size[0];
-    let (path, size, labels) = read_idx(folder, &format!("{part}-labels-idx1-ubyte"), 1)?;
+    let Idx { path, size, bytes: labels } = read_idx(folder, &format!("{part}-labels-idx1-ubyte"), 1)?;
     if size != [n] {
         return Err(format!("{}: {} labels for {n} images", path.display(), size[0]).into());
     }
@@ -281,8 +281,14 @@ fn read_pair(folder: &Path, part: &str) -> Result<(Tensor, Tensor), Box<dyn Erro
     Ok((to_images(&pixels), Tensor::from_slice(&labels).to_kind(Kind::Int64)))
 }
 
+struct Idx {
+    path: PathBuf,
+    size: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
 /// An IDX file of bytes: 0, 0, 8 (the type: u8), number of dimensions; each size as a big-endian u32; the data.
-fn read_idx(folder: &Path, name: &str, dims: usize) -> Result<(PathBuf, Vec<usize>, Vec<u8>), Box<dyn Error>> {
+fn read_idx(folder: &Path, name: &str, dims: usize) -> Result<Idx, Box<dyn Error>> {
     let plain = folder.join(name);
     let path = if plain.is_file() { plain } else { folder.join(format!("{name}.gz")) };
     let fail = |problem: String| -> Box<dyn Error> { format!("{}: {problem}", path.display()).into() };
@@ -315,7 +321,7 @@ fn read_idx(folder: &Path, name: &str, dims: usize) -> Result<(PathBuf, Vec<usiz
         return Err(fail(format!("{what}: {} bytes, size {size:?} needs {expected}", bytes.len())));
     }
     bytes.drain(..header);
-    Ok((path, size, bytes))
+    Ok(Idx { path, size, bytes })
 }
 
 fn to_images(pixels: &[u8]) -> Tensor {
