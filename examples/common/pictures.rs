@@ -27,6 +27,9 @@ const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 const ORANGE: RGBColor = RGBColor(0xE6, 0x9F, 0x00);
 const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
+/// Vermilion and sky blue, paler.
+const OVER: RGBColor = RGBColor(0xF0, 0xB6, 0x8A);
+const UNDER: RGBColor = RGBColor(0xA3, 0xD4, 0xF2);
 const YELLOW: RGBColor = RGBColor(0xF0, 0xE4, 0x42);
 /// Blue, vermilion, green, purple, orange, sky blue, black.
 const PALETTE: [RGBColor; 7] = [
@@ -92,8 +95,9 @@ pub fn training_curves(path: &Path, x_label: &str, panels: &[Curves]) -> Outcome
     })
 }
 
-/// Draws reliability diagrams side by side: accuracy per bin of confidence, its gap to the mean confidence, and
-/// below the share of examples in each bin. The title holds the expected calibration error.
+/// Draws reliability diagrams side by side: accuracy per bin of confidence (black line), by how much the mean
+/// confidence exceeds it or falls short of it, and below the share of examples in each bin, on one scale.
+/// The title holds the expected calibration error.
 ///
 /// # Errors
 ///
@@ -101,17 +105,20 @@ pub fn training_curves(path: &Path, x_label: &str, panels: &[Curves]) -> Outcome
 pub fn reliability(path: &Path, diagrams: &[(String, Reliability)]) -> Outcome {
     some(diagrams, "reliability diagrams")?;
     let keys = [
-        ("accuracy", Key::Box(BLUE.mix(0.75))),
-        ("gap to mean confidence", Key::Box(VERMILION.mix(0.35))),
+        ("accuracy", Key::Line(BLACK)),
+        ("overconfident by", Key::Box(OVER)),
+        ("underconfident by", Key::Box(UNDER)),
         ("perfect calibration", Key::Dashes(BLACK)),
     ];
+    let counts = diagrams.iter().flat_map(|(_, t)| t.bins.iter().map(|b| b.count as f64 / t.examples().max(1) as f64));
+    let top = 1.1 * counts.fold(0.0, f64::max);
     picture(path, (diagrams.len(), 300, 400), &keys, |_, areas| {
         for (i, (area, (name, table))) in areas.iter().zip(diagrams).enumerate() {
             let total = table.examples() as f64;
             if total == 0.0 {
                 return Err(format!("no examples in the reliability diagram of {name}").into());
             }
-            let area = titled(area, &format!("{name}   ECE {:.2} %", 100.0 * table.ece()))?;
+            let area = titled(area, &format!("{name}: ECE {:.2} %", 100.0 * table.ece()))?;
             let (upper, lower) = area.split_vertically(270);
             let mut chart = ChartBuilder::on(&upper)
                 .margin(MARGIN)
@@ -122,13 +129,13 @@ pub fn reliability(path: &Path, diagrams: &[(String, Reliability)]) -> Outcome {
             axes(&mut chart, ("", if i == 0 { "accuracy" } else { "" }), (0, 6))?;
             for b in table.bins.iter().filter(|b| b.count > 0) {
                 let boxed = |from: f64, to: f64| [(b.lower, from), (b.upper, to)];
-                let gap = boxed(b.accuracy.min(b.confidence), b.accuracy.max(b.confidence));
+                let gap = if b.confidence > b.accuracy { OVER } else { UNDER };
                 chart.draw_series([
-                    Rectangle::new(boxed(0.0, b.accuracy), BLUE.mix(0.75).filled()),
-                    Rectangle::new(gap, VERMILION.mix(0.35).filled()),
-                    Rectangle::new(gap, VERMILION.stroke_width(1)),
-                    Rectangle::new(boxed(0.0, b.accuracy), WHITE.stroke_width(1)),
+                    Rectangle::new(boxed(0.0, b.accuracy), BLUE.filled()),
+                    Rectangle::new(boxed(b.accuracy.min(b.confidence), b.accuracy.max(b.confidence)), gap.filled()),
+                    Rectangle::new(boxed(0.0, b.accuracy.max(b.confidence)), WHITE.stroke_width(1)),
                 ])?;
+                chart.draw_series([PathElement::new(boxed(b.accuracy, b.accuracy), BLACK.stroke_width(2))])?;
             }
             chart.draw_series(DashedLineSeries::new([(0.0, 0.0), (1.0, 1.0)], 5, 4, BLACK.stroke_width(1)))?;
 
@@ -137,8 +144,8 @@ pub fn reliability(path: &Path, diagrams: &[(String, Reliability)]) -> Outcome {
                 .margin_top(4)
                 .x_label_area_size(42)
                 .y_label_area_size(52)
-                .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
-            axes(&mut chart, ("confidence", if i == 0 { "share" } else { "" }), (6, 2))?;
+                .build_cartesian_2d(0.0..1.0, 0.0..top)?;
+            axes(&mut chart, ("confidence", if i == 0 { "share" } else { "" }), (6, 3))?;
             let bars = table
                 .bins
                 .iter()
@@ -167,7 +174,7 @@ pub fn entropy_planes(
     extent: ((f64, f64), (f64, f64)),
     points: &[(f64, f64, usize)],
 ) -> Outcome {
-    const BAR: i32 = 78;
+    const BAR: i32 = 66;
     some(planes, "entropy planes")?;
     let ((x0, x1), (y0, y1)) = extent;
     if !(x0 < x1 && y0 < y1) {
@@ -225,11 +232,11 @@ pub fn entropy_planes(
             rest.draw(&Rectangle::new([(left, at(level + 1)), (left + 14, at(level))], shade(level).filled()))?;
         }
         rest.draw(&Rectangle::new([(left, upper), (left + 14, pixel(0.0))], GREY.stroke_width(1)))?;
-        for (value, text) in [(0.0, "0".to_owned()), (top / 2.0, number(top / 2.0)), (top, format!("ln {classes}"))] {
+        for (value, text) in [(0.0, "0".to_owned()), (top, format!("ln {classes}"))] {
             rest.draw_text(&text, &text_style(TICK_SIZE, HPos::Left, VPos::Center), (left + 19, pixel(value)))?;
         }
         let style = text_style(TEXT_SIZE, HPos::Center, VPos::Center).transform(FontTransform::Rotate270);
-        rest.draw_text("entropy (nats)", &style, (left + 60, pixel(top / 2.0)))?;
+        rest.draw_text("entropy (nats)", &style, (left + 36, pixel(top / 2.0)))?;
         Ok(())
     })
 }
@@ -295,7 +302,7 @@ fn text_style(size: f64, h: HPos, v: VPos) -> TextStyle<'static> {
 enum Key {
     Line(RGBColor),
     Dashes(RGBColor),
-    Box(RGBAColor),
+    Box(RGBColor),
     Outline(RGBColor),
     Disc,
     Triangle,
@@ -338,7 +345,7 @@ impl Key {
 }
 
 /// Shades of the plane, from none to all of the entropy.
-const LEVELS: usize = 24;
+const LEVELS: usize = 20;
 
 /// White over blue to nearly black: lightness falls evenly, so that it reads in grey too.
 fn shade(level: usize) -> RGBColor {
@@ -387,6 +394,8 @@ fn picture_with(
         paint(&root, &panels.split_evenly((1, count)), &strip)?;
         root.present()?;
     }
+    // Both are SVG's defaults, and a third of an entropy plane.
+    let svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "");
     let fail = |e: std::io::Error| format!("{}: {e}", path.display());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(fail)?;
@@ -426,6 +435,7 @@ fn axes(chart: &mut Chart<'_, '_>, names: (&str, &str), ticks: (usize, usize)) -
         .light_line_style(TRANSPARENT)
         .bold_line_style(GREY.mix(0.18))
         .axis_style(GREY)
+        .set_all_tick_mark_size(4)
         .x_labels(ticks.0)
         .y_labels(ticks.1)
         .x_label_formatter(&|v| number(*v))
