@@ -463,7 +463,7 @@ fn write(strokes: &[Stroke], rng: &mut Rng, image: &mut [u8]) {
         (*x, *y) = (*x + shift.0, *y + shift.1);
     }
 
-    let radius = rng.between(0.55, 1.55);
+    let radius = rng.between(0.8, 2.1);
     let darkness = rng.between(0.75, 1.0);
     let mut ink = [0.0_f64; PIXELS];
     for line in &lines {

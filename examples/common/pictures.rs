@@ -205,8 +205,8 @@ pub fn entropy_planes(
                 .build_cartesian_2d(x0..x1, y0..y1)?;
             let (left, lower) = chart.backend_coord(&(x0, y0));
             let (right, upper) = chart.backend_coord(&(x1, y1));
-            let column = |i: usize| left + ((right - left) as f64 * i as f64 / *n_x as f64).round() as i32;
-            let row = |j: usize| upper + ((lower - upper) as f64 * j as f64 / *n_y as f64).round() as i32;
+            let column = |i: usize| left + (f64::from(right - left) * i as f64 / *n_x as f64).round() as i32;
+            let row = |j: usize| upper + (f64::from(lower - upper) * j as f64 / *n_y as f64).round() as i32;
             let levels: Vec<usize> = values
                 .chunks_exact(*n_x)
                 .rev()
@@ -262,7 +262,9 @@ pub fn histograms(path: &Path, x_label: &str, samples: &[(String, Vec<f64>)]) ->
         .iter()
         .map(|(_, values)| {
             let mut counts = [0_usize; BINS];
-            values.iter().for_each(|v| counts[(((v - low) / width) as usize).min(BINS - 1)] += 1);
+            for v in values {
+                counts[(((v - low) / width) as usize).min(BINS - 1)] += 1;
+            }
             counts.iter().map(|&c| c as f64 / (values.len() as f64 * width)).collect()
         })
         .collect();
@@ -424,7 +426,7 @@ fn legend(keys: &[(&str, Key)], width: i32) -> Vec<(i32, i32)> {
 /// Writes a title over the middle of the plot and hands back what is below it.
 fn titled<'a>(area: &Area<'a>, title: &str) -> Result<Area<'a>, Box<dyn Error>> {
     let (head, body) = area.split_vertically(24);
-    let middle = (area.dim_in_pixel().0 as i32 + 52) / 2;
+    let middle = i32::midpoint(area.dim_in_pixel().0 as i32, 52);
     head.draw_text(title, &text_style(TITLE_SIZE, HPos::Center, VPos::Center), (middle, 16))?;
     Ok(body)
 }
