@@ -3,23 +3,23 @@
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// A loss that a closure may return: a [`Tensor`], or a `Result<Tensor, E>` whose error stops the step.
-pub trait IntoLoss {
+/// What a closure may return: a [`Tensor`], or a `Result<Tensor, E>` whose error ends the call.
+pub trait IntoTensor {
     /// The tensor, or the closure's own error as [`Error::Closure`].
     ///
     /// # Errors
     /// [`Error::Closure`]
-    fn into_loss(self) -> Result<Tensor>;
+    fn into_tensor(self) -> Result<Tensor>;
 }
 
-impl IntoLoss for Tensor {
-    fn into_loss(self) -> Result<Tensor> {
+impl IntoTensor for Tensor {
+    fn into_tensor(self) -> Result<Tensor> {
         Ok(self)
     }
 }
 
-impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoLoss for std::result::Result<Tensor, E> {
-    fn into_loss(self) -> Result<Tensor> {
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoTensor for std::result::Result<Tensor, E> {
+    fn into_tensor(self) -> Result<Tensor> {
         self.map_err(|e| Error::Closure(e.into()))
     }
 }

@@ -4,5 +4,5 @@ mod clip;
 mod loss;
 
 pub use clip::Clip;
-pub use loss::IntoLoss;
+pub use loss::IntoTensor;
 pub(crate) use loss::Loss;
