@@ -87,9 +87,11 @@ pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String,
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
     let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;
-    let description = header.metadata().as_ref().and_then(|m| m.get(DESCRIPTION)).ok_or_else(|| {
-        error(&"holds tensors, but no description by tch-blr; it was written by something else")
-    })?;
+    let description = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(DESCRIPTION))
+        .ok_or_else(|| error(&"holds tensors, but no description by tch-blr; it was written by something else"))?;
     let description = serde_json::from_str(description)
         .map_err(|e| error(&format!("describes something else than what is loaded here: {e}")))?;
     let mut tensors = BTreeMap::new();

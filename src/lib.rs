@@ -7,6 +7,7 @@ mod expectation;
 mod gradient;
 mod kernel;
 pub mod metrics;
+pub mod nn;
 mod optim;
 mod optimizer;
 mod params;

@@ -7,8 +7,8 @@ mod real;
 mod tensors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub use noise::{Given, Noise, Philox};
 pub(crate) use noise::{Draw, blocks, normal};
+pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
 use tch::{Device, Kind, Tensor};

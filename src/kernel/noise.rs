@@ -254,7 +254,10 @@ mod tests {
         let first = Draw { step: 0, sample: 0, parameter: 0, block: 0 };
         let noise = Noise::from(z);
         let got = normal(&noise, first, &like).unwrap();
-        assert_eq!((got.kind(), Vec::<f64>::try_from(got.to_kind(Kind::Double)).unwrap()), (Kind::Float, vec![1.0, 2.0]));
+        assert_eq!(
+            (got.kind(), Vec::<f64>::try_from(got.to_kind(Kind::Double)).unwrap()),
+            (Kind::Float, vec![1.0, 2.0])
+        );
         let missing = normal(&noise, Draw { sample: 1, ..first }, &like).unwrap_err();
         assert!(missing.to_string().contains("sample 1"), "{missing}");
         let shape = normal(&noise, first, &like.narrow(0, 0, 1)).unwrap_err();

@@ -132,8 +132,7 @@ impl Von {
 
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
-        let progress =
-            if t >= self.warmup_steps { 1.0 } else { t.saturating_sub(1) as f64 / self.warmup_steps as f64 };
+        let progress = if t >= self.warmup_steps { 1.0 } else { t.saturating_sub(1) as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
 }
@@ -170,7 +169,12 @@ impl Rule for Von {
         check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
         self.expectation.validate()?;
         let sampled = self.curvature != VonCurvature::Price || self.expectation != Expectation::Delta;
-        check::flag("curvature Price", true, sampled, "an expectation with samples: Price's estimate is zero at the mean")?;
+        check::flag(
+            "curvature Price",
+            true,
+            sampled,
+            "an expectation with samples: Price's estimate is zero at the mean",
+        )?;
         let averaged = !self.debias || self.momentum == Momentum::Average;
         check::flag("debias", self.debias, averaged, "no bias correction with Momentum::HeavyBall: .debias(false)")?;
         check::positive("temperature", self.temperature)?;

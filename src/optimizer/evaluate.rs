@@ -1,12 +1,14 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
 use super::{Optimizer, programs, sums::Sums};
-use crate::curvature::Curvature;
+use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field};
+use crate::nn::tape::Tape;
 use crate::optim::Rule;
-use crate::{Error, Result};
+use crate::params::Leaf;
+use crate::{Error, Params, Result};
 use tch::Tensor;
 
 /// Weights at m+e, and e where there is a perturbation.
@@ -56,20 +58,38 @@ impl<R: Rule> Optimizer<R> {
     /// Evaluates the closure at the points of evaluation number `k`; the variables hold the mean again afterwards.
     pub(super) fn evaluate<L: IntoTensor>(&mut self, k: u64, closure: &mut impl FnMut() -> L) -> Result<Sums> {
         let sample = self.perturb(k)?;
-        let loss = Loss::new(closure().into_tensor()?, self.steps)?;
-        self.differentiate(&loss, &sample)
+        let per_example = self.config.curvature() == Curvature::PerExample;
+        let buffers = if per_example && !self.taps_checked { Buffers::new(&self.params) } else { Buffers::default() };
+        let (output, tape) = if per_example { Tape::record(&mut *closure) } else { (closure(), Tape::default()) };
+        buffers.unchanged()?;
+        let loss = Loss::new(output.into_tensor()?, self.steps)?;
+        self.differentiate(&loss, &sample, &tape)
     }
 
     /// Gradients and curvature statistics of one evaluation, while the variables are still where it took place.
-    pub(super) fn differentiate(&mut self, loss: &Loss, sample: &Sample) -> Result<Sums> {
-        let trained: Vec<usize> = (0..self.slots.len()).filter(|i| self.params.leaves()[*i].trainable()).collect();
-        let inputs: Vec<Tensor> = trained.iter().map(|i| self.params.leaves()[*i].tensor.shallow_clone()).collect();
-        let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
+    pub(super) fn differentiate(&mut self, loss: &Loss, sample: &Sample, tape: &Tape) -> Result<Sums> {
+        let leaves = self.params.leaves();
+        let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
+        let per_example = self.config.curvature() == Curvature::PerExample;
+        let (found, squares) = if per_example {
+            let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
+            let found =
+                curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
+            (found.gradient, found.squares)
+        } else {
+            let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
+            let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
+            (found.into_iter().map(|g| g.defined().then_some(g)).collect(), Vec::new())
+        };
         let _no_grad = tch::no_grad_guard();
-        let mut gradients: Vec<Option<Tensor>> = self.slots.iter().map(|_| None).collect();
-        for (i, g) in trained.iter().zip(found) {
-            gradients[*i] = g.defined().then(|| self.dense(*i, g));
-        }
+        let spread = |found: Vec<Option<Tensor>>| {
+            let mut all: Vec<Option<Tensor>> = leaves.iter().map(|_| None).collect();
+            for ((i, leaf), g) in trained.iter().zip(found) {
+                all[*i] = g.map(|g| dense(&g, leaf));
+            }
+            all
+        };
+        let mut gradients = spread(found);
         let norm = self.finite("gradient", &gradients)?;
         if let Some(clip) = self.clip {
             clip.apply(&mut gradients);
@@ -81,8 +101,13 @@ impl<R: Rule> Optimizer<R> {
                 let product = |(g, e): (&Option<Tensor>, &Option<Tensor>)| Some(g.as_ref()? * e.as_ref()?);
                 gradients.iter().zip(&sample.noise).map(product).collect()
             }
-            Curvature::PerExample => unimplemented!(),
+            Curvature::PerExample => {
+                let squares = spread(squares);
+                self.finite("per-example square", &squares)?;
+                squares
+            }
         };
+        self.taps_checked = true;
         self.last.get_or_insert_default().gradient_norm = norm;
         Ok(Sums {
             weight: loss.weight(),
@@ -92,12 +117,6 @@ impl<R: Rule> Optimizer<R> {
             gradients,
             curvature,
         })
-    }
-
-    /// A gradient in the layout and kind of the parameter's state.
-    fn dense(&self, i: usize, g: Tensor) -> Tensor {
-        let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
-        g.to_kind(self.params.leaves()[i].state_kind())
     }
 
     /// The global L2 norm; an error if an element is not finite.
@@ -117,5 +136,49 @@ impl<R: Rule> Optimizer<R> {
             }
         }
         Ok(total.sqrt())
+    }
+}
+
+/// A gradient in the layout and kind of the parameter's state.
+fn dense(g: &Tensor, leaf: &Leaf) -> Tensor {
+    let g = if g.is_sparse() { g.to_dense(None, false) } else { g.shallow_clone() };
+    g.to_kind(leaf.state_kind())
+}
+
+/// The tensors of a store that are not trained, with copies of what they held.
+#[derive(Default)]
+struct Buffers(Vec<(String, Tensor, Tensor)>);
+
+impl Buffers {
+    fn new(params: &Params) -> Self {
+        let _no_grad = tch::no_grad_guard();
+        Buffers(
+            params
+                .buffers()
+                .into_iter()
+                .map(|(name, t)| {
+                    let before = t.detach().copy();
+                    (name, t, before)
+                })
+                .collect(),
+        )
+    }
+
+    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
+    /// example's loss depends on the whole batch. The buffers get their values back before the error.
+    fn unchanged(self) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let changed = self.0.iter().position(|(_, now, before)| !now.equal(before));
+        let Some(i) = changed else { return Ok(()) };
+        for (_, now, before) in &self.0 {
+            now.shallow_clone().copy_(before);
+        }
+        Err(Error::PerExample(format!(
+            "the closure changed the buffer `{}`, as batch normalization in training mode does; each example's loss \
+             then depends on the whole batch, so per-example gradients do not exist. Use group or layer normalization \
+             (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no per-example \
+             gradients",
+            self.0[i].0
+        )))
     }
 }

@@ -13,6 +13,7 @@ pub use settings::{Diagnostics, Sigma};
 
 use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Field, Noise};
+use crate::nn::tape::Tape;
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Prior, Result, Schedule};
@@ -119,7 +120,8 @@ impl<R: Rule> Optimizer<R> {
             let Some(gradient) = gradient.filter(|_| leaf.trainable()) else { continue };
             let mean = slot.mean(leaf);
             let [prior_mean, delta] = [0, 1].map(|i: usize| slot.prior_fields[i].shallow_clone());
-            let inputs = vec![Field::Tensor(mean.shallow_clone()), Field::Tensor(gradient), curvature, prior_mean, delta];
+            let inputs =
+                vec![Field::Tensor(mean.shallow_clone()), Field::Tensor(gradient), curvature, prior_mean, delta];
             let inputs = programs::with_state(inputs, &slot.state);
             let mut outputs: Vec<Tensor> =
                 std::iter::once(&mean).chain(&slot.state).map(Tensor::shallow_clone).collect();
@@ -186,7 +188,7 @@ impl<R: Rule> Evaluation<'_, R> {
     pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
         let Evaluation { optimizer, sample } = self;
         let loss = Loss::new(loss.into_tensor()?, optimizer.steps)?;
-        let sums = optimizer.differentiate(&loss, &sample)?;
+        let sums = optimizer.differentiate(&loss, &sample, &Tape::default())?;
         drop(sample);
         optimizer.sums.merge(sums)?;
         Ok(loss.value)

@@ -22,8 +22,7 @@ pub(super) struct Update<'a, R: Rule>(pub Pass<'a, R>);
 impl<R: Rule> Elementwise for Update<'_, R> {
     #[inline(always)]
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
-        let site =
-            Site { mean: read(0), gradient: read(1), curvature: read(2), prior_mean: read(3), delta: read(4) };
+        let site = Site { mean: read(0), gradient: read(1), curvature: read(2), prior_mean: read(3), delta: read(4) };
         let state = R::State::<T>::from_fn(|i| read(5 + i));
         let (mean, state) = self.0.rule.update(self.0.coefficients(), site, state);
         write(0, mean);

@@ -110,9 +110,11 @@ impl<R: Rule> Optimizer<R> {
             }
         };
         changed(self.config)?;
-        let configs = self.slots.iter().zip(self.params.leaves()).map(|(slot, leaf)| {
-            if applies(leaf.group) { changed(slot.config) } else { Ok(slot.config) }
-        });
+        let configs = self
+            .slots
+            .iter()
+            .zip(self.params.leaves())
+            .map(|(slot, leaf)| if applies(leaf.group) { changed(slot.config) } else { Ok(slot.config) });
         let configs = configs.collect::<Result<Vec<_>>>()?;
         let keep_prior = self.prior.is_some();
         for (slot, config) in self.slots.iter_mut().zip(configs) {

@@ -127,9 +127,9 @@ impl<R: Rule> Optimizer<R> {
         let mut restored = Vec::new();
         let mut saved = description.parameters.into_iter();
         for leaf in self.params.leaves() {
-            let p = saved.next().ok_or_else(|| {
-                Error::file(path, format!("has no parameter `{}`, which the model has", leaf.name()))
-            })?;
+            let p = saved
+                .next()
+                .ok_or_else(|| Error::file(path, format!("has no parameter `{}`, which the model has", leaf.name())))?;
             if !leaf.names.contains(&p.name) {
                 return Err(Error::file(
                     path,
@@ -138,9 +138,7 @@ impl<R: Rule> Optimizer<R> {
             }
             let mut take = |what: &str| {
                 let name = format!("{what}.{}", p.name);
-                let t = tensors
-                    .remove(&name)
-                    .ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
+                let t = tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
                 if (t.size(), t.kind()) != (leaf.tensor.size(), leaf.state_kind()) {
                     return Err(Error::file(
                         path,

@@ -177,7 +177,10 @@ impl Params {
                 ));
             }
             if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
-                return Err(Error::parameter(leaf.name(), format!("its kind is {kind:?}: expected f32, f64, bf16 or f16")));
+                return Err(Error::parameter(
+                    leaf.name(),
+                    format!("its kind is {kind:?}: expected f32, f64, bf16 or f16"),
+                ));
             }
         }
         Ok(())

@@ -281,9 +281,13 @@ impl DiagonalGaussian {
     }
 
     fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
-        let missing = |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
+        let missing =
+            |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
         if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
-            return Err(Error::parameter(&name, "one posterior has it and the other has not; align them with select(..)"));
+            return Err(Error::parameter(
+                &name,
+                "one posterior has it and the other has not; align them with select(..)",
+            ));
         }
         for e in &self.entries {
             let theirs = other.entry(&e.name).expect("checked above").mean.size();
@@ -322,11 +326,13 @@ impl DiagonalGaussian {
         let (mut tensors, description): (_, Description) = checkpoint::load(path)?;
         if (description.posterior.as_str(), description.version) != (FORM, 1) {
             let (form, version) = (description.posterior, description.version);
-            return Err(Error::file(path, format!("holds a `{form}`, version {version}: expected `{FORM}`, version 1")));
+            return Err(Error::file(
+                path,
+                format!("holds a `{form}`, version {version}: expected `{FORM}`, version 1"),
+            ));
         }
-        let mut take = |name: String| {
-            tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))
-        };
+        let mut take =
+            |name: String| tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
         let mut entries = Vec::new();
         for name in description.names {
             let (mean, precision) = (take(name.clone())?, take(format!("{name}{PRECISION}"))?);
