@@ -2,7 +2,7 @@
 
 mod per_example;
 
-pub(crate) use per_example::{PerExample, per_example};
+pub(crate) use per_example::per_example;
 
 /// The statistic that an evaluation of the loss contributes to a row's estimate of the diagonal Hessian of the mean loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
