@@ -62,8 +62,9 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     NEEDED_MIB=9216
 fi
 
-cache=${TCH_BLR_CACHE:-${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/tch-blr}
+cache=${TCH_BLR_CACHE:-${XDG_CACHE_HOME:-${HOME-}/.cache}/tch-blr}
 case $cache in
+    /.cache/tch-blr) die "HOME is not set; set it, or set TCH_BLR_CACHE to a folder that you may write to" ;;
     /*) ;;
     *) die "the cache folder '$cache' is not an absolute path; set TCH_BLR_CACHE to one" ;;
 esac
@@ -80,6 +81,7 @@ fetch() {
         *) die "no automatic set-up for $(uname -s) on $arch; install libtorch $TORCH yourself and set LIBTORCH to its folder" ;;
     esac
     python=$(command -v python3) || die "python3 is not on the PATH; install Python 3 with pip, or set LIBTORCH to an unpacked libtorch $TORCH"
+    python=$("$python" -c 'import sys; print(sys.executable)' 2>/dev/null) || die "$python does not run; repair it, or set LIBTORCH to an unpacked libtorch $TORCH" # past any wrapper: a signal must reach pip itself
     pip=$("$python" -m pip --version 2>/dev/null) || die "$python has no pip; install it (Debian: apt-get install python3-pip), or set LIBTORCH to an unpacked libtorch $TORCH"
     pip=${pip#pip } pip=${pip%% *}
     [ "$(printf '%s\n' 20.3 "$pip" | sort -V | head -n 1)" = 20.3 ] || die "pip $pip of $python is older than 20.3 and cannot choose the wheels; run '$python -m pip install --upgrade pip' first"
@@ -89,7 +91,7 @@ fetch() {
     rm -rf "$cache"/partial-* # what a killed set-up left behind
     partial=$(mktemp -d "$cache/partial-XXXXXX")
     pip_pid=
-    trap 'if [ -n "$pip_pid" ]; then kill "$pip_pid" && wait "$pip_pid"; fi 2>/dev/null; rm -rf "$partial"' EXIT
+    trap 'if [ -n "$pip_pid" ]; then kill "$pip_pid" && wait "$pip_pid" || true; fi 2>/dev/null; rm -rf "$partial"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
 
@@ -107,10 +109,7 @@ fetch() {
     wait "$pip_pid" || {
         pip_pid=
         tail -n 3 "$partial/pip.log" >&2
-        if grep -q 'No space left' "$partial/pip.log"; then
-            die "the disk of $cache is full; free some space or set TCH_BLR_CACHE to a folder on another disk"
-        fi
-        die "pip could not fetch ${packages[*]}; check the network (or your pip index settings) and run the same command again"
+        die "pip could not fetch ${packages[*]}; check the network (or your pip index settings) and the space in $cache, then run the same command again"
     }
     pip_pid=
     [ -e "$partial/site/torch/lib/libtorch_cpu.so" ] || die "the wheel torch $TORCH holds no libtorch_cpu.so; please report this with your platform ($(uname -sm))"
