@@ -7,8 +7,8 @@ fn main() {
     let given = lib.to_string_lossy();
     let lib = std::fs::canonicalize(&*given).map_or(given.to_string(), |p| p.display().to_string());
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
-    // `make setup` may point `.libtorch` elsewhere later, and cargo does not run this again for that.
-    println!("cargo::rustc-link-arg=-Wl,-rpath,{given}");
+    // Once that libtorch is gone (`make setup` then fetches another), this has to run again.
+    println!("cargo::rerun-if-changed={lib}/libtorch_cpu.so");
     // For dependents of this crate: DEP_TCH_BLR_LIBTORCH_LIB in their build scripts.
     println!("cargo::metadata=LIBTORCH_LIB={lib}");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
