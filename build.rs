@@ -4,9 +4,11 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     // torch-sys (`links = "tch"`) tells its direct dependents where libtorch is; under `doc-only` it does not.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") else { return };
-    let lib = lib.to_string_lossy();
-    let lib = std::fs::canonicalize(&*lib).map_or(lib.to_string(), |p| p.display().to_string());
+    let given = lib.to_string_lossy();
+    let lib = std::fs::canonicalize(&*given).map_or(given.to_string(), |p| p.display().to_string());
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+    // Once that libtorch is gone (`make setup` then fetches another), this has to run again.
+    println!("cargo::rerun-if-changed={lib}/libtorch_cpu.so");
     // For dependents of this crate: DEP_TCH_BLR_LIBTORCH_LIB in their build scripts.
     println!("cargo::metadata=LIBTORCH_LIB={lib}");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {

@@ -1,0 +1,40 @@
+# `make` lists the targets. libtorch: an existing LIBTORCH or LIBTORCH_USE_PYTORCH is used; otherwise scripts/setup.sh
+# fetches one. FEATURES=cuda links libtorch's CUDA libraries (on a machine with an NVIDIA GPU).
+
+CARGO ?= cargo
+FEATURES ?=
+FLAGS := $(if $(FEATURES),--features $(FEATURES))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-statistics lint bench reproduce clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+
+setup: ## find or fetch libtorch
+	@scripts/setup.sh
+
+demo: setup ## train, compare and draw; prints where the pictures and the report are
+	$(CARGO) run --release $(FLAGS) --example demo
+
+test: setup ## every test: unit, integration, examples, doctests
+	$(CARGO) test $(FLAGS)
+
+test-statistics: setup ## the long tests, which `make test` leaves out
+	$(CARGO) test --release --tests $(FLAGS) -- --ignored
+
+lint: setup ## formatting, clippy and documentation, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
+	$(CARGO) clippy --all-targets $(FLAGS) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
+
+bench: setup ## criterion benchmarks
+	$(CARGO) bench $(FLAGS)
+
+reproduce: setup ## published numbers, run again
+	$(CARGO) run --release $(FLAGS) --example reproduce
+
+clean: ## remove what was built here; the fetched libtorch stays in the per-user cache
+	$(CARGO) clean
+	rm -f .libtorch examples/downstream/Cargo.lock

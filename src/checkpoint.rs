@@ -1,0 +1,181 @@
+//! Named tensors with a description in one safetensors file, replaced atomically.
+
+use crate::{Error, Result};
+use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
+use serde::{Serialize, de::DeserializeOwned};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Key of the description in the file's metadata.
+const DESCRIPTION: &str = "tch_blr";
+
+/// A contiguous CPU tensor on its way to a file.
+struct Stored(Tensor, Vec<usize>);
+
+impl Stored {
+    fn new(t: &Tensor) -> Self {
+        let t = t.detach().to_device(Device::Cpu).contiguous();
+        let shape = t.size().iter().map(|n| *n as usize).collect();
+        Stored(t, shape)
+    }
+}
+
+/// The kinds that states and posteriors have.
+fn dtype(kind: Kind) -> Option<Dtype> {
+    match kind {
+        Kind::Float => Some(Dtype::F32),
+        Kind::Double => Some(Dtype::F64),
+        _ => None,
+    }
+}
+
+impl View for &Stored {
+    fn dtype(&self) -> Dtype {
+        dtype(self.0.kind()).expect("save() admits only kinds that have a dtype")
+    }
+    fn shape(&self) -> &[usize] {
+        &self.1
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.0.copy_data_u8(&mut bytes, self.0.numel());
+        Cow::Owned(bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.0.numel() * self.0.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes tensors (f32, f64) and a description. Whoever opens `path`, after a crash at any moment too, finds the old
+/// file or the new one, whole: the new one is written beside it, flushed to the disk, and renamed.
+pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)], description: &impl Serialize) -> Result<()> {
+    let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
+    if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
+        return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
+    }
+    let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let draft = folder.join(format!(".{}.{}.tmp", file_name.to_string_lossy(), std::process::id()));
+
+    let description = serde_json::to_string(description).map_err(|e| error(&e))?;
+    let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
+    let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
+    let written = (|| -> std::result::Result<(), Box<dyn std::error::Error>> {
+        // serialize_to_file makes a private file; ours shall be as readable as any other of the user's.
+        let permissions = fs::File::create(&draft)?.metadata()?.permissions();
+        let named = tensors.iter().map(|(name, _)| name.as_str()).zip(&stored);
+        serialize_to_file(named, Some(metadata), &draft)?;
+        fs::set_permissions(&draft, permissions)?;
+        fs::File::open(&draft)?.sync_all()?;
+        fs::rename(&draft, path)?;
+        // The rename itself is on the disk once the folder is.
+        fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    })();
+    written.map_err(|e| {
+        _ = fs::remove_file(&draft);
+        error(&e)
+    })
+}
+
+/// What [`save`] wrote: tensors on the CPU, and the description.
+pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String, Tensor>, D)> {
+    let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
+    let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
+    let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;
+    let description = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(DESCRIPTION))
+        .ok_or_else(|| error(&"holds tensors, but no description by tch-blr; it was written by something else"))?;
+    let description = serde_json::from_str(description)
+        .map_err(|e| error(&format!("describes something else than what is loaded here: {e}")))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?.iter() {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            other => return Err(error(&format!("tensor `{name}` has kind {other:?}: expected F32 or F64"))),
+        };
+        let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
+        tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &size, kind)?);
+    }
+    Ok((tensors, description))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(x: f64) -> Vec<(String, Tensor)> {
+        vec![
+            ("a".to_owned(), Tensor::from_slice(&[x, 2.0]).reshape([2, 1])),
+            ("empty".to_owned(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))),
+            ("scalar".to_owned(), Tensor::from(x as f32)),
+        ]
+    }
+
+    #[test]
+    fn what_is_saved_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, &example(1.5), &0.1f64).unwrap();
+        save(&path, &example(2.5), &0.30000000000000004f64).unwrap();
+        let (tensors, description) = load::<f64>(&path).unwrap();
+        assert_eq!(description, 0.30000000000000004);
+        assert_eq!(tensors.keys().collect::<Vec<_>>(), ["a", "empty", "scalar"]);
+        assert_eq!(tensors["a"], example(2.5)[0].1);
+        assert_eq!((tensors["empty"].size(), tensors["scalar"].double_value(&[])), (vec![0, 3], 2.5));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a draft was left behind");
+    }
+
+    /// A file cut off at any byte is refused, and so is one whose header lies.
+    #[test]
+    fn broken_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, &example(1.5), &0.1f64).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for n in 0..whole.len() {
+            fs::write(&path, &whole[..n]).unwrap();
+            let e = load::<f64>(&path).unwrap_err().to_string();
+            assert!(e.contains("x.safetensors"), "{e}");
+        }
+        for header in [
+            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}"#,
+            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
+            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+            r#"{"__metadata__":{"tch_blr":"{}"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+        ] {
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.as_bytes());
+            bytes.extend([0; 8]);
+            if header.contains("[0,4]") {
+                bytes.truncate(bytes.len() - 4);
+            }
+            fs::write(&path, &bytes).unwrap();
+            load::<f64>(&path).unwrap_err();
+        }
+        fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
+        load::<f64>(&path).unwrap_err();
+    }
+
+    #[test]
+    fn a_failed_save_leaves_the_old_file_and_no_draft() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, &example(1.5), &0.1f64).unwrap();
+        let before = fs::read(&path).unwrap();
+        let integers = [("i".to_owned(), Tensor::from_slice(&[1i64]))];
+        assert!(save(&path, &integers, &0.1f64).unwrap_err().to_string().contains("`i`"));
+        assert!(save(&dir.path().join("no/folder"), &example(1.0), &0.1f64).is_err());
+        assert!(save(dir.path(), &example(1.0), &0.1f64).is_err());
+        assert_eq!((fs::read(&path).unwrap(), fs::read_dir(dir.path()).unwrap().count()), (before, 1));
+    }
+}

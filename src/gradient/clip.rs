@@ -1,0 +1,64 @@
+//! Gradient clipping, before any curvature is estimated from the gradient.
+
+use crate::optim::rule::check;
+use crate::{Result, kernel};
+use tch::Tensor;
+
+/// What to do with large gradients of one evaluation of the loss.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum Clip {
+    /// Limit each element to ±max.
+    Value(f64),
+    /// Scale all gradients together so that their global L2 norm is at most max.
+    Norm(f64),
+}
+
+impl Clip {
+    pub(crate) fn validate(self) -> Result<()> {
+        match self {
+            Clip::Value(max) => check::positive("clip value", max),
+            Clip::Norm(max) => check::positive("clip norm", max),
+        }
+    }
+
+    /// Gradients are finite.
+    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) {
+        let _no_grad = tch::no_grad_guard();
+        match self {
+            Clip::Value(max) => {
+                for g in gradients.iter_mut().flatten() {
+                    *g = g.clamp(-max, max);
+                }
+            }
+            Clip::Norm(max) => {
+                let norm = gradients.iter().flatten().map(kernel::sum_of_squares).sum::<f64>().sqrt();
+                if norm > max {
+                    for g in gradients.iter_mut().flatten() {
+                        *g = &*g * (max / norm);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clipped(clip: Clip) -> Vec<Vec<f64>> {
+        let mut g = [Some(Tensor::from_slice(&[3.0, -0.5])), None, Some(Tensor::from_slice(&[4.0, 0.0]))];
+        clip.apply(&mut g);
+        g.iter().flatten().map(|t| Vec::try_from(t).unwrap()).collect()
+    }
+
+    #[test]
+    fn by_value_and_by_global_norm() {
+        assert_eq!(clipped(Clip::Value(1.0)), [[1.0, -0.5], [1.0, 0.0]]);
+        let total = |g: Vec<Vec<f64>>| g.iter().flatten().map(|x| x * x).sum::<f64>().sqrt();
+        assert!((total(clipped(Clip::Norm(2.0))) - 2.0).abs() < 1e-12);
+        assert_eq!(clipped(Clip::Norm(6.0)), [[3.0, -0.5], [4.0, 0.0]]);
+        assert!(Clip::Norm(0.0).validate().is_err() && Clip::Value(f64::NAN).validate().is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! What a closure may return, and what the driver makes of it.
+
+use crate::{Error, Result};
+use tch::{Kind, Tensor};
+
+/// What a closure may return: a [`Tensor`], or a `Result<Tensor, E>` whose error ends the call.
+pub trait IntoTensor {
+    /// The tensor, or the closure's own error as [`Error::Closure`].
+    ///
+    /// # Errors
+    /// [`Error::Closure`]
+    fn into_tensor(self) -> Result<Tensor>;
+}
+
+impl IntoTensor for Tensor {
+    fn into_tensor(self) -> Result<Tensor> {
+        Ok(self)
+    }
+}
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoTensor for std::result::Result<Tensor, E> {
+    fn into_tensor(self) -> Result<Tensor> {
+        self.map_err(|e| Error::Closure(e.into()))
+    }
+}
+
+/// The mean loss of a batch, and the losses it is the mean of if the closure returned them.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    /// 0-dim, with a graph.
+    pub mean: Tensor,
+    /// `[B]`
+    pub per_example: Option<Tensor>,
+    pub value: f64,
+}
+
+impl Loss {
+    /// Accepts a finite 0-dim mean loss or a 1-D tensor of B per-example losses.
+    pub(crate) fn new(loss: Tensor, step: u64) -> Result<Self> {
+        if !loss.defined() {
+            return Err(Error::Loss("the tensor is undefined".to_owned()));
+        }
+        if !matches!(loss.kind(), Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
+            return Err(Error::Loss(format!("its kind is {:?}: expected a floating-point loss", loss.kind())));
+        }
+        let size = loss.size();
+        if size.len() > 1 || size == [0] {
+            return Err(Error::Loss(format!(
+                "its shape is {size:?}: expected a 0-dim mean loss or a 1-D tensor of at least one per-example loss"
+            )));
+        }
+        if !loss.requires_grad() {
+            return Err(Error::Loss(
+                "it has no graph, so it has no gradient; compute it from the variables with gradients enabled (not \
+                 inside no_grad, not detached)"
+                    .to_owned(),
+            ));
+        }
+        let (mean, per_example) = if size.is_empty() { (loss, None) } else { (loss.f_mean(None)?, Some(loss)) };
+        let value = mean.double_value(&[]);
+        if !value.is_finite() {
+            return Err(Error::NonFiniteLoss { value, step });
+        }
+        Ok(Loss { mean, per_example, value })
+    }
+
+    /// How much this evaluation counts beside others: the number of examples if that is known, else 1.
+    pub(crate) fn weight(&self) -> f64 {
+        self.per_example.as_ref().map_or(1.0, |losses| losses.size()[0] as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn takes_a_mean_or_per_example_losses_and_nothing_else() {
+        let w = Tensor::from_slice(&[1.0, 2.0, 6.0]).set_requires_grad(true);
+        let per_example = Loss::new(w.shallow_clone(), 0).unwrap();
+        assert_eq!((per_example.value, per_example.weight()), (3.0, 3.0));
+        let mean = Loss::new(w.sum(Kind::Double), 0).unwrap();
+        assert_eq!((mean.value, mean.weight()), (9.0, 1.0));
+
+        let refused = |t: Tensor| Loss::new(t, 7).unwrap_err().to_string();
+        assert!(refused(Tensor::new()).contains("undefined"));
+        assert!(refused(w.reshape([1, 3])).contains("[1, 3]"));
+        assert!(refused(w.narrow(0, 0, 0)).contains("[0]"));
+        assert!(refused(w.detach().sum(Kind::Double)).contains("no graph"));
+        assert!(refused(Tensor::zeros([], (Kind::Int64, Device::Cpu))).contains("Int64"));
+        let nan = refused((&w - &w).sum(Kind::Double).log() * 0.0);
+        assert!(nan.contains("NaN") && nan.contains("step 7"), "{nan}");
+    }
+}

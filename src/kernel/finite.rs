@@ -1,0 +1,43 @@
+//! Is every element finite, and how large are they together?
+
+use super::lanes;
+use tch::{Kind, Tensor};
+
+/// Σ x², accumulated in f64; not finite if any element is not.
+pub(crate) fn sum_of_squares(t: &Tensor) -> f64 {
+    lanes::scan(
+        t,
+        |x| x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>(),
+        |x| x.iter().map(|x| x * x).sum::<f64>(),
+    )
+    .unwrap_or_else(|| {
+        let x = t.to_kind(if t.kind() == Kind::Double { Kind::Double } else { Kind::Float });
+        x.square().sum(Kind::Double).double_value(&[])
+    })
+}
+
+/// The first NaN or infinity of a tensor, if there is one.
+pub(crate) fn first_non_finite(t: &Tensor) -> Option<f64> {
+    let bad = t.isfinite().logical_not();
+    bad.any().int64_value(&[]).ne(&0).then(|| t.masked_select(&bad).double_value(&[0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_is_not_finite_on_every_path() {
+        for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
+            let x = Tensor::from_slice(&[3.0, -4.0]).to_kind(kind);
+            assert_eq!((sum_of_squares(&x), first_non_finite(&x)), (25.0, None));
+            for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let y = Tensor::from_slice(&[1.0, bad, 2.0]).to_kind(kind);
+                assert!(!sum_of_squares(&y).is_finite());
+                let found = first_non_finite(&y).unwrap();
+                assert!(found == bad || (found.is_nan() && bad.is_nan()));
+            }
+        }
+        assert_eq!(sum_of_squares(&Tensor::zeros([0], (Kind::Double, tch::Device::Cpu))), 0.0);
+    }
+}

@@ -1,0 +1,93 @@
+//! How an elementwise computation runs: written once over [`Real`], executed over raw memory or through libtorch.
+
+mod finite;
+mod lanes;
+mod noise;
+mod real;
+mod tensors;
+
+pub(crate) use finite::{first_non_finite, sum_of_squares};
+pub(crate) use noise::{Draw, blocks, normal};
+pub use noise::{Given, Noise, Philox};
+pub use real::{Pack, Real};
+
+use tch::{Device, Kind, Tensor};
+
+/// A computation that maps the elements of its inputs at one position to the elements of its outputs there.
+pub(crate) trait Elementwise {
+    /// `read(i)` is input `i`; `write(o, x)` sets output `o`. All reads come before the first write, so an output may
+    /// be the same memory as an input.
+    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
+}
+
+/// An input: one number for all positions, or a tensor of the outputs' shape.
+#[derive(Debug)]
+pub(crate) enum Field {
+    Number(f64),
+    Tensor(Tensor),
+}
+
+impl Field {
+    pub(crate) fn shallow_clone(&self) -> Field {
+        match self {
+            Field::Number(x) => Field::Number(*x),
+            Field::Tensor(t) => Field::Tensor(t.shallow_clone()),
+        }
+    }
+}
+
+/// Evaluates `f` at every position of `outputs`, which hold the results afterwards.
+///
+/// All tensors have one shape, device and kind (f32 or f64).
+pub(crate) fn run(f: &impl Elementwise, inputs: &[Field], outputs: &mut [Tensor]) {
+    let _no_grad = tch::no_grad_guard();
+    let dense = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
+    let tensors = inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(t) } else { None });
+    let on_lanes = tensors.chain(outputs.iter()).all(dense);
+    match outputs.first().map(Tensor::kind) {
+        Some(Kind::Float) if on_lanes => lanes::run::<f32>(f, inputs, outputs),
+        Some(Kind::Double) if on_lanes => lanes::run::<f64>(f, inputs, outputs),
+        _ => tensors::run(f, inputs, outputs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation of [`Real`], in place on its first input.
+    struct AllOperations;
+
+    impl Elementwise for AllOperations {
+        fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (x, y, c) = (read(0), read(1), read(2));
+            let a = (x * y + c - T::real(0.3)) / (y.abs() + T::real(0.7));
+            let b = (T::real(1.0) / (x * x + T::real(0.1))).sqrt() - c * y;
+            write(0, (T::real(2.0) - a).max(-b).min(T::real(5.0)));
+            write(1, b.min(a).max(c) + (-x).min(c));
+        }
+    }
+
+    fn both(kind: Kind, make: impl Fn(&Tensor) -> Tensor) -> [Vec<f64>; 2] {
+        let x = Tensor::linspace(-2.0, 3.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
+        let y = Tensor::linspace(1.5, -1.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
+        let mut outputs = [make(&x), make(&Tensor::zeros_like(&x))];
+        run(
+            &AllOperations,
+            &[Field::Tensor(outputs[0].shallow_clone()), Field::Tensor(make(&y)), Field::Number(0.25)],
+            &mut outputs,
+        );
+        outputs.map(|t| Vec::<f64>::try_from(t.contiguous().flatten(0, -1).to_kind(Kind::Double)).unwrap())
+    }
+
+    #[test]
+    fn lanes_and_tensors_agree_bit_by_bit() {
+        for kind in [Kind::Float, Kind::Double] {
+            let lanes = both(kind, Tensor::copy);
+            // A transposed layout is not contiguous, so the tensor back-end takes it.
+            let tensors = both(kind, |t| t.tr().contiguous().tr());
+            assert_eq!(lanes, tensors, "{kind:?}");
+            assert!(lanes.iter().flatten().all(|v| v.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! z = E\[token\].
+
+use super::tape::{Rule, Tap};
+use crate::Result;
+use std::borrow::Borrow;
+use tch::nn::{EmbeddingConfig, Module, Path};
+use tch::{Kind, Tensor};
+
+/// A lookup table z = E\[token\] that can be tapped.
+#[derive(Debug)]
+pub struct Embedding {
+    /// E `[num_embeddings, embedding_dim]`, the variable `weight`.
+    pub ws: Tensor,
+    config: EmbeddingConfig,
+}
+
+/// Creates a lookup table for tokens `[B]` or `[B, …]` as [`tch::nn::embedding`] does.
+///
+/// Not tapped with one token `[]`, and not with `sparse` or `scale_grad_by_freq`: the latter divides by counts over the
+/// whole batch, so that no example has a gradient of its own.
+pub fn embedding<'a, T: Borrow<Path<'a>>>(
+    vs: T,
+    num_embeddings: i64,
+    embedding_dim: i64,
+    config: EmbeddingConfig,
+) -> Embedding {
+    let ws = tch::nn::embedding(vs, num_embeddings, embedding_dim, config).ws;
+    Embedding { ws, config }
+}
+
+impl Module for Embedding {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let EmbeddingConfig { padding_idx, scale_grad_by_freq, sparse, .. } = self.config;
+        let z = Tensor::embedding(&self.ws, xs, padding_idx, scale_grad_by_freq, sparse);
+        match Tap::of(&z) {
+            Some(mut tap) if xs.dim() > 0 && !scale_grad_by_freq && !sparse => {
+                let table = Table { tokens: xs.shallow_clone(), entries: self.ws.size()[0], padding_idx };
+                tap.uses(Some(&self.ws), table);
+                tap.finish()
+            }
+            _ => z,
+        }
+    }
+}
+
+/// Gᵢ\[v\] = Σ δᵢₜ over the positions t of example i with token v; none for the padding token.
+#[derive(Debug)]
+struct Table {
+    /// `[B, …]`
+    tokens: Tensor,
+    entries: i64,
+    /// As tch's: negative for none.
+    padding_idx: i64,
+}
+
+impl Table {
+    /// i·V + token `[b, …]`: which entry of which example's gradient a position adds to.
+    fn keys(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        let b = delta.size()[0];
+        let tokens = self.tokens.f_narrow(0, first, b)?.f_totype(Kind::Int64)?;
+        let starts = Tensor::f_arange(b, (Kind::Int64, tokens.device()))?.f_mul_scalar(self.entries)?;
+        let mut column = vec![1; tokens.dim()];
+        column[0] = b;
+        Ok(tokens.f_add(&starts.f_reshape(column)?)?)
+    }
+}
+
+impl Rule for Table {
+    fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        let size = delta.size();
+        let (b, dim) = (size[0], size[size.len() - 1]);
+        let flat = Tensor::f_embedding_dense_backward(delta, &self.keys(first, delta)?, b * self.entries, -1, false)?;
+        let gradients = flat.f_reshape([b, self.entries, dim])?;
+        if (0..self.entries).contains(&self.padding_idx) {
+            gradients.f_narrow(1, self.padding_idx, 1)?.f_zero_()?;
+        }
+        Ok(gradients)
+    }
+
+    /// Sums only over the (example, token) pairs that occur: memory for B·T rows, not for B·V.
+    fn squares(&self, delta: &Tensor) -> Result<Option<Tensor>> {
+        let (pairs, pair, _) = self.keys(0, delta)?.f_internal_unique2(true, true, false)?;
+        let per_pair = Tensor::f_embedding_dense_backward(delta, &pair, pairs.size()[0], -1, false)?;
+        let tokens = pairs.f_remainder(self.entries)?;
+        let squares = per_pair.f_square()?;
+        Ok(Some(Tensor::f_embedding_dense_backward(&squares, &tokens, self.entries, self.padding_idx, false)?))
+    }
+}

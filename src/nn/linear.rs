@@ -1,0 +1,80 @@
+//! z = a Wᵀ + b.
+
+use super::tape::{Features, Rule, Shift, Tap, row_elements, rows};
+use crate::Result;
+use std::borrow::Borrow;
+use tch::Tensor;
+use tch::nn::{LinearConfig, Module, Path};
+
+/// A fully connected layer z = a Wᵀ + b that can be tapped.
+#[derive(Debug)]
+pub struct Linear {
+    /// W `[out_dim, in_dim]`, the variable `weight`.
+    pub ws: Tensor,
+    /// b `[out_dim]`, the variable `bias`.
+    pub bs: Option<Tensor>,
+}
+
+/// Creates a fully connected layer `[…, in_dim]` → `[…, out_dim]` as [`tch::nn::linear`] does.
+///
+/// Tapped with inputs `[B, in_dim]` and `[B, …, in_dim]`; not with `[in_dim]`.
+pub fn linear<'a, T: Borrow<Path<'a>>>(vs: T, in_dim: i64, out_dim: i64, c: LinearConfig) -> Linear {
+    let tch::nn::Linear { ws, bs } = tch::nn::linear(vs, in_dim, out_dim, c);
+    Linear { ws, bs }
+}
+
+impl Module for Linear {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let z = xs.linear(&self.ws, self.bs.as_ref());
+        match Tap::of(&z) {
+            Some(mut tap) if xs.dim() > 1 => {
+                tap.uses(Some(&self.ws), Weight { input: xs.detach() });
+                tap.uses(self.bs.as_ref(), Shift(Features::Last(1)));
+                tap.finish()
+            }
+            _ => z,
+        }
+    }
+}
+
+/// Gᵢ = Σₜ δᵢₜ aᵢₜᵀ.
+#[derive(Debug)]
+struct Weight {
+    /// a `[B, …, in]`
+    input: Tensor,
+}
+
+impl Weight {
+    /// Positions per example.
+    fn positions(&self) -> i64 {
+        let size = self.input.size();
+        size[1..size.len() - 1].iter().product()
+    }
+
+    /// `[b, …, features]` → `[b, T, features]`
+    fn flat(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        Ok(x.f_reshape([size[0], self.positions(), size[size.len() - 1]])?)
+    }
+}
+
+impl Rule for Weight {
+    fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        let a = self.flat(&rows(&self.input, first, delta)?)?;
+        Ok(self.flat(delta)?.f_transpose(1, 2)?.f_bmm(&a)?)
+    }
+
+    /// With one position, Gᵢ² = δᵢ² (aᵢ²)ᵀ elementwise, so that Σᵢ Gᵢ² = (δ²)ᵀ(a²) is one matrix product.
+    fn squares(&self, delta: &Tensor) -> Result<Option<Tensor>> {
+        if self.positions() != 1 {
+            return Ok(None);
+        }
+        let a = self.flat(&rows(&self.input, 0, delta)?)?.f_squeeze_dim(1)?;
+        let delta = self.flat(delta)?.f_squeeze_dim(1)?;
+        Ok(Some(delta.f_square()?.f_tr()?.f_matmul(&a.f_square()?)?))
+    }
+
+    fn scratch(&self) -> i64 {
+        row_elements(&self.input)
+    }
+}

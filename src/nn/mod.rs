@@ -1,0 +1,45 @@
+//! Layers whose per-example gradients one backward pass gives.
+//!
+//! The constructors have the names, arguments, variable names and initial values of [`tch::nn`], and the layers compute
+//! bit for bit what tch's do; to tap a model, take `linear`, `conv2d`, `embedding`, `layer_norm` and `group_norm` from
+//! here. What has no parameters (activations, pooling, [`tch::nn::seq`] itself) stays as it is.
+//!
+//! ```
+//! use tch::nn::Module;
+//! use tch_blr::nn;
+//!
+//! let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+//! let net = tch::nn::seq()
+//!     .add(nn::linear(vs.root() / "hidden", 784, 256, Default::default()))
+//!     .add_fn(|x| x.relu())
+//!     .add(nn::linear(vs.root() / "out", 256, 10, Default::default()));
+//! # let x = tch::Tensor::zeros([2, 784], (tch::Kind::Float, tch::Device::Cpu));
+//! assert_eq!(net.forward(&x).size(), [2, 10]);
+//! ```
+//!
+//! While an optimizer that asks for per-example curvature evaluates its closure, each layer keeps its input aᵢ and its
+//! output zᵢ. With δᵢ = ∂L/∂zᵢ from the backward pass that the gradient needs anyway, the gradient of example i is a
+//! function of (aᵢ, δᵢ) alone, for instance δᵢ aᵢᵀ for a linear layer (Goodfellow 2015, arXiv:1510.01799). At all other
+//! times, and under `no_grad`, nothing is kept.
+//!
+//! # What counts as an example
+//! The entries of the **leading dimension** of a layer's input, which therefore must be the batch in every tapped
+//! layer: `[B, T, D]` is B examples of T positions, whose gradients are added before they are squared, and `[B·T, D]`
+//! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend on
+//! row i only: batch normalization in training mode has no per-example gradients.
+//!
+//! Not tapped are inputs without a batch dimension, embeddings with `sparse` or `scale_grad_by_freq` (whose gradients
+//! are no sums over examples), and frozen parameters.
+
+mod conv2d;
+mod embedding;
+mod group_norm;
+mod layer_norm;
+mod linear;
+pub(crate) mod tape;
+
+pub use conv2d::{Conv2D, conv2d};
+pub use embedding::{Embedding, embedding};
+pub use group_norm::{GroupNorm, group_norm};
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use linear::{Linear, linear};

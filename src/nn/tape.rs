@@ -1,0 +1,234 @@
+//! What the tapped layers of one forward pass leave behind.
+
+use crate::Result;
+use std::cell::RefCell;
+use std::fmt::Debug;
+use tch::{Kind, Tensor};
+
+thread_local! {
+    static RECORDER: RefCell<Option<Vec<Tap>>> = const { RefCell::new(None) };
+}
+
+/// The taps of a forward pass, in order of execution.
+///
+/// It holds the graph of that pass through the outputs: drop it together with the loss.
+#[derive(Debug, Default)]
+pub(crate) struct Tape {
+    taps: Vec<Tap>,
+}
+
+impl Tape {
+    /// Runs `f` and returns what the tapped layers that it called on this thread have recorded.
+    ///
+    /// A recording inside another one takes the taps for itself. However `f` ends, the outer one (or none) is in charge
+    /// again afterwards.
+    pub(crate) fn record<R>(f: impl FnOnce() -> R) -> (R, Tape) {
+        let outer = Outer(RECORDER.replace(Some(Vec::new())));
+        let result = f();
+        let taps = RECORDER.take().unwrap_or_default();
+        drop(outer);
+        (result, Tape { taps })
+    }
+
+    pub(crate) fn taps(&self) -> &[Tap] {
+        &self.taps
+    }
+}
+
+/// Puts the recorder of the enclosing recording back.
+struct Outer(Option<Vec<Tap>>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        RECORDER.set(self.0.take());
+    }
+}
+
+/// One call of one layer: its output z and the parameters it used.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    /// z `[B, …]`, for ∂L/∂z.
+    pub output: Tensor,
+    pub uses: Vec<Use>,
+}
+
+/// A parameter in a tap, and how its per-example gradients follow from δ = ∂L/∂z.
+#[derive(Debug)]
+pub(crate) struct Use {
+    pub parameter: Tensor,
+    pub rule: Box<dyn Rule>,
+}
+
+/// The per-example gradients of one parameter of one layer call.
+pub(crate) trait Rule: Debug + Send {
+    /// Gᵢ for the examples `first..first + b`: `[b, …shape of the parameter]`, in the kind of `delta`.
+    ///
+    /// `delta`: the rows of δ that belong to these examples, `[b, …]`.
+    fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor>;
+
+    /// Σᵢ Gᵢ² over all examples where that needs no Gᵢ; `delta`: all of δ, `[B, …]`.
+    fn squares(&self, _delta: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Elements per example that [`Rule::gradients`] allocates beside its arguments and its result.
+    fn scratch(&self) -> i64 {
+        0
+    }
+}
+
+impl Tap {
+    /// A tap to fill while a recording is on and `z` has a graph.
+    pub(crate) fn of(z: &Tensor) -> Option<Tap> {
+        let recording = RECORDER.with_borrow(Option::is_some);
+        (recording && z.requires_grad()).then(|| Tap { output: z.shallow_clone(), uses: Vec::new() })
+    }
+
+    /// Notes that the layer used `parameter`, unless that is absent or frozen.
+    pub(crate) fn uses(&mut self, parameter: Option<&Tensor>, rule: impl Rule + 'static) {
+        if let Some(parameter) = parameter.filter(|p| p.requires_grad()) {
+            self.uses.push(Use { parameter: parameter.shallow_clone(), rule: Box::new(rule) });
+        }
+    }
+
+    /// Puts the tap on the tape and returns the tensor to hand to the caller in place of z.
+    pub(crate) fn finish(self) -> Tensor {
+        if self.uses.is_empty() {
+            return self.output;
+        }
+        // The same memory as a tensor of its own: had the caller z itself, or a view of it, an activation in place
+        // (`relu_`) would make the recorded z stand for what comes after the activation.
+        let handed_out = self.output.internal_unsafe_view(self.output.size());
+        RECORDER.with_borrow_mut(|taps| {
+            if let Some(taps) = taps {
+                taps.push(self);
+            }
+        });
+        handed_out
+    }
+}
+
+/// Which dimensions of a layer's output a parameter is indexed by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Features {
+    /// The last ones, that many.
+    Last(usize),
+    /// The second one.
+    Channel,
+}
+
+impl Features {
+    /// `[b, …]` → `[b, …features]`: the sum over positions within each example.
+    pub(crate) fn sum_positions(self, x: &Tensor) -> Result<Tensor> {
+        let rank = x.dim();
+        let positions = match self {
+            Features::Last(n) => 1..rank.saturating_sub(n),
+            Features::Channel => 2..rank,
+        };
+        if positions.is_empty() {
+            return Ok(x.shallow_clone());
+        }
+        let dims: Vec<i64> = positions.map(|d| d as i64).collect();
+        Ok(x.f_sum_dim_intlist(dims, false, None::<Kind>)?)
+    }
+}
+
+/// z = … + b: Gᵢ = Σₜ δᵢₜ.
+#[derive(Debug)]
+pub(crate) struct Shift(pub Features);
+
+impl Rule for Shift {
+    fn gradients(&self, _first: i64, delta: &Tensor) -> Result<Tensor> {
+        self.0.sum_positions(delta)
+    }
+}
+
+/// The rows of a recorded input that belong to `delta`, in its kind.
+pub(crate) fn rows(input: &Tensor, first: i64, delta: &Tensor) -> Result<Tensor> {
+    Ok(input.f_narrow(0, first, delta.size()[0])?.f_totype(delta.kind())?)
+}
+
+/// Elements per example of a recorded input.
+pub(crate) fn row_elements(input: &Tensor) -> i64 {
+    input.size()[1..].iter().product()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Linear, linear};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use tch::nn::{LinearConfig, Module, VarStore};
+    use tch::{Device, no_grad_guard};
+
+    fn layer() -> (VarStore, Linear, Tensor) {
+        let vs = VarStore::new(Device::Cpu);
+        let layer = linear(vs.root(), 3, 2, LinearConfig::default());
+        (vs, layer, Tensor::randn([4, 3], (Kind::Float, Device::Cpu)))
+    }
+
+    fn recording() -> bool {
+        RECORDER.with_borrow(Option::is_some)
+    }
+
+    #[test]
+    fn records_only_inside_a_recording_with_gradients_on() {
+        let (_vs, layer, x) = layer();
+        let _ = layer.forward(&x);
+        let (_, tape) = Tape::record(|| {
+            let _guard = no_grad_guard();
+            layer.forward(&x)
+        });
+        assert!(tape.taps().is_empty());
+        let (plain, (tapped, tape)) = (layer.forward(&x), Tape::record(|| layer.forward(&x)));
+        assert_eq!(plain, tapped);
+        let [tap] = tape.taps() else { panic!("{tape:?}") };
+        assert!(tap.uses[0].parameter.is_set_to(&layer.ws) && tap.uses.len() == 2);
+        assert_eq!(tap.output.data_ptr(), tapped.data_ptr());
+        assert!(!recording());
+    }
+
+    #[test]
+    fn an_inner_recording_keeps_its_taps() {
+        let (_vs, layer, x) = layer();
+        let (inner, outer) = Tape::record(|| {
+            let _ = layer.forward(&x);
+            let (_, inner) = Tape::record(|| layer.forward(&layer.forward(&x).matmul(&layer.ws)));
+            let _ = layer.forward(&x);
+            inner
+        });
+        assert_eq!((inner.taps().len(), outer.taps().len()), (2, 2));
+    }
+
+    #[test]
+    fn a_panic_puts_the_outer_recording_back() {
+        let (_vs, layer, x) = layer();
+        let fails = || {
+            Tape::record(|| {
+                let _ = layer.forward(&x);
+                panic!("on purpose");
+            })
+        };
+        assert!(catch_unwind(AssertUnwindSafe(fails)).is_err());
+        assert!(!recording());
+        let ((), tape) = Tape::record(|| {
+            let _ = layer.forward(&x);
+            assert!(catch_unwind(AssertUnwindSafe(fails)).is_err());
+            let _ = layer.forward(&x);
+        });
+        assert_eq!(tape.taps().len(), 2);
+    }
+
+    #[test]
+    fn another_thread_has_its_own_recorder() {
+        let (_, tape) = Tape::record(|| {
+            std::thread::spawn(|| {
+                let (_vs, layer, x) = layer();
+                let _ = layer.forward(&x);
+                assert!(!recording());
+            })
+            .join()
+        });
+        assert!(tape.taps().is_empty());
+    }
+}

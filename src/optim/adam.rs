@@ -1,0 +1,96 @@
+//! Adam: RMSprop with momentum and bias correction.
+
+use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, check, config};
+use crate::{Real, Result};
+
+config! {
+    /// Adam, as in PyTorch and tch, with AMSGrad on request.
+    ///
+    /// Row of the table: Gaussian with diagonal covariance; delta method, stochastic approximation, Hessian by the
+    /// squared mini-batch gradient, square-root scaling, slow-moving scale vectors.
+    ///
+    /// ```text
+    /// u = ĝ + δ(m - m₀)
+    /// b ← β₁ b + (1-β₁) u
+    /// v ← β₂ v + (1-β₂) u²               AMSGrad: v̄ ← max(v̄, v), used in place of v below
+    /// m ← m - α/(1-β₁ᵗ) · b / ( √v / √(1-β₂ᵗ) + ε )
+    /// ```
+    ///
+    /// The posterior precision ess·(√(v/(1-β₂ᵗ)) + δ) is a heuristic: √v has the units of a curvature only up to the
+    /// scale of the gradient noise. It needs [`Adam::ess`].
+    ///
+    /// Sources: Kingma and Ba (2015); Khan and Rue (2023), section 4.2; semantics of `torch.optim.Adam`.
+    pub struct Adam {
+        /// Learning rate α ≥ 0; default 1e-3.
+        lr: f64 = 1e-3;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.9.
+        beta1: f64 = 0.9;
+        /// β₂ in [0, 1), decay of the squared gradients; default 0.999.
+        beta2: f64 = 0.999;
+        /// ε > 0 beside the square root; default 1e-8.
+        eps: f64 = 1e-8;
+        /// AMSGrad: divide by the largest v so far.
+        amsgrad: bool = false;
+        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        weight_decay: f64 = 0.0;
+        /// Effective sample size λ > 0; only needed for a posterior, or for a prior built from one. Default: none.
+        ess: Option<f64> = None, via f64;
+    }
+}
+
+impl Rule for Adam {
+    const NAME: &'static str = "adam";
+    const STATE: &'static [&'static str] = &["momentum", "square", "square_max"];
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 8];
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+    fn with_learning_rate(self, lr: f64) -> Self {
+        self.lr(lr)
+    }
+    fn isotropic_delta(&self) -> f64 {
+        self.weight_decay
+    }
+    fn with_weight_decay(self, delta: f64) -> Self {
+        self.weight_decay(delta)
+    }
+    fn effective_sample_size(&self) -> Option<f64> {
+        self.ess
+    }
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::rate("beta1", self.beta1)?;
+        check::rate("beta2", self.beta2)?;
+        check::positive("eps", self.eps)?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
+    }
+    fn initial(&self, _: bool) -> [f64; 3] {
+        [0.0; 3]
+    }
+    fn coefficients(&self, when: When) -> [f64; 8] {
+        let debias = |beta: f64| if when.t == 0 { 1.0 } else { 1.0 - beta.powf(when.t as f64) };
+        let rate = self.lr * when.lr_factor / debias(self.beta1);
+        let ess = self.ess.unwrap_or(f64::INFINITY);
+        let debias2 = debias(self.beta2).sqrt();
+        [ess, debias2, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps]
+    }
+    fn update<T: Real>(&self, k: [T; 8], x: Site<T>, [b, v, v_max]: [T; 3]) -> (T, [T; 3]) {
+        let [_, debias2, rate, beta1, fresh1, beta2, fresh2, eps] = k;
+        let u = x.gradient + x.delta * (x.mean - x.prior_mean);
+        let b = beta1 * b + fresh1 * u;
+        let v = beta2 * v + fresh2 * u * u;
+        let v_max = if self.amsgrad { v_max.max(v) } else { v_max };
+        let scale = if self.amsgrad { v_max } else { v };
+        (x.mean - rate * b / (scale.sqrt() / debias2 + eps), [b, v, v_max])
+    }
+    fn precision<T: Real>(&self, [ess, debias2, ..]: [T; 8], delta: T, [_, v, v_max]: [T; 3]) -> T {
+        let scale = if self.amsgrad { v_max } else { v };
+        ess * (scale.sqrt() / debias2 + delta)
+    }
+}
+
+impl DeltaRule for Adam {}
+impl GaussianRule for Adam {}

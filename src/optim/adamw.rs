@@ -1,0 +1,92 @@
+//! Adam with decoupled weight decay.
+
+use super::{
+    adam::Adam,
+    rule::{DeltaRule, GaussianRule, Rule, Site, When, check, config},
+};
+use crate::{Real, Result};
+
+config! {
+    /// `AdamW`, as in PyTorch and tch: the decay acts on the weights and not through the preconditioner.
+    ///
+    /// ```text
+    /// m ← (1 - α η) m                    η: weight decay
+    /// m ← Adam's step from there, with the gradient at the old m
+    /// ```
+    ///
+    /// The decoupled decay is not a prior: it is the one place of this crate where weight decay means something else. A
+    /// prior built from a posterior adds its δ(m - m₀) to the gradient as in [`Adam`]; set the decay to 0 then.
+    /// The posterior precision is [`Adam`]'s heuristic with δ = 0 unless such a prior is given.
+    ///
+    /// Sources: Loshchilov and Hutter (2019); semantics of `torch.optim.AdamW`.
+    pub struct AdamW {
+        /// Learning rate α ≥ 0; default 1e-3.
+        lr: f64 = 1e-3;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.9.
+        beta1: f64 = 0.9;
+        /// β₂ in [0, 1), decay of the squared gradients; default 0.999.
+        beta2: f64 = 0.999;
+        /// ε > 0 beside the square root; default 1e-8.
+        eps: f64 = 1e-8;
+        /// AMSGrad: divide by the largest v so far.
+        amsgrad: bool = false;
+        /// Decoupled weight decay η ≥ 0; default 0.01.
+        weight_decay: f64 = 0.01;
+        /// Effective sample size λ > 0; only needed for a posterior, or for a prior built from one. Default: none.
+        ess: Option<f64> = None, via f64;
+    }
+}
+
+impl AdamW {
+    /// Adam's part of the update.
+    fn adam(&self) -> Adam {
+        let AdamW { lr, beta1, beta2, eps, amsgrad, weight_decay: _, ess } = *self;
+        Adam { lr, beta1, beta2, eps, amsgrad, weight_decay: 0.0, ess }
+    }
+}
+
+impl Rule for AdamW {
+    const NAME: &'static str = "adamw";
+    const STATE: &'static [&'static str] = Adam::STATE;
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 9];
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+    fn with_learning_rate(self, lr: f64) -> Self {
+        self.lr(lr)
+    }
+    fn isotropic_delta(&self) -> f64 {
+        0.0
+    }
+    fn with_weight_decay(self, decay: f64) -> Self {
+        self.weight_decay(decay)
+    }
+    fn effective_sample_size(&self) -> Option<f64> {
+        self.ess
+    }
+    fn validate(&self) -> Result<()> {
+        check::non_negative("weight_decay", self.weight_decay)?;
+        self.adam().validate()
+    }
+    fn initial(&self, posterior_prior: bool) -> [f64; 3] {
+        self.adam().initial(posterior_prior)
+    }
+    fn coefficients(&self, when: When) -> [f64; 9] {
+        let [a, b, c, d, e, f, g, h] = self.adam().coefficients(when);
+        [a, b, c, d, e, f, g, h, 1.0 - self.lr * when.lr_factor * self.weight_decay]
+    }
+    fn update<T: Real>(&self, [a, b, c, d, e, f, g, h, keep]: [T; 9], x: Site<T>, state: [T; 3]) -> (T, [T; 3]) {
+        // The coupled pull of a prior, if there is one, is taken at the old mean like the gradient.
+        let pulled = x.gradient + x.delta * (x.mean - x.prior_mean);
+        let decayed = Site { mean: keep * x.mean, gradient: pulled, delta: T::real(0.0), ..x };
+        self.adam().update([a, b, c, d, e, f, g, h], decayed, state)
+    }
+    fn precision<T: Real>(&self, [a, b, c, d, e, f, g, h, _]: [T; 9], delta: T, state: [T; 3]) -> T {
+        self.adam().precision([a, b, c, d, e, f, g, h], delta, state)
+    }
+}
+
+impl DeltaRule for AdamW {}
+impl GaussianRule for AdamW {}

@@ -1,0 +1,18 @@
+//! The rows of the table, one file each.
+
+pub(crate) mod rule;
+
+mod adam;
+mod adamw;
+mod ivon;
+mod rmsprop;
+mod sgd;
+mod von;
+
+pub use adam::Adam;
+pub use adamw::AdamW;
+pub use ivon::{HessianEstimator, Ivon};
+pub use rmsprop::RmsProp;
+pub use rule::{DeltaRule, GaussianRule, Rule, Site, When};
+pub use sgd::Sgd;
+pub use von::{Momentum, PrecisionInStep, Vogn, Von, VonCurvature};

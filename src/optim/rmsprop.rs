@@ -1,0 +1,97 @@
+//! RMSprop: diagonal Gaussian, delta method, squared gradients for the Hessian, square-root scaling.
+
+use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, check, config};
+use crate::{Real, Result};
+
+config! {
+    /// RMSprop, as in PyTorch and tch.
+    ///
+    /// Row of the table: Gaussian with diagonal covariance; delta method, stochastic approximation, Hessian by the
+    /// squared mini-batch gradient, square-root scaling, slow-moving scale vectors.
+    ///
+    /// ```text
+    /// u = ĝ + δ(m - m₀)
+    /// v ← a v + (1-a) u²
+    /// ḡ ← a ḡ + (1-a) u                  centred only
+    /// b ← μ b + u / (√(v - ḡ²) + ε)      ḡ = 0 unless centred
+    /// m ← m - α b
+    /// ```
+    ///
+    /// The posterior precision ess·(√v + δ) is a heuristic: √v has the units of a curvature only up to the scale of the
+    /// gradient noise. It needs [`RmsProp::ess`].
+    ///
+    /// Source: Khan and Rue (2023), section 4.2; semantics of `torch.optim.RMSprop`.
+    pub struct RmsProp {
+        /// Learning rate α ≥ 0.
+        lr: f64 = 1e-2;
+        /// Decay a of the squared gradients, in [0, 1); default 0.99.
+        alpha: f64 = 0.99;
+        /// ε > 0 beside the square root; default 1e-8.
+        eps: f64 = 1e-8;
+        /// Momentum μ in [0, 1); default 0.
+        momentum: f64 = 0.0;
+        /// Subtract the squared mean gradient: an estimate of the variance instead of the second moment.
+        centered: bool = false;
+        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        weight_decay: f64 = 0.0;
+        /// Effective sample size λ > 0; only needed for a posterior, or for a prior built from one. Default: none.
+        ess: Option<f64> = None, via f64;
+    }
+}
+
+impl Rule for RmsProp {
+    const NAME: &'static str = "rmsprop";
+    const STATE: &'static [&'static str] = &["momentum", "square", "mean_gradient"];
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 6];
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+    fn with_learning_rate(self, lr: f64) -> Self {
+        self.lr(lr)
+    }
+    fn isotropic_delta(&self) -> f64 {
+        self.weight_decay
+    }
+    fn with_weight_decay(self, delta: f64) -> Self {
+        self.weight_decay(delta)
+    }
+    fn effective_sample_size(&self) -> Option<f64> {
+        self.ess
+    }
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::rate("alpha", self.alpha)?;
+        check::positive("eps", self.eps)?;
+        check::rate("momentum", self.momentum)?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
+    }
+    fn initial(&self, _: bool) -> [f64; 3] {
+        [0.0; 3]
+    }
+    fn coefficients(&self, when: When) -> [f64; 6] {
+        let ess = self.ess.unwrap_or(f64::INFINITY);
+        [ess, self.lr * when.lr_factor, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]
+    }
+    fn update<T: Real>(&self, k: [T; 6], x: Site<T>, [b, v, mean]: [T; 3]) -> (T, [T; 3]) {
+        let [_, lr, decay, fresh, eps, mu] = k;
+        let u = x.gradient + x.delta * (x.mean - x.prior_mean);
+        let v = decay * v + fresh * u * u;
+        let (mean, scale) = if self.centered {
+            let mean = decay * mean + fresh * u;
+            (mean, v - mean * mean)
+        } else {
+            (mean, v)
+        };
+        let b = mu * b + u / (scale.sqrt() + eps);
+        (x.mean - lr * b, [b, v, mean])
+    }
+    fn precision<T: Real>(&self, [ess, ..]: [T; 6], delta: T, [_, v, _]: [T; 3]) -> T {
+        ess * (v.sqrt() + delta)
+    }
+}
+
+impl DeltaRule for RmsProp {}
+impl GaussianRule for RmsProp {}

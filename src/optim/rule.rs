@@ -1,0 +1,174 @@
+//! What a row of the table has to say; the driver ([`Optimizer`](crate::Optimizer)) does the rest.
+
+use crate::{Builder, Curvature, Error, Expectation, Noise, Optimizer, Params, Prior, Real, Result, kernel::Pack};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// What an update sees of one weight, beside the row's own state. All on the scale of the mean loss L.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<T> {
+    /// m, the weight itself: the mean of the posterior.
+    pub mean: T,
+    /// ĝ, the gradient of the loss (without the prior), averaged over samples and micro-batches.
+    pub gradient: T,
+    /// The statistic of the row's [`Curvature`], averaged likewise; 0 for [`Curvature::Unused`].
+    pub curvature: T,
+    /// m₀, the mean of the prior.
+    pub prior_mean: T,
+    /// δ = prior precision / ess, also known as weight decay.
+    pub delta: T,
+}
+
+/// When an update happens.
+#[derive(Debug, Clone, Copy)]
+pub struct When {
+    /// How many times this parameter has been updated, this time included: t = 1, 2, … Zero before the first update.
+    pub t: u64,
+    /// The schedule's factor on the learning rate.
+    pub lr_factor: f64,
+}
+
+/// A row of the table of the Bayesian learning rule: its configuration, and its update as pure functions of numbers.
+///
+/// The update is written once over [`Real`] and runs on raw memory and on tensors alike. Implement this trait to add a
+/// row of your own; everything else (samples, curvature, groups, priors, checkpoints, errors) comes with the driver.
+///
+/// `State<T>` is `[T; N]` with one element per name in [`Rule::STATE`], `Coefficients<T>` likewise holds what is the
+/// same for all weights of a parameter: computed in f64 once a step and rounded once.
+pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + 'static {
+    /// Name of the row, as in checkpoints.
+    const NAME: &'static str;
+    /// Names of the state tensors kept for each parameter.
+    const STATE: &'static [&'static str];
+    /// `[T; N]`, one element per name in [`Rule::STATE`].
+    type State<T: Real>: Pack<T>;
+    /// `[T; K]`: what [`Rule::coefficients`] computes.
+    type Coefficients<T: Real>: Pack<T>;
+
+    /// The learning rate α.
+    fn learning_rate(&self) -> f64;
+    /// The same configuration with another learning rate.
+    fn with_learning_rate(self, lr: f64) -> Self;
+    /// δ of the isotropic prior N(0, 1/(ess·δ)).
+    fn isotropic_delta(&self) -> f64;
+    /// The same configuration with another isotropic δ (AdamW: with another decoupled decay).
+    fn with_weight_decay(self, delta: f64) -> Self;
+    /// Effective sample size λ of the posterior, where one was given.
+    fn effective_sample_size(&self) -> Option<f64> {
+        None
+    }
+    /// Checks every hyper-parameter; the error names the field.
+    ///
+    /// # Errors
+    /// [`Error::HyperParameter`]
+    fn validate(&self) -> Result<()>;
+    /// Where E_q\[∇ℓ\] is evaluated.
+    fn expectation(&self) -> Expectation {
+        Expectation::Delta
+    }
+    /// How E_q\[∇²ℓ\] is estimated.
+    fn curvature(&self) -> Curvature {
+        Curvature::Unused
+    }
+    /// State before the first update; `posterior_prior` says that the prior is a posterior with a precision of its own.
+    fn initial(&self, posterior_prior: bool) -> Self::State<f64>;
+    /// What all weights of a parameter share in its t-th update.
+    fn coefficients(&self, when: When) -> Self::Coefficients<f64>;
+    /// The new mean and state of one weight.
+    fn update<T: Real>(&self, k: Self::Coefficients<T>, x: Site<T>, state: Self::State<T>) -> (T, Self::State<T>);
+    /// Precision 1/σ² of the posterior at one weight. Rows without a posterior are a point mass.
+    fn precision<T: Real>(&self, k: Self::Coefficients<T>, delta: T, state: Self::State<T>) -> T {
+        let _ = (k, delta, state);
+        T::real(f64::INFINITY)
+    }
+
+    /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does.
+    ///
+    /// # Errors
+    /// A hyper-parameter out of range, no trainable parameter, parameters on several devices.
+    fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<Self>> {
+        Builder::new(self).build(params, lr)
+    }
+    /// Uses this prior instead of the isotropic one of the weight decay.
+    fn prior(self, prior: impl Into<Prior>) -> Builder<Self> {
+        Builder::new(self).prior(prior)
+    }
+    /// Draws from this noise.
+    fn noise(self, noise: impl Into<Noise>) -> Builder<Self> {
+        Builder::new(self).noise(noise)
+    }
+    /// Starts a [`Builder`], for groups, schedules, clipping.
+    fn builder(self) -> Builder<Self> {
+        Builder::new(self)
+    }
+}
+
+/// Rows whose curvature makes a diagonal Gaussian posterior; everything but SGD.
+pub trait GaussianRule: Rule {}
+
+/// Rows that evaluate the loss at the mean only (delta method), so that tch's own `backward_step(&loss)` suffices.
+pub trait DeltaRule: Rule {}
+
+/// Range checks with one wording.
+pub(crate) mod check {
+    use super::{Error, Result};
+
+    fn check(name: &'static str, value: f64, ok: bool, expected: &'static str) -> Result<()> {
+        if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: value.to_string(), expected }) }
+    }
+    pub(crate) fn positive(name: &'static str, x: f64) -> Result<()> {
+        check(name, x, x.is_finite() && x > 0.0, "a finite number > 0")
+    }
+    pub(crate) fn non_negative(name: &'static str, x: f64) -> Result<()> {
+        check(name, x, x.is_finite() && x >= 0.0, "a finite number ≥ 0")
+    }
+    /// For decay rates: [0, 1).
+    pub(crate) fn rate(name: &'static str, x: f64) -> Result<()> {
+        check(name, x, (0.0..1.0).contains(&x), "a number in [0, 1)")
+    }
+    pub(crate) fn count(name: &'static str, n: usize) -> Result<()> {
+        check(name, n as f64, n >= 1, "at least 1")
+    }
+    pub(crate) fn flag(name: &'static str, on: bool, ok: bool, expected: &'static str) -> Result<()> {
+        check(name, f64::from(u8::from(on)), ok, expected)
+    }
+    /// The effective sample size of rows that cannot do without.
+    pub(crate) fn ess(ess: Option<f64>) -> Result<f64> {
+        let ess = ess.ok_or_else(|| Error::HyperParameter {
+            name: "ess",
+            value: "not set".to_owned(),
+            expected: "the effective sample size, usually the number of training examples: .ess(60_000.0)",
+        })?;
+        positive("ess", ess).map(|()| ess)
+    }
+}
+
+/// A configuration: plain data with defaults and a setter per field that carries the field's documentation.
+macro_rules! config {
+    ($(#[$meta:meta])* pub struct $Name:ident {
+        $($(#[$doc:meta])* $field:ident : $type:ty = $default:expr $(, via $arg:ty)?;)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(default)]
+        pub struct $Name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+        impl Default for $Name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+        impl $Name {
+            $($(#[$doc])*
+            #[must_use]
+            #[allow(clippy::useless_conversion)]
+            pub fn $field(mut self, $field: $crate::optim::rule::config!(@arg $type $(, $arg)?)) -> Self {
+                self.$field = $field.into();
+                self
+            })*
+        }
+    };
+    (@arg $type:ty) => { $type };
+    (@arg $type:ty, $arg:ty) => { $arg };
+}
+pub(crate) use config;

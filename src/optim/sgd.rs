@@ -1,0 +1,82 @@
+//! Stochastic gradient descent: Gaussian with fixed covariance, delta method.
+
+use super::rule::{DeltaRule, Rule, Site, When, check, config};
+use crate::{Real, Result};
+
+config! {
+    /// Stochastic gradient descent with momentum, as in PyTorch and tch.
+    ///
+    /// Row of the table: Gaussian with fixed covariance S = 1, delta method, stochastic approximation.
+    ///
+    /// ```text
+    /// u = ĝ + δ(m - m₀)
+    /// b ← μ b + (1-d) u                  d = 0 in the first step
+    /// m ← m - α b                        Nesterov: m ← m - α (u + μ b)
+    /// ```
+    ///
+    /// Its covariance is fixed by assumption, not learned, so there is no posterior.
+    ///
+    /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.1; semantics of `torch.optim.SGD`.
+    pub struct Sgd {
+        /// Learning rate α ≥ 0.
+        lr: f64 = 1e-3;
+        /// Momentum μ in [0, 1); default 0.
+        momentum: f64 = 0.0;
+        /// Dampening d in [0, 1]; default 0.
+        dampening: f64 = 0.0;
+        /// Nesterov momentum; needs momentum > 0 and no dampening.
+        nesterov: bool = false;
+        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        weight_decay: f64 = 0.0;
+        /// Effective sample size λ > 0; only needed for a prior built from a posterior. Default: none.
+        ess: Option<f64> = None, via f64;
+    }
+}
+
+impl Rule for Sgd {
+    const NAME: &'static str = "sgd";
+    const STATE: &'static [&'static str] = &["momentum"];
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 3];
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+    fn with_learning_rate(self, lr: f64) -> Self {
+        self.lr(lr)
+    }
+    fn isotropic_delta(&self) -> f64 {
+        self.weight_decay
+    }
+    fn with_weight_decay(self, delta: f64) -> Self {
+        self.weight_decay(delta)
+    }
+    fn effective_sample_size(&self) -> Option<f64> {
+        self.ess
+    }
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::rate("momentum", self.momentum)?;
+        check::non_negative("dampening", self.dampening)?;
+        check::non_negative("1 - dampening", 1.0 - self.dampening)?;
+        let possible = !self.nesterov || (self.momentum > 0.0 && self.dampening == 0.0);
+        check::flag("nesterov", self.nesterov, possible, "momentum > 0 and dampening = 0 with it")?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
+    }
+    fn initial(&self, _: bool) -> [f64; 1] {
+        [0.0]
+    }
+    fn coefficients(&self, when: When) -> [f64; 3] {
+        let fresh = if when.t <= 1 { 1.0 } else { 1.0 - self.dampening };
+        [self.lr * when.lr_factor, self.momentum, fresh]
+    }
+    fn update<T: Real>(&self, [lr, mu, fresh]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
+        let u = x.gradient + x.delta * (x.mean - x.prior_mean);
+        let b = mu * b + fresh * u;
+        let v = if self.nesterov { u + mu * b } else { b };
+        (x.mean - lr * v, [b])
+    }
+}
+
+impl DeltaRule for Sgd {}

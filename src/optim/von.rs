@@ -1,0 +1,230 @@
+//! VON, the unrestricted engine: where the expectation is taken and how the Hessian is estimated are free, and OGN and
+//! VOGN are two choices.
+
+use super::rule::{GaussianRule, Rule, Site, When, check, config};
+use crate::{Curvature, Expectation, Real, Result};
+
+/// How [`Von`] averages gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum Momentum {
+    /// b ← β₁ b + (1-β₁) u
+    Average,
+    /// b ← β₁ b + u
+    HeavyBall,
+}
+
+/// Which precision divides [`Von`]'s step of the mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum PrecisionInStep {
+    /// The updated one, as the natural-gradient derivation has it.
+    New,
+    /// The one that the samples were drawn with.
+    Old,
+}
+
+/// How [`Von`] estimates the diagonal Hessian E_q\[∇²L\].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum VonCurvature {
+    /// f = (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients (empirical Fisher). Never negative.
+    PerExample,
+    /// f = e·ĝ·λ(h+δ+γ): Price's theorem. Unbiased, of either sign, hence updated along the positive retraction.
+    Price,
+}
+
+config! {
+    /// Variational online Newton with a diagonal covariance; [`Von::ogn`] and [`Von::vogn`] are two settings of it.
+    ///
+    /// ```text
+    /// λ = ess·ρ/τ,  δ_τ = τ δ              τ: temperature (KL weight), ρ: data-augmentation factor
+    /// e ~ N(0, 1/(λ(h+δ_τ+γ)))            e = 0 for the delta method
+    /// ĝ = ∇L(m+e), f: see VonCurvature     averaged over samples
+    /// u = ĝ [+ δ_τ(m-m₀)]
+    /// b ← β₁ b + (1-β₁) u                  heavy ball: b ← β₁ b + u
+    /// h ← h + r(f-h)                       r = 1-β₂; signed f: + ½ r²(f-h)²/(h+δ_τ+γ)
+    /// m ← m - α (b/(1-β₁ᵗ) [+ δ_τ(m-m₀)]) / (h+δ_τ+γ)
+    /// ```
+    ///
+    /// The prior's pull stands in one of the two brackets. The damping γ limits the noise as well as the step, so it is
+    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ to τ during
+    /// `warmup_steps` steps.
+    ///
+    /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior.
+    ///
+    /// [`Default`] is [`Von::vogn`]. Per-example gradients need tapped layers ([`crate::nn`]) or per-example losses.
+    ///
+    /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018);
+    /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section 4.4.
+    pub struct Von {
+        /// Learning rate α ≥ 0.
+        lr: f64 = 1e-3;
+        /// Effective sample size > 0, usually the number of training examples. Must be set.
+        ess: Option<f64> = None, via f64;
+        /// δ ≥ 0: the prior is N(0, 1/(ess·ρ·δ)); default 1e-4.
+        weight_decay: f64 = 1e-4;
+        /// Initial Hessian h₀ ≥ 0; default 1.
+        hess_init: f64 = 1.0;
+        /// Let the first mini-batch's f replace h₀, which then only sets the noise of the first step.
+        hess_from_first_batch: bool = false;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.9.
+        beta1: f64 = 0.9;
+        /// β₂ in [0, 1), decay of the Hessian average; default 0.999.
+        beta2: f64 = 0.999;
+        /// External damping γ ≥ 0; default 0.
+        damping: f64 = 0.0;
+        /// Where E_q\[∇L\] is evaluated; default one Monte-Carlo sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
+        /// How E_q\[∇²L\] is estimated; default per-example squares.
+        curvature: VonCurvature = VonCurvature::PerExample;
+        /// Average or heavy ball; default average.
+        momentum: Momentum = Momentum::Average;
+        /// Divide the gradient average by 1-β₁ᵗ; default on; not for the heavy ball.
+        debias: bool = true;
+        /// Whether the prior's pull goes through the momentum; default no.
+        prior_in_momentum: bool = false;
+        /// Which precision divides the step; default the new one.
+        precision_in_step: PrecisionInStep = PrecisionInStep::New;
+        /// Temperature τ > 0, the weight of KL(q‖prior) against the data; default 1.
+        temperature: f64 = 1.0;
+        /// Fraction in (0, 1] of the temperature at which the warm-up of the KL weight starts; default 1.
+        warmup_from: f64 = 1.0;
+        /// Steps of that warm-up; default 0.
+        warmup_steps: u64 = 0;
+        /// Data-augmentation factor ρ > 0: how many times augmentation enlarges the data; default 1.
+        augmentation: f64 = 1.0;
+    }
+}
+
+/// Variational online Gauss-Newton: [`Von`] in the published forms [`Vogn::icml2018`] and [`Vogn::neurips2019`].
+pub type Vogn = Von;
+
+impl Von {
+    /// Online Gauss-Newton (row OGN): per-example squares at the mean, i.e. VOGN with the delta method.
+    pub fn ogn() -> Self {
+        Von::default().expectation(Expectation::Delta)
+    }
+
+    /// Variational online Gauss-Newton (row VOGN): "remove the delta method from OGN". The same as [`Von::icml2018`].
+    pub fn vogn() -> Self {
+        Von::default()
+    }
+
+    /// VOGN as in Khan et al. (ICML 2018): one sample, bias-corrected gradient average, the prior's pull outside of it.
+    pub fn icml2018() -> Self {
+        Von::default()
+    }
+
+    /// VOGN as in Osawa et al. (NeurIPS 2019): heavy ball that includes the prior's pull, h from the first mini-batch,
+    /// β₂ = 0.99, damping 1e-3, KL weight warmed up from a tenth. Set `warmup_steps`, `augmentation` and the number of
+    /// samples as the problem asks.
+    pub fn neurips2019() -> Self {
+        Von::default()
+            .momentum(Momentum::HeavyBall)
+            .debias(false)
+            .prior_in_momentum(true)
+            .hess_from_first_batch(true)
+            .beta2(0.99)
+            .damping(1e-3)
+            .warmup_from(0.1)
+    }
+
+    /// τ in the t-th step.
+    fn kl_weight(&self, t: u64) -> f64 {
+        let progress = if t >= self.warmup_steps { 1.0 } else { t.saturating_sub(1) as f64 / self.warmup_steps as f64 };
+        self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
+    }
+}
+
+impl Rule for Von {
+    const NAME: &'static str = "von";
+    const STATE: &'static [&'static str] = &["momentum", "hess"];
+    type State<T: Real> = [T; 2];
+    type Coefficients<T: Real> = [T; 9];
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+    fn with_learning_rate(self, lr: f64) -> Self {
+        self.lr(lr)
+    }
+    fn isotropic_delta(&self) -> f64 {
+        self.weight_decay
+    }
+    fn with_weight_decay(self, delta: f64) -> Self {
+        self.weight_decay(delta)
+    }
+    fn effective_sample_size(&self) -> Option<f64> {
+        self.ess.map(|ess| ess * self.augmentation)
+    }
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::ess(self.ess)?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        check::non_negative("hess_init", self.hess_init)?;
+        check::rate("beta1", self.beta1)?;
+        check::rate("beta2", self.beta2)?;
+        check::non_negative("damping", self.damping)?;
+        check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
+        self.expectation.validate()?;
+        let sampled = self.curvature != VonCurvature::Price || self.expectation != Expectation::Delta;
+        check::flag(
+            "curvature Price",
+            true,
+            sampled,
+            "an expectation with samples: Price's estimate is zero at the mean",
+        )?;
+        let averaged = !self.debias || self.momentum == Momentum::Average;
+        check::flag("debias", self.debias, averaged, "no bias correction with Momentum::HeavyBall: .debias(false)")?;
+        check::positive("temperature", self.temperature)?;
+        check::positive("warmup_from", self.warmup_from)?;
+        check::non_negative("1 - warmup_from", 1.0 - self.warmup_from)?;
+        check::positive("augmentation", self.augmentation)
+    }
+    fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+    fn curvature(&self) -> Curvature {
+        match self.curvature {
+            VonCurvature::PerExample => Curvature::PerExample,
+            VonCurvature::Price => Curvature::Price,
+        }
+    }
+    fn initial(&self, posterior_prior: bool) -> [f64; 2] {
+        [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
+    }
+    fn coefficients(&self, when: When) -> [f64; 9] {
+        let tau = self.kl_weight(when.t);
+        let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
+        let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
+        let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
+        let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
+        [lambda, tau, self.damping, self.lr * when.lr_factor, self.beta1, fresh, debias, r, 0.5 * r * r]
+    }
+    fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
+        let [lambda, tau, gamma, lr, beta1, fresh, debias, r, half_r2] = k;
+        let (delta, old) = (tau * x.delta, h + tau * x.delta + gamma);
+        let pull = delta * (x.mean - x.prior_mean);
+        let u = if self.prior_in_momentum { x.gradient + pull } else { x.gradient };
+        let b = beta1 * b + fresh * u;
+        let h = match self.curvature {
+            VonCurvature::PerExample => h + r * (x.curvature - h),
+            VonCurvature::Price => {
+                let f = x.curvature * (lambda * old);
+                h + r * (f - h) + half_r2 * (f - h) * (f - h) / old
+            }
+        };
+        let precision = match self.precision_in_step {
+            PrecisionInStep::New => h + delta + gamma,
+            PrecisionInStep::Old => old,
+        };
+        let g = if self.prior_in_momentum { b / debias } else { b / debias + pull };
+        (x.mean - lr * g / precision, [b, h])
+    }
+    fn precision<T: Real>(&self, [lambda, tau, gamma, ..]: [T; 9], delta: T, [_, h]: [T; 2]) -> T {
+        lambda * (h + tau * delta + gamma)
+    }
+}
+
+impl GaussianRule for Von {}

@@ -1,0 +1,184 @@
+//! One evaluation of the loss: perturb, call, differentiate, restore.
+
+use super::{Optimizer, programs, sums::Sums};
+use crate::curvature::{self, Curvature};
+use crate::expectation::Perturbed;
+use crate::gradient::{IntoTensor, Loss};
+use crate::kernel::{self, Draw, Field};
+use crate::nn::tape::Tape;
+use crate::optim::Rule;
+use crate::params::Leaf;
+use crate::{Error, Params, Result};
+use tch::Tensor;
+
+/// Weights at m+e, and e where there is a perturbation.
+pub(super) struct Sample {
+    pub guard: Perturbed,
+    noise: Vec<Option<Tensor>>,
+}
+
+impl<R: Rule> Optimizer<R> {
+    /// Picks up new variables and looks at all before anything is done with them.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        self.params.refresh();
+        self.params.check()?;
+        self.add_slots()?;
+        for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
+            slot.follow(leaf);
+        }
+        Ok(())
+    }
+
+    /// Moves the trainable variables to the points of evaluation number `k` of this step.
+    pub(super) fn perturb(&self, k: u64) -> Result<Sample> {
+        let mut noise: Vec<Option<Tensor>> = self.slots.iter().map(|_| None).collect();
+        let mut changes = Vec::new();
+        if let Some((sample, sign)) = self.config.expectation().draw(k) {
+            let _no_grad = tch::no_grad_guard();
+            let factor = self.schedule.factor(self.steps);
+            for (parameter, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
+                if !leaf.trainable() {
+                    continue;
+                }
+                let mean = slot.mean(leaf);
+                let at = Draw { step: self.steps, sample, parameter, block: slot.block };
+                let z = kernel::normal(&self.noise, at, &mean)?;
+                let mut outputs = [mean.empty_like(), mean.empty_like()];
+                let inputs = vec![Field::Tensor(mean), Field::Tensor(z), Field::Number(sign), slot.delta()];
+                let inputs = programs::with_state(inputs, &slot.state);
+                kernel::run(&programs::Perturb(slot.next(factor)), &inputs, &mut outputs);
+                let [theta, e] = outputs;
+                changes.push((leaf.tensor.shallow_clone(), theta.to_kind(leaf.tensor.kind())));
+                noise[parameter] = Some(e);
+            }
+        }
+        Ok(Sample { guard: Perturbed::enter(changes)?, noise })
+    }
+
+    /// Evaluates the closure at the points of evaluation number `k`; the variables hold the mean again afterwards.
+    pub(super) fn evaluate<L: IntoTensor>(&mut self, k: u64, closure: &mut impl FnMut() -> L) -> Result<Sums> {
+        let sample = self.perturb(k)?;
+        let per_example = self.config.curvature() == Curvature::PerExample;
+        let buffers = if per_example && !self.taps_checked { Buffers::new(&self.params) } else { Buffers::default() };
+        let (output, tape) = if per_example { Tape::record(&mut *closure) } else { (closure(), Tape::default()) };
+        buffers.unchanged()?;
+        let loss = Loss::new(output.into_tensor()?, self.steps)?;
+        self.differentiate(&loss, &sample, &tape)
+    }
+
+    /// Gradients and curvature statistics of one evaluation, while the variables are still where it took place.
+    pub(super) fn differentiate(&mut self, loss: &Loss, sample: &Sample, tape: &Tape) -> Result<Sums> {
+        let leaves = self.params.leaves();
+        let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
+        let per_example = self.config.curvature() == Curvature::PerExample;
+        let (found, squares) = if per_example {
+            let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
+            let found =
+                curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
+            (found.gradient, found.squares)
+        } else {
+            let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
+            let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
+            (found.into_iter().map(|g| g.defined().then_some(g)).collect(), Vec::new())
+        };
+        let _no_grad = tch::no_grad_guard();
+        let spread = |found: Vec<Option<Tensor>>| {
+            let mut all: Vec<Option<Tensor>> = leaves.iter().map(|_| None).collect();
+            for ((i, leaf), g) in trained.iter().zip(found) {
+                all[*i] = g.map(|g| dense(&g, leaf));
+            }
+            all
+        };
+        let mut gradients = spread(found);
+        let norm = self.finite("gradient", &gradients)?;
+        if let Some(clip) = self.clip {
+            clip.apply(&mut gradients);
+        }
+        let curvature = match self.config.curvature() {
+            Curvature::Unused => Vec::new(),
+            Curvature::SquaredGradient => gradients.iter().map(|g| g.as_ref().map(Tensor::square)).collect(),
+            Curvature::Price => {
+                let product = |(g, e): (&Option<Tensor>, &Option<Tensor>)| Some(g.as_ref()? * e.as_ref()?);
+                gradients.iter().zip(&sample.noise).map(product).collect()
+            }
+            Curvature::PerExample => {
+                let squares = spread(squares);
+                self.finite("per-example square", &squares)?;
+                squares
+            }
+        };
+        self.taps_checked = true;
+        self.last.get_or_insert_default().gradient_norm = norm;
+        Ok(Sums {
+            weight: loss.weight(),
+            evaluations: 1,
+            loss: loss.value,
+            per_example: loss.per_example.is_some(),
+            gradients,
+            curvature,
+        })
+    }
+
+    /// The global L2 norm; an error if an element is not finite.
+    fn finite(&self, what: &'static str, tensors: &[Option<Tensor>]) -> Result<f64> {
+        if !self.check_finite {
+            return Ok(f64::NAN);
+        }
+        let mut total = 0.0;
+        for (t, leaf) in tensors.iter().zip(self.params.leaves()) {
+            let Some(t) = t else { continue };
+            let squares = kernel::sum_of_squares(t);
+            total += squares;
+            // The squares of large finite numbers overflow as well.
+            if let Some(value) = (!squares.is_finite()).then(|| kernel::first_non_finite(t)).flatten() {
+                let name = leaf.name().to_owned();
+                return Err(Error::NonFiniteGradient { what, name, value, step: self.steps });
+            }
+        }
+        Ok(total.sqrt())
+    }
+}
+
+/// A gradient in the layout and kind of the parameter's state.
+fn dense(g: &Tensor, leaf: &Leaf) -> Tensor {
+    let g = if g.is_sparse() { g.to_dense(None, false) } else { g.shallow_clone() };
+    g.to_kind(leaf.state_kind())
+}
+
+/// The tensors of a store that are not trained, with copies of what they held.
+#[derive(Default)]
+struct Buffers(Vec<(String, Tensor, Tensor)>);
+
+impl Buffers {
+    fn new(params: &Params) -> Self {
+        let _no_grad = tch::no_grad_guard();
+        Buffers(
+            params
+                .buffers()
+                .into_iter()
+                .map(|(name, t)| {
+                    let before = t.detach().copy();
+                    (name, t, before)
+                })
+                .collect(),
+        )
+    }
+
+    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
+    /// example's loss depends on the whole batch. The buffers get their values back before the error.
+    fn unchanged(self) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let changed = self.0.iter().position(|(_, now, before)| !now.equal(before));
+        let Some(i) = changed else { return Ok(()) };
+        for (_, now, before) in &self.0 {
+            now.shallow_clone().copy_(before);
+        }
+        Err(Error::PerExample(format!(
+            "the closure changed the buffer `{}`, as batch normalization in training mode does; each example's loss \
+             then depends on the whole batch, so per-example gradients do not exist. Use group or layer normalization \
+             (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no per-example \
+             gradients",
+            self.0[i].0
+        )))
+    }
+}

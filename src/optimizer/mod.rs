@@ -1,0 +1,280 @@
+//! The driver that all rows share: perturb → closure → estimate → update.
+
+mod builder;
+mod evaluate;
+mod programs;
+mod settings;
+mod slot;
+mod state;
+mod sums;
+
+pub use builder::Builder;
+pub use settings::{Diagnostics, Sigma};
+
+use crate::gradient::{Clip, IntoTensor, Loss};
+use crate::kernel::{self, Field, Noise};
+use crate::nn::tape::Tape;
+use crate::optim::{DeltaRule, GaussianRule, Rule, When};
+use crate::posterior::DiagonalGaussian;
+use crate::{Error, Params, Prior, Result, Schedule};
+use slot::Slot;
+use sums::Sums;
+use tch::Tensor;
+
+/// An optimizer: one row of the table ([`Rule`]) over the parameters of a model.
+///
+/// Built as tch builds its own, `Ivon::default().ess(60_000.0).build(&vs, 0.1)`. The step takes a closure, because some
+/// rows evaluate the loss at samples of the posterior; the same line serves every row:
+///
+/// ```
+/// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+/// use tch_blr::{Ivon, Rule};
+/// # fn main() -> tch_blr::Result<()> {
+/// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let net = nn::linear(vs.root(), 4, 3, Default::default());
+/// let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
+/// let loss = opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
+/// # assert!(loss > 0.0);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Outside of [`Optimizer::step`] the variables hold the mean of the posterior, so evaluating, saving and freezing need
+/// no ceremony. Frozen variables and variables that the loss does not depend on are left alone. If a call returns an
+/// error, weights, state, accumulators and the position in the noise are as before; only what the closure itself
+/// changes (batch-norm statistics, libtorch's own generator in dropout) is outside of that promise.
+#[derive(Debug)]
+pub struct Optimizer<R: Rule> {
+    params: Params,
+    slots: Vec<Slot<R>>,
+    config: R,
+    prior: Option<Prior>,
+    overrides: Vec<builder::Override<R>>,
+    noise: Noise,
+    schedule: Schedule,
+    clip: Option<Clip>,
+    check_finite: bool,
+    steps: u64,
+    /// Evaluations since the last update.
+    sums: Sums,
+    last: Option<Last>,
+    /// Whether per-example gradients were compared with the true gradient, and batch-norm was looked for.
+    taps_checked: bool,
+}
+
+/// What the last evaluation and update showed.
+#[derive(Debug, Default, Clone, Copy)]
+struct Last {
+    loss: f64,
+    gradient_norm: f64,
+}
+
+impl<R: Rule> Optimizer<R> {
+    /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss.
+    ///
+    /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), as a [`Tensor`] or a
+    /// `Result<Tensor, E>`. It is called once per sample of the row's [`Expectation`](crate::Expectation).
+    ///
+    /// # Errors
+    /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
+    /// parameters that changed kind or device. Nothing has changed then.
+    pub fn step<L: IntoTensor>(&mut self, closure: impl FnMut() -> L) -> Result<f64> {
+        self.accumulate(closure)?;
+        self.update()
+    }
+
+    /// Evaluates the loss of one micro-batch at fresh samples and keeps the gradients for the next
+    /// [`Optimizer::step`] or [`Optimizer::update`]. Returns its loss.
+    ///
+    /// Micro-batches count by their number of examples if the closure returns per-example losses, else equally.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn accumulate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<f64> {
+        self.prepare()?;
+        let mut sums = Sums::default();
+        for k in 0..self.config.expectation().evaluations() {
+            let evaluation = self.evaluate(self.sums.evaluations + k, &mut closure)?;
+            sums.merge(evaluation)?;
+        }
+        let loss = sums.loss;
+        self.sums.merge(sums)?;
+        Ok(loss)
+    }
+
+    /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
+    ///
+    /// # Errors
+    /// If nothing was accumulated.
+    pub fn update(&mut self) -> Result<f64> {
+        if self.sums.weight == 0.0 {
+            return Err(Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned()));
+        }
+        self.params.check()?;
+        let sums = std::mem::take(&mut self.sums);
+        let factor = self.schedule.factor(self.steps);
+        let mut curvature = sums.curvature.into_iter();
+        for ((slot, leaf), gradient) in self.slots.iter_mut().zip(self.params.leaves()).zip(sums.gradients) {
+            let curvature = curvature.next().flatten().map_or(Field::Number(0.0), Field::Tensor);
+            let Some(gradient) = gradient.filter(|_| leaf.trainable()) else { continue };
+            let mean = slot.mean(leaf);
+            let [prior_mean, delta] = [0, 1].map(|i: usize| slot.prior_fields[i].shallow_clone());
+            let inputs =
+                vec![Field::Tensor(mean.shallow_clone()), Field::Tensor(gradient), curvature, prior_mean, delta];
+            let inputs = programs::with_state(inputs, &slot.state);
+            let mut outputs: Vec<Tensor> =
+                std::iter::once(&mean).chain(&slot.state).map(Tensor::shallow_clone).collect();
+            kernel::run(&programs::Update(slot.next(factor)), &inputs, &mut outputs);
+            if slot.mean.is_some() {
+                let _no_grad = tch::no_grad_guard();
+                leaf.tensor.shallow_clone().copy_(&mean);
+            }
+            slot.steps += 1;
+        }
+        self.steps += 1;
+        self.last.get_or_insert_default().loss = sums.loss;
+        Ok(sums.loss)
+    }
+
+    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, hand
+    /// it to [`Evaluation::backward`], then call [`Optimizer::update`]. One evaluation per call; call it as often as the
+    /// row has samples.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::{Ivon, Rule};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
+    /// let evaluation = opt.perturbed()?;
+    /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
+    /// evaluation.backward(loss)?;
+    /// opt.update()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn perturbed(&mut self) -> Result<Evaluation<'_, R>> {
+        self.prepare()?;
+        let sample = self.perturb(self.sums.evaluations)?;
+        Ok(Evaluation { optimizer: self, sample })
+    }
+}
+
+/// Weights at a sample of the posterior, waiting for the loss there; dropped without one, nothing has happened.
+#[must_use = "the weights go back to their mean as soon as this is dropped"]
+pub struct Evaluation<'a, R: Rule> {
+    optimizer: &'a mut Optimizer<R>,
+    sample: evaluate::Sample,
+}
+
+impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Evaluation").field("guard", &self.sample.guard).finish_non_exhaustive()
+    }
+}
+
+impl<R: Rule> Evaluation<'_, R> {
+    /// Differentiates the loss that was computed at the perturbed weights, keeps the gradients for
+    /// [`Optimizer::update`], brings the mean back, and returns the loss.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
+        let Evaluation { optimizer, sample } = self;
+        let loss = Loss::new(loss.into_tensor()?, optimizer.steps)?;
+        let sums = optimizer.differentiate(&loss, &sample, &Tape::default())?;
+        drop(sample);
+        optimizer.sums.merge(sums)?;
+        Ok(loss.value)
+    }
+}
+
+/// tch's own forms, for the rows that evaluate the loss at the mean only.
+///
+/// ```compile_fail
+/// # use tch::{nn, Device, Tensor};
+/// # use tch_blr::{Ivon, Rule};
+/// # fn f(loss: Tensor, vs: nn::VarStore) -> tch_blr::Result<()> {
+/// // IVON needs the gradient at a sample, so a loss that is already computed does not suffice.
+/// Ivon::default().ess(1000.0).build(&vs, 0.1)?.backward_step(&loss)?;
+/// # Ok(())
+/// # }
+/// ```
+impl<R: DeltaRule> Optimizer<R> {
+    /// Updates the weights from a loss (0-dim, or 1-D per example) that was computed at the current weights.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
+        self.step(|| loss.shallow_clone())
+    }
+
+    /// [`Optimizer::backward_step`] with every element of the gradient limited to ±max.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+        self.backward_step_clipped(loss, Clip::Value(max))
+    }
+
+    /// [`Optimizer::backward_step`] with the global L2 norm of the gradient limited to max.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+        self.backward_step_clipped(loss, Clip::Norm(max))
+    }
+
+    fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64> {
+        clip.validate()?;
+        let usual = self.clip.replace(clip);
+        let result = self.backward_step(loss);
+        self.clip = usual;
+        result
+    }
+}
+
+/// Rows with a posterior.
+///
+/// ```compile_fail
+/// # use tch::{nn, Device};
+/// # use tch_blr::{Sgd, Rule};
+/// # fn f(vs: nn::VarStore) -> tch_blr::Result<()> {
+/// // SGD's covariance is fixed by assumption, so there is nothing to ask for.
+/// Sgd::default().build(&vs, 0.1)?.posterior()?;
+/// # Ok(())
+/// # }
+/// ```
+impl<R: GaussianRule> Optimizer<R> {
+    /// The posterior over the trainable parameters: an owned copy of mean and precision.
+    ///
+    /// # Errors
+    /// No effective sample size (RMSprop and Adam have none by default), or a precision that is not positive (Adam
+    /// before its first step).
+    pub fn posterior(&self) -> Result<DiagonalGaussian> {
+        let mut entries = Vec::new();
+        for (slot, leaf) in self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable()) {
+            entries.push((leaf.name(), slot.mean(leaf).detach().copy(), self.precision(slot, &slot.mean(leaf))?));
+        }
+        DiagonalGaussian::new(entries)
+    }
+
+    fn precision(&self, slot: &Slot<R>, like: &Tensor) -> Result<Tensor> {
+        if slot.config.effective_sample_size().is_none() {
+            let expected = "the effective sample size, for a posterior: .ess(60_000.0)";
+            return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
+        }
+        let when = When { t: slot.steps, lr_factor: self.schedule.factor(self.steps) };
+        let mut outputs = [like.detach().empty_like()];
+        let inputs = programs::with_state(vec![slot.delta()], &slot.state);
+        kernel::run(&programs::Precision(slot.pass(when)), &inputs, &mut outputs);
+        let [precision] = outputs;
+        Ok(precision)
+    }
+}

@@ -1,0 +1,102 @@
+//! What the optimizer keeps for one parameter.
+
+use super::programs::Pass;
+use crate::kernel::{self, Field, Pack};
+use crate::optim::{Rule, When};
+use crate::params::Leaf;
+use crate::prior::{Prior, PriorOf};
+use crate::{Error, Result};
+use tch::{Kind, Tensor};
+
+#[derive(Debug)]
+pub(super) struct Slot<R: Rule> {
+    pub config: R,
+    /// Updates so far.
+    pub steps: u64,
+    /// The mean in f32, for weights of less precision.
+    pub mean: Option<Tensor>,
+    /// One tensor per name in [`Rule::STATE`].
+    pub state: Vec<Tensor>,
+    pub prior: PriorOf,
+    /// m₀ and δ.
+    pub prior_fields: [Field; 2],
+    /// Position in the noise.
+    pub block: u64,
+    blocks: u64,
+}
+
+impl<R: Rule> Slot<R> {
+    pub(super) fn new(leaf: &Leaf, config: R, base: R, prior: Option<&Prior>, block: u64) -> Result<Self> {
+        config.validate()?;
+        if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
+            return Err(Error::parameter(
+                leaf.name(),
+                "an override changes how often or where the loss is evaluated, which all parameters share",
+            ));
+        }
+        let needs_ess = || Error::HyperParameter {
+            name: "ess",
+            value: "not set".to_owned(),
+            expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
+        };
+        let prior = match prior {
+            None => PriorOf::Isotropic { delta: config.isotropic_delta() },
+            Some(prior) => prior.of(leaf, config.effective_sample_size().ok_or_else(needs_ess)?)?,
+        };
+        let _no_grad = tch::no_grad_guard();
+        let like = leaf.tensor.to_kind(leaf.state_kind());
+        let initial = config.initial(prior.is_posterior());
+        Ok(Slot {
+            config,
+            steps: 0,
+            mean: (leaf.tensor.kind() != leaf.state_kind()).then(|| like.copy()),
+            state: (0..R::STATE.len()).map(|i| like.full_like(initial.get(i))).collect(),
+            prior_fields: prior.fields(config.effective_sample_size().unwrap_or(f64::NAN)),
+            prior,
+            block,
+            blocks: kernel::blocks(leaf.tensor.numel()),
+        })
+    }
+
+    /// Where the next parameter's noise starts.
+    pub(super) fn end(&self) -> u64 {
+        self.block + self.blocks
+    }
+
+    /// Takes over a changed configuration; a prior built from a posterior keeps its precision.
+    pub(super) fn configure(&mut self, config: R, keep_prior: bool) {
+        if !keep_prior && !self.prior.is_posterior() {
+            self.prior = PriorOf::Isotropic { delta: config.isotropic_delta() };
+        }
+        self.prior_fields = self.prior.fields(config.effective_sample_size().unwrap_or(f64::NAN));
+        self.config = config;
+    }
+
+    /// The coefficients of the update that comes next.
+    pub(super) fn next(&self, lr_factor: f64) -> Pass<'_, R> {
+        self.pass(When { t: self.steps + 1, lr_factor })
+    }
+
+    pub(super) fn pass(&self, when: When) -> Pass<'_, R> {
+        Pass { rule: &self.config, coefficients: self.config.coefficients(when) }
+    }
+
+    pub(super) fn delta(&self) -> Field {
+        self.prior_fields[1].shallow_clone()
+    }
+
+    /// The tensor that holds the mean.
+    pub(super) fn mean(&self, leaf: &Leaf) -> Tensor {
+        self.mean.as_ref().unwrap_or(&leaf.tensor).shallow_clone()
+    }
+
+    /// For half-precision weights: where they were changed from outside (loaded, re-initialised), so is the mean.
+    pub(super) fn follow(&mut self, leaf: &Leaf) {
+        if let Some(mean) = &mut self.mean {
+            let _no_grad = tch::no_grad_guard();
+            let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+            let followed = mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float));
+            mean.copy_(&followed);
+        }
+    }
+}

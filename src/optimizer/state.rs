@@ -1,0 +1,202 @@
+//! Optimizer ↔ one checkpoint file.
+
+use super::{Optimizer, sums::Sums};
+use crate::gradient::Clip;
+use crate::kernel::{Noise, Philox};
+use crate::optim::Rule;
+use crate::prior::PriorOf;
+use crate::{Error, Result, Schedule, checkpoint};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+const VERSION: u32 = 1;
+
+/// Everything that is not a tensor.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description<R> {
+    optimizer: String,
+    version: u32,
+    config: R,
+    schedule: Schedule,
+    clip: Option<Clip>,
+    /// Absent if the noise was given as tensors.
+    noise: Option<Philox>,
+    steps: u64,
+    /// Weight, evaluations, loss and form of what is accumulated.
+    accumulated: (f64, u64, f64, bool),
+    parameters: Vec<Parameter<R>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameter<R> {
+    name: String,
+    steps: u64,
+    config: R,
+    /// δ of an isotropic prior; absent if the prior is tensors.
+    delta: Option<f64>,
+    /// Whether a gradient, and a curvature statistic, is accumulated.
+    accumulated: (bool, bool),
+}
+
+impl<R: Rule> Optimizer<R> {
+    /// Writes weights (in f32 or f64), state, prior, configuration, schedule, step count, noise position and
+    /// accumulated gradients to one safetensors file, which is replaced atomically: after a crash at any moment `path`
+    /// holds the previous checkpoint or this one.
+    ///
+    /// Not in it: frozen variables and buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as
+    /// tensors, and the state of libtorch's own generator.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let mut tensors = Vec::new();
+        let mut parameters = Vec::new();
+        for (i, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
+            let mut put = |what: &str, t: &Tensor| tensors.push((format!("{what}.{}", leaf.name()), t.detach()));
+            put("mean", &slot.mean(leaf));
+            for (name, t) in R::STATE.iter().zip(&slot.state) {
+                put(&format!("state.{name}"), t);
+            }
+            let delta = match &slot.prior {
+                PriorOf::Isotropic { delta } => Some(*delta),
+                PriorOf::Posterior { mean, precision } => {
+                    put("prior.mean", mean);
+                    put("prior.precision", precision);
+                    None
+                }
+            };
+            let mut accumulated = |what: &str, sums: &[Option<Tensor>]| {
+                let t = sums.get(i).and_then(Option::as_ref);
+                t.inspect(|t| put(what, t)).is_some()
+            };
+            let accumulated = (
+                accumulated("accumulated.gradient", &self.sums.gradients),
+                accumulated("accumulated.curvature", &self.sums.curvature),
+            );
+            let (name, steps, config) = (leaf.name().to_owned(), slot.steps, slot.config);
+            parameters.push(Parameter { name, steps, config, delta, accumulated });
+        }
+        let description = Description {
+            optimizer: R::NAME.to_owned(),
+            version: VERSION,
+            config: self.config,
+            schedule: self.schedule,
+            clip: self.clip,
+            noise: if let Noise::Philox(p) = self.noise { Some(p) } else { None },
+            steps: self.steps,
+            accumulated: (self.sums.weight, self.sums.evaluations, self.sums.loss, self.sums.per_example),
+            parameters,
+        };
+        checkpoint::save(path.as_ref(), &tensors, &description)
+    }
+
+    /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
+    /// noise. The next step is bit-identical to the one that the saved optimizer would have taken.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is broken, or belongs to another row; parameters that are missing, extra or of
+    /// another shape or kind. Nothing has changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let (mut tensors, description): (BTreeMap<String, Tensor>, Description<serde_json::Value>) =
+            checkpoint::load(path)?;
+        if (description.optimizer.as_str(), description.version) != (R::NAME, VERSION) {
+            let (name, version) = (description.optimizer, description.version);
+            return Err(Error::file(
+                path,
+                format!("was saved by `{name}`, version {version}: expected `{}`, version {VERSION}", R::NAME),
+            ));
+        }
+        let config = |value| {
+            let config: R = serde_json::from_value(value)
+                .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
+            config.validate().map(|()| config)
+        };
+        self.params.refresh();
+        self.params.check()?;
+        self.add_slots()?;
+
+        // Read and check everything, then change everything.
+        let base = config(description.config)?;
+        description.schedule.validate()?;
+        description.clip.map_or(Ok(()), Clip::validate)?;
+        let mut restored = Vec::new();
+        let mut saved = description.parameters.into_iter();
+        for leaf in self.params.leaves() {
+            let p = saved
+                .next()
+                .ok_or_else(|| Error::file(path, format!("has no parameter `{}`, which the model has", leaf.name())))?;
+            if !leaf.names.contains(&p.name) {
+                return Err(Error::file(
+                    path,
+                    format!("has parameter `{}` where the model has `{}`; build the same model", p.name, leaf.name()),
+                ));
+            }
+            let mut take = |what: &str| {
+                let name = format!("{what}.{}", p.name);
+                let t = tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
+                if (t.size(), t.kind()) != (leaf.tensor.size(), leaf.state_kind()) {
+                    return Err(Error::file(
+                        path,
+                        format!(
+                            "tensor `{name}` is {:?} {:?}: expected {:?} {:?}",
+                            t.kind(),
+                            t.size(),
+                            leaf.state_kind(),
+                            leaf.tensor.size()
+                        ),
+                    ));
+                }
+                Ok(t.to_device(leaf.tensor.device()))
+            };
+            let mean = take("mean")?;
+            let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
+            let prior = match p.delta {
+                Some(delta) => PriorOf::Isotropic { delta },
+                None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
+            };
+            let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
+            let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
+            restored.push((p.steps, config(p.config)?, mean, state, prior, gradient, curvature));
+        }
+        if let Some(p) = saved.next() {
+            return Err(Error::file(path, format!("has a parameter `{}`, which the model has not", p.name)));
+        }
+        if let Some(name) = tensors.keys().next() {
+            return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
+        }
+
+        let _no_grad = tch::no_grad_guard();
+        let (weight, evaluations, loss, per_example) = description.accumulated;
+        let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
+        for ((slot, leaf), (steps, config, mean, state, prior, gradient, curvature)) in
+            self.slots.iter_mut().zip(self.params.leaves()).zip(restored)
+        {
+            leaf.tensor.shallow_clone().copy_(&mean);
+            if let Some(own) = &mut slot.mean {
+                own.copy_(&mean);
+            }
+            for (own, t) in slot.state.iter_mut().zip(state) {
+                own.copy_(&t);
+            }
+            slot.steps = steps;
+            slot.prior = prior;
+            slot.configure(config, true);
+            sums.gradients.push(gradient);
+            sums.curvature.push(curvature);
+        }
+        self.sums = sums;
+        self.config = base;
+        self.schedule = description.schedule;
+        self.clip = description.clip;
+        self.steps = description.steps;
+        if let Some(p) = description.noise {
+            self.noise = p.into();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Running means over the evaluations of one step: samples and micro-batches.
+
+use crate::{Error, Result};
+use tch::Tensor;
+
+/// What evaluations have given so far. Two of them merge to what one run over both would have given.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    /// Σ of the evaluations' weights: examples if the losses came per example, else evaluations.
+    pub weight: f64,
+    /// Number of evaluations, which is the position in the step's noise.
+    pub evaluations: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Whether weights count examples.
+    pub per_example: bool,
+    /// Mean gradient of each parameter; `None` where the loss has not depended on it.
+    pub gradients: Vec<Option<Tensor>>,
+    /// Mean curvature statistic of each parameter.
+    pub curvature: Vec<Option<Tensor>>,
+}
+
+impl Sums {
+    /// Errors if one counts examples and the other evaluations.
+    pub(super) fn check(&self, per_example: bool) -> Result<()> {
+        if self.weight > 0.0 && self.per_example != per_example {
+            return Err(Error::Loss(
+                "it is a mean in one micro-batch and per example in another, so their weights cannot be compared; \
+                 return the same form each time"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn merge(&mut self, other: Sums) -> Result<()> {
+        if other.weight == 0.0 {
+            return Ok(());
+        }
+        if self.weight == 0.0 {
+            let evaluations = self.evaluations;
+            *self = other;
+            self.evaluations += evaluations;
+            return Ok(());
+        }
+        self.check(other.per_example)?;
+        let share = other.weight / (self.weight + other.weight);
+        let _no_grad = tch::no_grad_guard();
+        mean(&mut self.gradients, other.gradients, share);
+        mean(&mut self.curvature, other.curvature, share);
+        self.loss += (other.loss - self.loss) * share;
+        self.weight += other.weight;
+        self.evaluations += other.evaluations;
+        Ok(())
+    }
+}
+
+/// a ← (1-share)·a + share·b, with zero for what is missing in one of them.
+fn mean(a: &mut Vec<Option<Tensor>>, b: Vec<Option<Tensor>>, share: f64) {
+    // A variable may have been created between the two.
+    a.resize_with(a.len().max(b.len()), || None);
+    for (a, b) in a.iter_mut().zip(b) {
+        *a = match (a.take(), b) {
+            (Some(a), Some(b)) => Some(&a + (b - &a) * share),
+            (Some(a), None) => Some(a * (1.0 - share)),
+            (None, Some(b)) => Some(b * share),
+            (None, None) => None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(weight: f64, x: Option<f64>) -> Sums {
+        let t = || vec![x.map(|x| Tensor::from_slice(&[x]))];
+        let loss = x.unwrap_or(0.0);
+        Sums { weight, evaluations: 1, loss, per_example: true, gradients: t(), curvature: t() }
+    }
+
+    #[test]
+    fn halves_merge_to_the_whole() {
+        let parts = [(3.0, Some(1.0)), (1.0, None), (4.0, Some(-2.0)), (2.0, Some(0.5))];
+        let run = |order: &[usize]| {
+            let mut s = Sums::default();
+            order.iter().for_each(|i| s.merge(one(parts[*i].0, parts[*i].1)).unwrap());
+            s
+        };
+        let (mut left, right) = (run(&[0, 1]), run(&[2, 3]));
+        left.merge(right).unwrap();
+        for s in [left, run(&[0, 1, 2, 3]), run(&[3, 1, 0, 2])] {
+            let expected = (3.0 - 8.0 + 1.0) / 10.0;
+            for t in [&s.gradients, &s.curvature] {
+                assert!((t[0].as_ref().unwrap().double_value(&[0]) - expected).abs() < 1e-15);
+            }
+            assert!((s.loss - expected).abs() < 1e-15 && s.evaluations == 4 && s.weight == 10.0);
+        }
+    }
+
+    #[test]
+    fn different_weights_do_not_mix() {
+        let mut s = one(3.0, Some(1.0));
+        assert!(s.merge(Sums { per_example: false, ..one(1.0, Some(2.0)) }).is_err());
+        assert_eq!((s.weight, s.loss), (3.0, 1.0));
+    }
+}

@@ -1,0 +1,254 @@
+//! What is learned: the trainable variables in order, by name, each once.
+
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tch::nn::{VarStore, Variables};
+use tch::{CModule, Device, Kind, Tensor};
+
+/// The parameters of a model: ordered, named, grouped; variables that are the same tensor count once.
+///
+/// Built from a [`VarStore`] (whose later variables are picked up), from named tensors ([`Params::named`]) or from a
+/// TorchScript module ([`Params::from_module`]).
+#[derive(Debug)]
+pub struct Params {
+    store: Option<Arc<Mutex<Variables>>>,
+    /// Trainable variables of the store that have been looked at.
+    seen: usize,
+    leaves: Vec<Leaf>,
+}
+
+/// One parameter.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    /// All names of the variable, sorted; more than one if it is tied.
+    pub names: Vec<String>,
+    pub tensor: Tensor,
+    /// tch's `set_group`.
+    pub group: usize,
+    kind: Kind,
+    device: Device,
+}
+
+impl Leaf {
+    fn new(names: Vec<String>, tensor: Tensor, group: usize) -> Self {
+        let (kind, device) = (tensor.kind(), tensor.device());
+        Leaf { names, tensor, group, kind, device }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    /// Frozen variables stay among the parameters and are passed over.
+    pub(crate) fn trainable(&self) -> bool {
+        self.tensor.requires_grad()
+    }
+
+    /// The kind of the mean and of the optimizer's state: f64 for f64 weights, else f32.
+    pub(crate) fn state_kind(&self) -> Kind {
+        if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+}
+
+fn lock(store: &Mutex<Variables>) -> MutexGuard<'_, Variables> {
+    // Variables are only ever appended, so a panic elsewhere has left nothing half done.
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Params {
+    /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`]. All are in group 0.
+    ///
+    /// # Errors
+    /// Two different tensors under one name; a tensor that is not a leaf.
+    pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
+        let mut params = Params { store: None, seen: 0, leaves: Vec::new() };
+        for (name, tensor) in tensors {
+            let name = name.into();
+            if params.leaves.iter().any(|l| l.names.contains(&name)) {
+                return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
+            }
+            if tensor.requires_grad() && !tensor.is_leaf() {
+                return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
+            }
+            match params.leaves.iter_mut().find(|l| l.tensor.is_set_to(&tensor)) {
+                Some(leaf) => {
+                    leaf.names.push(name);
+                    leaf.names.sort();
+                }
+                None => params.leaves.push(Leaf::new(vec![name], tensor, 0)),
+            }
+        }
+        Ok(params)
+    }
+
+    /// The parameters of a TorchScript module, by their names there. Its buffers are not listed.
+    ///
+    /// # Errors
+    /// If libtorch cannot list them.
+    pub fn from_module(module: &CModule) -> Result<Self> {
+        Self::named(module.named_parameters()?)
+    }
+
+    /// Names in order, one per parameter.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.leaves.iter().map(Leaf::name)
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.leaves.is_empty()
+    }
+
+    pub(crate) fn leaves(&self) -> &[Leaf] {
+        &self.leaves
+    }
+
+    /// The parameter of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<&Leaf> {
+        self.leaves.iter().find(|l| l.names.iter().any(|n| n == name))
+    }
+
+    /// Appends the variables that were created since.
+    pub(crate) fn refresh(&mut self) {
+        let Some(store) = self.store.clone() else { return };
+        let variables = lock(&store);
+        if variables.trainable_variables.len() == self.seen {
+            return;
+        }
+        // A variable carries no name; the store's names are found by the memory they point at.
+        let mut by_memory: HashMap<usize, Vec<(&String, &Tensor)>> = HashMap::new();
+        for (name, tensor) in &variables.named_variables {
+            by_memory.entry(tensor.data_ptr() as usize).or_default().push((name, tensor));
+        }
+        for variable in &variables.trainable_variables[self.seen..] {
+            let tensor = &variable.tensor;
+            if self.leaves.iter().any(|l| l.tensor.is_set_to(tensor)) {
+                continue;
+            }
+            let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
+            let mut names: Vec<String> =
+                candidates.filter(|(_, t)| t.is_set_to(tensor)).map(|(name, _)| (*name).clone()).collect();
+            names.sort();
+            if names.is_empty() {
+                names.push(format!("unnamed.{}", self.leaves.len()));
+            }
+            self.leaves.push(Leaf::new(names, tensor.shallow_clone(), variable.group));
+        }
+        self.seen = variables.trainable_variables.len();
+    }
+
+    /// Errors unless there is something to train, on one device, unchanged in kind and device since it was registered.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.leaves.is_empty() {
+            return Err(Error::Parameters(
+                "there are none; create the model's variables (layers) before the optimizer".to_owned(),
+            ));
+        }
+        let Some(first) = self.leaves.iter().find(|l| l.trainable()) else {
+            return Err(Error::Parameters(format!(
+                "none of the {} requires gradients; call VarStore::unfreeze or set_requires_grad(true)",
+                self.leaves.len()
+            )));
+        };
+        for leaf in &self.leaves {
+            let (kind, device) = (leaf.tensor.kind(), leaf.tensor.device());
+            if device != first.device {
+                return Err(Error::Parameters(format!(
+                    "`{}` is on {:?} and `{}` on {device:?}; move all to one device",
+                    first.name(),
+                    first.device,
+                    leaf.name(),
+                )));
+            }
+            if (kind, device) != (leaf.kind, leaf.device) {
+                return Err(Error::parameter(
+                    leaf.name(),
+                    format!(
+                        "it was {:?} on {:?} when the optimizer was built and is {kind:?} on {device:?} now; convert \
+                         or move the model first and build the optimizer afterwards",
+                        leaf.kind, leaf.device
+                    ),
+                ));
+            }
+            if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
+                return Err(Error::parameter(
+                    leaf.name(),
+                    format!("its kind is {kind:?}: expected f32, f64, bf16 or f16"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The store's tensors that are not trained (batch-norm statistics), by name.
+    pub(crate) fn buffers(&self) -> Vec<(String, Tensor)> {
+        let Some(store) = &self.store else { return Vec::new() };
+        let variables = lock(store);
+        let trained = |t: &Tensor| self.leaves.iter().any(|l| l.tensor.is_set_to(t));
+        let buffers = variables.named_variables.iter().filter(|(_, t)| !trained(t));
+        buffers.map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+    }
+}
+
+impl From<&VarStore> for Params {
+    fn from(vs: &VarStore) -> Self {
+        let mut params = Params { store: Some(vs.variables_.clone()), seen: 0, leaves: Vec::new() };
+        params.refresh();
+        params
+    }
+}
+
+impl From<&mut VarStore> for Params {
+    fn from(vs: &mut VarStore) -> Self {
+        Params::from(&*vs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_gives_ordered_named_grouped_leaves_once() {
+        let vs = VarStore::new(Device::Cpu);
+        let a = vs.root().sub("z").zeros("weight", &[2]);
+        vs.root().zeros_no_train("statistics", &[2]);
+        vs.root().add("tied", a.shallow_clone(), true);
+        vs.root().set_group(3).zeros("b", &[0]);
+        vs.root().zeros("c", &[0]);
+        let mut params = Params::from(&vs);
+        assert_eq!(params.names().collect::<Vec<_>>(), ["tied", "b", "c"]);
+        assert_eq!(params.leaves()[0].names, ["tied", "z.weight"]);
+        assert_eq!(params.find("z.weight").unwrap().name(), "tied");
+        assert_eq!(params.leaves().iter().map(|l| l.group).collect::<Vec<_>>(), [0, 3, 0]);
+        assert_eq!(params.buffers().into_iter().map(|(n, _)| n).collect::<Vec<_>>(), ["statistics"]);
+        vs.root().zeros("late", &[1]);
+        params.refresh();
+        assert_eq!(params.names().last(), Some("late"));
+    }
+
+    #[test]
+    fn unusable_parameters_are_refused() {
+        let mut vs = VarStore::new(Device::Cpu);
+        assert!(Params::from(&vs).check().unwrap_err().to_string().contains("there are none"));
+        let w = vs.root().zeros("w", &[2]);
+        let params = Params::from(&vs);
+        vs.freeze();
+        assert!(params.check().unwrap_err().to_string().contains("requires gradients"));
+        vs.unfreeze();
+        params.check().unwrap();
+        vs.set_kind(Kind::Double);
+        let changed = params.check().unwrap_err().to_string();
+        assert!(changed.contains("`w`") && changed.contains("Double"), "{changed}");
+        assert!(Params::named([("a", w.shallow_clone()), ("a", w.shallow_clone())]).is_err());
+        assert!(Params::named([("a", &w * 2)]).is_err());
+        let meta = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        assert_eq!(Params::named([("x", meta.shallow_clone()), ("y", meta)]).unwrap().len(), 1);
+    }
+}

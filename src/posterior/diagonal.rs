@@ -1,0 +1,391 @@
+//! A Gaussian with a mean and a precision for every weight.
+
+use crate::expectation::Perturbed;
+use crate::kernel::{self, Draw, Philox};
+use crate::{Error, Params, Result, checkpoint};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// q(θ) = N(m, diag(s)⁻¹): the posterior that the diagonal rows of the table learn.
+///
+/// One mean m and one precision s > 0 for every weight, by the name of the parameter. A posterior owns its tensors, so
+/// it neither follows the optimizer it came from nor needs it; it can be saved, become a prior
+/// ([`Prior`](crate::Prior)), be merged ([`combine`]) and predict.
+///
+/// Samples come from a counter-based generator: sample k of one seed is always the same
+/// ([`DiagonalGaussian::with_seed`], default 0).
+#[derive(Debug)]
+pub struct DiagonalGaussian {
+    entries: Vec<Entry>,
+    seed: u64,
+}
+
+/// Mean and precision of one parameter: same shape, kind (f32 or f64) and device.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub name: String,
+    pub mean: Tensor,
+    pub precision: Tensor,
+}
+
+/// Natural parameters of one weight tensor: η₁ = s·m and s (η₂ = -s/2).
+#[derive(Debug)]
+pub struct Natural {
+    /// Name of the parameter.
+    pub name: String,
+    /// s·m
+    pub precision_mean: Tensor,
+    /// s
+    pub precision: Tensor,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    posterior: String,
+    version: u32,
+    seed: u64,
+    /// In order; the file sorts its tensors.
+    names: Vec<String>,
+}
+
+const FORM: &str = "diagonal gaussian";
+const PRECISION: &str = ".precision";
+
+impl DiagonalGaussian {
+    /// A posterior from (name, mean, precision) of each parameter; it shares the tensors it is given.
+    ///
+    /// # Errors
+    /// No entry, a name twice, shapes that differ, a kind other than f32 and f64, means that are not finite,
+    /// precisions that are not finite and positive.
+    pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
+        let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0 };
+        for (name, mean, precision) in entries {
+            let name = name.into();
+            let refuse = |problem: String| Err(Error::parameter(&name, problem));
+            if q.entry(&name).is_some() {
+                return refuse("it is given twice".to_owned());
+            }
+            for (what, t) in [("mean", &mean), ("precision", &precision)] {
+                if !t.defined() || !matches!(t.kind(), Kind::Float | Kind::Double) {
+                    return refuse(format!("its {what} is {t:?}: expected f32 or f64"));
+                }
+                if let Some(value) = kernel::first_non_finite(t) {
+                    return refuse(format!("its {what} is not finite ({value})"));
+                }
+            }
+            if (mean.size(), mean.kind(), mean.device()) != (precision.size(), precision.kind(), precision.device()) {
+                return refuse(format!("its mean is {mean:?} and its precision {precision:?}: expected the same"));
+            }
+            if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
+                return refuse(format!(
+                    "its smallest precision is {:e}: expected a number > 0 (take a step first, or set a weight decay)",
+                    precision.min().double_value(&[])
+                ));
+            }
+            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() });
+        }
+        if q.entries.is_empty() {
+            return Err(Error::Posterior("it has no parameter".to_owned()));
+        }
+        Ok(q)
+    }
+
+    /// The same posterior with other samples; default seed 0.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// A second handle to the same tensors.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        self.map(|e| (e.mean.shallow_clone(), e.precision.shallow_clone()))
+    }
+
+    /// Names of the parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|e| e.name.as_str())
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> usize {
+        self.entries.iter().map(|e| e.mean.numel()).sum()
+    }
+
+    /// m of one parameter.
+    pub fn mean(&self, name: &str) -> Option<&Tensor> {
+        self.entry(name).map(|e| &e.mean)
+    }
+
+    /// s of one parameter.
+    pub fn precision(&self, name: &str) -> Option<&Tensor> {
+        self.entry(name).map(|e| &e.precision)
+    }
+
+    /// 1/s of one parameter.
+    pub fn variance(&self, name: &str) -> Option<Tensor> {
+        self.entry(name).map(|e| e.precision.reciprocal())
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    fn map(&self, f: impl Fn(&Entry) -> (Tensor, Tensor)) -> Self {
+        let entries = self.entries.iter().map(|e| {
+            let (mean, precision) = f(e);
+            Entry { name: e.name.clone(), mean, precision }
+        });
+        DiagonalGaussian { entries: entries.collect(), seed: self.seed }
+    }
+
+    /// The posterior of the parameters whose name passes, for example all but an old head.
+    ///
+    /// # Errors
+    /// If none passes.
+    pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
+        let kept = self.entries.iter().filter(|e| keep(&e.name));
+        let q = Self::new(kept.map(|e| (e.name.clone(), e.mean.shallow_clone(), e.precision.shallow_clone())))?;
+        Ok(q.with_seed(self.seed))
+    }
+
+    /// Sample `k` of every parameter, in order: m + z/√s.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
+        let noise = Philox { seed: self.seed }.into();
+        let mut block = 0;
+        self.entries
+            .iter()
+            .enumerate()
+            .map(|(parameter, e)| {
+                let z = kernel::normal(&noise, Draw { step: 0, sample: k, parameter, block }, &e.mean)?;
+                block += kernel::blocks(e.mean.numel());
+                Ok((e.name.clone(), &e.mean + z / e.precision.sqrt()))
+            })
+            .collect()
+    }
+
+    /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
+    /// know stay as they are.
+    ///
+    /// # Errors
+    /// A parameter of the posterior that the model has not, or has in another shape.
+    pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
+        let params = params.into();
+        let changes = self.in_model(&params, self.sample(k)?)?;
+        Perturbed::enter(changes)
+    }
+
+    /// Puts the mean into the variables of a model, for good.
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::perturb`].
+    pub fn copy_mean_to(&self, params: impl Into<Params>) -> Result<()> {
+        let params = params.into();
+        let means = self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone()));
+        let changes = self.in_model(&params, means)?;
+        let _no_grad = tch::no_grad_guard();
+        for (mut variable, value) in changes {
+            variable.f_copy_(&value)?;
+        }
+        Ok(())
+    }
+
+    /// Pairs each value with the model's variable of that name, in the variable's kind and device.
+    pub(crate) fn in_model(
+        &self,
+        params: &Params,
+        values: impl IntoIterator<Item = (String, Tensor)>,
+    ) -> Result<Vec<(Tensor, Tensor)>> {
+        let _no_grad = tch::no_grad_guard();
+        let paired = values.into_iter().map(|(name, value)| {
+            let variable = &params.find(&name).ok_or_else(|| {
+                Error::parameter(&name, "the posterior has it and the model has not; leave it out with select(..)")
+            })?;
+            let variable = variable.tensor.shallow_clone();
+            if variable.size() != value.size() {
+                let (q, model) = (value.size(), variable.size());
+                return Err(Error::parameter(&name, format!("the posterior has shape {q:?} and the model {model:?}")));
+            }
+            let value = value.to_kind(variable.kind()).to_device(variable.device());
+            Ok((variable, value))
+        });
+        paired.collect()
+    }
+
+    fn sum(&self, f: impl Fn(&Entry) -> Tensor) -> f64 {
+        self.entries.iter().map(|e| f(e).sum(Kind::Double).double_value(&[])).sum()
+    }
+
+    /// ln q(θ) at the current values of a model's variables:
+    /// ½ Σ ( ln s - ln 2π - s(θ-m)² ), in nats, summed in f64.
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::perturb`].
+    pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
+        let params = params.into();
+        let pairs = self.in_model(&params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
+        let _no_grad = tch::no_grad_guard();
+        let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
+            let s = e.precision.to_kind(Kind::Double);
+            let d = theta.detach().to_kind(Kind::Double).to_device(s.device()) - &e.mean;
+            (s.log() - std::f64::consts::TAU.ln() - s * d.square()).sum(Kind::Double).double_value(&[])
+        });
+        Ok(0.5 * terms.sum::<f64>())
+    }
+
+    /// Differential entropy ½ Σ ( 1 + ln 2π - ln s ), in nats.
+    pub fn entropy(&self) -> f64 {
+        let constant = 1.0 + std::f64::consts::TAU.ln();
+        0.5 * self.sum(|e| -e.precision.to_kind(Kind::Double).log() + constant)
+    }
+
+    /// KL(self ‖ p) = ½ Σ ( s_p/s - 1 + s_p (m-m_p)² + ln s/s_p ), in nats.
+    ///
+    /// # Errors
+    /// If the two do not have the same parameters.
+    pub fn kl(&self, p: &DiagonalGaussian) -> Result<f64> {
+        self.same_parameters(p)?;
+        let terms = self.entries.iter().map(|e| {
+            let other = p.entry(&e.name).expect("same_parameters() has seen to it");
+            let (s, sp) = (e.precision.to_kind(Kind::Double), other.precision.to_kind(Kind::Double));
+            let d = e.mean.to_kind(Kind::Double) - &other.mean;
+            let ratio = &sp / &s;
+            (&ratio - 1.0 - ratio.log() + sp * d.square()).sum(Kind::Double).double_value(&[])
+        });
+        Ok(0.5 * terms.sum::<f64>())
+    }
+
+    /// The posterior at temperature τ: precision s/τ. Wider for τ > 1.
+    ///
+    /// # Errors
+    /// τ that is not finite and positive.
+    pub fn temper(&self, tau: f64) -> Result<Self> {
+        crate::optim::rule::check::positive("tau", tau)?;
+        Ok(self.map(|e| (e.mean.copy(), &e.precision / tau)))
+    }
+
+    /// Natural parameters of every weight tensor, in order.
+    pub fn natural(&self) -> Vec<Natural> {
+        let natural = self.entries.iter().map(|e| Natural {
+            name: e.name.clone(),
+            precision_mean: &e.precision * &e.mean,
+            precision: e.precision.copy(),
+        });
+        natural.collect()
+    }
+
+    fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
+        let missing =
+            |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
+        if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
+            return Err(Error::parameter(
+                &name,
+                "one posterior has it and the other has not; align them with select(..)",
+            ));
+        }
+        for e in &self.entries {
+            let theirs = other.entry(&e.name).expect("checked above").mean.size();
+            if e.mean.size() != theirs {
+                return Err(Error::parameter(&e.name, format!("shapes {:?} and {theirs:?} differ", e.mean.size())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one safetensors file: tensor `<name>` is the mean, `<name>.precision` the precision. The file is replaced
+    /// atomically.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or a parameter's name is another's with `.precision`.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let mut tensors = Vec::new();
+        for e in &self.entries {
+            if let Some(clash) = e.name.strip_suffix(PRECISION).and_then(|base| self.entry(base)) {
+                return Err(Error::parameter(&e.name, format!("this is where the precision of `{}` goes", clash.name)));
+            }
+            tensors.push((e.name.clone(), e.mean.shallow_clone()));
+            tensors.push((format!("{}{PRECISION}", e.name), e.precision.shallow_clone()));
+        }
+        let names = self.names().map(str::to_owned).collect();
+        let description = Description { posterior: FORM.to_owned(), version: 1, seed: self.seed, names };
+        checkpoint::save(path.as_ref(), &tensors, &description)
+    }
+
+    /// Reads what [`DiagonalGaussian::save`] wrote, onto the CPU.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is broken, or holds something else.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (mut tensors, description): (_, Description) = checkpoint::load(path)?;
+        if (description.posterior.as_str(), description.version) != (FORM, 1) {
+            let (form, version) = (description.posterior, description.version);
+            return Err(Error::file(
+                path,
+                format!("holds a `{form}`, version {version}: expected `{FORM}`, version 1"),
+            ));
+        }
+        let mut take =
+            |name: String| tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
+        let mut entries = Vec::new();
+        for name in description.names {
+            let (mean, precision) = (take(name.clone())?, take(format!("{name}{PRECISION}"))?);
+            entries.push((name, mean, precision));
+        }
+        if let Some(extra) = tensors.keys().next() {
+            return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
+        }
+        Ok(Self::new(entries)?.with_seed(description.seed))
+    }
+}
+
+/// Adds natural parameters with weights: s = Σ wₖ sₖ, s·m = Σ wₖ sₖ mₖ.
+///
+/// Negative weights take information away. Sequential learning, federated rounds, merging with uncertainty and the
+/// removal of data are all this sum: `combine(&[(1.0, &a), (1.0, &b), (-1.0, &prior)])` is the posterior of the data of
+/// a and of b, both learned with that prior. Computed in f64, returned in the kind of the first.
+///
+/// # Errors
+/// No posterior, different parameters, a weight that is not finite, a precision that is not positive in the end (the
+/// error names the parameter).
+pub fn combine(weighted: &[(f64, &DiagonalGaussian)]) -> Result<DiagonalGaussian> {
+    let Some(((_, first), others)) = weighted.split_first() else {
+        return Err(Error::Posterior("combine needs at least one".to_owned()));
+    };
+    for (_, q) in others {
+        first.same_parameters(q)?;
+    }
+    if let Some((w, _)) = weighted.iter().find(|(w, _)| !w.is_finite()) {
+        return Err(Error::Posterior(format!("the weight {w} is not finite")));
+    }
+    let _no_grad = tch::no_grad_guard();
+    let entries = first.entries.iter().map(|e| {
+        let (kind, device) = (e.mean.kind(), e.mean.device());
+        let mut precision = Tensor::zeros(e.mean.size(), (Kind::Double, device));
+        let mut precision_mean = precision.copy();
+        for (w, q) in weighted {
+            let other = q.entry(&e.name).expect("same_parameters() has seen to it");
+            let s = other.precision.to_device(device).to_kind(Kind::Double) * *w;
+            precision_mean += &s * other.mean.to_device(device);
+            precision += s;
+        }
+        if precision.numel() > 0 {
+            let smallest = precision.min().double_value(&[]);
+            if smallest.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
+                return Err(Error::parameter(
+                    &e.name,
+                    format!("combining gives it a precision of {smallest:e}, which is not positive; use smaller negative weights"),
+                ));
+            }
+        }
+        Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
+    });
+    let entries = entries.collect::<Result<Vec<_>>>()?;
+    Ok(DiagonalGaussian::new(entries)?.with_seed(first.seed))
+}

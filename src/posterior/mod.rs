@@ -1,0 +1,7 @@
+//! Posteriors over weights.
+
+mod diagonal;
+mod predictive;
+
+pub use diagonal::{DiagonalGaussian, Natural, combine};
+pub use predictive::Predictive;

@@ -1,0 +1,91 @@
+//! Predictions averaged over a posterior.
+
+use super::DiagonalGaussian;
+use crate::expectation::Perturbed;
+use crate::gradient::IntoTensor;
+use crate::{Error, Params, Result, metrics};
+use tch::{Kind, Tensor};
+
+/// Class probabilities averaged over samples of a posterior, with two measures of uncertainty in nats.
+#[derive(Debug)]
+pub struct Predictive {
+    /// p̄ = (1/K) Σₖ p(·|x, θₖ), shape `[B, C]`.
+    pub mean: Tensor,
+    /// H(p̄), shape `[B]`: uncertainty in total.
+    pub entropy: Tensor,
+    /// H(p̄) - (1/K) Σₖ H(p(·|x, θₖ)) ≥ 0, shape `[B]`: the part that more data could resolve.
+    pub mutual_information: Tensor,
+    /// Number of samples K.
+    pub samples: usize,
+}
+
+impl DiagonalGaussian {
+    /// Monte-Carlo prediction: `probabilities` (shape `[B, C]`) is called with `samples` samples in the model's
+    /// variables one after the other, without gradients; afterwards the variables are as they were.
+    ///
+    /// # Errors
+    /// No samples, an output that is not `[B, C]` or not probabilities, the closure's own error, or a posterior that
+    /// does not fit the model.
+    pub fn predict<L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        samples: usize,
+        probabilities: impl FnMut() -> L,
+    ) -> Result<Predictive> {
+        let mut total: Option<(Tensor, Tensor)> = None;
+        self.each_sample(&params.into(), samples, probabilities, |p| {
+            if p.dim() != 2 {
+                return Err(Error::Posterior(format!(
+                    "the closure returned shape {:?}: expected probabilities [B, C]",
+                    p.size()
+                )));
+            }
+            let entropy = metrics::entropy(&p)?;
+            let p = p.to_kind(if p.kind() == Kind::Double { Kind::Double } else { Kind::Float });
+            total = Some(match total.take() {
+                None => (p, entropy),
+                Some((sum, entropies)) => (sum + p, entropies + entropy),
+            });
+            Ok(())
+        })?;
+        let (sum, entropies) = total.expect("each_sample calls at least once");
+        let mean = sum / samples as f64;
+        let entropy = metrics::entropy(&mean)?;
+        let mutual_information = (&entropy - entropies / samples as f64).clamp_min(0.0);
+        Ok(Predictive { mean, entropy, mutual_information, samples })
+    }
+
+    /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits, regressions).
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::predict`], but for the shape, which must only be the same each time.
+    pub fn predict_samples<L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        samples: usize,
+        outputs: impl FnMut() -> L,
+    ) -> Result<Tensor> {
+        let mut all = Vec::new();
+        self.each_sample(&params.into(), samples, outputs, |output| {
+            all.push(output);
+            Ok(())
+        })?;
+        Ok(Tensor::f_stack(&all, 0)?)
+    }
+
+    fn each_sample<L: IntoTensor>(
+        &self,
+        params: &Params,
+        samples: usize,
+        mut closure: impl FnMut() -> L,
+        mut take: impl FnMut(Tensor) -> Result<()>,
+    ) -> Result<()> {
+        crate::optim::rule::check::count("samples", samples)?;
+        let _no_grad = tch::no_grad_guard();
+        for k in 0..samples as u64 {
+            let _guard = Perturbed::enter(self.in_model(params, self.sample(k)?)?)?;
+            take(closure().into_tensor()?)?;
+        }
+        Ok(())
+    }
+}

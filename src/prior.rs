@@ -1,0 +1,117 @@
+//! The prior over the weights: isotropic, or yesterday's posterior.
+
+use crate::kernel::Field;
+use crate::params::Leaf;
+use crate::posterior::DiagonalGaussian;
+use crate::{Error, Params, Result};
+use tch::Tensor;
+
+/// The prior N(m₀, P₀⁻¹) of an optimizer, on the scale of the posterior's own precision (not divided by ess).
+///
+/// An optimizer's `weight_decay` is the shorthand for an isotropic prior of precision P₀ = ess·δ around zero. A
+/// `Prior` given to [`Rule::prior`](crate::Rule::prior) takes its place. In every step δ = P₀/ess with the ess of that
+/// optimizer, so the same posterior serves tasks of different size.
+#[derive(Debug)]
+pub struct Prior(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Isotropic { precision: f64 },
+    Posterior { q: DiagonalGaussian, elsewhere: Option<f64> },
+}
+
+impl Prior {
+    /// N(0, 1/precision) for every weight; precision ≥ 0.
+    pub fn isotropic(precision: f64) -> Self {
+        Prior(Kind::Isotropic { precision })
+    }
+
+    /// For a prior built from a posterior: parameters that the posterior does not know (new heads) get the isotropic
+    /// prior N(0, 1/(ess·δ)) instead of being an error. No effect on an isotropic prior.
+    #[must_use]
+    pub fn elsewhere(self, delta: f64) -> Self {
+        match self.0 {
+            Kind::Posterior { q, .. } => Prior(Kind::Posterior { q, elsewhere: Some(delta) }),
+            isotropic @ Kind::Isotropic { .. } => Prior(isotropic),
+        }
+    }
+
+    /// Errors if a number is out of range, or if the posterior has a parameter that the model has not.
+    pub(crate) fn check(&self, params: &Params) -> Result<()> {
+        use crate::optim::rule::check;
+        match &self.0 {
+            Kind::Isotropic { precision } => check::non_negative("prior precision", *precision),
+            Kind::Posterior { q, elsewhere } => {
+                elsewhere.map_or(Ok(()), |delta| check::non_negative("elsewhere", delta))?;
+                q.names().find(|name| params.find(name).is_none()).map_or(Ok(()), |name| {
+                    Err(Error::parameter(
+                        name,
+                        "the prior has it and the model has not; leave it out with posterior.select(..)",
+                    ))
+                })
+            }
+        }
+    }
+
+    /// (m₀, P₀) for one parameter; the scalar form counts as P₀ = `ess`·`elsewhere`.
+    pub(crate) fn of(&self, leaf: &Leaf, ess: f64) -> Result<PriorOf> {
+        match &self.0 {
+            Kind::Isotropic { precision } => Ok(PriorOf::Isotropic { delta: precision / ess }),
+            Kind::Posterior { q, elsewhere } => {
+                let Some(entry) = leaf.names.iter().find_map(|name| q.entry(name)) else {
+                    return elsewhere.map(|delta| PriorOf::Isotropic { delta }).ok_or_else(|| {
+                        Error::parameter(
+                            leaf.name(),
+                            "the prior does not know it; give such parameters an isotropic prior with .elsewhere(δ)",
+                        )
+                    });
+                };
+                if entry.mean.size() != leaf.tensor.size() {
+                    return Err(Error::parameter(
+                        leaf.name(),
+                        format!("the prior has shape {:?} and the model {:?}", entry.mean.size(), leaf.tensor.size()),
+                    ));
+                }
+                let like = |t: &Tensor| t.to_device(leaf.tensor.device()).to_kind(leaf.state_kind()).contiguous();
+                let _no_grad = tch::no_grad_guard();
+                Ok(PriorOf::Posterior { mean: like(&entry.mean), precision: like(&entry.precision) })
+            }
+        }
+    }
+}
+
+impl From<&DiagonalGaussian> for Prior {
+    fn from(q: &DiagonalGaussian) -> Self {
+        Prior(Kind::Posterior { q: q.shallow_clone(), elsewhere: None })
+    }
+}
+
+impl From<DiagonalGaussian> for Prior {
+    fn from(q: DiagonalGaussian) -> Self {
+        Prior(Kind::Posterior { q, elsewhere: None })
+    }
+}
+
+/// The prior of one parameter.
+#[derive(Debug)]
+pub(crate) enum PriorOf {
+    Isotropic { delta: f64 },
+    Posterior { mean: Tensor, precision: Tensor },
+}
+
+impl PriorOf {
+    pub(crate) fn is_posterior(&self) -> bool {
+        matches!(self, PriorOf::Posterior { .. })
+    }
+
+    /// (m₀, δ) as an update takes them.
+    pub(crate) fn fields(&self, ess: f64) -> [Field; 2] {
+        match self {
+            PriorOf::Isotropic { delta } => [Field::Number(0.0), Field::Number(*delta)],
+            PriorOf::Posterior { mean, precision } => {
+                let _no_grad = tch::no_grad_guard();
+                [Field::Tensor(mean.shallow_clone()), Field::Tensor(precision / ess)]
+            }
+        }
+    }
+}
