@@ -152,11 +152,14 @@ fn validate(loss: &Tensor, losses: Option<&Tensor>) -> Result<Option<i64>> {
     }
 }
 
-/// For each parameter the taps (by index) that use it.
+/// The index of a tap, and how the per-example gradients of a parameter that it uses follow from it.
+type Match<'a> = (usize, &'a dyn Rule);
+
+/// For each parameter the taps that use it.
 ///
 /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's data
 /// were swapped for a perturbation.
-fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<(usize, &'a dyn Rule)>>> {
+fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
     let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
     for (p, (_, tensor)) in params.iter().enumerate() {
         at_address.entry(tensor.data_ptr()).or_default().push(p);
@@ -279,7 +282,7 @@ impl Parameter<'_> {
         // attention's keys), whose gradients are nothing but rounding errors.
         let own = norm(&g)?.max(root_sum(c, self.batch)?);
         // NaN passes: a gradient that is not finite is reported as such by its reader.
-        Ok(!(error > self.tolerance() * own.max(all / 100.0)))
+        Ok(error.is_nan() || error <= self.tolerance() * own.max(all / 100.0))
     }
 
     /// About ten unit round-offs of the least exact arithmetic that may be at work: bf16 (2⁻⁹, and f16 loses more to its
@@ -339,7 +342,7 @@ fn one_by_one(
         for (sum, g) in sums.iter_mut().zip(gradients) {
             if g.defined() {
                 let g = g.f_totype(sum.kind())?;
-                sum.f_addcmul_(&g, &g)?;
+                let _ = sum.f_addcmul_(&g, &g)?;
             }
         }
     }
