@@ -393,7 +393,7 @@ fn inputs_without_a_batch_are_not_tapped() {
         assert!(tape.taps().is_empty(), "{module:?}");
     }
     // With a batch, the first four are tapped.
-    let (_, tape) = Tape::record(|| {
+    let ((), tape) = Tape::record(|| {
         for (module, x) in &modules[..4] {
             let _ = module.forward(&x.unsqueeze(0));
         }
@@ -439,12 +439,12 @@ fn gradients_that_vanish_but_for_rounding_pass_the_check() {
     let named = named(&vs);
     let found = per_example(&loss, None, &tape, &borrowed(&named), true).unwrap();
     assert_eq!(named[0].0, "c.bias");
-    let size = |p: usize| norm_of(&found.gradient[p]);
+    let size = |p: usize| norm_of(found.gradient[p].as_ref());
     assert!(size(0) < 1e-4 * size(1), "{} {}", size(0), size(1));
 }
 
-fn norm_of(x: &Option<Tensor>) -> f64 {
-    x.as_ref().map_or(f64::NAN, |x| x.norm().double_value(&[]))
+fn norm_of(x: Option<&Tensor>) -> f64 {
+    x.map_or(f64::NAN, |x| x.norm().double_value(&[]))
 }
 
 #[test]
@@ -476,7 +476,7 @@ fn gradients_that_are_not_finite_are_handed_on() {
     let x = &net.x * f64::NAN;
     let losses = || losses_of(&net.second.forward(&net.first.forward(&x)));
     let [without, _] = net.both(true, losses);
-    assert!(norm_of(&without.unwrap().gradient[0]).is_nan());
+    assert!(norm_of(without.unwrap().gradient[0].as_ref()).is_nan());
 }
 
 #[test]
