@@ -30,7 +30,11 @@ pub(crate) struct PerExample {
     pub gradient: Vec<Option<Tensor>>,
     /// c, f64 for parameters in f64 and f32 for all others.
     pub squares: Vec<Option<Tensor>>,
+    /// Whether the check found a parameter that is used outside the tapped layers too, so that a later call without the
+    /// check would give wrong squares for it.
+    pub mixed: bool,
     /// B; 0 if the loss depends on none of the parameters and came without per-example losses.
+    #[cfg_attr(not(test), allow(dead_code))]
     pub batch: i64,
 }
 
@@ -41,7 +45,8 @@ pub(crate) struct PerExample {
 ///   tapped, at the price of B backward passes for those.
 /// * `params`: name and leaf of each parameter; all require gradients.
 /// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers. It costs about
-///   as much as the squares do and reads values back from the device; once per model is enough.
+///   as much as the squares do and reads values back from the device; once per model is enough, unless the result is
+///   [`PerExample::mixed`].
 ///
 /// Without `losses`, one backward pass and the graph is freed. Call with gradients enabled.
 ///
@@ -70,7 +75,7 @@ fn in_chunks(
     let count = params.len();
     if params.is_empty() {
         // A backward pass with respect to nothing would accumulate into every leaf's `.grad`.
-        return Ok(PerExample { gradient: Vec::new(), squares: Vec::new(), batch: given.unwrap_or(0) });
+        return Ok(PerExample { gradient: Vec::new(), squares: Vec::new(), mixed: false, batch: given.unwrap_or(0) });
     }
 
     let matched = match_uses(tape, params)?;
@@ -113,6 +118,7 @@ fn in_chunks(
             squares[p] = Some(Parameter { tensor: params[p].1, uses, batch, elements }.squares()?);
         }
     }
+    let mut mixed = false;
     if check {
         let all = global_scale(&squares, batch)?;
         for &p in &used {
@@ -126,6 +132,7 @@ fn in_chunks(
                         params[p].0
                     )));
                 }
+                mixed = true;
                 untapped.push(p);
             }
         }
@@ -134,7 +141,7 @@ fn in_chunks(
     if let Some(losses) = losses {
         one_by_one(losses, params, &untapped, &mut squares)?;
     }
-    Ok(PerExample { gradient, squares, batch })
+    Ok(PerExample { gradient, squares, mixed, batch })
 }
 
 /// The number of per-example losses, if they are given.

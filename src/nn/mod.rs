@@ -36,8 +36,6 @@ mod embedding;
 mod group_norm;
 mod layer_norm;
 mod linear;
-// Until the driver uses it.
-#[allow(dead_code)]
 pub(crate) mod tape;
 
 pub use conv2d::{Conv2D, conv2d};

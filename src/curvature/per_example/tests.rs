@@ -77,7 +77,7 @@ fn agrees(vs: &VarStore, tol: f64, forward: impl Fn() -> Tensor) {
         for check in [true, false] {
             let (loss, tape) = Tape::record(|| losses_of(&forward()).mean(None::<Kind>));
             let found = in_chunks(elements, &loss, None, &tape, &params, check).unwrap();
-            assert_eq!(found.batch, losses.size()[0]);
+            assert_eq!((found.batch, found.mixed), (losses.size()[0], false));
             assert_matches(&found, &expected, &params, tol);
         }
     }
@@ -343,7 +343,9 @@ fn parameters_used_by_hand_too_are_found_out_by_the_check() {
         let [without, with] = net.both(true, losses);
         let text = message(without);
         assert!(text.contains("`second.weight`") && text.contains("outside of them"), "{text}");
-        net.assert_right(&with.unwrap(), losses, tol);
+        let with = with.unwrap();
+        assert!(with.mixed);
+        net.assert_right(&with, losses, tol);
         // Without the check, nobody notices.
         let [without, _] = net.both(false, losses);
         assert_eq!(without.unwrap().batch, 6);
