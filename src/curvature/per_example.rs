@@ -30,7 +30,11 @@ pub(crate) struct PerExample {
     pub gradient: Vec<Option<Tensor>>,
     /// c, f64 for parameters in f64 and f32 for all others.
     pub squares: Vec<Option<Tensor>>,
+    /// Whether the check found a parameter that is used outside the tapped layers too, so that a later call without the
+    /// check would give wrong squares for it.
+    pub mixed: bool,
     /// B; 0 if the loss depends on none of the parameters and came without per-example losses.
+    #[cfg_attr(not(test), allow(dead_code))]
     pub batch: i64,
 }
 
@@ -41,7 +45,8 @@ pub(crate) struct PerExample {
 ///   tapped, at the price of B backward passes for those.
 /// * `params`: name and leaf of each parameter; all require gradients.
 /// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers. It costs about
-///   as much as the squares do and reads values back from the device; once per model is enough.
+///   as much as the squares do and reads values back from the device; once per model is enough, unless the result is
+///   [`PerExample::mixed`].
 ///
 /// Without `losses`, one backward pass and the graph is freed. Call with gradients enabled.
 ///
@@ -70,7 +75,7 @@ fn in_chunks(
     let count = params.len();
     if params.is_empty() {
         // A backward pass with respect to nothing would accumulate into every leaf's `.grad`.
-        return Ok(PerExample { gradient: Vec::new(), squares: Vec::new(), batch: given.unwrap_or(0) });
+        return Ok(PerExample { gradient: Vec::new(), squares: Vec::new(), mixed: false, batch: given.unwrap_or(0) });
     }
 
     let matched = match_uses(tape, params)?;
@@ -113,6 +118,7 @@ fn in_chunks(
             squares[p] = Some(Parameter { tensor: params[p].1, uses, batch, elements }.squares()?);
         }
     }
+    let mut mixed = false;
     if check {
         let all = global_scale(&squares, batch)?;
         for &p in &used {
@@ -126,6 +132,7 @@ fn in_chunks(
                         params[p].0
                     )));
                 }
+                mixed = true;
                 untapped.push(p);
             }
         }
@@ -134,7 +141,7 @@ fn in_chunks(
     if let Some(losses) = losses {
         one_by_one(losses, params, &untapped, &mut squares)?;
     }
-    Ok(PerExample { gradient, squares, batch })
+    Ok(PerExample { gradient, squares, mixed, batch })
 }
 
 /// The number of per-example losses, if they are given.
@@ -152,11 +159,14 @@ fn validate(loss: &Tensor, losses: Option<&Tensor>) -> Result<Option<i64>> {
     }
 }
 
-/// For each parameter the taps (by index) that use it.
+/// The index of a tap, and how the per-example gradients of a parameter that it uses follow from it.
+type Match<'a> = (usize, &'a dyn Rule);
+
+/// For each parameter the taps that use it.
 ///
 /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's data
 /// were swapped for a perturbation.
-fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<(usize, &'a dyn Rule)>>> {
+fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
     let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
     for (p, (_, tensor)) in params.iter().enumerate() {
         at_address.entry(tensor.data_ptr()).or_default().push(p);
@@ -279,7 +289,7 @@ impl Parameter<'_> {
         // attention's keys), whose gradients are nothing but rounding errors.
         let own = norm(&g)?.max(root_sum(c, self.batch)?);
         // NaN passes: a gradient that is not finite is reported as such by its reader.
-        Ok(!(error > self.tolerance() * own.max(all / 100.0)))
+        Ok(error.is_nan() || error <= self.tolerance() * own.max(all / 100.0))
     }
 
     /// About ten unit round-offs of the least exact arithmetic that may be at work: bf16 (2⁻⁹, and f16 loses more to its
@@ -339,7 +349,7 @@ fn one_by_one(
         for (sum, g) in sums.iter_mut().zip(gradients) {
             if g.defined() {
                 let g = g.f_totype(sum.kind())?;
-                sum.f_addcmul_(&g, &g)?;
+                let _ = sum.f_addcmul_(&g, &g)?;
             }
         }
     }

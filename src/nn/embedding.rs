@@ -72,7 +72,7 @@ impl Rule for Table {
         let flat = Tensor::f_embedding_dense_backward(delta, &self.keys(first, delta)?, b * self.entries, -1, false)?;
         let gradients = flat.f_reshape([b, self.entries, dim])?;
         if (0..self.entries).contains(&self.padding_idx) {
-            gradients.f_narrow(1, self.padding_idx, 1)?.f_zero_()?;
+            let _ = gradients.f_narrow(1, self.padding_idx, 1)?.f_zero_()?;
         }
         Ok(gradients)
     }

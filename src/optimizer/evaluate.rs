@@ -71,15 +71,15 @@ impl<R: Rule> Optimizer<R> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         let per_example = self.config.curvature() == Curvature::PerExample;
-        let (found, squares) = if per_example {
+        let (found, squares, mixed) = if per_example {
             let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
             let found =
                 curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
-            (found.gradient, found.squares)
+            (found.gradient, found.squares, found.mixed)
         } else {
             let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
             let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
-            (found.into_iter().map(|g| g.defined().then_some(g)).collect(), Vec::new())
+            (found.into_iter().map(|g| g.defined().then_some(g)).collect(), Vec::new(), false)
         };
         let _no_grad = tch::no_grad_guard();
         let spread = |found: Vec<Option<Tensor>>| {
@@ -107,7 +107,7 @@ impl<R: Rule> Optimizer<R> {
                 squares
             }
         };
-        self.taps_checked = true;
+        self.taps_checked = !mixed;
         self.last.get_or_insert_default().gradient_norm = norm;
         Ok(Sums {
             weight: loss.weight(),

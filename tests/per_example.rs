@@ -1,0 +1,35 @@
+//! Online Gauss-Newton steps do not depend on how the per-example gradients are had.
+
+use tch::nn::{LinearConfig, Module, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_blr::{Rule, Von, nn};
+
+/// Means and Hessians after each of three steps on y = W a + sin(W a)/5, with `first` for the first W a.
+fn trajectory(first: impl Fn(&nn::Linear, &Tensor) -> Tensor) -> Vec<Tensor> {
+    let mut vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 3, 2, LinearConfig { bias: false, ..Default::default() });
+    vs.double();
+    let values = |n: i64| Tensor::arange(n, (Kind::Double, Device::Cpu)).sin();
+    tch::no_grad(|| layer.ws.shallow_clone().copy_(&values(6).view([2, 3])));
+    let x = values(15).view([5, 3]) + 0.3;
+    let mut opt = Von::ogn().ess(5.0).beta2(0.5).build(&vs, 0.1).unwrap();
+    let mut states = Vec::new();
+    for _ in 0..3 {
+        let losses = || {
+            let y: Tensor = first(&layer, &x) + x.matmul(&layer.ws.tr()).sin() * 0.2;
+            (y - 1.0).square().sum_dim_intlist(1, false, None::<Kind>)
+        };
+        opt.step(losses).unwrap();
+        states.extend([layer.ws.detach().copy(), opt.state("weight", "hess").unwrap().copy()]);
+    }
+    states
+}
+
+#[test]
+fn a_weight_used_in_a_layer_and_by_hand_is_right_in_every_step() {
+    let mixed = trajectory(Module::forward);
+    let by_hand = trajectory(|layer, x| x.matmul(&layer.ws.tr()));
+    for (step, (a, b)) in mixed.iter().zip(&by_hand).enumerate() {
+        assert!(a.allclose(b, 1e-12, 1e-14, false), "{step}: {a} {b}");
+    }
+}
