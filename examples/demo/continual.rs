@@ -1,0 +1,61 @@
+//! Yesterday's posterior as today's prior.
+
+use crate::Outcome;
+use crate::digits::{Digits, rotate90};
+use crate::model::{Mlp, accuracy, train};
+use serde_json::{Value, json};
+use tch_blr::{Ivon, Prior, Rule};
+
+const EPOCHS: u64 = 3;
+const BATCH: usize = 128;
+const LR: f64 = 5.0;
+
+fn ivon(examples: usize) -> Ivon {
+    Ivon::default().ess(examples as f64).hess_init(0.01).beta2(0.9995).weight_decay(1e-4)
+}
+
+pub fn run(data: &Digits) -> Outcome<Value> {
+    let n = data.train_len();
+    let (x, y) = (&data.train_images, &data.train_labels);
+    let (rotated, rotated_test) = (rotate90(x), rotate90(&data.test_images));
+
+    tch::manual_seed(0);
+    let net = Mlp::new(&[784, 100, 100, 10]);
+    let mut first = ivon(n).build(&net.vs, LR)?;
+    train("upright", &net, &mut first, (x, y), (EPOCHS, BATCH), 0)?;
+    let sigma = first.diagnostics()?.sigma;
+    let yesterday = first.posterior()?;
+    let alone = accuracy(&net, &data.test_images, &data.test_labels)?;
+
+    let rotated_after = |what: &str, prior: Option<Prior>| -> Outcome<(f64, f64)> {
+        yesterday.copy_mean_to(&net.vs)?;
+        let mut second = match prior {
+            Some(prior) => ivon(n).prior(prior).build(&net.vs, LR)?,
+            None => ivon(n).build(&net.vs, LR)?,
+        };
+        train(what, &net, &mut second, (&rotated, y), (EPOCHS, BATCH), 100)?;
+        let (up, on_side) = (&data.test_images, &rotated_test);
+        Ok((accuracy(&net, up, &data.test_labels)?, accuracy(&net, on_side, &data.test_labels)?))
+    };
+    let with = rotated_after("rotated, with that prior", Some(Prior::from(&yesterday)))?;
+    let without = rotated_after("rotated, with an isotropic prior", None)?;
+
+    let percent = |(upright, rotated): (f64, f64)| format!("{:>6.1} %  {:>6.1} %", 100.0 * upright, 100.0 * rotated);
+    println!("\n  {:<38} upright   rotated", "accuracy on");
+    println!("  {:<38} {:>6.1} %", "after the upright digits", 100.0 * alone);
+    println!("  {:<38} {}", "then rotated, isotropic prior", percent(without));
+    println!("  {:<38} {}", "then rotated, the posterior as prior", percent(with));
+    println!("  (posterior after the upright digits: σ from {:.1e} to {:.1e})", sigma.min, sigma.max);
+    let pair = |(upright, rotated): (f64, f64)| json!({"upright": upright, "rotated": rotated});
+    Ok(json!({"upright_before": alone, "posterior_as_prior": pair(with), "isotropic_prior": pair(without)}))
+}
+
+/// The point of the second part: at least 30 points of accuracy on the first task.
+pub fn check(report: &Value) -> Outcome<()> {
+    let upright = |prior: &str| report[prior]["upright"].as_f64().unwrap_or(f64::NAN);
+    let gain = 100.0 * (upright("posterior_as_prior") - upright("isotropic_prior"));
+    if gain >= 30.0 {
+        return Ok(());
+    }
+    Err(format!("the posterior as prior keeps {gain:.1} points of accuracy on the upright digits: expected at least 30").into())
+}
