@@ -311,11 +311,24 @@ fn run<R: Rule>(rule: R, kind: Kind, transposed: bool, random: &[f64]) -> Vec<Ve
     std::iter::once(values(&w)).chain(state).collect()
 }
 
-fn same_on_both<R: Rule>(rule: R, random: &[f64]) -> Result<(), TestCaseError> {
-    for kind in [Kind::Float, Kind::Double] {
+/// How far the two back-ends may be apart, in units of the last place of 1 + |x|.
+///
+/// libtorch's square root is MKL's, which is one unit off in a sixth (f32) or a hundredth (f64) of all cases; rows that
+/// take none on the way must agree in every bit.
+#[derive(PartialEq)]
+enum Roots {
+    None,
+    /// One per step, the first of which the later steps carry on.
+    Some,
+}
+
+fn same_on_both<R: Rule>(rule: R, roots: Roots, random: &[f64]) -> Result<(), TestCaseError> {
+    for (kind, epsilon) in [(Kind::Float, f64::from(f32::EPSILON)), (Kind::Double, f64::EPSILON)] {
+        let tolerance = if roots == Roots::None { 0.0 } else { 32.0 * epsilon };
         let (lanes, tensors) = (run(rule, kind, false, random), run(rule, kind, true, random));
-        prop_assert!(lanes.iter().flatten().all(|x| x.is_finite()), "{:?} {:?}", rule, lanes);
-        prop_assert_eq!(lanes, tensors, "{:?} {:?}", rule, kind);
+        for (a, b) in lanes.iter().flatten().zip(tensors.iter().flatten()) {
+            prop_assert!((a - b).abs() <= tolerance * (1.0 + a.abs()), "{rule:?} {kind:?}: {a} {b}");
+        }
     }
     Ok(())
 }
@@ -325,24 +338,24 @@ proptest! {
 
     #[test]
     fn every_row_is_the_same_on_memory_and_on_tensors(random in prop::collection::vec(-2.0..2.0, 12 + 24 * STEPS)) {
-        same_on_both(Sgd::default().momentum(0.9).nesterov(true).weight_decay(0.1), &random)?;
-        same_on_both(Sgd::default().momentum(0.9).dampening(0.3), &random)?;
+        same_on_both(Sgd::default().momentum(0.9).nesterov(true).weight_decay(0.1), Roots::None, &random)?;
+        same_on_both(Sgd::default().momentum(0.9).dampening(0.3), Roots::None, &random)?;
         for centered in [false, true] {
-            same_on_both(RmsProp::default().momentum(0.9).centered(centered).weight_decay(0.1), &random)?;
+            same_on_both(RmsProp::default().momentum(0.9).centered(centered).weight_decay(0.1), Roots::Some, &random)?;
         }
         for amsgrad in [false, true] {
-            same_on_both(Adam::default().amsgrad(amsgrad).weight_decay(0.1), &random)?;
-            same_on_both(AdamW::default().amsgrad(amsgrad).weight_decay(0.1), &random)?;
+            same_on_both(Adam::default().amsgrad(amsgrad).weight_decay(0.1), Roots::Some, &random)?;
+            same_on_both(AdamW::default().amsgrad(amsgrad).weight_decay(0.1), Roots::Some, &random)?;
         }
         let ivon = Ivon::default().ess(10.0).beta2(0.9);
-        same_on_both(ivon.clip_radius(0.1), &random)?;
-        same_on_both(ivon.mc_samples(2).antithetic(true).rescale_lr(false).debias(false), &random)?;
-        same_on_both(ivon.estimator(HessianEstimator::SquaredGradient { scale: 3.0 }), &random)?;
+        same_on_both(ivon.clip_radius(0.1), Roots::Some, &random)?;
+        same_on_both(ivon.mc_samples(2).antithetic(true).rescale_lr(false).debias(false), Roots::Some, &random)?;
+        same_on_both(ivon.estimator(HessianEstimator::SquaredGradient { scale: 3.0 }), Roots::Some, &random)?;
         let von = Von::default().ess(10.0).beta2(0.9).damping(0.1).temperature(0.5).warmup_from(0.1).warmup_steps(3);
-        same_on_both(von, &random)?;
-        same_on_both(von.expectation(Expectation::Delta).hess_from_first_batch(true), &random)?;
-        same_on_both(von.curvature(VonCurvature::Price).precision_in_step(PrecisionInStep::Old), &random)?;
+        same_on_both(von, Roots::Some, &random)?;
+        same_on_both(von.expectation(Expectation::Delta).hess_from_first_batch(true), Roots::None, &random)?;
+        same_on_both(von.curvature(VonCurvature::Price).precision_in_step(PrecisionInStep::Old), Roots::Some, &random)?;
         let heavy = von.momentum(Momentum::HeavyBall).debias(false).prior_in_momentum(true);
-        same_on_both(heavy.expectation(Expectation::Antithetic { pairs: 1 }), &random)?;
+        same_on_both(heavy.expectation(Expectation::Antithetic { pairs: 1 }), Roots::Some, &random)?;
     }
 }
