@@ -48,8 +48,8 @@ config! {
     /// ```
     ///
     /// The prior's pull stands in one of the two brackets. The damping γ limits the noise as well as the step, so it is
-    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ to τ during
-    /// `warmup_steps` steps.
+    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the
+    /// first step to τ after `warmup_steps` steps.
     ///
     /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior.
     ///
@@ -132,7 +132,8 @@ impl Von {
 
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
-        let progress = if t >= self.warmup_steps { 1.0 } else { t.saturating_sub(1) as f64 / self.warmup_steps as f64 };
+        let done = t.saturating_sub(1);
+        let progress = if done >= self.warmup_steps { 1.0 } else { done as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
 }
