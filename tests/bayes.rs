@@ -271,13 +271,19 @@ fn a_prior_stays_where_it_was() {
     let w = weight(&[1.0, -2.0]);
     let mut first = Ivon::default().ess(10.0).noise(Philox { seed: 1 }).build(params(&w), 0.1).unwrap();
     first.step(|| w.square()).unwrap();
-    let q = first.posterior().unwrap();
-    let before = [values(q.mean("w").unwrap()), values(q.precision("w").unwrap())];
-    let mut next = Ivon::default().ess(10.0).prior(&q).noise(Philox { seed: 2 }).build(params(&w), 0.1).unwrap();
-    next.step(|| w.square()).unwrap();
+    let learned = first.posterior().unwrap();
+    // As a Laplace approximation would be built, from the model's own variable.
+    let precision = learned.precision("w").unwrap().copy();
+    let built = DiagonalGaussian::new([("w", w.shallow_clone(), precision)]).unwrap();
+    let before = [values(learned.mean("w").unwrap()), values(learned.precision("w").unwrap())];
+    for q in [&learned, &built] {
+        let mut next = Ivon::default().ess(10.0).prior(q).noise(Philox { seed: 2 }).build(params(&w), 0.1).unwrap();
+        next.step(|| w.square()).unwrap();
+    }
     first.step(|| w.square()).unwrap();
     assert_ne!(values(&w), before[0]);
-    is(&q, &before, 0.0);
+    is(&learned, &before, 0.0);
+    is(&built, &before, 0.0);
 }
 
 /// Two heads on one body: heads that a task does not use stay as they are, new ones start from their own prior.
