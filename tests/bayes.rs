@@ -254,7 +254,7 @@ fn old() -> DiagonalGaussian {
 fn under_a_posterior_as_prior_the_precision_starts_there() {
     fn starts_there<R: GaussianRule>(rule: R) {
         let w = weight(&[1.0, 1.0, 1.0]);
-        let opt = rule.prior(&old()).build(params(&w), 0.1).unwrap();
+        let opt = rule.prior(old()).build(params(&w), 0.1).unwrap();
         is(&opt.posterior().unwrap(), &[vec![1.0; 3], vec![3.0, 40.0, 0.2]], 1e-14);
         assert_eq!(state(&opt, "hess"), [0.0; 3]);
     }
@@ -355,7 +355,7 @@ fn a_prior_keeps_its_precision_when_the_effective_sample_size_changes() {
 fn delta_rows_are_pulled_to_the_prior() {
     fn pulled<R: Rule>(rule: R, ess: f64) {
         let [with, without] = [weight(&[0.2, -0.5, 0.3]), weight(&[0.2, -0.5, 0.3])];
-        let mut a = rule.prior(&old()).build(params(&with), 0.05).unwrap();
+        let mut a = rule.prior(old()).build(params(&with), 0.05).unwrap();
         let mut b = rule.build(params(&without), 0.05).unwrap();
         let (m0, p0) = (old().mean("w").unwrap().copy(), old().precision("w").unwrap().copy());
         for _ in 0..20 {
@@ -380,7 +380,7 @@ fn priors_are_centred_at_their_mean() {
         let mut runs = [0.0, shift].map(|m0| {
             let w = weight(&[0.2 + m0, -0.5 + m0, 0.3 + m0]);
             let prior = posterior(&[m0; 3], &[3.0; 3]);
-            let mut opt = rule.prior(&prior).noise(Philox { seed: 9 }).build(params(&w), 0.05).unwrap();
+            let mut opt = rule.prior(prior).noise(Philox { seed: 9 }).build(params(&w), 0.05).unwrap();
             for _ in 0..20 {
                 opt.step(|| tanh_losses(&(&w - m0))).unwrap();
             }
@@ -434,7 +434,7 @@ fn noise_is_as_wide_as_prior_and_curvature_say() {
     let w = weight(&[0.5; 3]);
     let z = [[0.3, -1.0, 2.0], [1.5, 0.2, -0.7]];
     let noise = Given(z.iter().map(|z| vec![vec![Tensor::from_slice(z)]]).collect());
-    let mut opt = Ivon::default().ess(20.0).beta2(0.9).prior(&old()).noise(noise).build(params(&w), 0.1).unwrap();
+    let mut opt = Ivon::default().ess(20.0).beta2(0.9).prior(old()).noise(noise).build(params(&w), 0.1).unwrap();
     for z in z {
         let q = opt.posterior().unwrap();
         let (m, s) = (values(q.mean("w").unwrap()), values(q.precision("w").unwrap()));

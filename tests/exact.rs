@@ -2,6 +2,9 @@
 //!
 //! "Reference" is the collection of float64 values computed independently of this crate when it was designed.
 
+// Digits as the reference has them.
+#![allow(clippy::unreadable_literal)]
+
 mod support;
 
 use support::{

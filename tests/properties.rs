@@ -67,7 +67,7 @@ proptest! {
 /// h = 1, δ = 0.1, r = ½ (reference): far outliers of either sign make a large precision, never a negative one.
 #[test]
 fn outliers_make_a_large_precision() {
-    for (f, expected) in [(-5.0, 2.190909), (-50.0, 271.168), (50.0, 298.441)] {
+    for (f, expected) in [(-5.0, 2.190_909), (-50.0, 271.168), (50.0, 298.441)] {
         for (_, new, _) in improved(1.0, 0.1, 0.5, f) {
             // To the digits of the reference.
             close(new / expected, 1.0, 2e-6);
@@ -187,7 +187,7 @@ proptest! {
     }
 }
 
-/// E_q\[ln q - ln p\] over 400 samples of 2000 weights, within four standard errors.
+/// The mean of ln q - ln p over 400 samples of 2000 weights, within four standard errors.
 #[test]
 fn divergence_is_the_expected_log_ratio() {
     let n = 2000;
@@ -315,7 +315,7 @@ fn run<R: Rule>(rule: R, kind: Kind, transposed: bool, random: &[f64]) -> Vec<Ve
 ///
 /// libtorch's square root is MKL's, which is one unit off in a sixth (f32) or a hundredth (f64) of all cases; rows that
 /// take none on the way must agree in every bit.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Roots {
     None,
     /// One per step, the first of which the later steps carry on.
