@@ -354,15 +354,18 @@ fn a_prior_keeps_its_precision_when_the_effective_sample_size_changes() {
 #[test]
 fn delta_rows_are_pulled_to_the_prior() {
     fn pulled<R: Rule>(rule: R, ess: f64) {
-        let [with, without] = [weight(&[0.2, -0.5, 0.3]), weight(&[0.2, -0.5, 0.3])];
-        let mut a = rule.prior(old()).build(params(&with), 0.05).unwrap();
-        let mut b = rule.build(params(&without), 0.05).unwrap();
-        let (m0, p0) = (old().mean("w").unwrap().copy(), old().precision("w").unwrap().copy());
-        for _ in 0..20 {
-            a.step(|| tanh_losses(&with).mean(Kind::Double)).unwrap();
-            let penalty = || (&p0 * (&without - &m0).square()).sum(Kind::Double) * (0.5 / ess);
-            b.step(|| tanh_losses(&without).mean(Kind::Double) + penalty()).unwrap();
-            all_close(&values(&with), &values(&without), 1e-12);
+        // An isotropic prior is the same term, also where the weight decay is another thing (AdamW).
+        for (prior, q) in [(Prior::from(old()), old()), (Prior::isotropic(3.0), posterior(&[0.0; 3], &[3.0; 3]))] {
+            let [with, without] = [weight(&[0.2, -0.5, 0.3]), weight(&[0.2, -0.5, 0.3])];
+            let mut a = rule.prior(prior).build(params(&with), 0.05).unwrap();
+            let mut b = rule.build(params(&without), 0.05).unwrap();
+            let (m0, p0) = (q.mean("w").unwrap(), q.precision("w").unwrap());
+            for _ in 0..20 {
+                a.step(|| tanh_losses(&with).mean(Kind::Double)).unwrap();
+                let penalty = || (p0 * (&without - m0).square()).sum(Kind::Double) * (0.5 / ess);
+                b.step(|| tanh_losses(&without).mean(Kind::Double) + penalty()).unwrap();
+                all_close(&values(&with), &values(&without), 1e-12);
+            }
         }
     }
     pulled(Adam::default().ess(20.0), 20.0);
