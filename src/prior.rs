@@ -1,6 +1,7 @@
 //! The prior over the weights: isotropic, or yesterday's posterior.
 
 use crate::kernel::Field;
+use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Result};
@@ -51,6 +52,19 @@ impl Prior {
                 })
             }
         }
+    }
+
+    /// δ of an isotropic prior.
+    pub(crate) fn isotropic_delta(&self, ess: f64) -> Option<f64> {
+        if let Kind::Isotropic { precision } = self.0 { Some(precision / ess) } else { None }
+    }
+
+    /// An isotropic prior is the row's weight decay, so that all that depends on the one depends on the other (the
+    /// rescaled learning rate of [`Ivon`](crate::Ivon)); but not in a row whose decay is no prior.
+    pub(crate) fn as_weight_decay<R: Rule>(&self, config: R) -> R {
+        let is_prior = config.with_weight_decay(1.0).isotropic_delta() == 1.0;
+        let delta = config.effective_sample_size().and_then(|ess| self.isotropic_delta(ess));
+        delta.filter(|_| is_prior).map_or(config, |delta| config.with_weight_decay(delta))
     }
 
     /// (m₀, P₀) for one parameter; the scalar form counts as P₀ = `ess`·`elsewhere`.

@@ -94,3 +94,33 @@ impl Rule for Adam {
 
 impl DeltaRule for Adam {}
 impl GaussianRule for Adam {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Second step: u = 3 + 0.5·(1+1) = 4, b = ½·1 + ½·4 = 2.5, v = ¾·1 + ¼·16 = 4.75, 1-β₁² = 0.75, 1-β₂² = 0.4375.
+    #[test]
+    fn one_step_by_hand() {
+        let rule = Adam::default().lr(0.3).beta1(0.5).beta2(0.75).eps(1.0).ess(10.0);
+        let site = Site { mean: 1.0, gradient: 3.0, curvature: 0.0, prior_mean: -1.0, delta: 0.5 };
+        for (rule, largest, scale) in
+            [(rule, 9.0, 4.75), (rule.amsgrad(true), 9.0, 9.0), (rule.amsgrad(true), 2.0, 4.75)]
+        {
+            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let (m, state) = rule.update(k, site, [1.0, 1.0, largest]);
+            let root = (scale / 0.4375_f64).sqrt();
+            assert!((m - (1.0 - 0.4 * 2.5 / (root + 1.0))).abs() < 1e-15, "{m}");
+            assert_eq!(state[..2], [2.5, 4.75]);
+            assert_eq!(state[2], if rule.amsgrad { scale } else { largest });
+            assert!((rule.precision(k, 0.5, state) - 10.0 * (root + 0.5)).abs() < 1e-13);
+        }
+    }
+
+    /// Kingma and Ba (2015), algorithm 1.
+    #[test]
+    fn defaults_are_those_of_the_paper() {
+        let Adam { lr, beta1, beta2, eps, amsgrad, weight_decay, ess } = Adam::default();
+        assert_eq!((lr, beta1, beta2, eps, amsgrad, weight_decay, ess), (1e-3, 0.9, 0.999, 1e-8, false, 0.0, None));
+    }
+}

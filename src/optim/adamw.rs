@@ -90,3 +90,27 @@ impl Rule for AdamW {
 
 impl DeltaRule for AdamW {}
 impl GaussianRule for AdamW {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second step of the test of [`Adam`], from (1 - 0.3·0.2)·1; the prior pulls from the old mean.
+    #[test]
+    fn one_step_by_hand() {
+        let rule = AdamW::default().lr(0.3).beta1(0.5).beta2(0.75).eps(1.0).weight_decay(0.2);
+        for (gradient, delta) in [(4.0, 0.0), (3.0, 0.5)] {
+            let site = Site { mean: 1.0, gradient, curvature: 0.0, prior_mean: -1.0, delta };
+            let (m, state) = rule.update(rule.coefficients(When { t: 2, lr_factor: 1.0 }), site, [1.0, 1.0, 0.0]);
+            assert!((m - (0.94 - 1.0 / ((4.75_f64 / 0.4375).sqrt() + 1.0))).abs() < 1e-15, "{m}");
+            assert_eq!(state, [2.5, 4.75, 0.0]);
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_torch() {
+        let AdamW { lr, beta1, beta2, eps, amsgrad, weight_decay, ess } = AdamW::default();
+        assert_eq!((lr, beta1, beta2, eps, amsgrad, weight_decay, ess), (1e-3, 0.9, 0.999, 1e-8, false, 0.01, None));
+        assert_eq!(AdamW::default().isotropic_delta(), 0.0);
+    }
+}

@@ -147,3 +147,40 @@ impl Rule for Ivon {
 }
 
 impl GaussianRule for Ivon {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Second step at h = 1, δ = 1, r = ½: f = ½·2·(1+1) = 2 by Price's theorem (λ = 2) and by the scaled square, so
+    /// h ← 1 + ½ + ⅛·1/2; b = ½·1 + ½·3 = 2, and the mean moves along 2/0.75 + 1·(2-1).
+    #[test]
+    fn one_step_by_hand() {
+        let rule = Ivon::default().lr(0.1).ess(2.0).hess_init(3.0).beta1(0.5).beta2(0.5).weight_decay(1.0);
+        let site = Site { mean: 2.0, gradient: 3.0, curvature: 0.5, prior_mean: 1.0, delta: 1.0 };
+        let v = (2.0 / 0.75 + 1.0) / 2.5625;
+        for (rule, step) in [
+            (rule, 0.4 * v),
+            (rule.rescale_lr(false), 0.1 * v),
+            (rule.debias(false).rescale_lr(false), 0.1 * 3.0 / 2.5625),
+            (rule.clip_radius(1.25), 0.4 * 1.25),
+            (rule.estimator(HessianEstimator::SquaredGradient { scale: 4.0 }), 0.4 * v),
+        ] {
+            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let (m, state) = rule.update(k, site, [1.0, 1.0]);
+            assert!((m - (2.0 - step)).abs() < 1e-15, "{m}");
+            assert_eq!(state, [2.0, 1.5625]);
+            assert_eq!(rule.precision(k, 1.0, state), 2.0 * 2.5625);
+        }
+    }
+
+    /// Shen et al. (2024) and their `ivon-opt`, where learning rate and ess have no default.
+    #[test]
+    fn defaults_are_those_of_the_paper() {
+        let Ivon { ess, hess_init, beta1, beta2, weight_decay, mc_samples, .. } = Ivon::default();
+        assert_eq!((ess, hess_init, beta1, beta2, weight_decay, mc_samples), (None, 1.0, 0.9, 0.99999, 1e-4, 1));
+        let Ivon { antithetic, estimator, clip_radius, debias, rescale_lr, .. } = Ivon::default();
+        assert_eq!((antithetic, estimator, clip_radius), (false, HessianEstimator::Price, None));
+        assert!(debias && rescale_lr);
+    }
+}

@@ -95,3 +95,27 @@ impl Rule for RmsProp {
 
 impl DeltaRule for RmsProp {}
 impl GaussianRule for RmsProp {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// u = 1 + 0.5·(3-1) = 2, v = ½·4 + ½·u² = 4, so √v + ε = 4; centered with the mean 2, which stays: √0 + ε = 2.
+    #[test]
+    fn one_step_by_hand() {
+        let rule = RmsProp::default().lr(0.1).alpha(0.5).eps(2.0).momentum(0.5).ess(10.0);
+        let site = Site { mean: 3.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.5 };
+        for (rule, b) in [(rule, 0.5 + 0.5), (rule.centered(true), 0.5 + 1.0)] {
+            let k = rule.coefficients(When { t: 1, lr_factor: 1.0 });
+            let (m, state) = rule.update(k, site, [1.0, 4.0, 2.0]);
+            assert_eq!((m, state), (3.0 - 0.1 * b, [b, 4.0, 2.0]));
+            assert_eq!(rule.precision(k, 0.5, state), 10.0 * (2.0 + 0.5));
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_torch() {
+        let RmsProp { lr, alpha, eps, momentum, centered, weight_decay, ess } = RmsProp::default();
+        assert_eq!((lr, alpha, eps, momentum, centered, weight_decay, ess), (1e-2, 0.99, 1e-8, 0.0, false, 0.0, None));
+    }
+}

@@ -80,3 +80,38 @@ impl Rule for Sgd {
 }
 
 impl DeltaRule for Sgd {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Second step with α = 0.1, μ = 0.9: u = 1 + 0.1·(2-1) = 1.1, b = 0.9·3 + (1-d)·1.1.
+    fn second(rule: Sgd) -> (f64, [f64; 1]) {
+        let site = Site { mean: 2.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.1 };
+        rule.update(rule.coefficients(When { t: 2, lr_factor: 0.5 }), site, [3.0])
+    }
+
+    #[test]
+    fn one_step_by_hand() {
+        let rule = Sgd::default().lr(0.2).momentum(0.9);
+        for (rule, mean, b) in
+            [(rule.dampening(0.5), 2.0 - 0.1 * 3.25, 3.25), (rule.nesterov(true), 2.0 - 0.1 * (1.1 + 0.9 * 3.8), 3.8)]
+        {
+            let (m, [buffer]) = second(rule);
+            assert!((m - mean).abs() < 1e-15 && (buffer - b).abs() < 1e-15, "{m} {buffer}");
+        }
+    }
+
+    #[test]
+    fn dampening_starts_in_the_second_step() {
+        let rule = Sgd::default().momentum(0.9).dampening(0.5);
+        let fresh = |t| rule.coefficients(When { t, lr_factor: 1.0 })[2];
+        assert_eq!([1, 2, 3].map(fresh), [1.0, 0.5, 0.5]);
+    }
+
+    #[test]
+    fn defaults_are_those_of_torch() {
+        let plain = Sgd { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0, ess: None };
+        assert_eq!(Sgd::default(), plain);
+    }
+}

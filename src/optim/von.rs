@@ -48,8 +48,8 @@ config! {
     /// ```
     ///
     /// The prior's pull stands in one of the two brackets. The damping γ limits the noise as well as the step, so it is
-    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ to τ during
-    /// `warmup_steps` steps.
+    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the
+    /// first step to τ after `warmup_steps` steps.
     ///
     /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior.
     ///
@@ -132,7 +132,8 @@ impl Von {
 
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
-        let progress = if t >= self.warmup_steps { 1.0 } else { t.saturating_sub(1) as f64 / self.warmup_steps as f64 };
+        let done = t.saturating_sub(1);
+        let progress = if done >= self.warmup_steps { 1.0 } else { done as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
 }
@@ -228,3 +229,76 @@ impl Rule for Von {
 }
 
 impl GaussianRule for Von {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// λ = 8·2/2 = 8, δ_τ = 2·½ = 1, S = h + δ_τ + γ = 1 + 1 + 1; r = ½.
+    fn tempered() -> Von {
+        Von::default().lr(0.1).ess(8.0).augmentation(2.0).temperature(2.0).damping(1.0).beta1(0.5).beta2(0.5)
+    }
+
+    /// Second step from b = 1, h = 1 at m = 3, m₀ = 1, so that the prior pulls with 1·2; ĝ = 3.
+    fn second(rule: Von, curvature: f64) -> (f64, [f64; 2], f64) {
+        let site = Site { mean: 3.0, gradient: 3.0, curvature, prior_mean: 1.0, delta: 0.5 };
+        let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+        let (m, state) = rule.update(k, site, [1.0, 1.0]);
+        (m, state, rule.precision(k, 0.5, state))
+    }
+
+    #[test]
+    fn one_step_by_hand() {
+        let von = tempered();
+        let heavy = von.momentum(Momentum::HeavyBall).debias(false).prior_in_momentum(true);
+        for (rule, step, b) in [
+            (von, (2.0 / 0.75 + 2.0) / 4.0, 2.0),
+            (von.debias(false).precision_in_step(PrecisionInStep::Old), (2.0 + 2.0) / 3.0, 2.0),
+            (von.prior_in_momentum(true), 3.0 / 0.75 / 4.0, 3.0),
+            (heavy, 5.5 / 4.0, 5.5),
+        ] {
+            // f = 3: h ← 1 + ½·2
+            let (m, state, precision) = second(rule, 3.0);
+            assert!((m - (3.0 - 0.1 * step)).abs() < 1e-15, "{m}");
+            assert_eq!((state, precision), ([b, 2.0], 8.0 * 4.0));
+        }
+        // f = ⅛·8·3 = 3: h ← 1 + ½·2 + ⅛·4/3
+        let (_, [_, h], _) = second(von.curvature(VonCurvature::Price), 0.125);
+        assert!((h - (2.0 + 0.5 / 3.0)).abs() < 1e-15, "{h}");
+    }
+
+    #[test]
+    fn the_first_batch_may_replace_the_initial_hessian() {
+        let r = |rule: Von, t| rule.coefficients(When { t, lr_factor: 1.0 })[7];
+        assert_eq!([1, 2].map(|t| r(tempered(), t)), [0.5, 0.5]);
+        assert_eq!([1, 2].map(|t| r(tempered().hess_from_first_batch(true), t)), [1.0, 0.5]);
+    }
+
+    #[test]
+    fn the_kl_weight_rises_linearly() {
+        let tau = |steps| [0, 1, 2, 3, 4, 5, 9].map(|t| tempered().warmup_from(0.25).warmup_steps(steps).kl_weight(t));
+        assert_eq!(tau(3), [0.5, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
+        assert_eq!(tau(0), [2.0; 7]);
+    }
+
+    #[test]
+    fn published_forms() {
+        assert_eq!((Von::vogn(), Von::icml2018()), (Von::default(), Von::default()));
+        let vogn = Von::default();
+        assert_eq!(
+            (vogn.expectation, vogn.curvature),
+            (Expectation::MonteCarlo { samples: 1 }, VonCurvature::PerExample)
+        );
+        assert_eq!((vogn.momentum, vogn.precision_in_step), (Momentum::Average, PrecisionInStep::New));
+        assert!(vogn.debias && !vogn.prior_in_momentum && !vogn.hess_from_first_batch);
+        assert_eq!((vogn.beta1, vogn.beta2, vogn.damping, vogn.temperature), (0.9, 0.999, 0.0, 1.0));
+        assert_eq!(Von::ogn(), vogn.expectation(Expectation::Delta));
+        let osawa = Von::neurips2019();
+        assert_eq!((osawa.momentum, osawa.debias), (Momentum::HeavyBall, false));
+        assert!(osawa.prior_in_momentum && osawa.hess_from_first_batch);
+        assert_eq!((osawa.beta1, osawa.beta2, osawa.damping, osawa.warmup_from), (0.9, 0.99, 1e-3, 0.1));
+        for rule in [Von::vogn(), Von::ogn(), osawa] {
+            rule.ess(10.0).validate().unwrap();
+        }
+    }
+}

@@ -262,7 +262,7 @@ impl<R: GaussianRule> Optimizer<R> {
         for (slot, leaf) in self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable()) {
             entries.push((leaf.name(), slot.mean(leaf).detach().copy(), self.precision(slot, &slot.mean(leaf))?));
         }
-        DiagonalGaussian::new(entries)
+        DiagonalGaussian::sharing(entries)
     }
 
     fn precision(&self, slot: &Slot<R>, like: &Tensor) -> Result<Tensor> {

@@ -51,7 +51,7 @@ impl<R: Rule> Optimizer<R> {
         self.configure_group(group, |c| c.with_learning_rate(lr))
     }
 
-    /// Sets the weight decay of all parameters. A prior that was built from a posterior stays.
+    /// Sets the weight decay of all parameters. A [`Prior`](crate::Prior) that was given stays.
     ///
     /// # Errors
     /// A weight decay out of range; nothing has changed then.
@@ -116,9 +116,8 @@ impl<R: Rule> Optimizer<R> {
             .zip(self.params.leaves())
             .map(|(slot, leaf)| if applies(leaf.group) { changed(slot.config) } else { Ok(slot.config) });
         let configs = configs.collect::<Result<Vec<_>>>()?;
-        let keep_prior = self.prior.is_some();
         for (slot, config) in self.slots.iter_mut().zip(configs) {
-            slot.configure(config, keep_prior);
+            slot.configure(config, self.prior.as_ref());
         }
         Ok(())
     }

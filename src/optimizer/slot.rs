@@ -39,6 +39,7 @@ impl<R: Rule> Slot<R> {
             value: "not set".to_owned(),
             expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
         };
+        let config = prior.map_or(config, |prior| prior.as_weight_decay(config));
         let prior = match prior {
             None => PriorOf::Isotropic { delta: config.isotropic_delta() },
             Some(prior) => prior.of(leaf, config.effective_sample_size().ok_or_else(needs_ess)?)?,
@@ -63,13 +64,22 @@ impl<R: Rule> Slot<R> {
         self.block + self.blocks
     }
 
-    /// Takes over a changed configuration; a prior built from a posterior keeps its precision.
-    pub(super) fn configure(&mut self, config: R, keep_prior: bool) {
-        if !keep_prior && !self.prior.is_posterior() {
-            self.prior = PriorOf::Isotropic { delta: config.isotropic_delta() };
+    /// Takes over a changed configuration; a prior that was given keeps its precision.
+    pub(super) fn configure(&mut self, config: R, given: Option<&Prior>) {
+        let config = given.map_or(config, |prior| prior.as_weight_decay(config));
+        let ess = config.effective_sample_size().unwrap_or(f64::NAN);
+        let new = given.map_or(Some(config.isotropic_delta()), |prior| prior.isotropic_delta(ess));
+        if let (PriorOf::Isotropic { delta }, Some(new)) = (&mut self.prior, new) {
+            *delta = new;
         }
-        self.prior_fields = self.prior.fields(config.effective_sample_size().unwrap_or(f64::NAN));
+        self.prior_fields = self.prior.fields(ess);
         self.config = config;
+    }
+
+    /// Takes over the configuration and the prior of a checkpoint.
+    pub(super) fn restore(&mut self, config: R, prior: PriorOf) {
+        self.prior_fields = prior.fields(config.effective_sample_size().unwrap_or(f64::NAN));
+        (self.config, self.prior) = (config, prior);
     }
 
     /// The coefficients of the update that comes next.

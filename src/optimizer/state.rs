@@ -184,8 +184,7 @@ impl<R: Rule> Optimizer<R> {
                 own.copy_(&t);
             }
             slot.steps = steps;
-            slot.prior = prior;
-            slot.configure(config, true);
+            slot.restore(config, prior);
             sums.gradients.push(gradient);
             sums.curvature.push(curvature);
         }

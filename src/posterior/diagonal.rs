@@ -54,12 +54,19 @@ const FORM: &str = "diagonal gaussian";
 const PRECISION: &str = ".precision";
 
 impl DiagonalGaussian {
-    /// A posterior from (name, mean, precision) of each parameter; it shares the tensors it is given.
+    /// A posterior from (name, mean, precision) of each parameter, which it copies: the mean may be a variable that is
+    /// trained further.
     ///
     /// # Errors
     /// No entry, a name twice, shapes that differ, a kind other than f32 and f64, means that are not finite,
     /// precisions that are not finite and positive.
     pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
+        let own = |t: Tensor| if t.defined() { t.detach().copy() } else { t };
+        Self::sharing(entries.into_iter().map(|(name, mean, precision)| (name, own(mean), own(precision))))
+    }
+
+    /// As [`DiagonalGaussian::new`], with tensors that nobody else writes to.
+    pub(crate) fn sharing<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
         let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0 };
         for (name, mean, precision) in entries {
             let name = name.into();
@@ -148,7 +155,7 @@ impl DiagonalGaussian {
     /// If none passes.
     pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
         let kept = self.entries.iter().filter(|e| keep(&e.name));
-        let q = Self::new(kept.map(|e| (e.name.clone(), e.mean.shallow_clone(), e.precision.shallow_clone())))?;
+        let q = Self::sharing(kept.map(|e| (e.name.clone(), e.mean.shallow_clone(), e.precision.shallow_clone())))?;
         Ok(q.with_seed(self.seed))
     }
 
@@ -341,7 +348,7 @@ impl DiagonalGaussian {
         if let Some(extra) = tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
         }
-        Ok(Self::new(entries)?.with_seed(description.seed))
+        Ok(Self::sharing(entries)?.with_seed(description.seed))
     }
 }
 
@@ -387,5 +394,5 @@ pub fn combine(weighted: &[(f64, &DiagonalGaussian)]) -> Result<DiagonalGaussian
         Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
     });
     let entries = entries.collect::<Result<Vec<_>>>()?;
-    Ok(DiagonalGaussian::new(entries)?.with_seed(first.seed))
+    Ok(DiagonalGaussian::sharing(entries)?.with_seed(first.seed))
 }
