@@ -50,7 +50,7 @@ impl Schedule {
                 0.5 * (1.0 + (std::f64::consts::PI * progress(warmup, total)).cos())
             }
             Schedule::WarmupLinear { warmup, total } => 1.0 - progress(warmup, total),
-            Schedule::Step { every, factor } => factor.powf((steps / every) as f64),
+            Schedule::Step { every, factor } => factor.powf((steps / every.max(1)) as f64),
         }
     }
 

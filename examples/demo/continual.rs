@@ -15,7 +15,7 @@ fn ivon(examples: usize) -> Ivon {
 }
 
 pub fn run(data: &Digits) -> Outcome<Value> {
-    let n = data.train_len();
+    let n = data.train_labels.numel();
     let (x, y) = (&data.train_images, &data.train_labels);
     let (rotated, rotated_test) = (rotate90(x), rotate90(&data.test_images));
 
@@ -57,5 +57,8 @@ pub fn check(report: &Value) -> Outcome<()> {
     if gain >= 30.0 {
         return Ok(());
     }
-    Err(format!("the posterior as prior keeps {gain:.1} points of accuracy on the upright digits: expected at least 30").into())
+    Err(format!(
+        "the posterior as prior keeps {gain:.1} points of accuracy on the upright digits: expected at least 30"
+    )
+    .into())
 }

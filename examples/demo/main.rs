@@ -9,8 +9,10 @@
 #[allow(dead_code)]
 mod digits;
 #[path = "../common/model.rs"]
+#[allow(dead_code)]
 mod model;
 #[path = "../common/pictures.rs"]
+#[allow(dead_code)]
 mod pictures;
 
 mod continual;
@@ -30,7 +32,12 @@ fn main() -> Outcome<()> {
     std::fs::create_dir_all(&folder).map_err(|e| format!("cannot create {}: {e}", folder.display()))?;
     let started = Instant::now();
     let data = Digits::load()?;
-    println!("Data: {} ({} training and {} test images)\n", data.source, data.train_len(), data.test_len());
+    println!(
+        "Data: {} ({} training and {} test images)\n",
+        data.source,
+        data.train_labels.numel(),
+        data.test_labels.numel()
+    );
 
     println!("1. One network, three optimizers: 784-256-256-10, ReLU");
     let uncertainty = uncertainty::run(&data, &folder)?;

@@ -17,7 +17,7 @@ fn ivon(examples: i64) -> Ivon {
 pub fn run(data: &Digits) -> Outcome<Value> {
     tch::manual_seed(0);
     let net = Mlp::new(&[784, 100, 100, 10]);
-    let rest = data.train_len() as i64 - BASE_EXAMPLES;
+    let rest = data.train_labels.numel() as i64 - BASE_EXAMPLES;
     let of_base = |t: &Tensor| t.narrow(0, 0, BASE_EXAMPLES);
     let (x, y) = (data.train_images.narrow(0, BASE_EXAMPLES, rest), data.train_labels.narrow(0, BASE_EXAMPLES, rest));
 

@@ -254,6 +254,9 @@ impl<R: DeltaRule> Optimizer<R> {
 impl<R: GaussianRule> Optimizer<R> {
     /// The posterior over the trainable parameters: an owned copy of mean and precision.
     ///
+    /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
+    /// under an isotropic prior includes `hess_init`; leave it out with [`DiagonalGaussian::select`].
+    ///
     /// # Errors
     /// No effective sample size (RMSprop and Adam have none by default), or a precision that is not positive (Adam
     /// before its first step).
