@@ -124,9 +124,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         save(&path, &example(1.5), &0.1f64).unwrap();
-        save(&path, &example(2.5), &0.30000000000000004f64).unwrap();
+        save(&path, &example(2.5), &0.300_000_000_000_000_04_f64).unwrap();
         let (tensors, description) = load::<f64>(&path).unwrap();
-        assert_eq!(description, 0.30000000000000004);
+        assert_eq!(description, 0.300_000_000_000_000_04);
         assert_eq!(tensors.keys().collect::<Vec<_>>(), ["a", "empty", "scalar"]);
         assert_eq!(tensors["a"], example(2.5)[0].1);
         assert_eq!((tensors["empty"].size(), tensors["scalar"].double_value(&[])), (vec![0, 3], 2.5));

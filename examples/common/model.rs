@@ -1,5 +1,8 @@
 //! The network, training loop and scores that the examples share.
 
+// Each example uses its part.
+#![allow(dead_code)]
+
 use crate::digits::{Last, batches};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -22,7 +25,7 @@ impl Mlp {
         let mut net = nn::seq();
         for (i, pair) in sizes.windows(2).enumerate() {
             if i > 0 {
-                net = net.add_fn(|x| x.relu());
+                net = net.add_fn(Tensor::relu);
             }
             let name = format!("fc{}", i + 1);
             net = net.add(tch_blr::nn::linear(vs.root() / name, pair[0], pair[1], nn::LinearConfig::default()));

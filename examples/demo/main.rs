@@ -6,13 +6,10 @@
 //! `report.json` with every number, and fails if the posterior as prior does not keep the first task.
 
 #[path = "../common/digits.rs"]
-#[allow(dead_code)]
 mod digits;
 #[path = "../common/model.rs"]
-#[allow(dead_code)]
 mod model;
 #[path = "../common/pictures.rs"]
-#[allow(dead_code)]
 mod pictures;
 
 mod continual;

@@ -5,7 +5,7 @@ use crate::model::{Mlp, Scores, averaged, train};
 use crate::{Outcome, pictures};
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tch_blr::{Adam, DiagonalGaussian, GaussianRule, Ivon, Optimizer, Rule, Schedule, Von};
+use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Rule, Schedule, Von};
 
 const EPOCHS: u64 = 5;
 const BATCH: usize = 128;
@@ -25,12 +25,22 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     let steps = (data.train_labels.numel() as u64).div_ceil(BATCH as u64);
     let schedule = Schedule::WarmupCosine { warmup: steps, total: EPOCHS * steps };
 
-    let adam =
-        trained("Adam", data, |net| Adam::default().builder().schedule(schedule).build(&net.vs, 1e-3), |_| None)?;
+    let adam = |net: &Mlp| Adam::default().builder().schedule(schedule).build(&net.vs, 1e-3);
+    let adam = trained("Adam", data, adam, |_| Ok(None))?;
     let vogn = Von::vogn().ess(n).hess_init(0.01).damping(0.01).weight_decay(2e-5);
-    let vogn = trained("VOGN", data, |net| vogn.builder().schedule(schedule).build(&net.vs, 0.03), posterior)?;
+    let vogn = trained(
+        "VOGN",
+        data,
+        |net| vogn.builder().schedule(schedule).build(&net.vs, 0.03),
+        |opt| opt.posterior().map(Some),
+    )?;
     let ivon = Ivon::default().ess(n).hess_init(0.1).weight_decay(2e-5).beta2(0.9999);
-    let ivon = trained("IVON", data, |net| ivon.builder().schedule(schedule).build(&net.vs, 0.5), posterior)?;
+    let ivon = trained(
+        "IVON",
+        data,
+        |net| ivon.builder().schedule(schedule).build(&net.vs, 0.5),
+        |opt| opt.posterior().map(Some),
+    )?;
     let all = [adam, vogn, ivon];
 
     println!("\n  {:<28} accuracy     NLL     ECE  OOD AUROC", "");
@@ -54,15 +64,11 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     Ok(Value::Object(report))
 }
 
-fn posterior<R: GaussianRule>(opt: &Optimizer<R>) -> Option<tch_blr::Result<DiagonalGaussian>> {
-    Some(opt.posterior())
-}
-
 fn trained<R: Rule>(
     name: &'static str,
     data: &Digits,
     build: impl Fn(&Mlp) -> tch_blr::Result<Optimizer<R>>,
-    posterior: impl Fn(&Optimizer<R>) -> Option<tch_blr::Result<DiagonalGaussian>>,
+    posterior: impl Fn(&Optimizer<R>) -> tch_blr::Result<Option<DiagonalGaussian>>,
 ) -> Outcome<Trained> {
     tch::manual_seed(0);
     let net = Mlp::new(&[784, 256, 256, 10]);
@@ -71,7 +77,7 @@ fn trained<R: Rule>(
     let letters = letters(2000, 0);
     let scores = |p: &tch::Tensor, out: &tch::Tensor| Scores::of(p, &data.test_labels, out);
     let at_mean = scores(&net.probabilities(&data.test_images), &net.probabilities(&letters))?;
-    let posterior = posterior(&opt).transpose()?;
+    let posterior = posterior(&opt)?;
     let over_samples = match &posterior {
         Some(q) => {
             let [test, out] = averaged(q, &net, SAMPLES, [&data.test_images, &letters])?;

@@ -48,7 +48,7 @@ impl Expectation {
         match self {
             Expectation::Delta => None,
             Expectation::MonteCarlo { .. } => Some((k, 1.0)),
-            Expectation::Antithetic { .. } => Some((k / 2, if k % 2 == 0 { 1.0 } else { -1.0 })),
+            Expectation::Antithetic { .. } => Some((k / 2, if k.is_multiple_of(2) { 1.0 } else { -1.0 })),
         }
     }
 }

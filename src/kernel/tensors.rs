@@ -99,10 +99,10 @@ impl Real for Expr<'_> {
     }
     // libtorch's minimum and maximum pass a NaN on from either side, so one in `self` stays.
     fn min(self, other: Self) -> Self {
-        self.binary(other, |a, b| Real::min(a, b), |a, b| a.minimum(b))
+        self.binary(other, Real::min, Tensor::minimum)
     }
     fn max(self, other: Self) -> Self {
-        self.binary(other, |a, b| Real::max(a, b), |a, b| a.maximum(b))
+        self.binary(other, Real::max, Tensor::maximum)
     }
 }
 

@@ -21,9 +21,12 @@ pub struct Builder<R: Rule> {
     check_finite: bool,
 }
 
+/// Whether an override applies to a group and name.
+type Applies = dyn Fn(usize, &str) -> bool + Send;
+
 /// A change of the configuration for some parameters.
 pub(super) struct Override<R> {
-    applies: Box<dyn Fn(usize, &str) -> bool + Send>,
+    applies: Box<Applies>,
     change: Box<dyn Fn(R) -> R + Send>,
 }
 

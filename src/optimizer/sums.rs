@@ -84,7 +84,9 @@ mod tests {
         let parts = [(3.0, Some(1.0)), (1.0, None), (4.0, Some(-2.0)), (2.0, Some(0.5))];
         let run = |order: &[usize]| {
             let mut s = Sums::default();
-            order.iter().for_each(|i| s.merge(one(parts[*i].0, parts[*i].1)).unwrap());
+            for i in order {
+                s.merge(one(parts[*i].0, parts[*i].1)).unwrap();
+            }
             s
         };
         let (mut left, right) = (run(&[0, 1]), run(&[2, 3]));

@@ -218,17 +218,17 @@ mod tests {
     fn a_store_gives_ordered_named_grouped_leaves_once() {
         let vs = VarStore::new(Device::Cpu);
         let a = vs.root().sub("z").zeros("weight", &[2]);
-        vs.root().zeros_no_train("statistics", &[2]);
-        vs.root().add("tied", a.shallow_clone(), true);
-        vs.root().set_group(3).zeros("b", &[0]);
-        vs.root().zeros("c", &[0]);
+        let _ = vs.root().zeros_no_train("statistics", &[2]);
+        let _ = vs.root().add("tied", a.shallow_clone(), true);
+        let _ = vs.root().set_group(3).zeros("b", &[0]);
+        let _ = vs.root().zeros("c", &[0]);
         let mut params = Params::from(&vs);
         assert_eq!(params.names().collect::<Vec<_>>(), ["tied", "b", "c"]);
         assert_eq!(params.leaves()[0].names, ["tied", "z.weight"]);
         assert_eq!(params.find("z.weight").unwrap().name(), "tied");
         assert_eq!(params.leaves().iter().map(|l| l.group).collect::<Vec<_>>(), [0, 3, 0]);
         assert_eq!(params.buffers().into_iter().map(|(n, _)| n).collect::<Vec<_>>(), ["statistics"]);
-        vs.root().zeros("late", &[1]);
+        let _ = vs.root().zeros("late", &[1]);
         params.refresh();
         assert_eq!(params.names().last(), Some("late"));
     }

@@ -184,7 +184,7 @@ impl DiagonalGaussian {
     /// A parameter of the posterior that the model has not, or has in another shape.
     pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
         let params = params.into();
-        let changes = self.in_model(&params, self.sample(k)?)?;
+        let changes = Self::in_model(&params, self.sample(k)?)?;
         Perturbed::enter(changes)
     }
 
@@ -195,7 +195,7 @@ impl DiagonalGaussian {
     pub fn copy_mean_to(&self, params: impl Into<Params>) -> Result<()> {
         let params = params.into();
         let means = self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone()));
-        let changes = self.in_model(&params, means)?;
+        let changes = Self::in_model(&params, means)?;
         let _no_grad = tch::no_grad_guard();
         for (mut variable, value) in changes {
             variable.f_copy_(&value)?;
@@ -205,7 +205,6 @@ impl DiagonalGaussian {
 
     /// Pairs each value with the model's variable of that name, in the variable's kind and device.
     pub(crate) fn in_model(
-        &self,
         params: &Params,
         values: impl IntoIterator<Item = (String, Tensor)>,
     ) -> Result<Vec<(Tensor, Tensor)>> {
@@ -236,7 +235,7 @@ impl DiagonalGaussian {
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
         let params = params.into();
-        let pairs = self.in_model(&params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
+        let pairs = Self::in_model(&params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
         let _no_grad = tch::no_grad_guard();
         let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
             let s = e.precision.to_kind(Kind::Double);

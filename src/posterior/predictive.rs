@@ -83,7 +83,7 @@ impl DiagonalGaussian {
         crate::optim::rule::check::count("samples", samples)?;
         let _no_grad = tch::no_grad_guard();
         for k in 0..samples as u64 {
-            let _guard = Perturbed::enter(self.in_model(params, self.sample(k)?)?)?;
+            let _guard = Perturbed::enter(Self::in_model(params, self.sample(k)?)?)?;
             take(closure().into_tensor()?)?;
         }
         Ok(())
