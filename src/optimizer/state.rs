@@ -4,7 +4,7 @@ use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::optim::Rule;
-use crate::prior::PriorOf;
+use crate::prior::{Isotropic, PriorOf};
 use crate::{Error, Result, Schedule, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +36,8 @@ struct Parameter<R> {
     name: String,
     steps: u64,
     config: R,
-    /// δ of an isotropic prior; absent if the prior is tensors.
-    delta: Option<f64>,
+    /// Absent if the prior is tensors.
+    prior: Option<Isotropic>,
     /// Whether a gradient, and a curvature statistic, is accumulated.
     accumulated: (bool, bool),
 }
@@ -47,8 +47,8 @@ impl<R: Rule> Optimizer<R> {
     /// accumulated gradients to one safetensors file, which is replaced atomically: after a crash at any moment `path`
     /// holds the previous checkpoint or this one.
     ///
-    /// Not in it: frozen variables and buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as
-    /// tensors, and the state of libtorch's own generator.
+    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state of
+    /// libtorch's own generator.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -61,8 +61,8 @@ impl<R: Rule> Optimizer<R> {
             for (name, t) in R::STATE.iter().zip(&slot.state) {
                 put(&format!("state.{name}"), t);
             }
-            let delta = match &slot.prior {
-                PriorOf::Isotropic { delta } => Some(*delta),
+            let prior = match &slot.prior {
+                PriorOf::Isotropic(prior) => Some(*prior),
                 PriorOf::Posterior { mean, precision } => {
                     put("prior.mean", mean);
                     put("prior.precision", precision);
@@ -78,7 +78,7 @@ impl<R: Rule> Optimizer<R> {
                 accumulated("accumulated.curvature", &self.sums.curvature),
             );
             let (name, steps, config) = (leaf.name().to_owned(), slot.steps, slot.config);
-            parameters.push(Parameter { name, steps, config, delta, accumulated });
+            parameters.push(Parameter { name, steps, config, prior, accumulated });
         }
         let description = Description {
             optimizer: R::NAME.to_owned(),
@@ -114,7 +114,7 @@ impl<R: Rule> Optimizer<R> {
         let config = |value| {
             let config: R = serde_json::from_value(value)
                 .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
-            config.validate().map(|()| config)
+            config.validate().map(|()| config).map_err(|e| Error::file(path, e))
         };
         self.params.refresh();
         self.params.check()?;
@@ -122,8 +122,8 @@ impl<R: Rule> Optimizer<R> {
 
         // Read and check everything, then change everything.
         let base = config(description.config)?;
-        description.schedule.validate()?;
-        description.clip.map_or(Ok(()), Clip::validate)?;
+        description.schedule.validate().map_err(|e| Error::file(path, e))?;
+        description.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
         let mut restored = Vec::new();
         let mut saved = description.parameters.into_iter();
         for leaf in self.params.leaves() {
@@ -155,8 +155,10 @@ impl<R: Rule> Optimizer<R> {
             };
             let mean = take("mean")?;
             let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
-            let prior = match p.delta {
-                Some(delta) => PriorOf::Isotropic { delta },
+            let prior = match p.prior {
+                Some(prior) => {
+                    prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?
+                }
                 None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
             };
             let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
