@@ -37,6 +37,7 @@ macro_rules! suite {
             resumed_run_is_identical
             guard_equals_closure
             variables_hold_the_mean
+            changes_from_outside_are_taken_over
             other_thread_gives_the_same
         );)*
     };
@@ -557,6 +558,26 @@ fn variables_hold_the_mean<R: Rule>(row: &Row<R>) {
             }
         }
         assert_eq!(delta_method, opt.config().expectation() == tch_blr::Expectation::Delta);
+    }
+}
+
+fn changes_from_outside_are_taken_over<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.safetensors");
+        let [net, other, loaded] = [0.0, 1.0, 2.0].map(|phase| Net::starting_at(place, phase));
+        let build = |net: &Net| row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let mut opt = build(&net);
+        opt.step(|| net.losses()).unwrap();
+        tch::no_grad(|| net.weights.iter().zip(&other.weights).for_each(|(w, x)| w.shallow_clone().copy_(x)));
+        opt.save(&path).unwrap();
+        build(&loaded).load(&path).unwrap();
+        let weights = |net: &Net| net.weights.iter().map(bits).collect::<Vec<_>>();
+        assert_eq!(weights(&loaded), weights(&other), "{place:?}");
+        // The step starts from there: with no learning rate it stays there.
+        opt.set_lr(0.0).unwrap();
+        opt.step(|| net.losses()).unwrap();
+        assert_eq!(weights(&net), weights(&other), "{place:?}");
     }
 }
 

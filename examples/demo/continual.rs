@@ -57,5 +57,8 @@ pub fn check(report: &Value) -> Outcome<()> {
     if gain >= 30.0 {
         return Ok(());
     }
-    Err(format!("the posterior as prior keeps {gain:.1} points of accuracy on the upright digits: expected at least 30").into())
+    Err(format!(
+        "the posterior as prior keeps {gain:.1} points of accuracy on the upright digits: expected at least 30"
+    )
+    .into())
 }

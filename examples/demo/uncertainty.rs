@@ -25,7 +25,8 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     let steps = (data.train_len() as u64).div_ceil(BATCH as u64);
     let schedule = Schedule::WarmupCosine { warmup: steps, total: EPOCHS * steps };
 
-    let adam = trained("Adam", data, |net| Adam::default().builder().schedule(schedule).build(&net.vs, 1e-3), |_| None)?;
+    let adam =
+        trained("Adam", data, |net| Adam::default().builder().schedule(schedule).build(&net.vs, 1e-3), |_| None)?;
     let vogn = Von::vogn().ess(n).hess_init(0.01).damping(0.01).weight_decay(2e-5);
     let vogn = trained("VOGN", data, |net| vogn.builder().schedule(schedule).build(&net.vs, 0.03), posterior)?;
     let ivon = Ivon::default().ess(n).hess_init(0.1).weight_decay(2e-5).beta2(0.9999);
@@ -45,7 +46,10 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     let mut report = Map::new();
     for t in &all {
         let over_samples = t.over_samples.as_ref().map(Scores::json);
-        report.insert(t.name.to_owned(), json!({"at_mean": t.at_mean.json(), "over_samples": over_samples, "curve": t.curve}));
+        report.insert(
+            t.name.to_owned(),
+            json!({"at_mean": t.at_mean.json(), "over_samples": over_samples, "curve": t.curve}),
+        );
     }
     Ok(Value::Object(report))
 }

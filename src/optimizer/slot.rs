@@ -98,13 +98,20 @@ impl<R: Rule> Slot<R> {
         self.mean.as_ref().unwrap_or(&leaf.tensor).shallow_clone()
     }
 
-    /// For half-precision weights: where they were changed from outside (loaded, re-initialised), so is the mean.
+    /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
+    pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
+        let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };
+        let _no_grad = tch::no_grad_guard();
+        let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+        mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float))
+    }
+
+    /// Takes over what [`Slot::mean_now`] finds.
     pub(super) fn follow(&mut self, leaf: &Leaf) {
+        let now = self.mean_now(leaf);
         if let Some(mean) = &mut self.mean {
             let _no_grad = tch::no_grad_guard();
-            let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
-            let followed = mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float));
-            mean.copy_(&followed);
+            mean.copy_(&now);
         }
     }
 }

@@ -57,7 +57,7 @@ impl<R: Rule> Optimizer<R> {
         let mut parameters = Vec::new();
         for (i, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
             let mut put = |what: &str, t: &Tensor| tensors.push((format!("{what}.{}", leaf.name()), t.detach()));
-            put("mean", &slot.mean(leaf));
+            put("mean", &slot.mean_now(leaf));
             for (name, t) in R::STATE.iter().zip(&slot.state) {
                 put(&format!("state.{name}"), t);
             }
@@ -163,7 +163,14 @@ impl<R: Rule> Optimizer<R> {
             };
             let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
             let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
-            restored.push((p.steps, config(p.config)?, mean, state, prior, gradient, curvature));
+            let own = config(p.config)?;
+            if (own.expectation(), own.curvature()) != (base.expectation(), base.curvature()) {
+                return Err(Error::file(
+                    path,
+                    format!("parameter `{}` is evaluated at other points than the rest: it was not saved so", p.name),
+                ));
+            }
+            restored.push((p.steps, own, mean, state, prior, gradient, curvature));
         }
         if let Some(p) = saved.next() {
             return Err(Error::file(path, format!("has a parameter `{}`, which the model has not", p.name)));
@@ -172,8 +179,12 @@ impl<R: Rule> Optimizer<R> {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
 
-        let _no_grad = tch::no_grad_guard();
         let (weight, evaluations, loss, per_example) = description.accumulated;
+        if weight < 0.0 {
+            return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
+        }
+
+        let _no_grad = tch::no_grad_guard();
         let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
         for ((slot, leaf), (steps, config, mean, state, prior, gradient, curvature)) in
             self.slots.iter_mut().zip(self.params.leaves()).zip(restored)
