@@ -115,7 +115,7 @@ fn rmsprop() {
     };
     case(0.99, 1e-8, 0.0, 0.0, false);
     case(0.95, 1e-6, 0.05, 0.0, false);
-    case(0.95, 1e-3, 0.0, 0.9, false);
+    case(0.95, 1e-2, 0.0, 0.7, false);
     case(0.95, 1e-3, 0.01, 0.5, true);
 }
 

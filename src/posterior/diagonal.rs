@@ -352,7 +352,7 @@ impl DiagonalGaussian {
         if let Some(extra) = tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
         }
-        Ok(Self::sharing(entries)?.with_seed(description.seed))
+        Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(description.seed))
     }
 }
 
