@@ -102,7 +102,9 @@ pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String,
             other => return Err(error(&format!("tensor `{name}` has kind {other:?}: expected F32 or F64"))),
         };
         let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-        tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &size, kind)?);
+        let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
+            .map_err(|e| error(&format!("tensor `{name}` cannot be made: {}", Error::from(e))))?;
+        tensors.insert(name.to_owned(), tensor);
     }
     Ok((tensors, description))
 }

@@ -39,11 +39,10 @@ impl Prior {
 
     /// Errors if a number is out of range, or if the posterior has a parameter that the model has not.
     pub(crate) fn check(&self, params: &Params) -> Result<()> {
-        use crate::optim::rule::check;
         match &self.0 {
-            Kind::Isotropic { precision } => check::non_negative("prior precision", *precision),
+            Kind::Isotropic { precision } => Isotropic::Precision(*precision).validate(),
             Kind::Posterior { q, elsewhere } => {
-                elsewhere.map_or(Ok(()), |delta| check::non_negative("elsewhere", delta))?;
+                elsewhere.map_or(Ok(()), |delta| Isotropic::Delta(delta).validate())?;
                 q.names().find(|name| params.find(name).is_none()).map_or(Ok(()), |name| {
                     Err(Error::parameter(
                         name,
@@ -54,26 +53,13 @@ impl Prior {
         }
     }
 
-    /// δ of an isotropic prior.
-    pub(crate) fn isotropic_delta(&self, ess: f64) -> Option<f64> {
-        if let Kind::Isotropic { precision } = self.0 { Some(precision / ess) } else { None }
-    }
-
-    /// An isotropic prior is the row's weight decay, so that all that depends on the one depends on the other (the
-    /// rescaled learning rate of [`Ivon`](crate::Ivon)); but not in a row whose decay is no prior.
-    pub(crate) fn as_weight_decay<R: Rule>(&self, config: R) -> R {
-        let is_prior = config.with_weight_decay(1.0).isotropic_delta() == 1.0;
-        let delta = config.effective_sample_size().and_then(|ess| self.isotropic_delta(ess));
-        delta.filter(|_| is_prior).map_or(config, |delta| config.with_weight_decay(delta))
-    }
-
-    /// (m₀, P₀) for one parameter; the scalar form counts as P₀ = `ess`·`elsewhere`.
-    pub(crate) fn of(&self, leaf: &Leaf, ess: f64) -> Result<PriorOf> {
+    /// The prior of one parameter.
+    pub(crate) fn of(&self, leaf: &Leaf) -> Result<PriorOf> {
         match &self.0 {
-            Kind::Isotropic { precision } => Ok(PriorOf::Isotropic { delta: precision / ess }),
+            Kind::Isotropic { precision } => Ok(PriorOf::Isotropic(Isotropic::Precision(*precision))),
             Kind::Posterior { q, elsewhere } => {
                 let Some(entry) = leaf.names.iter().find_map(|name| q.entry(name)) else {
-                    return elsewhere.map(|delta| PriorOf::Isotropic { delta }).ok_or_else(|| {
+                    return elsewhere.map(|delta| PriorOf::Isotropic(Isotropic::Delta(delta))).ok_or_else(|| {
                         Error::parameter(
                             leaf.name(),
                             "the prior does not know it; give such parameters an isotropic prior with .elsewhere(δ)",
@@ -109,20 +95,59 @@ impl From<DiagonalGaussian> for Prior {
 /// The prior of one parameter.
 #[derive(Debug)]
 pub(crate) enum PriorOf {
-    Isotropic { delta: f64 },
+    Isotropic(Isotropic),
     Posterior { mean: Tensor, precision: Tensor },
 }
 
+/// N(0, 1/(ess·δ)), by what stays when a hyper-parameter changes.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Isotropic {
+    /// δ is the row's weight decay.
+    WeightDecay,
+    /// δ is this.
+    Delta(f64),
+    /// ess·δ is this.
+    Precision(f64),
+}
+
+impl Isotropic {
+    pub(crate) fn delta(self, config: &impl Rule) -> f64 {
+        match self {
+            Isotropic::WeightDecay => config.isotropic_delta(),
+            Isotropic::Delta(delta) => delta,
+            Isotropic::Precision(precision) => precision / config.effective_sample_size().unwrap_or(f64::NAN),
+        }
+    }
+
+    pub(crate) fn validate(self) -> Result<()> {
+        use crate::optim::rule::check;
+        match self {
+            Isotropic::WeightDecay => Ok(()),
+            Isotropic::Delta(delta) => check::non_negative("elsewhere", delta),
+            Isotropic::Precision(precision) => check::non_negative("prior precision", precision),
+        }
+    }
+}
+
 impl PriorOf {
+    /// N(0, 1/P₀) is the row's weight decay P₀/ess, so that all that depends on the one depends on the other (the rescaled
+    /// learning rate of [`Ivon`](crate::Ivon)); but not in a row whose decay is no prior.
+    pub(crate) fn in_config<R: Rule>(&self, config: R) -> R {
+        let PriorOf::Isotropic(prior @ Isotropic::Precision(_)) = self else { return config };
+        let decay_is_prior = config.with_weight_decay(1.0).isotropic_delta() == 1.0;
+        if decay_is_prior { config.with_weight_decay(prior.delta(&config)) } else { config }
+    }
+
     pub(crate) fn is_posterior(&self) -> bool {
         matches!(self, PriorOf::Posterior { .. })
     }
 
     /// (m₀, δ) as an update takes them.
-    pub(crate) fn fields(&self, ess: f64) -> [Field; 2] {
+    pub(crate) fn fields(&self, config: &impl Rule) -> [Field; 2] {
         match self {
-            PriorOf::Isotropic { delta } => [Field::Number(0.0), Field::Number(*delta)],
+            PriorOf::Isotropic(prior) => [Field::Number(0.0), Field::Number(prior.delta(config))],
             PriorOf::Posterior { mean, precision } => {
+                let ess = config.effective_sample_size().unwrap_or(f64::NAN);
                 let _no_grad = tch::no_grad_guard();
                 [Field::Tensor(mean.shallow_clone()), Field::Tensor(precision / ess)]
             }

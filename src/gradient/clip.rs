@@ -17,8 +17,8 @@ pub enum Clip {
 impl Clip {
     pub(crate) fn validate(self) -> Result<()> {
         match self {
-            Clip::Value(max) => check::positive("clip value", max),
-            Clip::Norm(max) => check::positive("clip norm", max),
+            Clip::Value(max) => check::positive("clip_grad_value", max),
+            Clip::Norm(max) => check::positive("clip_grad_norm", max),
         }
     }
 

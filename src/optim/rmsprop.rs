@@ -81,7 +81,8 @@ impl Rule for RmsProp {
         let v = decay * v + fresh * u * u;
         let (mean, scale) = if self.centered {
             let mean = decay * mean + fresh * u;
-            (mean, v - mean * mean)
+            // Never negative but for rounding, which a constant gradient brings out.
+            (mean, (v - mean * mean).max(T::real(0.0)))
         } else {
             (mean, v)
         };

@@ -112,24 +112,27 @@ pub trait DeltaRule: Rule {}
 pub(crate) mod check {
     use super::{Error, Result};
 
-    fn check(name: &'static str, value: f64, ok: bool, expected: &'static str) -> Result<()> {
-        if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: value.to_string(), expected }) }
+    /// For what no other check covers.
+    pub(crate) fn that(
+        name: &'static str,
+        value: impl std::fmt::Debug,
+        ok: bool,
+        expected: &'static str,
+    ) -> Result<()> {
+        if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: format!("{value:?}"), expected }) }
     }
     pub(crate) fn positive(name: &'static str, x: f64) -> Result<()> {
-        check(name, x, x.is_finite() && x > 0.0, "a finite number > 0")
+        that(name, x, x.is_finite() && x > 0.0, "a finite number > 0")
     }
     pub(crate) fn non_negative(name: &'static str, x: f64) -> Result<()> {
-        check(name, x, x.is_finite() && x >= 0.0, "a finite number ≥ 0")
+        that(name, x, x.is_finite() && x >= 0.0, "a finite number ≥ 0")
     }
     /// For decay rates: [0, 1).
     pub(crate) fn rate(name: &'static str, x: f64) -> Result<()> {
-        check(name, x, (0.0..1.0).contains(&x), "a number in [0, 1)")
+        that(name, x, (0.0..1.0).contains(&x), "a number in [0, 1)")
     }
     pub(crate) fn count(name: &'static str, n: usize) -> Result<()> {
-        check(name, n as f64, n >= 1, "at least 1")
-    }
-    pub(crate) fn flag(name: &'static str, on: bool, ok: bool, expected: &'static str) -> Result<()> {
-        check(name, f64::from(u8::from(on)), ok, expected)
+        that(name, n, n >= 1, "at least 1")
     }
     /// The effective sample size of rows that cannot do without.
     pub(crate) fn ess(ess: Option<f64>) -> Result<f64> {

@@ -57,10 +57,9 @@ impl Rule for Sgd {
     fn validate(&self) -> Result<()> {
         check::non_negative("lr", self.lr)?;
         check::rate("momentum", self.momentum)?;
-        check::non_negative("dampening", self.dampening)?;
-        check::non_negative("1 - dampening", 1.0 - self.dampening)?;
+        check::that("dampening", self.dampening, (0.0..=1.0).contains(&self.dampening), "a number in [0, 1]")?;
         let possible = !self.nesterov || (self.momentum > 0.0 && self.dampening == 0.0);
-        check::flag("nesterov", self.nesterov, possible, "momentum > 0 and dampening = 0 with it")?;
+        check::that("nesterov", self.nesterov, possible, "momentum > 0 and dampening = 0 with it")?;
         check::non_negative("weight_decay", self.weight_decay)?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
     }

@@ -167,20 +167,24 @@ impl Rule for Von {
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::non_negative("damping", self.damping)?;
+        // The smallest precision: where the gradient of an example vanishes, so does f.
+        if self.hess_from_first_batch || self.beta2 == 0.0 {
+            check::positive("weight_decay + damping", self.weight_decay + self.damping)?;
+        }
         check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
         self.expectation.validate()?;
         let sampled = self.curvature != VonCurvature::Price || self.expectation != Expectation::Delta;
-        check::flag(
-            "curvature Price",
-            true,
+        check::that(
+            "curvature",
+            self.curvature,
             sampled,
             "an expectation with samples: Price's estimate is zero at the mean",
         )?;
         let averaged = !self.debias || self.momentum == Momentum::Average;
-        check::flag("debias", self.debias, averaged, "no bias correction with Momentum::HeavyBall: .debias(false)")?;
+        check::that("debias", self.debias, averaged, "no bias correction with Momentum::HeavyBall: .debias(false)")?;
         check::positive("temperature", self.temperature)?;
-        check::positive("warmup_from", self.warmup_from)?;
-        check::non_negative("1 - warmup_from", 1.0 - self.warmup_from)?;
+        let start = self.warmup_from;
+        check::that("warmup_from", start, start > 0.0 && start <= 1.0, "a number in (0, 1]")?;
         check::positive("augmentation", self.augmentation)
     }
     fn expectation(&self) -> Expectation {

@@ -22,7 +22,9 @@ impl<R: Rule> Optimizer<R> {
     pub(super) fn prepare(&mut self) -> Result<()> {
         self.params.refresh();
         self.params.check()?;
+        let known = self.slots.len();
         self.add_slots()?;
+        self.taps_checked &= self.slots.len() == known;
         for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
             slot.follow(leaf);
         }
@@ -107,7 +109,8 @@ impl<R: Rule> Optimizer<R> {
                 squares
             }
         };
-        self.taps_checked = !mixed;
+        // Without a tape nothing was compared: the losses were differentiated one by one.
+        self.taps_checked = !mixed && (self.taps_checked || !tape.taps().is_empty());
         self.last.get_or_insert_default().gradient_norm = norm;
         Ok(Sums {
             weight: loss.weight(),

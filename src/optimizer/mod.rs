@@ -263,7 +263,9 @@ impl<R: GaussianRule> Optimizer<R> {
     pub fn posterior(&self) -> Result<DiagonalGaussian> {
         let mut entries = Vec::new();
         for (slot, leaf) in self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable()) {
-            entries.push((leaf.name(), slot.mean(leaf).detach().copy(), self.precision(slot, &slot.mean(leaf))?));
+            let mean = slot.mean_now(leaf).detach().copy();
+            let precision = self.precision(slot, &mean)?;
+            entries.push((leaf.name(), mean, precision));
         }
         DiagonalGaussian::sharing(entries)
     }

@@ -117,7 +117,7 @@ impl<R: Rule> Optimizer<R> {
             .map(|(slot, leaf)| if applies(leaf.group) { changed(slot.config) } else { Ok(slot.config) });
         let configs = configs.collect::<Result<Vec<_>>>()?;
         for (slot, config) in self.slots.iter_mut().zip(configs) {
-            slot.configure(config, self.prior.as_ref());
+            slot.configure(config);
         }
         Ok(())
     }
@@ -177,10 +177,10 @@ impl<R: GaussianRule> Optimizer<R> {
             sigma.max = sigma.max.max(sd.max().double_value(&[]));
             let mean = entry.mean.to_kind(Kind::Double);
             let (offset, prior) = match &slot.prior {
-                PriorOf::Isotropic { delta } if *delta == 0.0 => (mean, None),
-                PriorOf::Isotropic { delta } => {
+                PriorOf::Isotropic(prior) => {
                     let ess = slot.config.effective_sample_size().unwrap_or(f64::NAN);
-                    (mean, Some(Tensor::from(delta * ess)))
+                    let delta = prior.delta(&slot.config);
+                    (mean, (delta > 0.0).then(|| Tensor::from(delta * ess)))
                 }
                 PriorOf::Posterior { mean: m0, precision } => (mean - m0, Some(precision.to_kind(Kind::Double))),
             };

@@ -4,7 +4,7 @@ use super::programs::Pass;
 use crate::kernel::{self, Field, Pack};
 use crate::optim::{Rule, When};
 use crate::params::Leaf;
-use crate::prior::{Prior, PriorOf};
+use crate::prior::{Isotropic, Prior, PriorOf};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -39,11 +39,15 @@ impl<R: Rule> Slot<R> {
             value: "not set".to_owned(),
             expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
         };
-        let config = prior.map_or(config, |prior| prior.as_weight_decay(config));
         let prior = match prior {
-            None => PriorOf::Isotropic { delta: config.isotropic_delta() },
-            Some(prior) => prior.of(leaf, config.effective_sample_size().ok_or_else(needs_ess)?)?,
+            None => PriorOf::Isotropic(Isotropic::WeightDecay),
+            Some(prior) => {
+                config.effective_sample_size().ok_or_else(needs_ess)?;
+                prior.of(leaf)?
+            }
         };
+        let config = prior.in_config(config);
+        config.validate()?;
         let _no_grad = tch::no_grad_guard();
         let like = leaf.tensor.to_kind(leaf.state_kind());
         let initial = config.initial(prior.is_posterior());
@@ -52,7 +56,7 @@ impl<R: Rule> Slot<R> {
             steps: 0,
             mean: (leaf.tensor.kind() != leaf.state_kind()).then(|| like.copy()),
             state: (0..R::STATE.len()).map(|i| like.full_like(initial.get(i))).collect(),
-            prior_fields: prior.fields(config.effective_sample_size().unwrap_or(f64::NAN)),
+            prior_fields: prior.fields(&config),
             prior,
             block,
             blocks: kernel::blocks(leaf.tensor.numel()),
@@ -65,21 +69,15 @@ impl<R: Rule> Slot<R> {
     }
 
     /// Takes over a changed configuration; a prior that was given keeps its precision.
-    pub(super) fn configure(&mut self, config: R, given: Option<&Prior>) {
-        let config = given.map_or(config, |prior| prior.as_weight_decay(config));
-        let ess = config.effective_sample_size().unwrap_or(f64::NAN);
-        let new = given.map_or(Some(config.isotropic_delta()), |prior| prior.isotropic_delta(ess));
-        if let (PriorOf::Isotropic { delta }, Some(new)) = (&mut self.prior, new) {
-            *delta = new;
-        }
-        self.prior_fields = self.prior.fields(ess);
-        self.config = config;
+    pub(super) fn configure(&mut self, config: R) {
+        self.config = self.prior.in_config(config);
+        self.prior_fields = self.prior.fields(&self.config);
     }
 
     /// Takes over the configuration and the prior of a checkpoint.
     pub(super) fn restore(&mut self, config: R, prior: PriorOf) {
-        self.prior_fields = prior.fields(config.effective_sample_size().unwrap_or(f64::NAN));
-        (self.config, self.prior) = (config, prior);
+        self.prior = prior;
+        self.configure(config);
     }
 
     /// The coefficients of the update that comes next.
@@ -100,13 +98,20 @@ impl<R: Rule> Slot<R> {
         self.mean.as_ref().unwrap_or(&leaf.tensor).shallow_clone()
     }
 
-    /// For half-precision weights: where they were changed from outside (loaded, re-initialised), so is the mean.
+    /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
+    pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
+        let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };
+        let _no_grad = tch::no_grad_guard();
+        let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+        mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float))
+    }
+
+    /// Takes over what [`Slot::mean_now`] finds.
     pub(super) fn follow(&mut self, leaf: &Leaf) {
+        let now = self.mean_now(leaf);
         if let Some(mean) = &mut self.mean {
             let _no_grad = tch::no_grad_guard();
-            let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
-            let followed = mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float));
-            mean.copy_(&followed);
+            mean.copy_(&now);
         }
     }
 }

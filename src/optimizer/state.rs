@@ -4,7 +4,7 @@ use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::optim::Rule;
-use crate::prior::PriorOf;
+use crate::prior::{Isotropic, PriorOf};
 use crate::{Error, Result, Schedule, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +36,8 @@ struct Parameter<R> {
     name: String,
     steps: u64,
     config: R,
-    /// δ of an isotropic prior; absent if the prior is tensors.
-    delta: Option<f64>,
+    /// Absent if the prior is tensors.
+    prior: Option<Isotropic>,
     /// Whether a gradient, and a curvature statistic, is accumulated.
     accumulated: (bool, bool),
 }
@@ -47,8 +47,8 @@ impl<R: Rule> Optimizer<R> {
     /// accumulated gradients to one safetensors file, which is replaced atomically: after a crash at any moment `path`
     /// holds the previous checkpoint or this one.
     ///
-    /// Not in it: frozen variables and buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as
-    /// tensors, and the state of libtorch's own generator.
+    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state of
+    /// libtorch's own generator.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -57,12 +57,12 @@ impl<R: Rule> Optimizer<R> {
         let mut parameters = Vec::new();
         for (i, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
             let mut put = |what: &str, t: &Tensor| tensors.push((format!("{what}.{}", leaf.name()), t.detach()));
-            put("mean", &slot.mean(leaf));
+            put("mean", &slot.mean_now(leaf));
             for (name, t) in R::STATE.iter().zip(&slot.state) {
                 put(&format!("state.{name}"), t);
             }
-            let delta = match &slot.prior {
-                PriorOf::Isotropic { delta } => Some(*delta),
+            let prior = match &slot.prior {
+                PriorOf::Isotropic(prior) => Some(*prior),
                 PriorOf::Posterior { mean, precision } => {
                     put("prior.mean", mean);
                     put("prior.precision", precision);
@@ -78,7 +78,7 @@ impl<R: Rule> Optimizer<R> {
                 accumulated("accumulated.curvature", &self.sums.curvature),
             );
             let (name, steps, config) = (leaf.name().to_owned(), slot.steps, slot.config);
-            parameters.push(Parameter { name, steps, config, delta, accumulated });
+            parameters.push(Parameter { name, steps, config, prior, accumulated });
         }
         let description = Description {
             optimizer: R::NAME.to_owned(),
@@ -114,7 +114,7 @@ impl<R: Rule> Optimizer<R> {
         let config = |value| {
             let config: R = serde_json::from_value(value)
                 .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
-            config.validate().map(|()| config)
+            config.validate().map(|()| config).map_err(|e| Error::file(path, e))
         };
         self.params.refresh();
         self.params.check()?;
@@ -122,8 +122,8 @@ impl<R: Rule> Optimizer<R> {
 
         // Read and check everything, then change everything.
         let base = config(description.config)?;
-        description.schedule.validate()?;
-        description.clip.map_or(Ok(()), Clip::validate)?;
+        description.schedule.validate().map_err(|e| Error::file(path, e))?;
+        description.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
         let mut restored = Vec::new();
         let mut saved = description.parameters.into_iter();
         for leaf in self.params.leaves() {
@@ -155,13 +155,22 @@ impl<R: Rule> Optimizer<R> {
             };
             let mean = take("mean")?;
             let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
-            let prior = match p.delta {
-                Some(delta) => PriorOf::Isotropic { delta },
+            let prior = match p.prior {
+                Some(prior) => {
+                    prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?
+                }
                 None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
             };
             let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
             let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
-            restored.push((p.steps, config(p.config)?, mean, state, prior, gradient, curvature));
+            let own = config(p.config)?;
+            if (own.expectation(), own.curvature()) != (base.expectation(), base.curvature()) {
+                return Err(Error::file(
+                    path,
+                    format!("parameter `{}` is evaluated at other points than the rest: it was not saved so", p.name),
+                ));
+            }
+            restored.push((p.steps, own, mean, state, prior, gradient, curvature));
         }
         if let Some(p) = saved.next() {
             return Err(Error::file(path, format!("has a parameter `{}`, which the model has not", p.name)));
@@ -170,8 +179,12 @@ impl<R: Rule> Optimizer<R> {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
 
-        let _no_grad = tch::no_grad_guard();
         let (weight, evaluations, loss, per_example) = description.accumulated;
+        if weight < 0.0 {
+            return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
+        }
+
+        let _no_grad = tch::no_grad_guard();
         let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
         for ((slot, leaf), (steps, config, mean, state, prior, gradient, curvature)) in
             self.slots.iter_mut().zip(self.params.leaves()).zip(restored)

@@ -76,14 +76,18 @@ impl DiagonalGaussian {
             }
             for (what, t) in [("mean", &mean), ("precision", &precision)] {
                 if !t.defined() || !matches!(t.kind(), Kind::Float | Kind::Double) {
-                    return refuse(format!("its {what} is {t:?}: expected f32 or f64"));
+                    return refuse(format!("its {what} is {}: expected f32 or f64", form(t)));
                 }
                 if let Some(value) = kernel::first_non_finite(t) {
                     return refuse(format!("its {what} is not finite ({value})"));
                 }
             }
             if (mean.size(), mean.kind(), mean.device()) != (precision.size(), precision.kind(), precision.device()) {
-                return refuse(format!("its mean is {mean:?} and its precision {precision:?}: expected the same"));
+                return refuse(format!(
+                    "its mean is {} and its precision {}: expected the same",
+                    form(&mean),
+                    form(&precision)
+                ));
             }
             if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
                 return refuse(format!(
@@ -347,8 +351,13 @@ impl DiagonalGaussian {
         if let Some(extra) = tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
         }
-        Ok(Self::sharing(entries)?.with_seed(description.seed))
+        Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(description.seed))
     }
+}
+
+/// Kind, shape and device for a message.
+fn form(t: &Tensor) -> String {
+    if t.defined() { format!("{:?} {:?} on {:?}", t.kind(), t.size(), t.device()) } else { "undefined".to_owned() }
 }
 
 /// Adds natural parameters with weights: s = Σ wₖ sₖ, s·m = Σ wₖ sₖ mₖ.

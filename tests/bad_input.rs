@@ -1,0 +1,702 @@
+//! Whatever is wrong is refused by an error that says what, where and what was expected, and nothing has changed.
+
+mod common;
+
+use common::{F64, Net, Place, Separable, Snapshot, bits, rows, wave};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+use std::fs;
+use std::path::Path;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+use tch_blr::{
+    Adam, AdamW, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon, Momentum, Optimizer, Params, Philox,
+    Prior, RmsProp, Rule, Schedule, Sgd, Von, VonCurvature,
+};
+
+const F32: Place = Place { kind: Kind::Float, device: Device::Cpu };
+
+/// The error's text; it has to contain all of `parts`.
+#[track_caller]
+fn refused<T: Debug>(result: Result<T, Error>, parts: &[&str]) -> Error {
+    let error = result.unwrap_err();
+    let text = error.to_string();
+    println!("{text}");
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    assert!(!text.contains('\n'), "more than one line: {text}");
+    error
+}
+
+/// Refuses each configuration at every place where one can come in, and names field and value.
+fn refuses<R: Rule>(good: R, bad: Vec<(R, &str, &str)>) {
+    let net = Net::new(F64);
+    let weights = || net.weights.iter().map(bits).collect::<Vec<_>>();
+    let start = weights();
+    let mut opt = good.noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let trained = Snapshot::of(&opt, &net.vs);
+    assert_ne!(trained.weights, start);
+    for (config, field, value) in bad {
+        let lr = config.learning_rate();
+        let at = [
+            config.build(&net.vs, lr).map(|_| ()),
+            good.builder().group(1, move |_| config).build(&net.vs, 0.1).map(|_| ()),
+            opt.configure(|_| config),
+            opt.configure_group(1, |_| config),
+        ];
+        for result in at {
+            let error = refused(result, &[field, value]);
+            let named = matches!(&error, Error::HyperParameter { name, value: v, .. } if *name == field && v == value);
+            assert!(named, "{field} = {value}: {error:?}");
+        }
+        assert_eq!(Snapshot::of(&opt, &net.vs), trained, "{field} = {value}");
+    }
+}
+
+const OUT_OF_RATE: [(f64, &str); 4] = [(f64::NAN, "NaN"), (-0.1, "-0.1"), (1.0, "1.0"), (f64::INFINITY, "inf")];
+const NEGATIVE: [(f64, &str); 3] = [(f64::NAN, "NaN"), (-1.0, "-1.0"), (f64::INFINITY, "inf")];
+const NOT_POSITIVE: [(f64, &str); 4] = [(f64::NAN, "NaN"), (-1.0, "-1.0"), (0.0, "0.0"), (f64::INFINITY, "inf")];
+
+/// Each of `values` set by each of the setters.
+fn each<R: Rule, const N: usize>(
+    values: &[(f64, &'static str); N],
+    set: &[(&'static str, fn(f64) -> R)],
+) -> Vec<(R, &'static str, &'static str)> {
+    set.iter().flat_map(|(field, make)| values.map(|(x, text)| (make(x), *field, text))).collect()
+}
+
+#[test]
+fn sgd() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| Sgd::default().lr(x)),
+            ("dampening", |x| Sgd::default().dampening(x)),
+            ("weight_decay", |x| Sgd::default().weight_decay(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("momentum", |x| Sgd::default().momentum(x))]));
+    bad.extend(each(&NOT_POSITIVE, &[("ess", |x| Sgd::default().ess(x))]));
+    bad.push((Sgd::default().dampening(1.5), "dampening", "1.5"));
+    bad.push((Sgd::default().nesterov(true), "nesterov", "true"));
+    bad.push((Sgd::default().nesterov(true).momentum(0.9).dampening(0.1), "nesterov", "true"));
+    refuses(Sgd::default(), bad);
+}
+
+#[test]
+fn rmsprop() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[("lr", |x| RmsProp::default().lr(x)), ("weight_decay", |x| RmsProp::default().weight_decay(x))],
+    );
+    bad.extend(each(
+        &OUT_OF_RATE,
+        &[("alpha", |x| RmsProp::default().alpha(x)), ("momentum", |x| RmsProp::default().momentum(x))],
+    ));
+    bad.extend(each(&NOT_POSITIVE, &[("eps", |x| RmsProp::default().eps(x)), ("ess", |x| RmsProp::default().ess(x))]));
+    refuses(RmsProp::default(), bad);
+}
+
+#[test]
+fn adam() {
+    let mut bad =
+        each(&NEGATIVE, &[("lr", |x| Adam::default().lr(x)), ("weight_decay", |x| Adam::default().weight_decay(x))]);
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| Adam::default().beta1(x)), ("beta2", |x| Adam::default().beta2(x))]));
+    bad.extend(each(&NOT_POSITIVE, &[("eps", |x| Adam::default().eps(x)), ("ess", |x| Adam::default().ess(x))]));
+    refuses(Adam::default(), bad);
+}
+
+#[test]
+fn adamw() {
+    let mut bad =
+        each(&NEGATIVE, &[("lr", |x| AdamW::default().lr(x)), ("weight_decay", |x| AdamW::default().weight_decay(x))]);
+    bad.extend(each(
+        &OUT_OF_RATE,
+        &[("beta1", |x| AdamW::default().beta1(x)), ("beta2", |x| AdamW::default().beta2(x))],
+    ));
+    bad.extend(each(&NOT_POSITIVE, &[("eps", |x| AdamW::default().eps(x)), ("ess", |x| AdamW::default().ess(x))]));
+    refuses(AdamW::default(), bad);
+}
+
+fn good_von() -> Von {
+    Von::vogn().ess(100.0)
+}
+
+#[test]
+fn von() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| good_von().lr(x)),
+            ("weight_decay", |x| good_von().weight_decay(x)),
+            ("hess_init", |x| good_von().hess_init(x)),
+            ("damping", |x| good_von().damping(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| good_von().beta1(x)), ("beta2", |x| good_von().beta2(x))]));
+    bad.extend(each(
+        &NOT_POSITIVE,
+        &[
+            ("ess", |x| good_von().ess(x)),
+            ("temperature", |x| good_von().temperature(x)),
+            ("warmup_from", |x| good_von().warmup_from(x)),
+            ("augmentation", |x| good_von().augmentation(x)),
+        ],
+    ));
+    bad.push((good_von().warmup_from(1.5), "warmup_from", "1.5"));
+    bad.push((Von::vogn(), "ess", "not set"));
+    bad.push((Von::ogn(), "ess", "not set"));
+    bad.push((good_von().expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"));
+    bad.push((good_von().expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"));
+    bad.push((Von::ogn().ess(9.0).curvature(VonCurvature::Price), "curvature", "Price"));
+    bad.push((good_von().momentum(Momentum::HeavyBall), "debias", "true"));
+    // A precision that can be zero.
+    let flat = good_von().weight_decay(0.0);
+    bad.push((flat.hess_init(0.0), "hess_init + weight_decay + damping", "0.0"));
+    bad.push((flat.hess_from_first_batch(true), "weight_decay + damping", "0.0"));
+    bad.push((flat.beta2(0.0), "weight_decay + damping", "0.0"));
+    refuses(good_von(), bad);
+}
+
+fn good_ivon() -> Ivon {
+    Ivon::default().ess(100.0)
+}
+
+#[test]
+fn ivon() {
+    let mut bad = each(&NEGATIVE, &[("lr", |x| good_ivon().lr(x)), ("weight_decay", |x| good_ivon().weight_decay(x))]);
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| good_ivon().beta1(x)), ("beta2", |x| good_ivon().beta2(x))]));
+    bad.extend(each(
+        &NOT_POSITIVE,
+        &[
+            ("ess", |x| good_ivon().ess(x)),
+            ("hess_init", |x| good_ivon().hess_init(x)),
+            ("clip_radius", |x| good_ivon().clip_radius(x)),
+            ("estimator scale", |x| good_ivon().estimator(HessianEstimator::SquaredGradient { scale: x })),
+        ],
+    ));
+    bad.push((Ivon::default(), "ess", "not set"));
+    bad.push((good_ivon().mc_samples(0), "mc_samples", "0"));
+    refuses(good_ivon(), bad);
+}
+
+#[test]
+fn builder() {
+    let net = Net::new(F64);
+    let with = || Adam::default().ess(10.0).builder();
+    for x in [f64::NAN, 0.0, -1.0, f64::INFINITY] {
+        let value = format!("{x:?}");
+        refused(with().clip_grad_value(x).build(&net.vs, 0.1), &["clip_grad_value", &value]);
+        refused(with().clip_grad_norm(x).build(&net.vs, 0.1), &["clip_grad_norm", &value]);
+    }
+    for (schedule, parts) in [
+        (Schedule::WarmupCosine { warmup: 5, total: 5 }, ["schedule total", "5"]),
+        (Schedule::WarmupLinear { warmup: 6, total: 5 }, ["schedule total", "5"]),
+        (Schedule::Step { every: 0, factor: 0.5 }, ["schedule every", "0"]),
+        (Schedule::Step { every: 2, factor: 0.0 }, ["schedule factor", "0.0"]),
+        (Schedule::Step { every: 2, factor: f64::NAN }, ["schedule factor", "NaN"]),
+    ] {
+        refused(with().schedule(schedule).build(&net.vs, 0.1), &parts);
+    }
+    // Not in an override: the evaluations of a step are common to all parameters.
+    let samples = good_ivon().builder().group(1, |c| c.mc_samples(3)).build(&net.vs, 0.1);
+    refused(samples, &["second.weight", "override"]);
+    let mut opt = good_ivon().build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&opt, &net.vs);
+    refused(opt.configure(|c| c.antithetic(true)), &["fixed when the optimizer is built"]);
+    let sgd = Sgd::default().build(&net.vs, 0.1).unwrap();
+    assert_eq!(sgd.steps(), 0);
+    assert_eq!(Snapshot::of(&opt, &net.vs), before);
+}
+
+#[test]
+fn parameters() {
+    let adam = Adam::default();
+    refused(adam.build(&VarStore::new(Device::Cpu), 0.1), &["parameters", "none", "create"]);
+
+    let mut net = Net::new(F32);
+    net.vs.freeze();
+    refused(adam.build(&net.vs, 0.1), &["none of the 4 requires gradients", "unfreeze"]);
+    net.vs.unfreeze();
+
+    let w = wave(&[2], 0.0, F64).set_requires_grad(true);
+    let integers = Tensor::from_slice(&[1_i64, 2]);
+    let named = |name: &str, t: &Tensor| (name.to_owned(), t.shallow_clone());
+    let params = Params::named([named("w", &w), named("counts", &integers)]).unwrap();
+    refused(adam.build(params, 0.1), &["`counts`", "Int64", "f32, f64, bf16 or f16"]);
+    refused(Params::named([named("w", &w), named("w", &integers)]), &["`w`", "name"]);
+    refused(Params::named([named("twice_w", &(&w * 2))]), &["`twice_w`", "leaf"]);
+
+    // Converted after the optimizer was built.
+    let mut opt = adam.build(&net.vs, 0.1).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let before = Snapshot::of(&opt, &net.vs).file;
+    net.vs.double();
+    let changed = |result| refused(result, &["`first.weight`", "Float", "Double", "build the optimizer afterwards"]);
+    changed(opt.step(|| net.losses()));
+    changed(opt.accumulate(|| net.losses()));
+    net.vs.float();
+    assert_eq!(Snapshot::of(&opt, &net.vs).file, before);
+    opt.step(|| net.losses()).unwrap();
+
+    // Frozen as a whole, then trained again.
+    let before = Snapshot::of(&opt, &net.vs);
+    net.vs.freeze();
+    refused(opt.step(|| net.losses()), &["none of the 4 requires gradients"]);
+    net.vs.unfreeze();
+    assert_eq!(Snapshot::of(&opt, &net.vs), before);
+}
+
+#[test]
+fn parameters_on_two_devices() {
+    if !tch::Cuda::is_available() {
+        println!("parameters_on_two_devices: skipped, CUDA is not available");
+        return;
+    }
+    let [here, there] = [Device::Cpu, Device::Cuda(0)]
+        .map(|device| wave(&[2], 0.0, Place { kind: Kind::Float, device }).set_requires_grad(true));
+    let params = Params::named([("here", here), ("there", there)]).unwrap();
+    refused(Sgd::default().build(params, 0.1), &["`here`", "Cpu", "`there`", "Cuda(0)"]);
+}
+
+#[test]
+fn losses() {
+    let net = Net::new(F32);
+    let mut opt = good_ivon().noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let before = Snapshot::of(&opt, &net.vs);
+    let nothing = Tensor::zeros([], (Kind::Int64, Device::Cpu));
+    for (loss, parts) in [
+        (net.losses().unsqueeze(1), &["loss", "[12, 1]", "0-dim", "1-D"][..]),
+        (net.losses().narrow(0, 0, 0), &["loss", "[0]"]),
+        (nothing, &["loss", "Int64", "floating-point"]),
+        (net.losses().detach(), &["loss", "no graph", "no_grad"]),
+        (net.losses() * f64::NAN, &["loss", "NaN", "step 1", "nothing was changed"]),
+        (net.losses() * f64::INFINITY, &["loss", "inf", "step 1"]),
+        (Tensor::new(), &["loss", "undefined"]),
+    ] {
+        refused(opt.step(|| loss.shallow_clone()), parts);
+        assert_eq!(Snapshot::of(&opt, &net.vs), before, "{parts:?}");
+    }
+    refused(opt.update(), &["loss", "none was evaluated", "accumulate"]);
+
+    // A graph that is gone.
+    let mut adam = Adam::default().build(&net.vs, 0.1).unwrap();
+    let loss = net.losses();
+    adam.backward_step(&loss).unwrap();
+    let before = Snapshot::of(&adam, &net.vs);
+    refused(adam.backward_step(&loss), &["libtorch", "backward"]);
+    refused(adam.backward_step_clip(&net.losses(), -1.0), &["clip_grad_value", "-1.0"]);
+    assert_eq!(Snapshot::of(&adam, &net.vs), before);
+
+    // Only the mean of the losses, and layers that are not tapped.
+    let mut vogn = good_von().noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&vogn, &net.vs);
+    refused(vogn.step(|| net.losses().mean(None::<Kind>)), &["per-example", "`first.weight`", "tch_blr::nn", "[B]"]);
+    assert_eq!(Snapshot::of(&vogn, &net.vs), before);
+}
+
+/// A tap check that has passed for one form of the loss says nothing about another one.
+#[test]
+fn untapped_use_is_found_after_per_example_losses() {
+    let vs = common::store(F64);
+    let layer = tch_blr::nn::linear(vs.root(), 3, 2, tch::nn::LinearConfig::default());
+    let x = wave(&[5, 3], 0.2, F64);
+    let losses = || {
+        let z = tch::nn::Module::forward(&layer, &x);
+        // The weight is used outside of the layer too.
+        z.square().sum_dim_intlist(1, false, None::<Kind>) + layer.ws.square().sum(Kind::Double)
+    };
+    let mut opt = Von::ogn().ess(100.0).build(&vs, 0.1).unwrap();
+    let evaluation = opt.perturbed().unwrap();
+    let per_example = losses();
+    evaluation.backward(per_example).unwrap();
+    opt.update().unwrap();
+    let before = Snapshot::of(&opt, &vs);
+    refused(opt.step(|| losses().mean(None::<Kind>)), &["`weight`", "outside"]);
+    assert_eq!(Snapshot::of(&opt, &vs), before);
+}
+
+/// Pixels that are always black give gradients that are always zero.
+#[test]
+fn weights_without_gradient_stay_finite() {
+    let problem = Separable::new(F64);
+    let constant = || problem.get("a") * Tensor::from_slice(&[0.0, 1.0, 3.0]);
+    let losses = |_: ()| constant().sum_dim_intlist(0, false, None::<Kind>);
+    fn run<R: Rule>(problem: &Separable, config: R, losses: impl Fn(()) -> Tensor) {
+        let mut opt = config.noise(Philox { seed: 2 }).build(&problem.vs, 1e-3).unwrap();
+        for step in 0..300 {
+            opt.step(|| losses(())).unwrap_or_else(|e| panic!("{config:?}, step {step}: {e}"));
+            assert!(problem.get("a").isfinite().all().int64_value(&[]) == 1, "{config:?}, step {step}");
+        }
+    }
+    run(&problem, RmsProp::default().alpha(0.5).centered(true), losses);
+    run(&problem, Adam::default(), losses);
+    run(&problem, AdamW::default(), losses);
+    run(&problem, Von::ogn().ess(1e4), losses);
+    run(&problem, tch_blr::Vogn::neurips2019().ess(1e4), losses);
+    run(&problem, Von::vogn().ess(1e4).weight_decay(0.0).beta2(0.5).damping(1e-3), losses);
+    run(&problem, good_ivon(), losses);
+}
+
+#[test]
+fn priors() {
+    let net = Net::new(F32);
+    let q = rows::posterior(&net.vs);
+    let build = |prior: Prior| good_ivon().prior(prior).build(&net.vs, 0.1);
+    build(Prior::from(&q)).unwrap();
+
+    let unknown = |name: &str| name != "second.bias";
+    refused(build(q.select(unknown).unwrap().into()), &["`second.bias`", "prior", "elsewhere"]);
+    build(Prior::from(q.select(unknown).unwrap()).elsewhere(0.1)).unwrap();
+
+    let replaced = |name: &str, shape: &[i64]| {
+        let entry = |n: &str| {
+            let [m, s] = [q.mean(n).unwrap(), q.precision(n).unwrap()].map(Tensor::shallow_clone);
+            (n.to_owned(), m, s)
+        };
+        let mut entries: Vec<_> = q.names().filter(|n| *n != name).map(entry).collect();
+        entries.push((name.to_owned(), wave(shape, 0.0, F32), wave(shape, 0.0, F32) + 2.0));
+        DiagonalGaussian::new(entries).unwrap()
+    };
+    refused(build(replaced("third.bias", &[2]).into()), &["`third.bias`", "model has not", "select"]);
+    refused(build(replaced("second.bias", &[3]).into()), &["`second.bias`", "[3]", "[2]"]);
+
+    for x in [f64::NAN, -1.0, f64::INFINITY] {
+        refused(build(Prior::isotropic(x)), &["prior precision", &format!("{x:?}")]);
+        refused(build(Prior::from(&q).elsewhere(x)), &["elsewhere", &format!("{x:?}")]);
+    }
+    refused(Adam::default().prior(&q).build(&net.vs, 0.1), &["`ess` = not set", ".ess("]);
+    refused(Sgd::default().prior(Prior::isotropic(1.0)).build(&net.vs, 0.1), &["`ess` = not set", ".ess("]);
+    let opt = Adam::default().build(&net.vs, 0.1).unwrap();
+    refused(opt.posterior(), &["`ess` = not set", ".ess("]);
+    refused(
+        Adam::default().ess(10.0).build(&net.vs, 0.1).unwrap().posterior(),
+        &["`first.weight`", "precision", "step"],
+    );
+
+    // A late variable that the prior does not know.
+    let mut opt = build(Prior::from(&q)).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let before = Snapshot::of(&opt, &net.vs);
+    let late = common::variable(&net.vs, "late", 0, &wave(&[2], 0.0, F32));
+    refused(opt.step(|| net.losses()), &["`late`", "prior", "elsewhere"]);
+    assert_eq!(Snapshot::of(&opt, &net.vs).file, before.file);
+    assert_eq!(bits(&late), bits(&wave(&[2], 0.0, F32)));
+}
+
+#[test]
+fn posteriors() {
+    let mean = || wave(&[2], 0.0, F32);
+    let precision = || mean() + 2.0;
+    let make = |m: Tensor, s: Tensor| DiagonalGaussian::new([("w", m, s)]);
+    let from = |x: &[f32]| Tensor::from_slice(x);
+    refused(DiagonalGaussian::new(Vec::<(&str, Tensor, Tensor)>::new()), &["posterior", "no parameter"]);
+    refused(DiagonalGaussian::new([("w", mean(), precision()), ("w", mean(), precision())]), &["`w`", "twice"]);
+    refused(make(Tensor::from_slice(&[1_i64, 2]), precision()), &["`w`", "mean", "Int64", "f32 or f64"]);
+    refused(make(Tensor::new(), precision()), &["`w`", "mean"]);
+    refused(make(mean(), precision().to_kind(Kind::BFloat16)), &["`w`", "precision", "BFloat16"]);
+    refused(make(mean(), precision().to_kind(Kind::Double)), &["`w`", "Double", "same"]);
+    refused(make(mean(), precision().reshape([2, 1])), &["`w`", "[2, 1]", "same"]);
+    refused(make(from(&[1.0, f32::NAN]), precision()), &["`w`", "mean", "NaN"]);
+    refused(make(mean(), from(&[1.0, f32::INFINITY])), &["`w`", "precision", "inf"]);
+    refused(make(mean(), from(&[1.0, 0.0])), &["`w`", "precision", "0e0"]);
+    refused(make(mean(), from(&[1.0, -2.0])), &["`w`", "precision", "-2e0"]);
+
+    let net = Net::new(F32);
+    let q = make(mean(), precision()).unwrap();
+    refused(q.perturb(&net.vs, 0), &["`w`", "model has not"]);
+    refused(q.copy_mean_to(&net.vs), &["`w`", "model has not"]);
+    let other_shape = DiagonalGaussian::new([("first.bias", mean(), precision())]).unwrap();
+    let before: Vec<_> = net.weights.iter().map(bits).collect();
+    refused(other_shape.copy_mean_to(&net.vs), &["`first.bias`", "[2]", "[5]"]);
+    refused(q.temper(0.0), &["tau", "0.0"]);
+    refused(q.kl(&other_shape), &["`w`", "select"]);
+    refused(tch_blr::combine(&[]), &["at least one"]);
+    refused(tch_blr::combine(&[(1.0, &q), (f64::NAN, &q)]), &["weight", "NaN"]);
+    refused(tch_blr::combine(&[(1.0, &q), (-2.0, &q)]), &["`w`", "not positive"]);
+    assert_eq!(net.weights.iter().map(bits).collect::<Vec<_>>(), before);
+}
+
+/// A safetensors file taken apart.
+struct File {
+    tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    description: Value,
+}
+
+impl File {
+    fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let description = serde_json::from_str(&header.metadata().as_ref().unwrap()["tch_blr"]).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.iter().map(|(n, t)| (n.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec())));
+        File { tensors: tensors.collect(), description }
+    }
+
+    fn write(&self, path: &Path) {
+        let views = self
+            .tensors
+            .iter()
+            .map(|(name, (dtype, shape, data))| (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let metadata = HashMap::from([("tch_blr".to_owned(), self.description.to_string())]);
+        fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
+    }
+}
+
+/// The bytes of a safetensors file with this header and `data` bytes behind it.
+fn raw(header: &Value, data: usize) -> Vec<u8> {
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+type Change = Box<dyn Fn(&mut File)>;
+
+fn change(f: impl Fn(&mut File) + 'static) -> Change {
+    Box::new(f)
+}
+
+/// Breaks a file in every way that does not depend on what it is for. `load` must fail, name the file, and say what is
+/// listed in `changes`.
+fn refuses_files<T: Debug>(
+    good: &Path,
+    tensor: &'static str,
+    changes: Vec<(Change, &[&str])>,
+    mut load: impl FnMut(&Path) -> Result<T, Error>,
+) {
+    let path = good.with_file_name("broken.safetensors");
+    let mut refuse = |what: &str, parts: &[&str]| {
+        let bytes = fs::read(&path).ok();
+        let named = ["broken.safetensors"].iter().chain(parts).copied().collect::<Vec<_>>();
+        println!("{what}:");
+        refused(load(&path), &named);
+        assert_eq!(fs::read(&path).ok(), bytes, "{what}: the file was changed");
+    };
+    refuse("no file", &["cannot be read"]);
+    fs::create_dir(&path).unwrap();
+    refuse("a directory", &["cannot be read"]);
+    fs::remove_dir(&path).unwrap();
+
+    let whole = fs::read(good).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for n in [0, 1, 7, 8, 9, header / 2, header - 1, header, header + 1, (header + whole.len()) / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..n]).unwrap();
+        refuse(&format!("cut off after {n} bytes"), &["not a whole safetensors file"]);
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    let mut huge_header = whole.clone();
+    huge_header[..8].copy_from_slice(&(1u64 << 62).to_le_bytes());
+    let mut full_header = whole.clone();
+    full_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut flipped = whole.clone();
+    flipped[8] ^= 0x55;
+    for (what, bytes) in [
+        ("a byte too many", longer),
+        ("a header of 2^62 bytes", huge_header),
+        ("a header of 2^64-1 bytes", full_header),
+        ("a header that is no JSON", flipped),
+        ("text", b"a line of text, longer than eight bytes\n".to_vec()),
+        ("zeros", vec![0; 4096]),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        refuse(what, &["not a whole safetensors file"]);
+    }
+    let entry = |shape: Value, offsets: [u64; 2]| json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
+    for (what, a, b, data) in [
+        ("overlapping tensors", entry(json!([2]), [0, 8]), entry(json!([2]), [4, 12]), 12),
+        ("a hole", entry(json!([1]), [0, 4]), entry(json!([1]), [8, 12]), 12),
+        ("offsets backwards", entry(json!([1]), [4, 0]), entry(json!([1]), [4, 8]), 8),
+        ("offsets outside", entry(json!([1]), [0, 4]), entry(json!([1_u64 << 40]), [4, 4 + (1 << 42)]), 8),
+        ("a huge shape", entry(json!([1_000_000_000_000_000_000_u64]), [0, 4]), entry(json!([1]), [4, 8]), 8),
+        ("a shape that overflows", entry(json!([1_u64 << 62, 4]), [0, 4]), entry(json!([1]), [4, 8]), 8),
+        ("a negative shape", entry(json!([-1]), [0, 4]), entry(json!([1]), [4, 8]), 8),
+    ] {
+        let description = File::read(good).description.to_string();
+        let header = json!({"__metadata__": {"tch_blr": description}, tensor: a, "other": b});
+        fs::write(&path, raw(&header, data)).unwrap();
+        refuse(what, &["not a whole safetensors file"]);
+    }
+    // Nothing in it, but with a size that no tensor can have.
+    let description = File::read(good).description.to_string();
+    let empty = entry(json!([0, u64::MAX / 2 + 2]), [0, 0]);
+    fs::write(&path, raw(&json!({"__metadata__": {"tch_blr": description}, tensor: empty}), 0)).unwrap();
+    refuse("an impossible empty tensor", &[tensor, "cannot be made"]);
+
+    let [missing, kind] = [["no tensor", tensor, ""], [tensor, "I32", "F32 or F64"]];
+    let usual: Vec<(Change, &[&str])> = vec![
+        (change(move |f| _ = f.tensors.remove(tensor)), &missing),
+        (change(|f| _ = f.tensors.insert("surplus".to_owned(), (Dtype::F32, vec![1], vec![0; 4]))), &["surplus"]),
+        (change(move |f| f.tensors.get_mut(tensor).unwrap().0 = Dtype::I32), &kind),
+        (change(|f| f.description = json!("words")), &["describes something else"]),
+        (change(|f| f.description["unheard"] = json!(1)), &["describes something else", "unheard"]),
+        (change(|f| f.description["version"] = json!(99)), &["version 99", "version 1"]),
+        (change(|f| _ = f.description.as_object_mut().unwrap().remove("version")), &["version"]),
+    ];
+    for (i, (change, parts)) in usual.into_iter().chain(changes).enumerate() {
+        let mut file = File::read(good);
+        change(&mut file);
+        file.write(&path);
+        refuse(&format!("change {i}"), parts);
+    }
+    // Somebody else's safetensors file.
+    let foreign = entry(json!([1]), [0, 4]);
+    fs::write(&path, raw(&json!({tensor: foreign}), 4)).unwrap();
+    refuse("a foreign file", &["no description"]);
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn checkpoint_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good.safetensors");
+    let net = Net::new(F32);
+    let build = |net: &Net| {
+        let prior = Prior::from(rows::posterior(&net.vs).select(|name| name != "first.bias").unwrap()).elsewhere(0.1);
+        good_ivon().prior(prior).noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap()
+    };
+    let mut saved = build(&net);
+    saved.step(|| net.losses()).unwrap();
+    saved.accumulate(|| net.losses_of(0, 4)).unwrap();
+    saved.save(&good).unwrap();
+
+    let other = Net::starting_at(F32, 1.0);
+    let mut opt = build(&other);
+    opt.step(|| other.losses()).unwrap();
+    opt.accumulate(|| other.losses_of(3, 2)).unwrap();
+    let before = Snapshot::of(&opt, &other.vs);
+    let load = |opt: &mut Optimizer<Ivon>, path: &Path| {
+        let result = opt.load(path);
+        if result.is_err() {
+            assert_eq!(Snapshot::of(opt, &other.vs), before);
+        }
+        result
+    };
+
+    let reshape = |name: &'static str, shape: &'static [usize]| {
+        change(move |f| f.tensors.get_mut(name).unwrap().1 = shape.to_vec())
+    };
+    let widen = |name: &'static str| {
+        change(move |f| {
+            let t = f.tensors.get_mut(name).unwrap();
+            *t = (Dtype::F64, t.1.clone(), vec![0; 2 * t.2.len()]);
+        })
+    };
+    let parameter = |i: usize, key: &'static str, value: Value| {
+        change(move |f| f.description["parameters"][i][key] = value.clone())
+    };
+    let remove = |name: &'static str| change(move |f| _ = f.tensors.remove(name));
+    let changes: Vec<(Change, &[&str])> = vec![
+        (reshape("mean.first.weight", &[5, 3]), &["mean.first.weight", "[5, 3]", "[3, 5]"]),
+        (reshape("state.hess.second.bias", &[2, 1]), &["state.hess.second.bias", "[2, 1]", "[2]"]),
+        (reshape("prior.precision.second.bias", &[1, 2]), &["prior.precision.second.bias", "[1, 2]", "[2]"]),
+        (reshape("accumulated.gradient.second.bias", &[1, 2]), &["accumulated.gradient.second.bias", "[1, 2]"]),
+        (widen("mean.second.bias"), &["mean.second.bias", "Double", "Float"]),
+        (widen("accumulated.curvature.second.bias"), &["accumulated.curvature.second.bias", "Double", "Float"]),
+        (remove("state.momentum.first.bias"), &["no tensor", "state.momentum.first.bias"]),
+        (remove("prior.mean.second.bias"), &["no tensor", "prior.mean.second.bias"]),
+        (remove("accumulated.curvature.first.bias"), &["no tensor", "accumulated.curvature.first.bias"]),
+        (change(|f| f.description["optimizer"] = json!("adam")), &["`adam`", "`ivon`"]),
+        (change(|f| f.description["config"]["lr"] = json!(-1.0)), &["`lr` = -1.0"]),
+        (change(|f| f.description["config"]["lr"] = json!("fast")), &["configuration", "fast"]),
+        (change(|f| f.description["config"]["ess"] = Value::Null), &["`ess` = not set"]),
+        (change(|f| f.description["schedule"] = json!({"Step": {"every": 0, "factor": 0.5}})), &["schedule every"]),
+        (change(|f| f.description["clip"] = json!({"Norm": -1.0})), &["clip_grad_norm"]),
+        (change(|f| f.description["accumulated"] = json!([-1.0, 1, 0.5, true])), &["accumulated"]),
+        (change(|f| _ = f.description["parameters"].as_array_mut().unwrap().pop()), &["no parameter `second.bias`"]),
+        (parameter(1, "name", json!("first.offset")), &["`first.offset`", "`first.bias`", "same model"]),
+        (parameter(1, "prior", json!({"Delta": -1.0})), &["elsewhere", "-1.0"]),
+        (change(|f| f.description["parameters"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
+        (change(|f| f.description["parameters"][1]["config"]["mc_samples"] = json!(3)), &["first.bias", "evaluated"]),
+        (
+            change(|f| {
+                let all = f.description["parameters"].as_array_mut().unwrap();
+                let mut fifth = all[0].clone();
+                fifth["name"] = json!("third.weight");
+                all.push(fifth);
+            }),
+            &["`third.weight`", "model has not"],
+        ),
+    ];
+    refuses_files(&good, "mean.first.weight", changes, |path| load(&mut opt, path));
+
+    // Another row, another model, a posterior, another kind of weights.
+    let mut adam = Adam::default().build(&other.vs, 0.1).unwrap();
+    let adam_before = Snapshot::of(&adam, &other.vs);
+    refused(adam.load(&good), &["good.safetensors", "`ivon`", "`adam`"]);
+    assert_eq!(Snapshot::of(&adam, &other.vs), adam_before);
+    let problem = Separable::new(F32);
+    let mut elsewhere = good_ivon().build(&problem.vs, 0.1).unwrap();
+    let elsewhere_before = Snapshot::of(&elsewhere, &problem.vs);
+    refused(elsewhere.load(&good), &["good.safetensors", "`first.weight`", "`a`"]);
+    assert_eq!(Snapshot::of(&elsewhere, &problem.vs), elsewhere_before);
+    let wide = Net::new(F64);
+    refused(good_ivon().build(&wide.vs, 0.1).unwrap().load(&good), &["mean.first.weight", "Float", "Double"]);
+    let posterior = dir.path().join("posterior.safetensors");
+    saved.posterior().unwrap().save(&posterior).unwrap();
+    refused(load(&mut opt, &posterior), &["posterior.safetensors", "something else"]);
+
+    opt.load(&good).unwrap();
+    let [a, b] = [Snapshot::of(&opt, &other.vs), Snapshot::of(&saved, &net.vs)].map(Snapshot::values);
+    assert_eq!(a, b);
+}
+
+#[test]
+fn posterior_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good.safetensors");
+    let net = Net::new(F32);
+    let q = rows::posterior(&net.vs);
+    q.save(&good).unwrap();
+    let floats = |name: &'static str, x: f32| {
+        change(move |f| f.tensors.get_mut(name).unwrap().2[..4].copy_from_slice(&x.to_le_bytes()))
+    };
+    let changes: Vec<(Change, &[&str])> = vec![
+        (change(|f| f.description["posterior"] = json!("full gaussian")), &["`full gaussian`", "`diagonal gaussian`"]),
+        (change(|f| _ = f.tensors.remove("first.bias.precision")), &["no tensor", "first.bias.precision"]),
+        (change(|f| f.tensors.get_mut("first.bias").unwrap().1 = vec![5, 1]), &["`first.bias`", "[5, 1]", "[5]"]),
+        (change(|f| f.description["names"] = json!([])), &["first.bias"]),
+        (change(|f| f.description["names"] = json!(["first.bias", "first.bias"])), &["first.bias"]),
+        (floats("first.bias", f32::NAN), &["`first.bias`", "mean", "NaN"]),
+        (floats("first.bias.precision", -1.0), &["`first.bias`", "precision", "-1e0"]),
+        (floats("first.bias.precision", f32::INFINITY), &["`first.bias`", "precision", "inf"]),
+    ];
+    refuses_files(&good, "first.weight", changes, |path| DiagonalGaussian::load(path));
+
+    let checkpoint = dir.path().join("checkpoint.safetensors");
+    good_ivon().build(&net.vs, 0.1).unwrap().save(&checkpoint).unwrap();
+    refused(DiagonalGaussian::load(&checkpoint), &["checkpoint.safetensors", "something else"]);
+    let loaded = DiagonalGaussian::load(&good).unwrap();
+    assert!(loaded.names().eq(q.names()));
+    for name in q.names() {
+        assert_eq!(bits(loaded.mean(name).unwrap()), bits(q.mean(name).unwrap()));
+        assert_eq!(bits(loaded.precision(name).unwrap()), bits(q.precision(name).unwrap()));
+    }
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = Net::new(F32);
+    let opt = good_ivon().build(&net.vs, 0.1).unwrap();
+    let q = opt.posterior().unwrap();
+    let folder = dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    for (path, parts) in [
+        (folder.clone(), ["folder", "cannot be written"]),
+        (dir.path().join("missing/run"), ["missing/run", "cannot be written"]),
+        (Path::new("/").to_owned(), ["/", "names no file"]),
+    ] {
+        refused(opt.save(&path), &parts);
+        refused(q.save(&path), &parts);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a draft was left behind");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}

@@ -1,0 +1,70 @@
+//! The rows under test, with settings under which all of their arithmetic takes part.
+
+use super::wave;
+use tch::nn::VarStore;
+use tch::{Device, Kind};
+use tch_blr::{
+    Adam, AdamW, Builder, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Params, Philox, Prior, RmsProp, Rule,
+    Sgd, Vogn, Von, VonCurvature,
+};
+
+/// A row's configuration for the variables of a store, and a learning rate with which it trains [`super::Net`].
+pub struct Row<R: Rule> {
+    pub make: fn(&VarStore) -> Builder<R>,
+    pub lr: f64,
+}
+
+impl<R: Rule> Row<R> {
+    pub fn builder(&self, vs: &VarStore) -> Builder<R> {
+        (self.make)(vs).noise(Philox { seed: 11 })
+    }
+}
+
+const ESS: f64 = 1e4;
+
+/// A posterior for every variable of the store, as yesterday's task would leave it.
+pub fn posterior(vs: &VarStore) -> DiagonalGaussian {
+    let variables = vs.variables();
+    let params = Params::from(vs);
+    let entry = |(i, name): (usize, &str)| {
+        let w = &variables[name];
+        let kind = if w.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let place = super::Place { kind, device: Device::Cpu };
+        (name.to_owned(), wave(&w.size(), i as f64, place) * 0.2, (wave(&w.size(), 9.0, place) + 2.0) * (0.01 * ESS))
+    };
+    DiagonalGaussian::new(params.names().enumerate().map(entry)).unwrap()
+}
+
+fn prior(vs: &VarStore) -> Prior {
+    Prior::from(posterior(vs)).elsewhere(0.01)
+}
+
+macro_rules! rows {
+    ($($row:ident: $rule:ty = $make:expr, $lr:expr;)*) => {
+        $(pub fn $row() -> Row<$rule> {
+            Row { make: $make, lr: $lr }
+        })*
+    };
+}
+
+rows! {
+    sgd: Sgd = |_| Sgd::default().builder(), 0.1;
+    sgd_nesterov: Sgd = |_| Sgd::default().momentum(0.9).nesterov(true).weight_decay(0.01).builder(), 0.02;
+    sgd_prior: Sgd = |vs| Sgd::default().momentum(0.5).dampening(0.1).ess(ESS).prior(prior(vs)), 0.1;
+    rmsprop: RmsProp = |_| RmsProp::default().centered(true).momentum(0.5).weight_decay(1e-3).builder(), 0.005;
+    adam: Adam = |_| Adam::default().weight_decay(1e-3).builder(), 0.02;
+    adam_amsgrad: Adam = |_| Adam::default().amsgrad(true).builder().clip_grad_norm(5.0), 0.02;
+    adam_prior: Adam = |vs| Adam::default().ess(ESS).prior(prior(vs)), 0.02;
+    adamw: AdamW = |_| AdamW::default().builder(), 0.02;
+    ogn: Von = |_| Von::ogn().ess(ESS).beta2(0.9).builder(), 0.1;
+    vogn: Von = |_| Von::vogn().ess(ESS).beta2(0.9).builder().clip_grad_value(10.0), 0.1;
+    neurips2019: Von = |_| Vogn::neurips2019().ess(ESS).warmup_steps(5).augmentation(2.0).builder(), 0.005;
+    von_price: Von = |_| Von::vogn().curvature(VonCurvature::Price).expectation(Expectation::Antithetic { pairs: 1 })
+        .ess(ESS).damping(0.1).temperature(0.5).builder(), 0.1;
+    ivon: Ivon = |_| Ivon::default().ess(ESS).hess_init(0.5).beta2(0.99).builder(), 0.2;
+    ivon_gradsq: Ivon = |_| Ivon::default().ess(ESS).estimator(HessianEstimator::SquaredGradient { scale: 12.0 })
+        .beta2(0.99).clip_radius(1.0).builder(), 0.2;
+    ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).antithetic(true).mc_samples(2).beta2(0.99).debias(false)
+        .builder(), 0.2;
+    ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).prior(prior(vs)), 0.004;
+}

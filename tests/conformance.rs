@@ -1,0 +1,651 @@
+//! What every row must do, checked for every row.
+//!
+//! "Untouched", "identical" and "equal" mean bit by bit.
+
+mod common;
+
+use common::rows::{self, Row};
+use common::{F64, Net, Place, Separable, Snapshot, assert_close, bits, places};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tch::Tensor;
+use tch_blr::{Adam, AdamW, DeltaRule, Error, Ivon, Optimizer, Philox, Prior, RmsProp, Rule, Schedule, Sgd, Von};
+
+macro_rules! checks {
+    ($row:ident: $($check:ident)*) => {
+        mod $row {
+            $(#[test]
+            fn $check() {
+                super::$check(&super::rows::$row());
+            })*
+        }
+    };
+}
+
+macro_rules! suite {
+    ($($row:ident)*) => {
+        $(checks!($row:
+            loss_decreases
+            undefined_gradient_touches_nothing
+            frozen_variable_is_untouched
+            tied_variable_steps_once
+            late_variable_trains
+            overrides_apply
+            settings_apply
+            schedule_multiplies_the_learning_rate
+            failure_changes_nothing
+            resumed_run_is_identical
+            guard_equals_closure
+            variables_hold_the_mean
+            changes_from_outside_are_taken_over
+            other_thread_gives_the_same
+        );)*
+    };
+}
+
+suite!(
+    sgd sgd_nesterov sgd_prior rmsprop adam adam_amsgrad adam_prior adamw
+    ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
+);
+
+fn loss_decreases<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let net = Net::new(place);
+        let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let before = net.loss();
+        for _ in 0..150 {
+            opt.step(|| net.losses()).unwrap();
+        }
+        let after = net.loss();
+        assert!(after < 0.35 * before, "{place:?}: {before} → {after}");
+        assert_eq!(opt.steps(), 150);
+    }
+}
+
+/// State tensors of one parameter.
+fn state<R: Rule>(opt: &Optimizer<R>, name: &str) -> Vec<Vec<u8>> {
+    R::STATE.iter().map(|s| bits(&opt.state(name, s).unwrap())).collect()
+}
+
+fn undefined_gradient_touches_nothing<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let problem = Separable::new(place);
+        let (a, b) = (problem.get("a"), problem.get("b"));
+        let mut opt = row.builder(&problem.vs).build(&problem.vs, row.lr).unwrap();
+        let before = (bits(&b), state(&opt, "b"), bits(&a));
+        for _ in 0..3 {
+            opt.step(|| problem.losses(&["a"])).unwrap();
+        }
+        assert_eq!((bits(&b), state(&opt, "b")), (before.0, before.1), "{place:?}");
+        assert_ne!(bits(&a), before.2, "{place:?}");
+        let untouched = bits(&b);
+        opt.step(|| problem.losses(&["a", "b"])).unwrap();
+        assert_ne!(bits(&b), untouched, "{place:?}");
+    }
+}
+
+fn frozen_variable_is_untouched<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let problem = Separable::new(place);
+        let [a, b] = ["a", "b"].map(|name| problem.get(name));
+        _ = b.set_requires_grad(false);
+        let override_all = |c: R| c.with_weight_decay(0.3);
+        let builder = row.builder(&problem.vs).named(|_| true, override_all);
+        let mut opt = builder.build(&problem.vs, row.lr).unwrap();
+        let train = |opt: &mut Optimizer<R>, frozen: &Tensor, other: &Tensor, name: &str| {
+            let before = (bits(frozen), state(opt, name), bits(other));
+            for _ in 0..3 {
+                opt.step(|| {
+                    assert_eq!(bits(frozen), before.0, "{place:?}: noise on a frozen variable");
+                    problem.losses(&["a", "b"])
+                })
+                .unwrap();
+            }
+            assert_eq!((bits(frozen), state(opt, name)), (before.0, before.1), "{place:?}: frozen {name}");
+            assert_ne!(bits(other), before.2, "{place:?}: beside frozen {name}");
+        };
+        // Frozen when built, then trained again, while the other one is frozen after it was trained.
+        train(&mut opt, &b, &a, "b");
+        _ = b.set_requires_grad(true);
+        _ = a.set_requires_grad(false);
+        train(&mut opt, &a, &b, "a");
+        // Frozen between the evaluation and the update.
+        opt.accumulate(|| problem.losses(&["a", "b"])).unwrap();
+        _ = a.set_requires_grad(true);
+        opt.accumulate(|| problem.losses(&["a", "b"])).unwrap();
+        let before = (bits(&b), state(&opt, "b"), bits(&a));
+        _ = b.set_requires_grad(false);
+        opt.update().unwrap();
+        assert_eq!((bits(&b), state(&opt, "b")), (before.0, before.1), "{place:?}: frozen before update");
+        assert_ne!(bits(&a), before.2, "{place:?}");
+    }
+}
+
+fn tied_variable_steps_once<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let run = |tied: bool| {
+            let problem = Separable::new(place);
+            let a = problem.get("a");
+            let builder = row.builder(&problem.vs);
+            if tied {
+                _ = problem.vs.root().sub("tied").add("a", a.shallow_clone(), true);
+            }
+            let mut opt = builder.build(&problem.vs, row.lr).unwrap();
+            assert_eq!(opt.params().len(), 2);
+            for _ in 0..4 {
+                opt.step(|| problem.losses(&["a", "b"]) + problem.losses(&["a"])).unwrap();
+            }
+            [bits(&a), bits(&problem.get("b"))]
+        };
+        assert_eq!(run(true), run(false), "{place:?}");
+    }
+}
+
+fn late_variable_trains<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let run = |with_late: bool| {
+            let mut problem = Separable::new(place);
+            let mut opt = row.builder(&problem.vs).build(&problem.vs, row.lr).unwrap();
+            for _ in 0..2 {
+                opt.step(|| problem.losses(&["a", "b"])).unwrap();
+            }
+            if with_late {
+                let late = problem.add("late", 2);
+                let loss =
+                    |p: &Separable| tch::no_grad(|| p.losses(&["late"]).sum(tch::Kind::Double).double_value(&[]));
+                let (before, loss_before) = (bits(&late), loss(&problem));
+                for _ in 0..2 {
+                    opt.step(|| problem.losses(&["a", "b", "late"])).unwrap();
+                }
+                assert_eq!(opt.params().names().collect::<Vec<_>>(), ["a", "b", "late"]);
+                assert!(bits(&late) != before && loss(&problem) < loss_before, "{place:?}");
+            } else {
+                for _ in 0..2 {
+                    opt.step(|| problem.losses(&["a", "b"])).unwrap();
+                }
+            }
+            ["a", "b"].map(|name| bits(&problem.get(name)))
+        };
+        assert_eq!(run(true), run(false), "{place:?}: a late variable disturbs the others");
+    }
+}
+
+/// Weights of `a`, `b` and the later `late` (like `b` in group 1) after some steps.
+fn path<R: Rule>(row: &Row<R>, place: Place, build: impl Fn(&Separable) -> Optimizer<R>) -> [Vec<u8>; 3] {
+    let mut problem = Separable::new(place);
+    assert!(row.lr > 0.0);
+    let mut opt = build(&problem);
+    opt.step(|| problem.losses(&["a", "b"])).unwrap();
+    _ = problem.add("late", 1);
+    for _ in 0..3 {
+        opt.step(|| problem.losses(&["a", "b", "late"])).unwrap();
+    }
+    ["a", "b", "late"].map(|name| bits(&problem.get(name)))
+}
+
+fn overrides_apply<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let plain = path(row, place, |p| row.builder(&p.vs).build(&p.vs, row.lr).unwrap());
+        let start = path(row, place, |p| row.builder(&p.vs).build(&p.vs, 0.0).unwrap());
+        let [fixed_a, fixed_b, fixed_late] = start;
+        let by_group = path(row, place, |p| {
+            row.builder(&p.vs).group(1, |c| c.with_learning_rate(0.0)).build(&p.vs, row.lr).unwrap()
+        });
+        assert_eq!(by_group, [plain[0].clone(), fixed_b.clone(), fixed_late], "{place:?}");
+        let by_name = path(row, place, |p| {
+            row.builder(&p.vs).named(|n| n == "a", |c| c.with_learning_rate(0.0)).build(&p.vs, row.lr).unwrap()
+        });
+        assert_eq!(by_name, [fixed_a, plain[1].clone(), plain[2].clone()], "{place:?}");
+
+        // Where an override applies, it is as if all had been configured so; elsewhere, as if none had.
+        let decay = |c: R| c.with_weight_decay(0.3);
+        let all = path(row, place, |p| row.builder(&p.vs).named(|_| true, decay).build(&p.vs, row.lr).unwrap());
+        let some = path(row, place, |p| row.builder(&p.vs).group(1, decay).build(&p.vs, row.lr).unwrap());
+        assert_eq!(some, [plain[0].clone(), all[1].clone(), all[2].clone()], "{place:?}");
+        // The last one wins.
+        let twice = path(row, place, |p| {
+            let builder = row.builder(&p.vs).named(|_| true, |c| c.with_learning_rate(0.0));
+            let lr = row.lr;
+            builder.named(|_| true, move |c| c.with_learning_rate(lr)).build(&p.vs, 7.0).unwrap()
+        });
+        assert_eq!(twice, plain, "{place:?}");
+    }
+}
+
+/// An override of a hyper-parameter that only this row has.
+fn named_override<R: Rule>(row: &Row<R>, change: fn(R) -> R) {
+    let plain = path(row, F64, |p| row.builder(&p.vs).build(&p.vs, row.lr).unwrap());
+    let all = path(row, F64, |p| row.builder(&p.vs).named(|_| true, change).build(&p.vs, row.lr).unwrap());
+    let some = path(row, F64, |p| row.builder(&p.vs).named(|n| n != "a", change).build(&p.vs, row.lr).unwrap());
+    assert_eq!(some, [plain[0].clone(), all[1].clone(), all[2].clone()]);
+    assert!(plain.iter().zip(&all).all(|(a, b)| a != b), "the override has no effect");
+}
+
+#[test]
+fn overrides_of_a_rows_own_hyper_parameters() {
+    named_override::<Sgd>(&rows::sgd_nesterov(), |c| c.momentum(0.5));
+    named_override::<RmsProp>(&rows::rmsprop(), |c| c.alpha(0.5).centered(false));
+    named_override::<Adam>(&rows::adam(), |c| c.beta1(0.5).beta2(0.9));
+    named_override::<AdamW>(&rows::adamw(), |c| c.weight_decay(0.3));
+    named_override::<Von>(&rows::vogn(), |c| c.damping(0.2).beta1(0.5));
+    named_override::<Ivon>(&rows::ivon(), |c| c.beta1(0.5).ess(500.0));
+}
+
+fn settings_apply<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let lr = row.lr;
+        let plain = |p: &Separable| row.builder(&p.vs).build(&p.vs, lr).unwrap();
+        let at = |set: &dyn Fn(&mut Optimizer<R>)| {
+            path(row, place, |p| {
+                let mut opt = plain(p);
+                set(&mut opt);
+                opt
+            })
+        };
+        let reference = path(row, place, plain);
+        let fixed = path(row, place, |p| row.builder(&p.vs).build(&p.vs, 0.0).unwrap());
+
+        assert_eq!(at(&|opt| opt.set_lr(0.0).unwrap()), fixed, "{place:?}");
+        // Documented: a variable created later has the group's configuration as it was built.
+        let group = at(&|opt| opt.set_lr_group(1, 0.0).unwrap());
+        assert_eq!(group, [reference[0].clone(), fixed[1].clone(), reference[2].clone()], "{place:?}");
+        let decayed = |c: R| c.with_weight_decay(0.3);
+        let all = path(row, place, |p| row.builder(&p.vs).named(|_| true, decayed).build(&p.vs, lr).unwrap());
+        assert_eq!(at(&|opt| opt.set_weight_decay(0.3).unwrap()), all, "{place:?}");
+        assert_eq!(at(&|opt| opt.configure(decayed).unwrap()), all, "{place:?}");
+        let group = at(&|opt| opt.set_weight_decay_group(1, 0.3).unwrap());
+        assert_eq!(group, [reference[0].clone(), all[1].clone(), reference[2].clone()], "{place:?}");
+
+        let refused = at(&|opt| {
+            for result in [
+                opt.set_lr(f64::NAN),
+                opt.set_lr_group(1, -1.0),
+                opt.set_weight_decay(-1.0),
+                opt.set_weight_decay_group(0, f64::INFINITY),
+            ] {
+                assert!(matches!(result, Err(Error::HyperParameter { .. })), "{result:?}");
+            }
+            opt.set_schedule(Schedule::Step { every: 0, factor: 0.5 }).unwrap_err();
+        });
+        assert_eq!(refused, reference, "{place:?}");
+    }
+}
+
+fn schedule_multiplies_the_learning_rate<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let net = Net::new(place);
+        // Powers of two, so that the order of multiplications makes no difference.
+        let schedule = Schedule::Step { every: 2, factor: 0.5 };
+        let mut scheduled = row.builder(&net.vs).schedule(schedule).build(&net.vs, row.lr).unwrap();
+        let by_hand_net = Net::new(place);
+        let mut by_hand = row.builder(&by_hand_net.vs).build(&by_hand_net.vs, row.lr).unwrap();
+        for step in 0..6 {
+            let lr = row.lr * 0.5f64.powi(step / 2);
+            assert_eq!(scheduled.lr(), lr);
+            by_hand.set_lr(lr).unwrap();
+            scheduled.step(|| net.losses()).unwrap();
+            by_hand.step(|| by_hand_net.losses()).unwrap();
+        }
+        assert_eq!(
+            Snapshot::of(&scheduled, &net.vs).weights,
+            Snapshot::of(&by_hand, &by_hand_net.vs).weights,
+            "{place:?}"
+        );
+    }
+}
+
+/// What can go wrong in a closure.
+#[derive(Debug, Clone, Copy)]
+enum Failure {
+    Error,
+    Panic,
+    NonFiniteLoss,
+    NonFiniteGradient,
+    Shape,
+    NoGraph,
+    Undefined,
+}
+
+impl Failure {
+    const ALL: [Failure; 7] = [
+        Failure::Error,
+        Failure::Panic,
+        Failure::NonFiniteLoss,
+        Failure::NonFiniteGradient,
+        Failure::Shape,
+        Failure::NoGraph,
+        Failure::Undefined,
+    ];
+
+    fn happen(self, net: &Net) -> Result<Tensor, std::io::Error> {
+        let losses = net.losses();
+        Ok(match self {
+            Failure::Error => return Err(std::io::Error::other("no more data")),
+            Failure::Panic => panic!("a panic on purpose"),
+            Failure::NonFiniteLoss => losses * f64::NAN,
+            // √0, whose derivative is ∞·0.
+            Failure::NonFiniteGradient => {
+                let bias = &net.weights[3];
+                losses + (bias - bias).sqrt().sum(tch::Kind::Float)
+            }
+            Failure::Shape => losses.unsqueeze(1),
+            Failure::NoGraph => losses.detach(),
+            Failure::Undefined => Tensor::new(),
+        })
+    }
+
+    fn check(self, result: std::thread::Result<tch_blr::Result<f64>>) {
+        let error = match (self, result) {
+            (Failure::Panic, Err(_)) => return,
+            (_, Ok(Err(e))) => e,
+            (_, other) => panic!("{self:?}: {other:?}"),
+        };
+        let text = error.to_string();
+        let right = match self {
+            Failure::Error => matches!(error, Error::Closure(_)) && text.contains("no more data"),
+            Failure::NonFiniteLoss => matches!(error, Error::NonFiniteLoss { value, step: 2 } if value.is_nan()),
+            Failure::NonFiniteGradient => {
+                matches!(&error, Error::NonFiniteGradient { name, step: 2, .. } if name == "second.bias")
+            }
+            Failure::Shape => matches!(error, Error::Loss(_)) && text.contains("[12, 1]"),
+            Failure::NoGraph => matches!(error, Error::Loss(_)) && text.contains("no graph"),
+            Failure::Undefined => matches!(error, Error::Loss(_)) && text.contains("undefined"),
+            Failure::Panic => false,
+        };
+        assert!(right, "{self:?}: {error:?}");
+    }
+}
+
+fn failure_changes_nothing<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let start = || {
+            let net = Net::new(place);
+            let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+            let evaluations = Cell::new(0);
+            for _ in 0..2 {
+                evaluations.set(0);
+                opt.step(|| {
+                    evaluations.set(evaluations.get() + 1);
+                    net.losses()
+                })
+                .unwrap();
+            }
+            opt.accumulate(|| net.losses_of(3, 4)).unwrap();
+            (net, opt, evaluations.get())
+        };
+        let (net, mut opt, evaluations) = start();
+        let before = Snapshot::of(&opt, &net.vs);
+        for failure in Failure::ALL {
+            // In the first evaluation of a step, and in the last one.
+            for failing in [1, evaluations] {
+                let calls = Cell::new(0);
+                let closure = || {
+                    calls.set(calls.get() + 1);
+                    if calls.get() == failing { failure.happen(&net) } else { Ok(net.losses()) }
+                };
+                failure.check(catch_unwind(AssertUnwindSafe(|| opt.step(closure))));
+                assert_eq!(calls.get(), failing);
+                assert_eq!(Snapshot::of(&opt, &net.vs), before, "{place:?}: {failure:?} in evaluation {failing}");
+            }
+        }
+        // A mean where the first micro-batch had per-example losses.
+        let mixed = opt.step(|| net.losses().mean(None::<tch::Kind>)).unwrap_err();
+        assert!(matches!(mixed, Error::Loss(_) | Error::PerExample(_)), "{mixed:?}");
+        assert_eq!(Snapshot::of(&opt, &net.vs), before, "{place:?}: mixed losses");
+
+        let (twin_net, mut twin, _) = start();
+        for _ in 0..2 {
+            opt.step(|| net.losses()).unwrap();
+            twin.step(|| twin_net.losses()).unwrap();
+            let after = Snapshot::of(&opt, &net.vs).values();
+            assert_eq!(after, Snapshot::of(&twin, &twin_net.vs).values(), "{place:?}");
+        }
+    }
+}
+
+fn resumed_run_is_identical<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.safetensors");
+        let net = Net::new(place);
+        let lr = row.lr;
+        let builder = row.builder(&net.vs).group(1, move |c| c.with_learning_rate(0.5 * lr));
+        let schedule = Schedule::WarmupCosine { warmup: 3, total: 20 };
+        let mut opt = builder.schedule(schedule).build(&net.vs, lr).unwrap();
+        for _ in 0..3 {
+            opt.step(|| net.losses()).unwrap();
+        }
+        opt.set_weight_decay_group(0, 0.02).unwrap();
+
+        // Another run of the program: other initial weights, seed, learning rate; no groups, no schedule.
+        let other = Net::starting_at(place, 5.0);
+        let mut resumed = (row.make)(&other.vs).noise(Philox { seed: 99 }).build(&other.vs, 7.0 * lr).unwrap();
+        resumed.accumulate(|| other.losses_of(0, 2)).unwrap();
+        let same = |opt: &Optimizer<R>, resumed: &Optimizer<R>, what: &str| {
+            let (a, b) = (Snapshot::of(opt, &net.vs), Snapshot::of(resumed, &other.vs));
+            assert_eq!(a.values(), b.values(), "{place:?}: {what}");
+        };
+        for halfway in [false, true] {
+            if halfway {
+                opt.accumulate(|| net.losses_of(0, 5)).unwrap();
+            }
+            opt.save(&path).unwrap();
+            resumed.load(&path).unwrap();
+            same(&opt, &resumed, "loaded");
+            assert_eq!((resumed.steps(), resumed.lr()), (opt.steps(), opt.lr()));
+            if halfway {
+                opt.accumulate(|| net.losses_of(5, 7)).unwrap();
+                resumed.accumulate(|| other.losses_of(5, 7)).unwrap();
+                opt.update().unwrap();
+                resumed.update().unwrap();
+                same(&opt, &resumed, "update");
+            }
+            for _ in 0..3 {
+                let losses = (opt.step(|| net.losses()).unwrap(), resumed.step(|| other.losses()).unwrap());
+                assert_eq!(losses.0, losses.1);
+                same(&opt, &resumed, "step");
+            }
+        }
+        for opt in [&mut opt, &mut resumed] {
+            opt.set_lr(0.5 * lr).unwrap();
+        }
+        opt.step(|| net.losses()).unwrap();
+        resumed.step(|| other.losses()).unwrap();
+        same(&opt, &resumed, "after set_lr");
+    }
+}
+
+/// A checkpoint carries its prior: it does not matter how the optimizer was built that loads it.
+#[test]
+fn prior_is_in_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    let priors: [fn(&Net) -> Option<Prior>; 3] =
+        [|_| None, |_| Some(Prior::isotropic(300.0)), |net| Some(rows::posterior(&net.vs).into())];
+    let build = |net: &Net, prior: Option<Prior>| {
+        let builder = Ivon::default().ess(1e3).noise(Philox { seed: 1 });
+        let builder = if let Some(prior) = prior { builder.prior(prior) } else { builder };
+        builder.build(&net.vs, 0.1).unwrap()
+    };
+    for (i, saved) in priors.iter().enumerate() {
+        for (j, built) in priors.iter().enumerate() {
+            let (net, other) = (Net::new(F64), Net::starting_at(F64, 3.0));
+            let (mut opt, mut resumed) = (build(&net, saved(&net)), build(&other, built(&other)));
+            opt.step(|| net.losses()).unwrap();
+            opt.save(&path).unwrap();
+            resumed.load(&path).unwrap();
+            for change in [|c: Ivon| c, |c: Ivon| c.lr(0.05), |c: Ivon| c.weight_decay(0.1), |c: Ivon| c.ess(500.0)] {
+                opt.configure(change).unwrap();
+                resumed.configure(change).unwrap();
+                opt.step(|| net.losses()).unwrap();
+                resumed.step(|| other.losses()).unwrap();
+                let after = Snapshot::of(&opt, &net.vs).values();
+                assert_eq!(after, Snapshot::of(&resumed, &other.vs).values(), "prior {i} loaded over {j}");
+            }
+        }
+    }
+}
+
+/// P₀ is on the scale of the posterior's precision, so δ = P₀/ess follows ess.
+#[test]
+fn isotropic_prior_follows_the_effective_sample_size() {
+    let run = |ess: f64, later: f64| {
+        let net = Net::new(F64);
+        let builder = Ivon::default().ess(ess).prior(Prior::isotropic(300.0)).noise(Philox { seed: 1 });
+        let mut opt = builder.build(&net.vs, 0.1).unwrap();
+        opt.configure(|c| c.ess(later)).unwrap();
+        opt.step(|| net.losses()).unwrap();
+        Snapshot::of(&opt, &net.vs).weights
+    };
+    assert_eq!(run(1e3, 500.0), run(500.0, 500.0));
+}
+
+fn guard_equals_closure<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let (net, other) = (Net::new(place), Net::new(place));
+        let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let mut guarded = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
+        for _ in 0..4 {
+            let calls = Cell::new(0);
+            let loss = opt.step(|| {
+                calls.set(calls.get() + 1);
+                net.losses()
+            });
+            let before = Snapshot::of(&guarded, &other.vs);
+            // An evaluation that comes to nothing.
+            drop(guarded.perturbed().unwrap());
+            guarded.perturbed().unwrap().backward(other.losses().detach()).unwrap_err();
+            assert_eq!(Snapshot::of(&guarded, &other.vs), before, "{place:?}");
+            for _ in 0..calls.get() {
+                let evaluation = guarded.perturbed().unwrap();
+                let losses = other.losses();
+                evaluation.backward(losses).unwrap();
+            }
+            assert_eq!(guarded.update().unwrap(), loss.unwrap());
+            assert_eq!(Snapshot::of(&opt, &net.vs).values(), Snapshot::of(&guarded, &other.vs).values(), "{place:?}");
+        }
+        let nothing = guarded.update().unwrap_err();
+        assert!(matches!(nothing, Error::Loss(_)), "{nothing:?}");
+    }
+}
+
+fn variables_hold_the_mean<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let net = Net::new(place);
+        let mut opt = row.builder(&net.vs).build(&net.vs, 0.0).unwrap();
+        let look = || net.weights.iter().map(|w| (bits(w), w.data_ptr() as usize)).collect::<Vec<_>>();
+        let mean = look();
+        let mut seen: Vec<Vec<_>> = Vec::new();
+        for _ in 0..3 {
+            opt.step(|| {
+                seen.push(look());
+                net.losses()
+            })
+            .unwrap();
+            assert_eq!(look(), mean, "{place:?}");
+        }
+        let delta_method = seen.iter().all(|s| *s == mean);
+        if !delta_method {
+            // Each evaluation at a point of its own, outside the memory of the mean.
+            for (i, s) in seen.iter().enumerate() {
+                assert!(s.iter().zip(&mean).all(|(a, b)| a.1 != b.1), "{place:?}");
+                for other in seen[..i].iter().chain([&mean]) {
+                    let mut differ = s.iter().zip(other).map(|(a, b)| a.0 != b.0);
+                    // A small tensor may round to where it was in eight bits.
+                    let half = place.kind == tch::Kind::BFloat16;
+                    assert!(if half { differ.any(|d| d) } else { differ.all(|d| d) }, "{place:?}");
+                }
+            }
+        }
+        assert_eq!(delta_method, opt.config().expectation() == tch_blr::Expectation::Delta);
+    }
+}
+
+fn changes_from_outside_are_taken_over<R: Rule>(row: &Row<R>) {
+    for place in places() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.safetensors");
+        let [net, other, loaded] = [0.0, 1.0, 2.0].map(|phase| Net::starting_at(place, phase));
+        let build = |net: &Net| row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let mut opt = build(&net);
+        opt.step(|| net.losses()).unwrap();
+        tch::no_grad(|| net.weights.iter().zip(&other.weights).for_each(|(w, x)| w.shallow_clone().copy_(x)));
+        opt.save(&path).unwrap();
+        build(&loaded).load(&path).unwrap();
+        let weights = |net: &Net| net.weights.iter().map(bits).collect::<Vec<_>>();
+        assert_eq!(weights(&loaded), weights(&other), "{place:?}");
+        // The step starts from there: with no learning rate it stays there.
+        opt.set_lr(0.0).unwrap();
+        opt.step(|| net.losses()).unwrap();
+        assert_eq!(weights(&net), weights(&other), "{place:?}");
+    }
+}
+
+fn other_thread_gives_the_same<R: Rule>(row: &Row<R>) {
+    fn send<T: Send>(t: T) -> T {
+        t
+    }
+    for place in places() {
+        let run = |elsewhere: bool| {
+            let net = Net::new(place);
+            let mut opt = send(row.builder(&net.vs)).build(&net.vs, row.lr).unwrap();
+            opt.step(|| net.losses()).unwrap();
+            let mut rest = move || {
+                opt.step(|| net.losses()).unwrap();
+                Snapshot::of(&opt, &net.vs).values()
+            };
+            if elsewhere { std::thread::spawn(rest).join().unwrap() } else { rest() }
+        };
+        assert_eq!(run(true), run(false), "{place:?}");
+    }
+}
+
+macro_rules! at_the_mean {
+    ($($row:ident)*) => {
+        mod micro_batches {
+            $(#[test]
+            fn $row() {
+                super::micro_batches_equal_one_batch(&super::rows::$row());
+            })*
+        }
+    };
+}
+
+at_the_mean!(sgd sgd_nesterov sgd_prior rmsprop adam adam_prior adamw ogn);
+
+fn micro_batches_equal_one_batch<R: Rule>(row: &Row<R>) {
+    let (net, other) = (Net::new(F64), Net::new(F64));
+    let mut whole = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+    let mut parts = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
+    for _ in 0..5 {
+        let loss = whole.step(|| net.losses()).unwrap();
+        parts.accumulate(|| other.losses_of(0, 5)).unwrap();
+        let loss_of_parts = parts.step(|| other.losses_of(5, 7)).unwrap();
+        assert!((loss - loss_of_parts).abs() < 1e-12 * loss);
+        for (a, b) in other.weights.iter().zip(&net.weights) {
+            assert_close(a, b, 1e-12);
+        }
+    }
+    assert_eq!((whole.steps(), parts.steps()), (5, 5));
+}
+
+/// tch's own form is the same step.
+#[test]
+fn backward_step_equals_step() {
+    fn check<R: DeltaRule>(row: &Row<R>) {
+        for place in places() {
+            let (net, other) = (Net::new(place), Net::new(place));
+            let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+            let mut tch_form = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
+            for _ in 0..3 {
+                let losses = (opt.step(|| net.losses()).unwrap(), tch_form.backward_step(&other.losses()).unwrap());
+                assert_eq!(losses.0, losses.1);
+                assert_eq!(Snapshot::of(&opt, &net.vs).values(), Snapshot::of(&tch_form, &other.vs).values());
+            }
+        }
+    }
+    check(&rows::sgd_nesterov());
+    check(&rows::rmsprop());
+    check(&rows::adam());
+    check(&rows::adamw());
+}

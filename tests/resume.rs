@@ -1,0 +1,139 @@
+//! A process that is killed while it saves leaves a checkpoint to go on from, every time.
+#![cfg(unix)]
+
+mod common;
+
+use common::{F64, Net, Snapshot, bits};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use tch_blr::{Ivon, Optimizer, Philox, Rule};
+
+/// Where the child saves; its presence makes the test below the child.
+const TARGET: &str = "TCH_BLR_TEST_CHECKPOINT";
+const ROUNDS: u32 = 24;
+
+fn fresh(phase: f64, seed: u64) -> (Net, Optimizer<Ivon>) {
+    let net = Net::starting_at(F64, phase);
+    let opt = Ivon::default().ess(1e3).beta2(0.99).noise(Philox { seed }).build(&net.vs, 0.05).unwrap();
+    (net, opt)
+}
+
+/// Trains and saves after every step, until it is killed.
+#[test]
+fn child() {
+    let Some(target) = std::env::var_os(TARGET).map(PathBuf::from) else {
+        println!("child: nothing to do, it is started by `killed_while_saving`");
+        return;
+    };
+    let (net, mut opt) = fresh(0.0, 5);
+    if target.exists() {
+        opt.load(&target).unwrap();
+    }
+    loop {
+        opt.step(|| net.losses()).unwrap();
+        opt.save(&target).unwrap();
+    }
+}
+
+/// The undisturbed run, continued as far as it is asked for.
+struct Undisturbed {
+    net: Net,
+    opt: Optimizer<Ivon>,
+}
+
+impl Undisturbed {
+    fn go_to(&mut self, steps: u64) {
+        assert!(self.opt.steps() <= steps, "a kill has undone steps that were saved");
+        while self.opt.steps() < steps {
+            self.opt.step(|| self.net.losses()).unwrap();
+        }
+    }
+}
+
+fn drafts(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "tmp")).count()
+}
+
+#[test]
+fn killed_while_saving() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("run.safetensors");
+    let (net, opt) = fresh(0.0, 5);
+    let mut undisturbed = Undisturbed { net, opt };
+    let mut interrupted_saves = 0;
+    let mut last = 0;
+    for round in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(TARGET, &target)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Wait for a save of this child, which takes as long as a program takes to start; then for a moment more that
+        // differs from round to round, by less than a save takes.
+        let stamp = || fs::metadata(&target).and_then(|m| m.modified()).ok();
+        let (started, before) = (Instant::now(), stamp());
+        while stamp() == before {
+            assert!(started.elapsed() < Duration::from_secs(60), "the child does not save");
+            if child.try_wait().unwrap().is_some() {
+                let mut text = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+                panic!("round {round}: the child has ended by itself:\n{text}");
+            }
+            sleep(Duration::from_micros(200));
+        }
+        sleep(Duration::from_micros(u64::from(round) * 2_741 % 15_000));
+        let already = drafts(dir.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        interrupted_saves += usize::from(drafts(dir.path()) > already);
+
+        // Another model, seed and learning rate: all that matters comes from the file.
+        let (net, mut resumed) = fresh(f64::from(round) + 1.0, 77);
+        resumed.load(&target).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        assert!(resumed.steps() > last, "round {round}: no progress");
+        last = resumed.steps();
+        undisturbed.go_to(last);
+        let weights = |net: &Net| net.weights.iter().map(bits).collect::<Vec<_>>();
+        assert_eq!(weights(&net), weights(&undisturbed.net), "round {round}, step {last}");
+        let expected = Snapshot::of(&undisturbed.opt, &undisturbed.net.vs).values();
+        assert_eq!(Snapshot::of(&resumed, &net.vs).values(), expected, "round {round}, step {last}");
+        resumed.step(|| net.losses()).unwrap();
+        undisturbed.go_to(last + 1);
+        assert_eq!(weights(&net), weights(&undisturbed.net), "round {round}, after step {last}");
+        // The next child may save the state before this step, so the comparison goes back to it.
+        let (net, opt) = fresh(0.0, 5);
+        undisturbed = Undisturbed { net, opt };
+        undisturbed.opt.load(&target).unwrap();
+    }
+    println!("{last} steps, {interrupted_saves} of {ROUNDS} kills in the middle of a save");
+}
+
+/// What a killed process has left beside the checkpoint is neither read nor in the way.
+#[test]
+fn stale_drafts_are_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("run.safetensors");
+    let (net, mut opt) = fresh(0.0, 5);
+    opt.step(|| net.losses()).unwrap();
+    opt.save(&target).unwrap();
+    let whole = fs::read(&target).unwrap();
+    // One of another process, and one that a process with our number has left.
+    let stale = [1, std::process::id()].map(|id| dir.path().join(format!(".run.safetensors.{id}.tmp")));
+    for path in &stale {
+        fs::write(path, &whole[..whole.len() / 2]).unwrap();
+    }
+    let (other, mut resumed) = fresh(1.0, 6);
+    resumed.load(&target).unwrap();
+    assert_eq!(Snapshot::of(&opt, &net.vs).values(), Snapshot::of(&resumed, &other.vs).values());
+    resumed.step(|| other.losses()).unwrap();
+    resumed.save(&target).unwrap();
+    opt.load(&target).unwrap();
+    assert_eq!(opt.steps(), 2);
+    assert_eq!(fs::read(&stale[0]).unwrap(), whole[..whole.len() / 2]);
+}

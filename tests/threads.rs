@@ -1,0 +1,69 @@
+//! The number of threads changes neither noise nor weights. Alone in its binary, because the number belongs to the
+//! process.
+
+mod common;
+
+use common::rows::{self, Row};
+use common::{F64, assert_close, bits, store, variable, wave};
+use tch::{Kind, Tensor};
+use tch_blr::{Given, Philox, Rule};
+
+/// Weights enough for libtorch and for the kernel to share the work out.
+const WEIGHTS: i64 = 300_000;
+
+/// Weights after each of three steps, and where the loss was evaluated.
+fn run<R: Rule>(row: &Row<R>, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
+    tch::set_num_threads(threads);
+    assert_eq!(tch::get_num_threads(), threads);
+    let vs = store(F64);
+    let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], 0.0, F64));
+    let mut opt = (row.make)(&vs).noise(Philox { seed: 3 }).build(&vs, row.lr).unwrap();
+    let (mut weights, mut points) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        opt.step(|| {
+            points.push(bits(&w));
+            let losses = |target: f64| (&w - target).square().mean(Kind::Double);
+            Tensor::stack(&[losses(0.3), losses(-0.1)], 0)
+        })
+        .unwrap();
+        weights.push(w.detach().copy());
+    }
+    (weights, points)
+}
+
+fn check<R: Rule>(row: &Row<R>) {
+    let (one, points_of_one) = run(row, 1);
+    for threads in [2, 3] {
+        let (many, points_of_many) = run(row, threads);
+        for (a, b) in many.iter().zip(&one) {
+            assert_close(a, b, 1e-12);
+        }
+        // The first step starts from the same weights, so its points show the noise.
+        assert!(points_of_many[0] == points_of_one[0], "{} threads: other noise", threads);
+        assert_eq!(points_of_many.len(), points_of_one.len());
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same() {
+    check(&rows::sgd_nesterov());
+    check(&rows::rmsprop());
+    check(&rows::adam_amsgrad());
+    check(&rows::adamw());
+    check(&rows::ogn());
+    check(&rows::vogn());
+    check(&rows::neurips2019());
+    check(&rows::von_price());
+    check(&rows::ivon());
+    check(&rows::ivon_antithetic());
+    check(&rows::ivon_prior());
+    let zeros = Given(vec![vec![vec![Tensor::zeros([WEIGHTS], (Kind::Double, tch::Device::Cpu))]]]);
+    let vs = store(F64);
+    let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], 0.0, F64));
+    let mut opt = (rows::ivon().make)(&vs).noise(zeros).build(&vs, 0.0).unwrap();
+    opt.step(|| {
+        assert_eq!(bits(&w), bits(&wave(&[WEIGHTS], 0.0, F64)));
+        w.square().mean(Kind::Double)
+    })
+    .unwrap();
+}
