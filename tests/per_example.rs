@@ -2,7 +2,7 @@
 
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Rule, Von, nn};
+use tch_blr::{Philox, Rule, Von, nn};
 
 /// Means and Hessians after each of three steps on y = W a + sin(W a)/5, with `first` for the first W a.
 fn trajectory(first: impl Fn(&nn::Linear, &Tensor) -> Tensor) -> Vec<Tensor> {
@@ -31,5 +31,25 @@ fn a_weight_used_in_a_layer_and_by_hand_is_right_in_every_step() {
     let by_hand = trajectory(|layer, x| x.matmul(&layer.ws.tr()));
     for (step, (a, b)) in mixed.iter().zip(&by_hand).enumerate() {
         assert!(a.allclose(b, 1e-12, 1e-14, false), "{step}: {a} {b}");
+    }
+}
+
+#[test]
+fn the_guard_records_the_taps_as_the_closure_does() {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 3, 2, LinearConfig::default());
+    let x = Tensor::arange(15, (Kind::Float, Device::Cpu)).sin().view([5, 3]);
+    // A mean loss: without the taps there would be no per-example gradients.
+    let loss = || (layer.forward(&x) - 1.0).square().mean(Kind::Float);
+    let row = || Von::vogn().ess(5.0).noise(Philox { seed: 1 }).build(&vs, 0.0).unwrap();
+    let (mut closure, mut guarded) = (row(), row());
+    closure.step(loss).unwrap();
+    drop(guarded.perturbed().unwrap());
+    let evaluation = guarded.perturbed().unwrap();
+    let value = loss();
+    evaluation.backward(value).unwrap();
+    guarded.update().unwrap();
+    for name in ["weight", "bias"] {
+        assert_eq!(closure.state(name, "hess"), guarded.state(name, "hess"));
     }
 }
