@@ -85,6 +85,7 @@ def difference(a, b):
 
 
 def main():
+    torch.set_default_dtype(torch.float64)  # or ivon-opt rounds hess_init to float32
     data = json.loads(PATH.read_text())
     worst = 0.0
     for run in data["runs"]:
