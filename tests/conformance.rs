@@ -325,8 +325,8 @@ impl Failure {
             Failure::NonFiniteLoss => losses * f64::NAN,
             // √0, whose derivative is ∞·0.
             Failure::NonFiniteGradient => {
-                let bias = &net.weights[3];
-                losses + (bias - bias).sqrt().sum(tch::Kind::Float)
+                let zero = &net.weights[3] * 0.0;
+                losses + zero.sqrt().sum(tch::Kind::Float)
             }
             Failure::Shape => losses.unsqueeze(1),
             Failure::NoGraph => losses.detach(),
