@@ -327,16 +327,17 @@ fn untapped_use_is_found_after_per_example_losses() {
 #[test]
 fn weights_without_gradient_stay_finite() {
     fn run<R: Rule>(config: R) {
-        let problem = Separable::new(F64);
+        let problem = Separable::new(F32);
         let a = problem.get("a");
         let mut opt = config.noise(Philox { seed: 2 }).build(&problem.vs, 1e-3).unwrap();
         for step in 0..300 {
-            let losses = || (&a * Tensor::from_slice(&[0.0, 1.0, 3.0])).sum_dim_intlist(0, false, None::<Kind>);
+            let losses = || (&a * Tensor::from_slice(&[0.0_f32, 0.9, 9.0])).sum_dim_intlist(0, false, None::<Kind>);
             opt.step(losses).unwrap_or_else(|e| panic!("{config:?}, step {step}: {e}"));
             assert!(a.isfinite().all().int64_value(&[]) == 1, "{config:?}, step {step}");
         }
     }
-    run(RmsProp::default().alpha(0.5).centered(true));
+    // The estimated variance of a constant gradient is zero up to rounding.
+    [0.7, 0.8, 0.95].map(|alpha| run(RmsProp::default().alpha(alpha).centered(true)));
     run(Adam::default());
     run(AdamW::default());
     run(Von::ogn().ess(1e4));
