@@ -337,7 +337,9 @@ fn weights_without_gradient_stay_finite() {
         }
     }
     // The estimated variance of a constant gradient is zero up to rounding.
-    [0.7, 0.8, 0.95].map(|alpha| run(RmsProp::default().alpha(alpha).centered(true)));
+    for alpha in [0.7, 0.8, 0.95] {
+        run(RmsProp::default().alpha(alpha).centered(true));
+    }
     run(Adam::default());
     run(AdamW::default());
     run(Von::ogn().ess(1e4));

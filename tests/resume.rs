@@ -109,6 +109,8 @@ fn killed_while_saving() {
             sleep(Duration::from_micros(200));
         }
         sleep(Duration::from_micros(u64::from(round) * 7_741 % 40_000));
+        // Every other time, into a save on purpose.
+        while round % 2 == 1 && drafts(dir.path()) == already && started.elapsed() < Duration::from_secs(60) {}
         child.kill().unwrap();
         child.wait().unwrap();
         interrupted_saves += usize::from(drafts(dir.path()) > already);
