@@ -98,7 +98,7 @@ fn killed_while_saving() {
             .spawn()
             .unwrap();
         // Wait for a save of this child, which takes as long as a program takes to start; then for a moment more that
-        // differs from round to round, by less than a save takes.
+        // differs from round to round.
         let stamp = || fs::metadata(&target).and_then(|m| m.modified()).ok();
         let (started, before) = (Instant::now(), stamp());
         while stamp() == before {
@@ -110,7 +110,7 @@ fn killed_while_saving() {
             }
             sleep(Duration::from_micros(200));
         }
-        sleep(Duration::from_micros(u64::from(round) * 7_741 % 40_000));
+        sleep(Duration::from_micros(u64::from(round) * 37_741 % 150_000));
         // Every other time, into a save on purpose.
         while round % 2 == 1 && drafts(dir.path()) == already && started.elapsed() < Duration::from_secs(60) {}
         child.kill().unwrap();
