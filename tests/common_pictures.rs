@@ -84,7 +84,10 @@ fn planes() {
 #[test]
 fn histograms_of_samples() {
     let samples = [("IVON".to_owned(), vec![1.0, 2.0, f64::NAN]), ("constant".to_owned(), vec![3.0; 10])];
-    drawn(|path| histograms(path, "log₁₀ precision", &samples), &["IVON", "constant", "log₁₀ precision", "density"]);
+    drawn(
+        |path| histograms(path, "log₁₀ precision", &samples),
+        &["IVON", "constant", "log₁₀ precision", "share of weights"],
+    );
     drawn(|path| histograms(path, "x", &samples[1..]), &["constant"]);
     let empty = [("IVON".to_owned(), vec![f64::NAN])];
     assert!(refused(|path| histograms(path, "x", &empty)).contains("of IVON"));

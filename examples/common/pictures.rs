@@ -241,9 +241,10 @@ pub fn entropy_planes(
     })
 }
 
-/// Draws the densities of several samples over one axis, as outlines filled lightly: for instance log₁₀ precisions.
+/// Draws the histograms of several samples over one axis, as outlines filled lightly: for instance log₁₀ precisions.
 ///
-/// Values that are not finite are left out.
+/// The vertical axis is the logarithm of each bin's share, so that the few weights that matter show beside the many that
+/// do not. Values that are not finite are left out.
 ///
 /// # Errors
 ///
@@ -258,30 +259,32 @@ pub fn histograms(path: &Path, x_label: &str, samples: &[(String, Vec<f64>)]) ->
     }
     let (low, high) = range(samples.iter().flat_map(|(_, v)| v.iter().copied()), 0.02).ok_or("no finite values")?;
     let width = (high - low) / BINS as f64;
-    let densities: Vec<Vec<f64>> = samples
+    // An empty bin stands half a count below a bin with one.
+    let bottom = samples.iter().map(|(_, v)| (0.5 / v.len() as f64).log10()).fold(0.0, f64::min);
+    let heights: Vec<Vec<f64>> = samples
         .iter()
         .map(|(_, values)| {
             let mut counts = [0_usize; BINS];
             for v in values {
                 counts[(((v - low) / width) as usize).min(BINS - 1)] += 1;
             }
-            counts.iter().map(|&c| c as f64 / (values.len() as f64 * width)).collect()
+            let share = |c: usize| if c == 0 { bottom } else { (c as f64 / values.len() as f64).log10() };
+            counts.iter().map(|&c| share(c)).collect()
         })
         .collect();
-    let top = 1.06 * densities.iter().flatten().copied().fold(0.0, f64::max);
     let keys: Vec<(&str, Key)> = samples.iter().enumerate().map(|(i, (n, _))| (*n, Key::Outline(color(i)))).collect();
     picture(path, (1, 560, 330), &keys, |_, areas| {
         let mut chart = ChartBuilder::on(&areas[0])
             .margin(MARGIN)
             .x_label_area_size(42)
             .y_label_area_size(60)
-            .build_cartesian_2d(low..high, 0.0..top)?;
-        axes(&mut chart, (x_label, "density"), (8, 6))?;
-        for (i, density) in densities.iter().enumerate() {
+            .build_cartesian_2d(low..high, bottom..0.0)?;
+        axes(&mut chart, (x_label, "log₁₀ of the share of weights in a bin"), (8, 6))?;
+        for (i, heights) in heights.iter().enumerate() {
             let edge = |b: usize| low + width * b as f64;
-            let mut steps = vec![(low, 0.0)];
-            steps.extend(density.iter().enumerate().flat_map(|(b, &d)| [(edge(b), d), (edge(b + 1), d)]));
-            steps.push((high, 0.0));
+            let mut steps = vec![(low, bottom)];
+            steps.extend(heights.iter().enumerate().flat_map(|(b, &d)| [(edge(b), d), (edge(b + 1), d)]));
+            steps.push((high, bottom));
             chart.draw_series([Polygon::new(steps.clone(), color(i).mix(0.16).filled())])?;
             chart.draw_series(LineSeries::new(steps, color(i).stroke_width(2)))?;
         }

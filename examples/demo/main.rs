@@ -40,7 +40,7 @@ fn main() -> Outcome<()> {
     let uncertainty = uncertainty::run(&data, &folder)?;
     println!("\n2. Upright digits first, then the same rotated by 90°, with one head");
     let continual = continual::run(&data)?;
-    println!("\n3. Two fine-tunes of one base, on digits 0-4 and on digits 5-9, merged");
+    println!("\n3. Two fine-tunes of one base, on shifted digits 0-4 and on shifted 5-9, merged");
     let merging = merging::run(&data)?;
     println!("\n4. Where is the network sure? Two moons");
     let moons = moons::run(&folder)?;

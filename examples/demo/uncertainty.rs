@@ -94,9 +94,13 @@ fn line(name: &str, s: &Scores) {
 }
 
 fn draw(all: &[Trained], folder: &Path) -> Outcome<()> {
-    let series = all.iter().map(|t| (t.name.to_owned(), t.curve.clone())).collect();
-    let panel = pictures::Curves { y_label: "training loss (nats per example)".to_owned(), series };
-    pictures::training_curves(&folder.join("training.svg"), "epoch", &[panel])?;
+    let panel = |y_label: &str, from: f64| {
+        let after = |curve: &[(f64, f64)]| curve.iter().copied().filter(|p| p.0 > from).collect();
+        let series = all.iter().map(|t| (t.name.to_owned(), after(&t.curve))).collect();
+        pictures::Curves { y_label: y_label.to_owned(), series }
+    };
+    let panels = [panel("training loss (nats per example)", 0.0), panel("the same, after the first epoch", 1.0)];
+    pictures::training_curves(&folder.join("training.svg"), "epoch", &panels)?;
 
     let best = |t: &Trained| t.over_samples.as_ref().unwrap_or(&t.at_mean).reliability.clone();
     let label = |t: &Trained| match t.over_samples {

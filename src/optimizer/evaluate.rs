@@ -72,6 +72,10 @@ impl<R: Rule> Optimizer<R> {
     pub(super) fn differentiate(&mut self, loss: &Loss, sample: &Sample, tape: &Tape) -> Result<Sums> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
+        if trained.is_empty() {
+            // A backward pass with respect to nothing would accumulate into every variable's `.grad`.
+            return Err(Error::Parameters("the closure has frozen all of them".to_owned()));
+        }
         let per_example = self.config.curvature() == Curvature::PerExample;
         let (found, squares, mixed) = if per_example {
             let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();

@@ -21,7 +21,7 @@ pub struct Params {
 /// One parameter.
 #[derive(Debug)]
 pub(crate) struct Leaf {
-    /// All names of the variable, sorted; more than one if it is tied.
+    /// All names of the variable; more than one if it is tied.
     pub names: Vec<String>,
     pub tensor: Tensor,
     /// tch's `set_group`.
@@ -128,9 +128,6 @@ impl Params {
         }
         for variable in &variables.trainable_variables[self.seen..] {
             let tensor = &variable.tensor;
-            if self.leaves.iter().any(|l| l.tensor.is_set_to(tensor)) {
-                continue;
-            }
             let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
             let mut names: Vec<String> =
                 candidates.filter(|(_, t)| t.is_set_to(tensor)).map(|(name, _)| (*name).clone()).collect();
@@ -138,7 +135,13 @@ impl Params {
             if names.is_empty() {
                 names.push(format!("unnamed.{}", self.leaves.len()));
             }
-            self.leaves.push(Leaf::new(names, tensor.shallow_clone(), variable.group));
+            match self.leaves.iter_mut().find(|l| l.tensor.is_set_to(tensor)) {
+                // Tied; the name it has had so far stays the first.
+                Some(leaf) => {
+                    leaf.names.extend(names.into_iter().filter(|n| !leaf.names.contains(n)).collect::<Vec<_>>())
+                }
+                None => self.leaves.push(Leaf::new(names, tensor.shallow_clone(), variable.group)),
+            }
         }
         self.seen = variables.trainable_variables.len();
     }
@@ -229,8 +232,10 @@ mod tests {
         assert_eq!(params.leaves().iter().map(|l| l.group).collect::<Vec<_>>(), [0, 3, 0]);
         assert_eq!(params.buffers().into_iter().map(|(n, _)| n).collect::<Vec<_>>(), ["statistics"]);
         let _ = vs.root().zeros("late", &[1]);
+        let _ = vs.root().add("again", a, true);
         params.refresh();
-        assert_eq!(params.names().last(), Some("late"));
+        assert_eq!(params.names().collect::<Vec<_>>(), ["tied", "b", "c", "late"]);
+        assert_eq!(params.leaves()[0].names, ["tied", "z.weight", "again"]);
     }
 
     #[test]
