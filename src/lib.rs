@@ -30,3 +30,14 @@ pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
 pub use prior::Prior;
 pub use schedule::Schedule;
 pub use tch;
+
+// The snippets of these pages are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/porting.md")]
+struct Porting;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/scales.md")]
+struct Scales;
