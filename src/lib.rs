@@ -89,9 +89,12 @@
 //! opt.step(|| loss(2.0))?;
 //! let q2 = opt.posterior()?;
 //!
-//! // Natural parameters add: what the second task alone has taught.
-//! let natural = combine(&[(1.0, &q2), (-0.5, &q1)])?;
-//! # assert_eq!(natural.weights(), 3);
+//! // Natural parameters add: two continuations of q1 merged, with q1 counted once.
+//! # let mut opt = Ivon::default().ess(500.0).prior(&q1).build(&vs, 0.1)?;
+//! # opt.step(|| loss(3.0))?;
+//! # let q3 = opt.posterior()?;
+//! let merged = combine(&[(1.0, &q2), (1.0, &q3), (-1.0, &q1)])?;
+//! # assert_eq!(merged.weights(), 3);
 //! # Ok(())
 //! # }
 //! ```

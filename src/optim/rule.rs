@@ -81,22 +81,26 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + '
         T::real(f64::INFINITY)
     }
 
-    /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does.
+    /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does: `lr` is the learning
+    /// rate of all parameters without an override, whatever the configuration's was.
+    ///
+    /// Without [`Rule::noise`] the seed of the noise is drawn from libtorch's generator, which moves on by that.
     ///
     /// # Errors
     /// A hyper-parameter out of range, no trainable parameter, parameters on several devices.
     fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<Self>> {
         Builder::new(self).build(params, lr)
     }
-    /// Uses this prior instead of the isotropic one of the weight decay.
+    /// Uses this prior instead of the isotropic one of the weight decay: `.prior(&posterior)`, or a [`Prior`]. Needs the
+    /// row's `ess`, to put the prior's precision on the scale of the mean loss (δ = P₀/ess). See [`Builder::prior`].
     fn prior(self, prior: impl Into<Prior>) -> Builder<Self> {
         Builder::new(self).prior(prior)
     }
-    /// Draws from this noise.
+    /// Draws from this noise, for example `Philox { seed: 0 }`. See [`Builder::noise`].
     fn noise(self, noise: impl Into<Noise>) -> Builder<Self> {
         Builder::new(self).noise(noise)
     }
-    /// Starts a [`Builder`], for groups, schedules, clipping.
+    /// Starts a [`Builder`], for groups, schedules, clipping and several of these at once.
     fn builder(self) -> Builder<Self> {
         Builder::new(self)
     }
