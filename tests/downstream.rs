@@ -22,6 +22,5 @@ fn a_separate_crate_links_and_runs() {
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "cargo run in {}: {}\n{stderr}", downstream.display(), out.status);
     let stdout = String::from_utf8_lossy(&out.stdout);
-    assert!(stdout.starts_with("sum = 6\n"), "stdout: {stdout}\nstderr: {stderr}");
-    assert!(stdout.contains("error = libtorch: "), "stdout: {stdout}\nstderr: {stderr}");
+    assert!(stdout.contains("weight = ") && stdout.contains("bias = "), "stdout: {stdout}\nstderr: {stderr}");
 }

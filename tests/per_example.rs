@@ -1,8 +1,8 @@
 //! Online Gauss-Newton steps do not depend on how the per-example gradients are had.
 
-use tch::nn::{LinearConfig, Module, VarStore};
+use tch::nn::{BatchNormConfig, LinearConfig, Module, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Rule, Von, nn};
+use tch_blr::{Error, Ivon, Philox, Rule, Von, nn};
 
 /// Means and Hessians after each of three steps on y = W a + sin(W a)/5, with `first` for the first W a.
 fn trajectory(first: impl Fn(&nn::Linear, &Tensor) -> Tensor) -> Vec<Tensor> {
@@ -32,4 +32,52 @@ fn a_weight_used_in_a_layer_and_by_hand_is_right_in_every_step() {
     for (step, (a, b)) in mixed.iter().zip(&by_hand).enumerate() {
         assert!(a.allclose(b, 1e-12, 1e-14, false), "{step}: {a} {b}");
     }
+}
+
+#[test]
+fn the_guard_records_the_taps_as_the_closure_does() {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 3, 2, LinearConfig::default());
+    let x = Tensor::arange(15, (Kind::Float, Device::Cpu)).sin().view([5, 3]);
+    // A mean loss: without the taps there would be no per-example gradients.
+    let loss = || (layer.forward(&x) - 1.0).square().mean(Kind::Float);
+    let row = || Von::vogn().ess(5.0).noise(Philox { seed: 1 }).build(&vs, 0.0).unwrap();
+    let (mut closure, mut guarded) = (row(), row());
+    closure.step(loss).unwrap();
+    drop(guarded.perturbed().unwrap());
+    let evaluation = guarded.perturbed().unwrap();
+    let value = loss();
+    evaluation.backward(value).unwrap();
+    guarded.update().unwrap();
+    for name in ["weight", "bias"] {
+        assert_eq!(closure.state(name, "hess"), guarded.state(name, "hess"));
+    }
+}
+
+#[test]
+fn batch_normalization_in_training_mode_is_refused_and_changes_nothing() {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root() / "fc", 3, 2, LinearConfig::default());
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 2, BatchNormConfig::default());
+    let x = Tensor::arange(15, (Kind::Float, Device::Cpu)).sin().view([5, 3]);
+    let losses = |train| {
+        let y: Tensor = norm.forward_t(&layer.forward(&x), train) - 1.0;
+        y.square().sum_dim_intlist(1, false, None::<Kind>)
+    };
+    let held = || -> Vec<(String, Vec<f64>)> {
+        let read = |t: &Tensor| Vec::try_from(t.detach().flatten(0, -1).to_kind(Kind::Double)).unwrap();
+        let mut all: Vec<_> = vs.variables().iter().map(|(name, t)| (name.clone(), read(t))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    let before = held();
+    let mut opt = Von::vogn().ess(5.0).build(&vs, 0.1).unwrap();
+    let error = opt.step(|| losses(true)).unwrap_err();
+    assert!(matches!(error, Error::PerExample(_)), "{error}");
+    assert!(error.to_string().contains("norm.running_"), "{error}");
+    assert_eq!((held(), opt.steps()), (before.clone(), 0));
+    opt.step(|| losses(false)).unwrap();
+    assert_ne!(held(), before);
+    // Rows without per-example gradients take it.
+    Ivon::default().ess(5.0).build(&vs, 0.1).unwrap().step(|| losses(true)).unwrap();
 }

@@ -82,8 +82,11 @@ fn same<R: DeltaRule>(
 /// Plain steps, by closure and from a loss in turn; with and without groups.
 fn same_with_and_without_groups<R: DeltaRule>(what: &str, ours: R, theirs: impl OptimizerConfig + Copy) {
     let step = |opt: &mut Optimizer<R>, reference: &mut nn::Optimizer, [here, there]: [&Mlp; 2], t: usize| {
-        let loss =
-            if t % 2 == 0 { opt.step(|| here.loss(t)).unwrap() } else { opt.backward_step(&here.loss(t)).unwrap() };
+        let loss = if t.is_multiple_of(2) {
+            opt.step(|| here.loss(t)).unwrap()
+        } else {
+            opt.backward_step(&here.loss(t)).unwrap()
+        };
         let expected = there.loss(t);
         reference.backward_step(&expected);
         assert!((loss - expected.double_value(&[])).abs() < 1e-4);
@@ -152,7 +155,7 @@ fn clipped_by_value() {
     });
 }
 
-/// tch divides by norm + 1e-6, like PyTorch, and we by the norm: with a bound of 1e-3 the difference is one part in
+/// tch divides by norm + 1e-6 and we by the norm: with a bound of 1e-3 the difference is one part in
 /// norm/1e-6, too much to compare whole trajectories; the first steps of plain SGD show the factor itself.
 #[test]
 fn clipped_by_norm() {

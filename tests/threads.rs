@@ -39,7 +39,7 @@ fn check<R: Rule>(row: &Row<R>) {
             assert_close(a, b, 1e-12);
         }
         // The first step starts from the same weights, so its points show the noise.
-        assert!(points_of_many[0] == points_of_one[0], "{} threads: other noise", threads);
+        assert!(points_of_many[0] == points_of_one[0], "{threads} threads: other noise");
         assert_eq!(points_of_many.len(), points_of_one.len());
     }
 }

@@ -3,6 +3,7 @@
 use crate::Result;
 use std::cell::RefCell;
 use std::fmt::Debug;
+use std::marker::PhantomData;
 use tch::{Kind, Tensor};
 
 thread_local! {
@@ -19,15 +20,10 @@ pub(crate) struct Tape {
 
 impl Tape {
     /// Runs `f` and returns what the tapped layers that it called on this thread have recorded.
-    ///
-    /// A recording inside another one takes the taps for itself. However `f` ends, the outer one (or none) is in charge
-    /// again afterwards.
     pub(crate) fn record<R>(f: impl FnOnce() -> R) -> (R, Tape) {
-        let outer = Outer(RECORDER.replace(Some(Vec::new())));
+        let recording = Recording::start();
         let result = f();
-        let taps = RECORDER.take().unwrap_or_default();
-        drop(outer);
-        (result, Tape { taps })
+        (result, recording.finish())
     }
 
     pub(crate) fn taps(&self) -> &[Tap] {
@@ -35,12 +31,30 @@ impl Tape {
     }
 }
 
-/// Puts the recorder of the enclosing recording back.
-struct Outer(Option<Vec<Tap>>);
+/// Records the tapped layers that this thread calls from now on.
+///
+/// A recording inside another one takes the taps for itself. However it ends, the outer one (or none) is in charge again
+/// afterwards.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    outer: Option<Vec<Tap>>,
+    /// The recorder is the thread's.
+    _not_send: PhantomData<*const ()>,
+}
 
-impl Drop for Outer {
+impl Recording {
+    pub(crate) fn start() -> Self {
+        Recording { outer: RECORDER.replace(Some(Vec::new())), _not_send: PhantomData }
+    }
+
+    pub(crate) fn finish(self) -> Tape {
+        Tape { taps: RECORDER.take().unwrap_or_default() }
+    }
+}
+
+impl Drop for Recording {
     fn drop(&mut self) {
-        RECORDER.set(self.0.take());
+        RECORDER.set(self.outer.take());
     }
 }
 

@@ -11,9 +11,10 @@ mod sums;
 pub use builder::Builder;
 pub use settings::{Diagnostics, Sigma};
 
+use crate::curvature::Curvature;
 use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Field, Noise};
-use crate::nn::tape::Tape;
+use crate::nn::tape::Recording;
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Prior, Result, Schedule};
@@ -164,7 +165,8 @@ impl<R: Rule> Optimizer<R> {
     pub fn perturbed(&mut self) -> Result<Evaluation<'_, R>> {
         self.prepare()?;
         let sample = self.perturb(self.sums.evaluations)?;
-        Ok(Evaluation { optimizer: self, sample })
+        let recording = (self.config.curvature() == Curvature::PerExample).then(Recording::start);
+        Ok(Evaluation { optimizer: self, sample, recording })
     }
 }
 
@@ -173,6 +175,8 @@ impl<R: Rule> Optimizer<R> {
 pub struct Evaluation<'a, R: Rule> {
     optimizer: &'a mut Optimizer<R>,
     sample: evaluate::Sample,
+    /// Of tapped layers, for the rows that need per-example gradients.
+    recording: Option<Recording>,
 }
 
 impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
@@ -188,9 +192,10 @@ impl<R: Rule> Evaluation<'_, R> {
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
-        let Evaluation { optimizer, sample } = self;
+        let Evaluation { optimizer, sample, recording } = self;
+        let tape = recording.map(Recording::finish).unwrap_or_default();
         let loss = Loss::new(loss.into_tensor()?, optimizer.steps)?;
-        let sums = optimizer.differentiate(&loss, &sample, &Tape::default())?;
+        let sums = optimizer.differentiate(&loss, &sample, &tape)?;
         drop(sample);
         optimizer.sums.merge(sums)?;
         Ok(loss.value)

@@ -4,6 +4,7 @@ use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::optim::Rule;
+use crate::params::Leaf;
 use crate::prior::{Isotropic, PriorOf};
 use crate::{Error, Result, Schedule, checkpoint};
 use serde::{Deserialize, Serialize};
@@ -116,17 +117,12 @@ impl<R: Rule> Optimizer<R> {
                 format!("was saved by `{name}`, version {version}: expected `{}`, version {VERSION}", R::NAME),
             ));
         }
-        let config = |value| {
-            let config: R = serde_json::from_value(value)
-                .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
-            config.validate().map(|()| config).map_err(|e| Error::file(path, e))
-        };
         self.params.refresh();
         self.params.check()?;
         self.add_slots()?;
 
         // Read and check everything, then change everything.
-        let base = config(description.config)?;
+        let base: R = config(path, description.config)?;
         description.schedule.validate().map_err(|e| Error::file(path, e))?;
         description.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
         let mut restored = Vec::new();
@@ -135,47 +131,7 @@ impl<R: Rule> Optimizer<R> {
             let p = saved
                 .next()
                 .ok_or_else(|| Error::file(path, format!("has no parameter `{}`, which the model has", leaf.name())))?;
-            if !leaf.names.contains(&p.name) {
-                return Err(Error::file(
-                    path,
-                    format!("has parameter `{}` where the model has `{}`; build the same model", p.name, leaf.name()),
-                ));
-            }
-            let mut take = |what: &str| {
-                let name = format!("{what}.{}", p.name);
-                let t = tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
-                if (t.size(), t.kind()) != (leaf.tensor.size(), leaf.state_kind()) {
-                    return Err(Error::file(
-                        path,
-                        format!(
-                            "tensor `{name}` is {:?} {:?}: expected {:?} {:?}",
-                            t.kind(),
-                            t.size(),
-                            leaf.state_kind(),
-                            leaf.tensor.size()
-                        ),
-                    ));
-                }
-                Ok(t.to_device(leaf.tensor.device()))
-            };
-            let mean = take("mean")?;
-            let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
-            let prior = match p.prior {
-                Some(prior) => {
-                    prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?
-                }
-                None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
-            };
-            let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
-            let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
-            let own = config(p.config)?;
-            if (own.expectation(), own.curvature()) != (base.expectation(), base.curvature()) {
-                return Err(Error::file(
-                    path,
-                    format!("parameter `{}` is evaluated at other points than the rest: it was not saved so", p.name),
-                ));
-            }
-            restored.push((p.steps, own, mean, state, prior, gradient, curvature));
+            restored.push(Restored::new(path, p, leaf, base, &mut tensors)?);
         }
         if let Some(p) = saved.next() {
             return Err(Error::file(path, format!("has a parameter `{}`, which the model has not", p.name)));
@@ -191,20 +147,18 @@ impl<R: Rule> Optimizer<R> {
 
         let _no_grad = tch::no_grad_guard();
         let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
-        for ((slot, leaf), (steps, config, mean, state, prior, gradient, curvature)) in
-            self.slots.iter_mut().zip(self.params.leaves()).zip(restored)
-        {
-            leaf.tensor.shallow_clone().copy_(&mean);
+        for ((slot, leaf), saved) in self.slots.iter_mut().zip(self.params.leaves()).zip(restored) {
+            leaf.tensor.shallow_clone().copy_(&saved.mean);
             if let Some(own) = &mut slot.mean {
-                own.copy_(&mean);
+                own.copy_(&saved.mean);
             }
-            for (own, t) in slot.state.iter_mut().zip(state) {
+            for (own, t) in slot.state.iter_mut().zip(saved.state) {
                 own.copy_(&t);
             }
-            slot.steps = steps;
-            slot.restore(config, prior);
-            sums.gradients.push(gradient);
-            sums.curvature.push(curvature);
+            slot.steps = saved.steps;
+            slot.restore(saved.config, saved.prior);
+            sums.gradients.push(saved.gradient);
+            sums.curvature.push(saved.curvature);
         }
         self.sums = sums;
         self.config = base;
@@ -215,5 +169,64 @@ impl<R: Rule> Optimizer<R> {
             self.noise = p.into();
         }
         Ok(())
+    }
+}
+
+fn config<R: Rule>(path: &Path, value: serde_json::Value) -> Result<R> {
+    let config: R = serde_json::from_value(value)
+        .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
+    config.validate().map(|()| config).map_err(|e| Error::file(path, e))
+}
+
+/// What a checkpoint holds of one parameter, fit for it.
+struct Restored<R> {
+    steps: u64,
+    config: R,
+    mean: Tensor,
+    state: Vec<Tensor>,
+    prior: PriorOf,
+    gradient: Option<Tensor>,
+    curvature: Option<Tensor>,
+}
+
+impl<R: Rule> Restored<R> {
+    fn new(
+        path: &Path,
+        p: Parameter<serde_json::Value>,
+        leaf: &Leaf,
+        base: R,
+        tensors: &mut BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let refused = |problem: String| Error::file(path, problem);
+        if !leaf.names.contains(&p.name) {
+            let (saved, name) = (&p.name, leaf.name());
+            return Err(refused(format!("has parameter `{saved}` where the model has `{name}`; build the same model")));
+        }
+        let expected = (leaf.state_kind(), leaf.tensor.size());
+        let mut take = |what: &str| {
+            let name = format!("{what}.{}", p.name);
+            let t = tensors.remove(&name).ok_or_else(|| refused(format!("has no tensor `{name}`")))?;
+            let found = (t.kind(), t.size());
+            if found != expected {
+                let ((kind, size), (our_kind, our_size)) = (found, &expected);
+                return Err(refused(format!(
+                    "tensor `{name}` is {kind:?} {size:?}: expected {our_kind:?} {our_size:?}"
+                )));
+            }
+            Ok(t.to_device(leaf.tensor.device()))
+        };
+        let mean = take("mean")?;
+        let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
+        let prior = match p.prior {
+            Some(prior) => prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?,
+            None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
+        };
+        let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
+        let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
+        let config: R = config(path, p.config)?;
+        if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
+            return Err(refused(format!("has parameter `{}` evaluated at other points than the rest", p.name)));
+        }
+        Ok(Restored { steps: p.steps, config, mean, state, prior, gradient, curvature })
     }
 }
