@@ -142,7 +142,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, hand
     /// it to [`Evaluation::backward`], then call [`Optimizer::update`]. One evaluation per call; call it as often as the
-    /// row has samples. Layers are not tapped this way: rows with per-example curvature need the `[B]` losses.
+    /// row has samples. Tapped layers ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
