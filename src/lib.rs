@@ -1,4 +1,112 @@
-//! Bayesian-learning-rule optimizers over libtorch tensors.
+//! Optimizers of the Bayesian learning rule over libtorch tensors, and the posteriors over weights that they learn.
+//!
+//! For programs that train with [`tch`] today: two changed lines keep the training loop, and the variational rows also give
+//! uncertainty, and a posterior that can be saved, merged, and used as the prior of the next task.
+//!
+//! # The rule
+//!
+//! Learning is the search for a distribution q over the weights θ that has a low expected loss and stays wide:
+//!
+//! ```text
+//! min over q of  E_q[ ℓ(θ) ] - H(q)              ℓ(θ) = Σᵢ ℓᵢ(θ) - ln prior(θ)
+//! ```
+//!
+//! For an exponential family with natural parameters λ and expectation parameters μ, a step along the natural gradient is
+//!
+//! ```text
+//! λ ← (1-ρ) λ - ρ ∇_μ E_q[ ℓ(θ) ]
+//! ```
+//!
+//! and for a Gaussian N(m, S⁻¹), by the theorems of Bonnet and Price, that is
+//!
+//! ```text
+//! S ← (1-ρ) S + ρ E_q[ ∇²ℓ ]
+//! m ←    m    - ρ S⁻¹ E_q[ ∇ℓ ]
+//! ```
+//!
+//! An algorithm is a choice of the family and of approximations to the two expectations (Khan and Rue, *The Bayesian
+//! Learning Rule*, 2023). Here these choices are types, and everything else is one driver, [`Optimizer`].
+//!
+//! | row | family | E_q\[∇ℓ\] | E_q\[∇²ℓ\] |
+//! |---|---|---|---|
+//! | [`Sgd`] | Gaussian, fixed covariance | at the mean (delta method) | 1 |
+//! | [`RmsProp`] | Gaussian, diagonal | at the mean | root of averaged squared gradients |
+//! | [`Adam`], [`AdamW`] | Gaussian, diagonal | at the mean, averaged | root of averaged squared gradients |
+//! | OGN, [`Von::ogn`] | Gaussian, diagonal | at the mean | Gauss-Newton, per-example squares |
+//! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
+//! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
+//! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
+//!
+//! A row of your own is an implementation of [`Rule`].
+//!
+//! # Train, ask, predict
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor, nn, nn::Module};
+//! use tch_blr::{Ivon, Rule, metrics};
+//!
+//! # fn main() -> tch_blr::Result<()> {
+//! # tch::manual_seed(0);
+//! let x = Tensor::randn([200, 4], (Kind::Float, Device::Cpu));
+//! let y = x.argmax(-1, false);
+//! let vs = nn::VarStore::new(Device::Cpu);
+//! let net = nn::linear(vs.root(), 4, 4, Default::default());
+//!
+//! let mut opt = Ivon::default().ess(200.0).hess_init(0.1).build(&vs, 1.0)?; // ess: number of training examples
+//! for _ in 0..100 {
+//!     opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?; // mean loss of the batch
+//! }
+//!
+//! let q = opt.posterior()?; // owned: independent of the optimizer from here on
+//! let p = q.predict(&vs, 32, || net.forward(&x).softmax(-1, Kind::Float))?;
+//! assert!(metrics::accuracy(&p.mean, &y)? > 0.8);
+//! assert_eq!(p.mutual_information.size(), [200]); // what more data could resolve, in nats
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Outside of a step the variables hold the mean, so evaluating and saving need no ceremony.
+//!
+//! # Posterior as prior
+//!
+//! ```
+//! # use tch::{Device, Kind, Tensor, nn};
+//! # use tch_blr::{Ivon, Rule, combine};
+//! # fn main() -> tch_blr::Result<()> {
+//! # let vs = nn::VarStore::new(Device::Cpu);
+//! # let w = vs.root().zeros("w", &[3]);
+//! # let loss = |target: f64| (&w - target).square().mean(Kind::Float);
+//! # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
+//! # opt.step(|| loss(1.0))?;
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("task1.safetensors");
+//! let q1 = opt.posterior()?;
+//! q1.save(&path)?;
+//!
+//! // The next task, of another size: yesterday's posterior is today's prior.
+//! let q1 = tch_blr::DiagonalGaussian::load(&path)?;
+//! let mut opt = Ivon::default().ess(500.0).prior(&q1).build(&vs, 0.1)?;
+//! opt.step(|| loss(2.0))?;
+//! let q2 = opt.posterior()?;
+//!
+//! // Natural parameters add: two continuations of q1 merged, with q1 counted once.
+//! # let mut opt = Ivon::default().ess(500.0).prior(&q1).build(&vs, 0.1)?;
+//! # opt.step(|| loss(3.0))?;
+//! # let q3 = opt.posterior()?;
+//! let merged = combine(&[(1.0, &q2), (1.0, &q3), (-1.0, &q1)])?;
+//! # assert_eq!(merged.weights(), 3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # More
+//!
+//! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess: `docs/scales.md`, with
+//!   the numbers of other codes in ours.
+//! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
+//!   linking libtorch. `docs/design.md`: architecture and file formats.
+//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
+//!   training is going.
 
 mod checkpoint;
 mod curvature;
@@ -30,3 +138,14 @@ pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
 pub use prior::Prior;
 pub use schedule::Schedule;
 pub use tch;
+
+// The snippets of these pages are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/porting.md")]
+struct Porting;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/scales.md")]
+struct Scales;

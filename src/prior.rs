@@ -11,7 +11,7 @@ use tch::Tensor;
 ///
 /// An optimizer's `weight_decay` is the shorthand for an isotropic prior of precision P₀ = ess·δ around zero. A
 /// `Prior` given to [`Rule::prior`](crate::Rule::prior) takes its place. In every step δ = P₀/ess with the ess of that
-/// optimizer, so the same posterior serves tasks of different size.
+/// optimizer, so the same posterior serves tasks of different size (`docs/scales.md`).
 #[derive(Debug)]
 pub struct Prior(Kind);
 
@@ -22,13 +22,15 @@ enum Kind {
 }
 
 impl Prior {
-    /// N(0, 1/precision) for every weight; precision ≥ 0.
+    /// N(0, 1/precision) for every weight; precision ≥ 0, else building the optimizer is an error. The same as a weight
+    /// decay of precision/ess, and it stays so when ess changes. In [`AdamW`](crate::AdamW), whose decay is no prior, it
+    /// acts beside the decay.
     pub fn isotropic(precision: f64) -> Self {
         Prior(Kind::Isotropic { precision })
     }
 
     /// For a prior built from a posterior: parameters that the posterior does not know (new heads) get the isotropic
-    /// prior N(0, 1/(ess·δ)) instead of being an error. No effect on an isotropic prior.
+    /// prior N(0, 1/(ess·δ)), δ ≥ 0, instead of being an error. No effect on an isotropic prior.
     #[must_use]
     pub fn elsewhere(self, delta: f64) -> Self {
         match self.0 {

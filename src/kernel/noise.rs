@@ -14,7 +14,7 @@
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Where an optimizer's or posterior's standard normals come from.
+/// Where an optimizer's standard normals come from; see [`Rule::noise`](crate::Rule::noise).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Noise {
@@ -24,15 +24,19 @@ pub enum Noise {
     Given(Given),
 }
 
-/// The counter-based generator Philox4x32-10 with a 64-bit key.
+/// The counter-based generator Philox4x32-10 with a 64-bit key (Salmon et al., SC 2011), and Box and Muller's transform.
+///
+/// A normal is a function of (seed, step, sample, position of the weight). So nothing is stored to resume, and the number
+/// of threads does not matter. CPU and CUDA agree to the rounding of log, sin and cos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Philox {
     /// The key. Different seeds give independent streams.
     pub seed: u64,
 }
 
-/// Standard normals given in advance as `noise[step][sample][parameter]`, each of its parameter's shape; with
-/// antithetic sampling one sample serves a pair.
+/// Standard normals given in advance as `noise[step][sample][parameter]`, all counted from 0, each of its parameter's
+/// shape, parameters in the order of [`Params::names`](crate::Params::names). With antithetic sampling one sample serves
+/// a pair. Not part of a checkpoint.
 #[derive(Debug)]
 pub struct Given(pub Vec<Vec<Vec<Tensor>>>);
 

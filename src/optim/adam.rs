@@ -19,9 +19,9 @@ config! {
     /// The posterior precision ess·(√(v/(1-β₂ᵗ)) + δ) is a heuristic: √v has the units of a curvature only up to the
     /// scale of the gradient noise. It needs [`Adam::ess`].
     ///
-    /// Sources: Kingma and Ba (2015); Khan and Rue (2023), section 4.2; semantics of `torch.optim.Adam`.
+    /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.Adam`.
     pub struct Adam {
-        /// Learning rate α ≥ 0; default 1e-3.
+        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
         lr: f64 = 1e-3;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -29,9 +29,9 @@ config! {
         beta2: f64 = 0.999;
         /// ε > 0 beside the square root; default 1e-8.
         eps: f64 = 1e-8;
-        /// AMSGrad: divide by the largest v so far.
+        /// AMSGrad: divide by the largest v so far. Default off.
         amsgrad: bool = false;
-        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        /// δ ≥ 0, the L2 term δm added to the gradient; default 0.
         weight_decay: f64 = 0.0;
         /// Effective sample size λ > 0; only needed for a posterior, or for a prior built from one. Default: none.
         ess: Option<f64> = None, via f64;

@@ -20,7 +20,7 @@ config! {
     ///
     /// Sources: Loshchilov and Hutter (2019); semantics of `torch.optim.AdamW`.
     pub struct AdamW {
-        /// Learning rate α ≥ 0; default 1e-3.
+        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
         lr: f64 = 1e-3;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -28,7 +28,7 @@ config! {
         beta2: f64 = 0.999;
         /// ε > 0 beside the square root; default 1e-8.
         eps: f64 = 1e-8;
-        /// AMSGrad: divide by the largest v so far.
+        /// AMSGrad: divide by the largest v so far. Default off.
         amsgrad: bool = false;
         /// Decoupled weight decay η ≥ 0; default 0.01.
         weight_decay: f64 = 0.01;

@@ -44,9 +44,9 @@ config! {
     /// Sources: Shen et al., *Variational Learning is Effective for Large Deep Networks* (ICML 2024), algorithm 1;
     /// Lin, Schmidt and Khan (ICML 2020) for the retraction.
     pub struct Ivon {
-        /// Learning rate α ≥ 0.
+        /// Learning rate α ≥ 0; default 0.1. The argument of `build` takes its place.
         lr: f64 = 0.1;
-        /// Effective sample size λ > 0, usually the number of training examples. Must be set.
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
         /// Initial Hessian h₀ > 0; default 1.
         hess_init: f64 = 1.0;
@@ -54,11 +54,11 @@ config! {
         beta1: f64 = 0.9;
         /// β₂ in [0, 1), decay of the Hessian average; default 0.99999.
         beta2: f64 = 0.99999;
-        /// δ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
+        /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
         weight_decay: f64 = 1e-4;
         /// Number of samples (of pairs if antithetic) per step, at least 1; default 1.
         mc_samples: usize = 1;
-        /// Evaluate at m+e and m-e: twice the cost, no noise from the gradient at the mean in f.
+        /// Evaluate at m+e and m-e: twice the cost, no noise from the gradient at the mean in f. Default off.
         antithetic: bool = false;
         /// Hessian estimator; default Price.
         estimator: HessianEstimator = HessianEstimator::Price;

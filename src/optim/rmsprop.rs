@@ -20,9 +20,9 @@ config! {
     /// The posterior precision ess·(√v + δ) is a heuristic: √v has the units of a curvature only up to the scale of the
     /// gradient noise. It needs [`RmsProp::ess`].
     ///
-    /// Source: Khan and Rue (2023), section 4.2; semantics of `torch.optim.RMSprop`.
+    /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.RMSprop`.
     pub struct RmsProp {
-        /// Learning rate α ≥ 0.
+        /// Learning rate α ≥ 0; default 1e-2. The argument of `build` takes its place.
         lr: f64 = 1e-2;
         /// Decay a of the squared gradients, in [0, 1); default 0.99.
         alpha: f64 = 0.99;
@@ -30,9 +30,10 @@ config! {
         eps: f64 = 1e-8;
         /// Momentum μ in [0, 1); default 0.
         momentum: f64 = 0.0;
-        /// Subtract the squared mean gradient: an estimate of the variance instead of the second moment.
+        /// Subtract the squared mean gradient: an estimate of the variance instead of the second moment. Default
+        /// off.
         centered: bool = false;
-        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        /// δ ≥ 0, the L2 term δm added to the gradient; default 0.
         weight_decay: f64 = 0.0;
         /// Effective sample size λ > 0; only needed for a posterior, or for a prior built from one. Default: none.
         ess: Option<f64> = None, via f64;

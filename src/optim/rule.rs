@@ -34,6 +34,59 @@ pub struct When {
 ///
 /// `State<T>` is `[T; N]` with one element per name in [`Rule::STATE`], `Coefficients<T>` likewise holds what is the
 /// same for all weights of a parameter: computed in f64 once a step and rounded once.
+///
+/// A row that limits each weight's step:
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+/// use tch_blr::{DeltaRule, Real, Result, Rule, Site, When};
+///
+/// #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// struct Limited {
+///     lr: f64,
+/// }
+///
+/// impl Rule for Limited {
+///     const NAME: &'static str = "limited";
+///     const STATE: &'static [&'static str] = &[];
+///     type State<T: Real> = [T; 0];
+///     type Coefficients<T: Real> = [T; 1];
+///
+///     fn learning_rate(&self) -> f64 {
+///         self.lr
+///     }
+///     fn with_learning_rate(self, lr: f64) -> Self {
+///         Limited { lr }
+///     }
+///     fn isotropic_delta(&self) -> f64 {
+///         0.0
+///     }
+///     fn with_weight_decay(self, _: f64) -> Self {
+///         self
+///     }
+///     fn validate(&self) -> Result<()> {
+///         Ok(())
+///     }
+///     fn initial(&self, _: bool) -> [f64; 0] {
+///         []
+///     }
+///     fn coefficients(&self, when: When) -> [f64; 1] {
+///         [self.lr * when.lr_factor]
+///     }
+///     fn update<T: Real>(&self, [lr]: [T; 1], x: Site<T>, _: [T; 0]) -> (T, [T; 0]) {
+///         (x.mean - lr * x.gradient.min(T::real(1.0)).max(T::real(-1.0)), [])
+///     }
+/// }
+/// impl DeltaRule for Limited {}
+///
+/// # fn main() -> Result<()> {
+/// let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// let w = vs.root().zeros("w", &[1]);
+/// Limited { lr: 0.1 }.build(&vs, 0.5)?.step(|| (&w * 7.0).sum(tch::Kind::Float))?;
+/// assert_eq!(w.double_value(&[0]), -0.5);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + 'static {
     /// Name of the row, as in checkpoints.
     const NAME: &'static str;
@@ -81,31 +134,36 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + '
         T::real(f64::INFINITY)
     }
 
-    /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does.
+    /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does: `lr` is the learning
+    /// rate of all parameters without an override, whatever the configuration's was.
+    ///
+    /// Without [`Rule::noise`] the seed of the noise is drawn from libtorch's generator, which moves on by that.
     ///
     /// # Errors
     /// A hyper-parameter out of range, no trainable parameter, parameters on several devices.
     fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<Self>> {
         Builder::new(self).build(params, lr)
     }
-    /// Uses this prior instead of the isotropic one of the weight decay.
+    /// Uses this prior instead of the isotropic one of the weight decay: `.prior(&posterior)`, or a [`Prior`]. Needs the
+    /// row's `ess`, to put the prior's precision on the scale of the mean loss (δ = P₀/ess). See [`Builder::prior`].
     fn prior(self, prior: impl Into<Prior>) -> Builder<Self> {
         Builder::new(self).prior(prior)
     }
-    /// Draws from this noise.
+    /// Draws from this noise, for example `Philox { seed: 0 }`. See [`Builder::noise`].
     fn noise(self, noise: impl Into<Noise>) -> Builder<Self> {
         Builder::new(self).noise(noise)
     }
-    /// Starts a [`Builder`], for groups, schedules, clipping.
+    /// Starts a [`Builder`], for groups, schedules, clipping and several of these at once.
     fn builder(self) -> Builder<Self> {
         Builder::new(self)
     }
 }
 
-/// Rows whose curvature makes a diagonal Gaussian posterior; everything but SGD.
+/// Rows whose curvature makes a diagonal Gaussian posterior; everything but SGD. They implement [`Rule::precision`].
 pub trait GaussianRule: Rule {}
 
-/// Rows that evaluate the loss at the mean only (delta method), so that tch's own `backward_step(&loss)` suffices.
+/// Rows that evaluate the loss once, at the mean (delta method), and need nothing but its gradient, so that tch's own
+/// `backward_step(&loss)` suffices: SGD, RMSprop, Adam, AdamW.
 pub trait DeltaRule: Rule {}
 
 /// Range checks with one wording.

@@ -18,15 +18,15 @@ config! {
     ///
     /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.1; semantics of `torch.optim.SGD`.
     pub struct Sgd {
-        /// Learning rate α ≥ 0.
+        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
         lr: f64 = 1e-3;
         /// Momentum μ in [0, 1); default 0.
         momentum: f64 = 0.0;
         /// Dampening d in [0, 1]; default 0.
         dampening: f64 = 0.0;
-        /// Nesterov momentum; needs momentum > 0 and no dampening.
+        /// Nesterov momentum; needs momentum > 0 and no dampening. Default off.
         nesterov: bool = false;
-        /// δ ≥ 0, the L2 term added to the gradient; default 0.
+        /// δ ≥ 0, the L2 term δm added to the gradient; default 0.
         weight_decay: f64 = 0.0;
         /// Effective sample size λ > 0; only needed for a prior built from a posterior. Default: none.
         ess: Option<f64> = None, via f64;

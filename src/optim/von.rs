@@ -58,15 +58,17 @@ config! {
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018);
     /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section 4.4.
     pub struct Von {
-        /// Learning rate α ≥ 0.
+        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
         lr: f64 = 1e-3;
-        /// Effective sample size > 0, usually the number of training examples. Must be set.
+        /// Effective sample size > 0, usually the number of training examples (`docs/scales.md`), before `augmentation`
+        /// and `temperature`. Must be set.
         ess: Option<f64> = None, via f64;
-        /// δ ≥ 0: the prior is N(0, 1/(ess·ρ·δ)); default 1e-4.
+        /// δ = prior precision/(ess·ρ) ≥ 0: the prior is N(0, 1/(ess·ρ·δ)), at any temperature; default 1e-4.
         weight_decay: f64 = 1e-4;
-        /// Initial Hessian h₀ ≥ 0; default 1.
+        /// Initial Hessian h₀ ≥ 0, with h₀+δ+γ > 0; default 1.
         hess_init: f64 = 1.0;
         /// Let the first mini-batch's f replace h₀, which then only sets the noise of the first step.
+        /// Needs δ+γ > 0. Default off.
         hess_from_first_batch: bool = false;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -88,7 +90,8 @@ config! {
         precision_in_step: PrecisionInStep = PrecisionInStep::New;
         /// Temperature τ > 0, the weight of KL(q‖prior) against the data; default 1.
         temperature: f64 = 1.0;
-        /// Fraction in (0, 1] of the temperature at which the warm-up of the KL weight starts; default 1.
+        /// Fraction in (0, 1] of the temperature at which the warm-up of the KL weight starts; default 1. Without
+        /// `warmup_steps` it does nothing.
         warmup_from: f64 = 1.0;
         /// Steps of that warm-up; default 0.
         warmup_steps: u64 = 0;
@@ -117,8 +120,8 @@ impl Von {
     }
 
     /// VOGN as in Osawa et al. (NeurIPS 2019): heavy ball that includes the prior's pull, h from the first mini-batch,
-    /// β₂ = 0.99, damping 1e-3, KL weight warmed up from a tenth. Set `warmup_steps`, `augmentation` and the number of
-    /// samples as the problem asks.
+    /// β₂ = 0.99, damping 1e-3, KL weight from a tenth once `warmup_steps` is set (0 by default: no warm-up). Set also
+    /// `augmentation` and the number of samples as the problem asks.
     pub fn neurips2019() -> Self {
         Von::default()
             .momentum(Momentum::HeavyBall)

@@ -56,6 +56,11 @@ impl<R: Rule> Builder<R> {
     }
 
     /// Uses this prior in place of the isotropic one of the weight decay: a posterior (`.prior(&q)`) or a [`Prior`].
+    ///
+    /// Parameters are matched by name. A parameter that only one of the two sides has is an error of
+    /// [`Builder::build`]; [`Prior::elsewhere`] and [`DiagonalGaussian::select`](crate::DiagonalGaussian::select) are the
+    /// remedies. The weights stay where they are:
+    /// [`DiagonalGaussian::copy_mean_to`](crate::DiagonalGaussian::copy_mean_to) starts the training at the prior's mean.
     #[must_use]
     pub fn prior(mut self, prior: impl Into<Prior>) -> Self {
         self.prior = Some(prior.into());
@@ -63,7 +68,7 @@ impl<R: Rule> Builder<R> {
     }
 
     /// Draws from this noise: [`Philox`] with a seed of your own, or [`Given`](crate::Given) tensors. By default the
-    /// seed comes from libtorch's generator, so [`tch::manual_seed`] fixes it.
+    /// seed is drawn from libtorch's generator when the optimizer is built, so [`tch::manual_seed`] fixes it.
     #[must_use]
     pub fn noise(mut self, noise: impl Into<Noise>) -> Self {
         self.noise = Some(noise.into());
@@ -104,14 +109,16 @@ impl<R: Rule> Builder<R> {
         self
     }
 
-    /// Limits every element of each evaluation's gradient to ±max, before curvature is estimated from it.
+    /// Limits every element of each evaluation's gradient to ±max > 0, before curvature is estimated from it (per-example
+    /// squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
     #[must_use]
     pub fn clip_grad_value(mut self, max: f64) -> Self {
         self.clip = Some(Clip::Value(max));
         self
     }
 
-    /// Scales each evaluation's gradient to a global L2 norm of at most max, before curvature is estimated from it.
+    /// Scales each evaluation's gradient to a global L2 norm of at most max > 0, before curvature is estimated from it
+    /// (per-example squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
     #[must_use]
     pub fn clip_grad_norm(mut self, max: f64) -> Self {
         self.clip = Some(Clip::Norm(max));
@@ -126,11 +133,12 @@ impl<R: Rule> Builder<R> {
         self
     }
 
-    /// Builds the optimizer. Variables that the [`VarStore`](tch::nn::VarStore) gets later are picked up.
+    /// Builds the optimizer. `lr` is the learning rate of all parameters without an override, whatever the
+    /// configuration's was. Variables that the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, no trainable parameter, parameters on several devices, a prior that does not
-    /// fit the model.
+    /// A hyper-parameter out of range, a prior without the row's `ess`, an override that changes where the loss is
+    /// evaluated, no trainable parameter, parameters on several devices, a prior that does not fit the model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
         let builder = Builder { config: self.config.with_learning_rate(lr), ..self };
         builder.config.validate()?;

@@ -72,10 +72,12 @@ struct Last {
 }
 
 impl<R: Rule> Optimizer<R> {
-    /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss.
+    /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss, with what was
+    /// accumulated before.
     ///
     /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), as a [`Tensor`] or a
-    /// `Result<Tensor, E>`. It is called once per sample of the row's [`Expectation`](crate::Expectation).
+    /// `Result<Tensor, E>`, without the prior. It is called once per sample of the row's
+    /// [`Expectation`](crate::Expectation).
     ///
     /// # Errors
     /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
@@ -107,7 +109,7 @@ impl<R: Rule> Optimizer<R> {
     /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
     ///
     /// # Errors
-    /// If nothing was accumulated.
+    /// If nothing was accumulated, or parameters changed kind or device.
     pub fn update(&mut self) -> Result<f64> {
         if self.sums.weight == 0.0 {
             return Err(Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned()));
@@ -140,7 +142,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, hand
     /// it to [`Evaluation::backward`], then call [`Optimizer::update`]. One evaluation per call; call it as often as the
-    /// row has samples.
+    /// row has samples. Tapped layers ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -257,7 +259,9 @@ impl<R: DeltaRule> Optimizer<R> {
 /// # }
 /// ```
 impl<R: GaussianRule> Optimizer<R> {
-    /// The posterior over the trainable parameters: an owned copy of mean and precision.
+    /// The posterior over the trainable parameters: an owned copy of mean and precision, in f64 for f64 weights and else
+    /// in f32. The precision is ess·(h+δ+γ) as each row's documentation has it, not divided by ess. Frozen parameters
+    /// are not in it.
     ///
     /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
     /// under an isotropic prior includes `hess_init`; leave it out with [`DiagonalGaussian::select`].

@@ -22,7 +22,7 @@ impl<R: Rule> Optimizer<R> {
         &self.params
     }
 
-    /// The learning rate of the next step, schedule included.
+    /// The learning rate of the next step, schedule included, of parameters without an override.
     pub fn lr(&self) -> f64 {
         self.config.learning_rate() * self.schedule.factor(self.steps)
     }
@@ -35,7 +35,7 @@ impl<R: Rule> Optimizer<R> {
         Some(self.slots.get(leaf)?.state[i].shallow_clone())
     }
 
-    /// Sets the learning rate of all parameters; the schedule multiplies it.
+    /// Sets the learning rate of all parameters, in every group and with an override too; the schedule multiplies it.
     ///
     /// # Errors
     /// A learning rate out of range; nothing has changed then.
@@ -51,7 +51,8 @@ impl<R: Rule> Optimizer<R> {
         self.configure_group(group, |c| c.with_learning_rate(lr))
     }
 
-    /// Sets the weight decay of all parameters. A [`Prior`](crate::Prior) that was given stays.
+    /// Sets the weight decay of all parameters, in every group and with an override too. A [`Prior`](crate::Prior) that
+    /// was given stays.
     ///
     /// # Errors
     /// A weight decay out of range; nothing has changed then.
@@ -135,13 +136,13 @@ pub struct Diagnostics {
     pub gradient_norm: f64,
     /// Standard deviations of the posterior.
     pub sigma: Sigma,
-    /// KL(q ‖ prior)/ess, the other term of the objective; `None` under a flat prior (δ = 0).
+    /// KL(q ‖ prior)/ess in nats, the other term of the objective; `None` under a flat prior (δ = 0).
     pub kl_per_example: Option<f64>,
     /// The evidence lower bound per example, -(loss + KL/ess); `None` under a flat prior.
     pub elbo_per_example: Option<f64>,
 }
 
-/// Standard deviations over all weights. If min, mean and max stay where they started, the precision is not being
+/// Posterior standard deviations 1/√s over all weights. If min, mean and max stay where they started, the precision is not being
 /// learned: lower β₂ or `hess_init`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -158,7 +159,8 @@ impl<R: GaussianRule> Optimizer<R> {
     /// Looks at posterior, loss and gradient; a pass over the weights, so not for every step.
     ///
     /// # Errors
-    /// Before the first update, and as [`Optimizer::posterior`].
+    /// Before the first update since the optimizer was built (a checkpoint does not hold the last loss), and as
+    /// [`Optimizer::posterior`].
     pub fn diagnostics(&self) -> Result<Diagnostics> {
         let Some(last) = self.last.filter(|_| self.steps > 0) else {
             return Err(Error::Posterior("there is nothing to diagnose before the first step".to_owned()));

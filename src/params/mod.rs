@@ -8,8 +8,9 @@ use tch::{CModule, Device, Kind, Tensor};
 
 /// The parameters of a model: ordered, named, grouped; variables that are the same tensor count once.
 ///
-/// Built from a [`VarStore`] (whose later variables are picked up), from named tensors ([`Params::named`]) or from a
-/// TorchScript module ([`Params::from_module`]).
+/// Built from a [`VarStore`] (its variables that were created trainable, in that order; later ones are picked up), from
+/// named tensors ([`Params::named`]) or from a TorchScript module ([`Params::from_module`]). Wherever a function takes
+/// `impl Into<Params>`, `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
 #[derive(Debug)]
 pub struct Params {
     store: Option<Arc<Mutex<Variables>>>,

@@ -9,12 +9,13 @@ use tch::{Kind, Tensor};
 
 /// q(θ) = N(m, diag(s)⁻¹): the posterior that the diagonal rows of the table learn.
 ///
-/// One mean m and one precision s > 0 for every weight, by the name of the parameter. A posterior owns its tensors, so
+/// One mean m and one precision s = 1/σ² > 0 for every weight, by the name of the parameter; s is the posterior's own,
+/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so
 /// it neither follows the optimizer it came from nor needs it; it can be saved, become a prior
 /// ([`Prior`](crate::Prior)), be merged ([`combine`]) and predict.
 ///
 /// Samples come from a counter-based generator: sample k of one seed is always the same
-/// ([`DiagonalGaussian::with_seed`], default 0).
+/// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
 #[derive(Debug)]
 pub struct DiagonalGaussian {
     entries: Vec<Entry>,
@@ -136,7 +137,7 @@ impl DiagonalGaussian {
         self.entry(name).map(|e| &e.precision)
     }
 
-    /// 1/s of one parameter.
+    /// σ² = 1/s of one parameter.
     pub fn variance(&self, name: &str) -> Option<Tensor> {
         self.entry(name).map(|e| e.precision.reciprocal())
     }
@@ -163,7 +164,7 @@ impl DiagonalGaussian {
         Ok(q.with_seed(self.seed))
     }
 
-    /// Sample `k` of every parameter, in order: m + z/√s.
+    /// Sample `k` = 0, 1, … of every parameter, in order: m + z/√s, in the shape and kind of the mean.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -271,7 +272,7 @@ impl DiagonalGaussian {
         Ok(0.5 * terms.sum::<f64>())
     }
 
-    /// The posterior at temperature τ: precision s/τ. Wider for τ > 1.
+    /// The posterior at temperature τ > 0: precision s/τ, wider for τ > 1. As a prior it then counts 1/τ as much.
     ///
     /// # Errors
     /// τ that is not finite and positive.
@@ -364,7 +365,20 @@ fn form(t: &Tensor) -> String {
 ///
 /// Negative weights take information away. Sequential learning, federated rounds, merging with uncertainty and the
 /// removal of data are all this sum: `combine(&[(1.0, &a), (1.0, &b), (-1.0, &prior)])` is the posterior of the data of
-/// a and of b, both learned with that prior. Computed in f64, returned in the kind of the first.
+/// a and of b, both learned with that prior. Computed in f64, returned in the kind, order and seed of the first.
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_blr::{DiagonalGaussian, combine};
+/// # fn main() -> tch_blr::Result<()> {
+/// let q = |m: f64, s: f64| DiagonalGaussian::new([("w", Tensor::from_slice(&[m]), Tensor::from_slice(&[s]))]);
+/// // Precisions add: 3 + 5 - 2. So do s·m: 3·1 + 5·2 - 2·0.5.
+/// let merged = combine(&[(1.0, &q(1.0, 3.0)?), (1.0, &q(2.0, 5.0)?), (-1.0, &q(0.5, 2.0)?)])?;
+/// assert_eq!(merged.precision("w").unwrap().double_value(&[0]), 6.0);
+/// assert_eq!(merged.mean("w").unwrap().double_value(&[0]), 2.0);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// No posterior, different parameters, a weight that is not finite, a precision that is not positive in the end (the

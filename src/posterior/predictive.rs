@@ -20,8 +20,9 @@ pub struct Predictive {
 }
 
 impl DiagonalGaussian {
-    /// Monte-Carlo prediction: `probabilities` (shape `[B, C]`) is called with `samples` samples in the model's
-    /// variables one after the other, without gradients; afterwards the variables are as they were.
+    /// Monte-Carlo prediction: `probabilities` (shape `[B, C]`, after the softmax) is called with samples 0, 1, … of q in
+    /// the model's variables one after the other, without gradients; afterwards the variables are as they were. Variables
+    /// that q does not know keep their values. Two calls use the same samples; [`DiagonalGaussian::with_seed`] for others.
     ///
     /// # Errors
     /// No samples, an output that is not `[B, C]` or not probabilities, the closure's own error, or a posterior that
