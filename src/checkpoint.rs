@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -11,6 +11,16 @@ use tch::{Device, Kind, Tensor};
 
 /// Key of the description in the file's metadata.
 const DESCRIPTION: &str = "tch_blr";
+
+const VERSION: u32 = 1;
+
+/// The description: what the file is, and what its writer says beside the tensors.
+#[derive(Serialize, Deserialize)]
+struct Description<C> {
+    form: String,
+    version: u32,
+    content: C,
+}
 
 /// A contiguous CPU tensor on its way to a file.
 struct Stored(Tensor, Vec<usize>);
@@ -49,9 +59,9 @@ impl View for &Stored {
     }
 }
 
-/// Writes tensors (f32, f64) and a description. Whoever opens `path`, after a crash at any moment too, finds the old
+/// Writes tensors (f32, f64) and `content` as a file of this form. Whoever opens `path`, after a crash at any moment too, finds the old
 /// file or the new one, whole: the new one is written beside it, flushed to the disk, and renamed.
-pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)], description: &impl Serialize) -> Result<()> {
+pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
     if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
         return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
@@ -60,7 +70,8 @@ pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)], description: &impl
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let draft = folder.join(format!(".{}.{}.tmp", file_name.to_string_lossy(), std::process::id()));
 
-    let description = serde_json::to_string(description).map_err(|e| error(&e))?;
+    let description = Description { form: form.to_owned(), version: VERSION, content };
+    let description = serde_json::to_string(&description).map_err(|e| error(&e))?;
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
     let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
     let written = (|| -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -81,8 +92,8 @@ pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)], description: &impl
     })
 }
 
-/// What [`save`] wrote: tensors on the CPU, and the description.
-pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String, Tensor>, D)> {
+/// What [`save`] wrote in this form: tensors on the CPU, and the content.
+pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTreeMap<String, Tensor>, C)> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
     let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
@@ -92,8 +103,13 @@ pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String,
         .as_ref()
         .and_then(|m| m.get(DESCRIPTION))
         .ok_or_else(|| error(&"holds tensors, but no description by tch-blr; it was written by something else"))?;
-    let description = serde_json::from_str(description)
-        .map_err(|e| error(&format!("describes something else than what is loaded here: {e}")))?;
+    let damaged = |e| error(&format!("has a description that cannot be read: {e}"));
+    let found: Description<serde_json::Value> = serde_json::from_str(description).map_err(damaged)?;
+    if (found.form.as_str(), found.version) != (form, VERSION) {
+        let Description { form: other, version, .. } = found;
+        return Err(error(&format!("holds `{other}`, version {version}: expected `{form}`, version {VERSION}")));
+    }
+    let content = serde_json::from_value(found.content).map_err(damaged)?;
     let mut tensors = BTreeMap::new();
     for (name, view) in SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?.iter() {
         let kind = match view.dtype() {
@@ -106,7 +122,7 @@ pub(crate) fn load<D: DeserializeOwned>(path: &Path) -> Result<(BTreeMap<String,
             .map_err(|e| error(&format!("tensor `{name}` cannot be made: {}", Error::from(e))))?;
         tensors.insert(name.to_owned(), tensor);
     }
-    Ok((tensors, description))
+    Ok((tensors, content))
 }
 
 #[cfg(test)]
@@ -125,9 +141,9 @@ mod tests {
     fn what_is_saved_comes_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        save(&path, &example(1.5), &0.1f64).unwrap();
-        save(&path, &example(2.5), &0.300_000_000_000_000_04_f64).unwrap();
-        let (tensors, description) = load::<f64>(&path).unwrap();
+        save(&path, "test", &example(1.5), &0.1f64).unwrap();
+        save(&path, "test", &example(2.5), &0.300_000_000_000_000_04_f64).unwrap();
+        let (tensors, description) = load::<f64>(&path, "test").unwrap();
         assert_eq!(description, 0.300_000_000_000_000_04);
         assert_eq!(tensors.keys().collect::<Vec<_>>(), ["a", "empty", "scalar"]);
         assert_eq!(tensors["a"], example(2.5)[0].1);
@@ -135,26 +151,36 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a draft was left behind");
     }
 
+    #[test]
+    fn another_form_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        save(&path, "adam optimizer", &example(1.5), &0.1f64).unwrap();
+        let e = load::<f64>(&path, "ivon optimizer").unwrap_err().to_string();
+        assert!(e.contains("holds `adam optimizer`, version 1: expected `ivon optimizer`"), "{e}");
+    }
+
     /// A file cut off at any byte is refused, and so is one whose header lies.
     #[test]
     fn broken_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        save(&path, &example(1.5), &0.1f64).unwrap();
+        save(&path, "test", &example(1.5), &0.1f64).unwrap();
         let whole = fs::read(&path).unwrap();
         for n in 0..whole.len() {
             fs::write(&path, &whole[..n]).unwrap();
-            let e = load::<f64>(&path).unwrap_err().to_string();
+            let e = load::<f64>(&path, "test").unwrap_err().to_string();
             assert!(e.contains("x.safetensors"), "{e}");
         }
         for header in [
-            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}"#,
-            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
-            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
-            r#"{"__metadata__":{"tch_blr":"1"},"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#,
+            r#"{"__metadata__":{"tch_blr":"DESC"},"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}"#,
+            r#"{"__metadata__":{"tch_blr":"DESC"},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#,
+            r#"{"__metadata__":{"tch_blr":"DESC"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+            r#"{"__metadata__":{"tch_blr":"DESC"},"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#,
             r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
             r#"{"__metadata__":{"tch_blr":"{}"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
         ] {
+            let header = header.replace("DESC", r#"{\"form\":\"test\",\"version\":1,\"content\":1}"#);
             let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
             bytes.extend(header.as_bytes());
             bytes.extend([0; 8]);
@@ -162,22 +188,22 @@ mod tests {
                 bytes.truncate(bytes.len() - 4);
             }
             fs::write(&path, &bytes).unwrap();
-            load::<f64>(&path).unwrap_err();
+            load::<f64>(&path, "test").unwrap_err();
         }
         fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
-        load::<f64>(&path).unwrap_err();
+        load::<f64>(&path, "test").unwrap_err();
     }
 
     #[test]
     fn a_failed_save_leaves_the_old_file_and_no_draft() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        save(&path, &example(1.5), &0.1f64).unwrap();
+        save(&path, "test", &example(1.5), &0.1f64).unwrap();
         let before = fs::read(&path).unwrap();
         let integers = [("i".to_owned(), Tensor::from_slice(&[1i64]))];
-        assert!(save(&path, &integers, &0.1f64).unwrap_err().to_string().contains("`i`"));
-        assert!(save(&dir.path().join("no/folder"), &example(1.0), &0.1f64).is_err());
-        assert!(save(dir.path(), &example(1.0), &0.1f64).is_err());
+        assert!(save(&path, "test", &integers, &0.1f64).unwrap_err().to_string().contains("`i`"));
+        assert!(save(&dir.path().join("no/folder"), "test", &example(1.0), &0.1f64).is_err());
+        assert!(save(dir.path(), "test", &example(1.0), &0.1f64).is_err());
         assert_eq!((fs::read(&path).unwrap(), fs::read_dir(dir.path()).unwrap().count()), (before, 1));
     }
 }

@@ -552,8 +552,8 @@ fn refuses_files<T: Debug>(
         (change(move |f| _ = f.tensors.remove(tensor)), &missing),
         (change(|f| _ = f.tensors.insert("surplus".to_owned(), (Dtype::F32, vec![1], vec![0; 4]))), &["surplus"]),
         (change(move |f| f.tensors.get_mut(tensor).unwrap().0 = Dtype::I32), &kind),
-        (change(|f| f.description = json!("words")), &["describes something else"]),
-        (change(|f| f.description["unheard"] = json!(1)), &["describes something else", "unheard"]),
+        (change(|f| f.description = json!("words")), &["description that cannot be read"]),
+        (change(|f| f.description["content"]["unheard"] = json!(1)), &["description that cannot be read", "unheard"]),
         (change(|f| f.description["version"] = json!(99)), &["version 99", "version 1"]),
         (change(|f| _ = f.description.as_object_mut().unwrap().remove("version")), &["version"]),
     ];
@@ -607,7 +607,7 @@ fn checkpoint_files() {
         })
     };
     let parameter = |i: usize, key: &'static str, value: Value| {
-        change(move |f| f.description["parameters"][i][key] = value.clone())
+        change(move |f| f.description["content"]["parameters"][i][key] = value.clone())
     };
     let remove = |name: &'static str| change(move |f| _ = f.tensors.remove(name));
     let changes: Vec<(Change, &[&str])> = vec![
@@ -620,21 +620,30 @@ fn checkpoint_files() {
         (remove("state.momentum.first.bias"), &["no tensor", "state.momentum.first.bias"]),
         (remove("prior.mean.second.bias"), &["no tensor", "prior.mean.second.bias"]),
         (remove("accumulated.curvature.first.bias"), &["no tensor", "accumulated.curvature.first.bias"]),
-        (change(|f| f.description["optimizer"] = json!("adam")), &["`adam`", "`ivon`"]),
-        (change(|f| f.description["config"]["lr"] = json!(-1.0)), &["`lr` = -1.0"]),
-        (change(|f| f.description["config"]["lr"] = json!("fast")), &["configuration", "fast"]),
-        (change(|f| f.description["config"]["ess"] = Value::Null), &["`ess` = not set"]),
-        (change(|f| f.description["schedule"] = json!({"Step": {"every": 0, "factor": 0.5}})), &["schedule every"]),
-        (change(|f| f.description["clip"] = json!({"Norm": -1.0})), &["clip_grad_norm"]),
-        (change(|f| f.description["accumulated"] = json!([-1.0, 1, 0.5, true])), &["accumulated"]),
-        (change(|f| _ = f.description["parameters"].as_array_mut().unwrap().pop()), &["no parameter `second.bias`"]),
+        (change(|f| f.description["form"] = json!("adam optimizer")), &["adam optimizer", "ivon optimizer"]),
+        (change(|f| f.description["content"]["config"]["lr"] = json!(-1.0)), &["`lr` = -1.0"]),
+        (change(|f| f.description["content"]["config"]["lr"] = json!("fast")), &["configuration", "fast"]),
+        (change(|f| f.description["content"]["config"]["ess"] = Value::Null), &["`ess` = not set"]),
+        (
+            change(|f| f.description["content"]["schedule"] = json!({"Step": {"every": 0, "factor": 0.5}})),
+            &["schedule every"],
+        ),
+        (change(|f| f.description["content"]["clip"] = json!({"Norm": -1.0})), &["clip_grad_norm"]),
+        (change(|f| f.description["content"]["accumulated"] = json!([-1.0, 1, 0.5, true])), &["accumulated"]),
+        (
+            change(|f| _ = f.description["content"]["parameters"].as_array_mut().unwrap().pop()),
+            &["no parameter `second.bias`"],
+        ),
         (parameter(1, "name", json!("first.offset")), &["`first.offset`", "`first.bias`", "same model"]),
         (parameter(1, "prior", json!({"Delta": -1.0})), &["elsewhere", "-1.0"]),
-        (change(|f| f.description["parameters"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
-        (change(|f| f.description["parameters"][1]["config"]["mc_samples"] = json!(3)), &["first.bias", "evaluated"]),
+        (change(|f| f.description["content"]["parameters"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
+        (
+            change(|f| f.description["content"]["parameters"][1]["config"]["mc_samples"] = json!(3)),
+            &["first.bias", "evaluated"],
+        ),
         (
             change(|f| {
-                let all = f.description["parameters"].as_array_mut().unwrap();
+                let all = f.description["content"]["parameters"].as_array_mut().unwrap();
                 let mut fifth = all[0].clone();
                 fifth["name"] = json!("third.weight");
                 all.push(fifth);
@@ -647,7 +656,7 @@ fn checkpoint_files() {
     // Another row, another model, a posterior, another kind of weights.
     let mut adam = Adam::default().build(&other.vs, 0.1).unwrap();
     let adam_before = Snapshot::of(&adam, &other.vs);
-    refused(adam.load(&good), &["good.safetensors", "`ivon`", "`adam`"]);
+    refused(adam.load(&good), &["good.safetensors", "`ivon optimizer`", "`adam optimizer`"]);
     assert_eq!(Snapshot::of(&adam, &other.vs), adam_before);
     let problem = Separable::new(F32);
     let mut elsewhere = good_ivon().build(&problem.vs, 0.1).unwrap();
@@ -658,7 +667,10 @@ fn checkpoint_files() {
     refused(good_ivon().build(&wide.vs, 0.1).unwrap().load(&good), &["mean.first.weight", "Float", "Double"]);
     let posterior = dir.path().join("posterior.safetensors");
     saved.posterior().unwrap().save(&posterior).unwrap();
-    refused(load(&mut opt, &posterior), &["posterior.safetensors", "something else"]);
+    refused(
+        load(&mut opt, &posterior),
+        &["posterior.safetensors", "diagonal Gaussian posterior", "expected `ivon optimizer`"],
+    );
 
     opt.load(&good).unwrap();
     let [a, b] = [Snapshot::of(&opt, &other.vs), Snapshot::of(&saved, &net.vs)].map(Snapshot::values);
@@ -676,11 +688,14 @@ fn posterior_files() {
         change(move |f| f.tensors.get_mut(name).unwrap().2[..4].copy_from_slice(&x.to_le_bytes()))
     };
     let changes: Vec<(Change, &[&str])> = vec![
-        (change(|f| f.description["posterior"] = json!("full gaussian")), &["`full gaussian`", "`diagonal gaussian`"]),
+        (
+            change(|f| f.description["form"] = json!("full gaussian")),
+            &["`full gaussian`", "`diagonal Gaussian posterior`"],
+        ),
         (change(|f| _ = f.tensors.remove("first.bias.precision")), &["no tensor", "first.bias.precision"]),
         (change(|f| f.tensors.get_mut("first.bias").unwrap().1 = vec![5, 1]), &["`first.bias`", "[5, 1]", "[5]"]),
-        (change(|f| f.description["names"] = json!([])), &["first.bias"]),
-        (change(|f| f.description["names"] = json!(["first.bias", "first.bias"])), &["first.bias"]),
+        (change(|f| f.description["content"]["names"] = json!([])), &["first.bias"]),
+        (change(|f| f.description["content"]["names"] = json!(["first.bias", "first.bias"])), &["first.bias"]),
         (floats("first.bias", f32::NAN), &["`first.bias`", "mean", "NaN"]),
         (floats("first.bias.precision", -1.0), &["`first.bias`", "precision", "-1e0"]),
         (floats("first.bias.precision", f32::INFINITY), &["`first.bias`", "precision", "inf"]),
@@ -689,7 +704,10 @@ fn posterior_files() {
 
     let checkpoint = dir.path().join("checkpoint.safetensors");
     good_ivon().build(&net.vs, 0.1).unwrap().save(&checkpoint).unwrap();
-    refused(DiagonalGaussian::load(&checkpoint), &["checkpoint.safetensors", "something else"]);
+    refused(
+        DiagonalGaussian::load(&checkpoint),
+        &["checkpoint.safetensors", "ivon optimizer", "expected `diagonal Gaussian posterior`"],
+    );
     let loaded = DiagonalGaussian::load(&good).unwrap();
     assert!(loaded.names().eq(q.names()));
     for name in q.names() {

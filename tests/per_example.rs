@@ -76,6 +76,10 @@ fn batch_normalization_in_training_mode_is_refused_and_changes_nothing() {
     assert!(matches!(error, Error::PerExample(_)), "{error}");
     assert!(error.to_string().contains("norm.running_"), "{error}");
     assert_eq!((held(), opt.steps()), (before.clone(), 0));
+    let evaluation = opt.perturbed().unwrap();
+    let tried = losses(true);
+    assert!(matches!(evaluation.backward(tried), Err(Error::PerExample(_))));
+    assert_eq!((held(), opt.steps()), (before.clone(), 0));
     opt.step(|| losses(false)).unwrap();
     assert_ne!(held(), before);
     // Rows without per-example gradients take it.

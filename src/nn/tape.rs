@@ -19,13 +19,6 @@ pub(crate) struct Tape {
 }
 
 impl Tape {
-    /// Runs `f` and returns what the tapped layers that it called on this thread have recorded.
-    pub(crate) fn record<R>(f: impl FnOnce() -> R) -> (R, Tape) {
-        let recording = Recording::start();
-        let result = f();
-        (result, recording.finish())
-    }
-
     pub(crate) fn taps(&self) -> &[Tap] {
         &self.taps
     }
@@ -48,7 +41,9 @@ impl Recording {
     }
 
     pub(crate) fn finish(self) -> Tape {
-        Tape { taps: RECORDER.take().unwrap_or_default() }
+        let taps = RECORDER.take().unwrap_or_default();
+        drop(self);
+        Tape { taps }
     }
 }
 
@@ -165,6 +160,16 @@ pub(crate) fn rows(input: &Tensor, first: i64, delta: &Tensor) -> Result<Tensor>
 /// Elements per example of a recorded input.
 pub(crate) fn row_elements(input: &Tensor) -> i64 {
     input.size()[1..].iter().product()
+}
+
+#[cfg(test)]
+impl Tape {
+    /// Runs `f` inside a recording.
+    pub(crate) fn record<R>(f: impl FnOnce() -> R) -> (R, Tape) {
+        let recording = Recording::start();
+        let result = f();
+        (result, recording.finish())
+    }
 }
 
 #[cfg(test)]

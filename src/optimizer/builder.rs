@@ -4,7 +4,7 @@ use super::{Optimizer, slot::Slot};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::optim::Rule;
-use crate::{Params, Prior, Result, Schedule};
+use crate::{Expectation, Params, Prior, Result, Schedule};
 use std::fmt;
 
 /// Everything about an optimizer that is not a number of its row: prior, noise, groups, schedule, clipping.
@@ -153,7 +153,7 @@ impl<R: Rule> Builder<R> {
             config: builder.config,
             prior: builder.prior,
             overrides: builder.overrides,
-            noise: builder.noise.unwrap_or_else(|| Philox::from_libtorch().into()),
+            noise: builder.noise.unwrap_or_else(|| default_noise(&builder.config)),
             schedule: builder.schedule,
             clip: builder.clip,
             check_finite: builder.check_finite,
@@ -165,6 +165,12 @@ impl<R: Rule> Builder<R> {
         optimizer.add_slots()?;
         Ok(optimizer)
     }
+}
+
+/// A seed from libtorch's generator; rows that draw nothing leave that as it is.
+fn default_noise<R: Rule>(config: &R) -> Noise {
+    let draws = config.expectation() != Expectation::Delta;
+    if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()
 }
 
 impl<R: Rule> Optimizer<R> {

@@ -5,16 +5,20 @@ use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field};
-use crate::nn::tape::Tape;
+use crate::nn::tape::{Recording, Tape};
 use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::{Error, Params, Result};
 use tch::Tensor;
 
-/// Weights at m+e, and e where there is a perturbation.
-pub(super) struct Sample {
-    pub guard: Perturbed,
+/// An evaluation that has begun: weights at m+e, waiting for the loss there.
+pub(super) struct Begun {
+    guard: Perturbed,
+    /// e, where there is a perturbation.
     noise: Vec<Option<Tensor>>,
+    /// For rows that need per-example gradients.
+    recording: Option<Recording>,
+    buffers: Buffers,
 }
 
 impl<R: Rule> Optimizer<R> {
@@ -31,8 +35,8 @@ impl<R: Rule> Optimizer<R> {
         Ok(())
     }
 
-    /// Moves the trainable variables to the points of evaluation number `k` of this step.
-    pub(super) fn perturb(&self, k: u64) -> Result<Sample> {
+    /// Moves the trainable variables to the point of evaluation number `k` of this step.
+    pub(super) fn begin(&self, k: u64) -> Result<Begun> {
         let mut noise: Vec<Option<Tensor>> = self.slots.iter().map(|_| None).collect();
         let mut changes = Vec::new();
         if let Some((sample, sign)) = self.config.expectation().draw(k) {
@@ -54,22 +58,32 @@ impl<R: Rule> Optimizer<R> {
                 noise[parameter] = Some(e);
             }
         }
-        Ok(Sample { guard: Perturbed::enter(changes)?, noise })
+        let guard = Perturbed::enter(changes)?;
+        let per_example = self.config.curvature() == Curvature::PerExample;
+        let look = per_example && !self.taps_checked;
+        Ok(Begun {
+            guard,
+            noise,
+            recording: per_example.then(Recording::start),
+            buffers: if look { Buffers::new(&self.params) } else { Buffers::default() },
+        })
     }
 
-    /// Evaluates the closure at the points of evaluation number `k`; the variables hold the mean again afterwards.
-    pub(super) fn evaluate<L: IntoTensor>(&mut self, k: u64, closure: &mut impl FnMut() -> L) -> Result<Sums> {
-        let sample = self.perturb(k)?;
-        let per_example = self.config.curvature() == Curvature::PerExample;
-        let buffers = if per_example && !self.taps_checked { Buffers::new(&self.params) } else { Buffers::default() };
-        let (output, tape) = if per_example { Tape::record(&mut *closure) } else { (closure(), Tape::default()) };
+    /// Differentiates the loss that was computed since [`Optimizer::begin`]; the variables hold the mean again
+    /// afterwards.
+    pub(super) fn end<L: IntoTensor>(&mut self, begun: Begun, loss: L) -> Result<Sums> {
+        let Begun { guard, noise, recording, buffers } = begun;
+        let tape = recording.map(Recording::finish).unwrap_or_default();
+        let loss = loss.into_tensor()?;
         buffers.unchanged()?;
-        let loss = Loss::new(output.into_tensor()?, self.steps)?;
-        self.differentiate(&loss, &sample, &tape)
+        let loss = Loss::new(loss, self.steps)?;
+        let sums = self.differentiate(&loss, &noise, &tape);
+        drop(guard);
+        sums
     }
 
     /// Gradients and curvature statistics of one evaluation, while the variables are still where it took place.
-    pub(super) fn differentiate(&mut self, loss: &Loss, sample: &Sample, tape: &Tape) -> Result<Sums> {
+    fn differentiate(&mut self, loss: &Loss, noise: &[Option<Tensor>], tape: &Tape) -> Result<Sums> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         if trained.is_empty() {
@@ -105,7 +119,7 @@ impl<R: Rule> Optimizer<R> {
             Curvature::SquaredGradient => gradients.iter().map(|g| g.as_ref().map(Tensor::square)).collect(),
             Curvature::Price => {
                 let product = |(g, e): (&Option<Tensor>, &Option<Tensor>)| Some(g.as_ref()? * e.as_ref()?);
-                gradients.iter().zip(&sample.noise).map(product).collect()
+                gradients.iter().zip(noise).map(product).collect()
             }
             Curvature::PerExample => {
                 let squares = spread(squares);

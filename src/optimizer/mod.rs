@@ -11,10 +11,8 @@ mod sums;
 pub use builder::Builder;
 pub use settings::{Diagnostics, Sigma};
 
-use crate::curvature::Curvature;
-use crate::gradient::{Clip, IntoTensor, Loss};
+use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::{self, Field, Noise};
-use crate::nn::tape::Recording;
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Prior, Result, Schedule};
@@ -98,8 +96,9 @@ impl<R: Rule> Optimizer<R> {
         self.prepare()?;
         let mut sums = Sums::default();
         for k in 0..self.config.expectation().evaluations() {
-            let evaluation = self.evaluate(self.sums.evaluations + k, &mut closure)?;
-            sums.merge(evaluation)?;
+            let begun = self.begin(self.sums.evaluations + k)?;
+            let loss = closure();
+            sums.merge(self.end(begun, loss)?)?;
         }
         let loss = sums.loss;
         self.sums.merge(sums)?;
@@ -164,9 +163,8 @@ impl<R: Rule> Optimizer<R> {
     /// As [`Optimizer::step`].
     pub fn perturbed(&mut self) -> Result<Evaluation<'_, R>> {
         self.prepare()?;
-        let sample = self.perturb(self.sums.evaluations)?;
-        let recording = (self.config.curvature() == Curvature::PerExample).then(Recording::start);
-        Ok(Evaluation { optimizer: self, sample, recording })
+        let begun = self.begin(self.sums.evaluations)?;
+        Ok(Evaluation { optimizer: self, begun })
     }
 }
 
@@ -174,14 +172,12 @@ impl<R: Rule> Optimizer<R> {
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Evaluation<'a, R: Rule> {
     optimizer: &'a mut Optimizer<R>,
-    sample: evaluate::Sample,
-    /// Of tapped layers, for the rows that need per-example gradients.
-    recording: Option<Recording>,
+    begun: evaluate::Begun,
 }
 
 impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Evaluation").field("guard", &self.sample.guard).finish_non_exhaustive()
+        f.debug_struct("Evaluation").field("steps", &self.optimizer.steps).finish_non_exhaustive()
     }
 }
 
@@ -192,13 +188,11 @@ impl<R: Rule> Evaluation<'_, R> {
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
-        let Evaluation { optimizer, sample, recording } = self;
-        let tape = recording.map(Recording::finish).unwrap_or_default();
-        let loss = Loss::new(loss.into_tensor()?, optimizer.steps)?;
-        let sums = optimizer.differentiate(&loss, &sample, &tape)?;
-        drop(sample);
+        let Evaluation { optimizer, begun } = self;
+        let sums = optimizer.end(begun, loss)?;
+        let loss = sums.loss;
         optimizer.sums.merge(sums)?;
-        Ok(loss.value)
+        Ok(loss)
     }
 }
 

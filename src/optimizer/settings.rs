@@ -46,7 +46,7 @@ impl<R: Rule> Optimizer<R> {
     /// Sets the learning rate of the parameters of one group.
     ///
     /// # Errors
-    /// A learning rate out of range; nothing has changed then.
+    /// A learning rate out of range, or a group without a parameter; nothing has changed then.
     pub fn set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
         self.configure_group(group, |c| c.with_learning_rate(lr))
     }
@@ -63,7 +63,7 @@ impl<R: Rule> Optimizer<R> {
     /// Sets the weight decay of the parameters of one group.
     ///
     /// # Errors
-    /// A weight decay out of range; nothing has changed then.
+    /// A weight decay out of range, or a group without a parameter; nothing has changed then.
     pub fn set_weight_decay_group(&mut self, group: usize, delta: f64) -> Result<()> {
         self.configure_group(group, |c| c.with_weight_decay(delta))
     }
@@ -92,8 +92,14 @@ impl<R: Rule> Optimizer<R> {
     /// configuration as it was built.
     ///
     /// # Errors
-    /// As [`Optimizer::configure`].
+    /// A group without a parameter, and as [`Optimizer::configure`].
     pub fn configure_group(&mut self, group: usize, change: impl Fn(R) -> R) -> Result<()> {
+        if !self.params.leaves().iter().any(|l| l.group == group) {
+            let mut groups: Vec<usize> = self.params.leaves().iter().map(|l| l.group).collect();
+            groups.sort_unstable();
+            groups.dedup();
+            return Err(Error::Parameters(format!("none is in group {group}; there are the groups {groups:?}")));
+        }
         self.configure_where(|g| g == group, &change)
     }
 
@@ -163,7 +169,9 @@ impl<R: GaussianRule> Optimizer<R> {
     /// [`Optimizer::posterior`].
     pub fn diagnostics(&self) -> Result<Diagnostics> {
         let Some(last) = self.last.filter(|_| self.steps > 0) else {
-            return Err(Error::Posterior("there is nothing to diagnose before the first step".to_owned()));
+            return Err(Error::Posterior(
+                "there is nothing to diagnose before the first step after building or loading".to_owned(),
+            ));
         };
         let q = self.posterior()?;
         let mut sigma = Sigma { mean: 0.0, min: f64::INFINITY, max: 0.0 };

@@ -12,14 +12,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-const VERSION: u32 = 1;
+/// What the file is.
+fn form<R: Rule>() -> String {
+    format!("{} optimizer", R::NAME)
+}
 
 /// Everything that is not a tensor.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Description<R> {
-    optimizer: String,
-    version: u32,
+struct Content<R> {
     config: R,
     schedule: Schedule,
     clip: Option<Clip>,
@@ -83,9 +84,7 @@ impl<R: Rule> Optimizer<R> {
             let (name, steps, config) = (leaf.name().to_owned(), slot.steps, slot.config);
             parameters.push(Parameter { name, steps, config, prior, accumulated });
         }
-        let description = Description {
-            optimizer: R::NAME.to_owned(),
-            version: VERSION,
+        let content = Content {
             config: self.config,
             schedule: self.schedule,
             clip: self.clip,
@@ -94,7 +93,7 @@ impl<R: Rule> Optimizer<R> {
             accumulated: (self.sums.weight, self.sums.evaluations, self.sums.loss, self.sums.per_example),
             parameters,
         };
-        checkpoint::save(path.as_ref(), &tensors, &description)
+        checkpoint::save(path.as_ref(), &form::<R>(), &tensors, &content)
     }
 
     /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
@@ -108,25 +107,17 @@ impl<R: Rule> Optimizer<R> {
     /// another shape or kind. Nothing has changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let (mut tensors, description): (BTreeMap<String, Tensor>, Description<serde_json::Value>) =
-            checkpoint::load(path)?;
-        if (description.optimizer.as_str(), description.version) != (R::NAME, VERSION) {
-            let (name, version) = (description.optimizer, description.version);
-            return Err(Error::file(
-                path,
-                format!("was saved by `{name}`, version {version}: expected `{}`, version {VERSION}", R::NAME),
-            ));
-        }
+        let (mut tensors, content): (_, Content<serde_json::Value>) = checkpoint::load(path, &form::<R>())?;
         self.params.refresh();
         self.params.check()?;
         self.add_slots()?;
 
         // Read and check everything, then change everything.
-        let base: R = config(path, description.config)?;
-        description.schedule.validate().map_err(|e| Error::file(path, e))?;
-        description.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
+        let base: R = config(path, content.config)?;
+        content.schedule.validate().map_err(|e| Error::file(path, e))?;
+        content.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
         let mut restored = Vec::new();
-        let mut saved = description.parameters.into_iter();
+        let mut saved = content.parameters.into_iter();
         for leaf in self.params.leaves() {
             let p = saved
                 .next()
@@ -140,7 +131,7 @@ impl<R: Rule> Optimizer<R> {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
 
-        let (weight, evaluations, loss, per_example) = description.accumulated;
+        let (weight, evaluations, loss, per_example) = content.accumulated;
         if weight < 0.0 {
             return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
         }
@@ -162,10 +153,11 @@ impl<R: Rule> Optimizer<R> {
         }
         self.sums = sums;
         self.config = base;
-        self.schedule = description.schedule;
-        self.clip = description.clip;
-        self.steps = description.steps;
-        if let Some(p) = description.noise {
+        self.schedule = content.schedule;
+        self.clip = content.clip;
+        self.steps = content.steps;
+        self.last = None;
+        if let Some(p) = content.noise {
             self.noise = p.into();
         }
         Ok(())

@@ -139,7 +139,8 @@ impl Params {
             match self.leaves.iter_mut().find(|l| l.tensor.is_set_to(tensor)) {
                 // Tied; the name it has had so far stays the first.
                 Some(leaf) => {
-                    leaf.names.extend(names.into_iter().filter(|n| !leaf.names.contains(n)).collect::<Vec<_>>())
+                    names.retain(|n| !leaf.names.contains(n));
+                    leaf.names.append(&mut names);
                 }
                 None => self.leaves.push(Leaf::new(names, tensor.shallow_clone(), variable.group)),
             }

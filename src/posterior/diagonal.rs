@@ -43,16 +43,17 @@ pub struct Natural {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Description {
-    posterior: String,
-    version: u32,
+struct Content {
     seed: u64,
     /// In order; the file sorts its tensors.
     names: Vec<String>,
 }
 
-const FORM: &str = "diagonal gaussian";
+const FORM: &str = "diagonal Gaussian posterior";
 const PRECISION: &str = ".precision";
+
+/// The step of a posterior's noise: one that no optimizer of the same seed reaches.
+const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
 
 impl DiagonalGaussian {
     /// A posterior from (name, mean, precision) of each parameter, which it copies: the mean may be a variable that is
@@ -175,7 +176,8 @@ impl DiagonalGaussian {
             .iter()
             .enumerate()
             .map(|(parameter, e)| {
-                let z = kernel::normal(&noise, Draw { step: 0, sample: k, parameter, block }, &e.mean)?;
+                let z =
+                    kernel::normal(&noise, Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, block }, &e.mean)?;
                 block += kernel::blocks(e.mean.numel());
                 Ok((e.name.clone(), &e.mean + z / e.precision.sqrt()))
             })
@@ -324,8 +326,7 @@ impl DiagonalGaussian {
             tensors.push((format!("{}{PRECISION}", e.name), e.precision.shallow_clone()));
         }
         let names = self.names().map(str::to_owned).collect();
-        let description = Description { posterior: FORM.to_owned(), version: 1, seed: self.seed, names };
-        checkpoint::save(path.as_ref(), &tensors, &description)
+        checkpoint::save(path.as_ref(), FORM, &tensors, &Content { seed: self.seed, names })
     }
 
     /// Reads what [`DiagonalGaussian::save`] wrote, onto the CPU.
@@ -334,25 +335,18 @@ impl DiagonalGaussian {
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut tensors, description): (_, Description) = checkpoint::load(path)?;
-        if (description.posterior.as_str(), description.version) != (FORM, 1) {
-            let (form, version) = (description.posterior, description.version);
-            return Err(Error::file(
-                path,
-                format!("holds a `{form}`, version {version}: expected `{FORM}`, version 1"),
-            ));
-        }
+        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
         let mut take =
             |name: String| tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
         let mut entries = Vec::new();
-        for name in description.names {
+        for name in content.names {
             let (mean, precision) = (take(name.clone())?, take(format!("{name}{PRECISION}"))?);
             entries.push((name, mean, precision));
         }
         if let Some(extra) = tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
         }
-        Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(description.seed))
+        Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
     }
 }
 
