@@ -53,16 +53,16 @@ fn main() -> Outcome<()> {
     for (name, _) in ROWS {
         for seed in 0..seeds {
             let path = folder.join(format!("runs/mnist-{name}-{epochs}-epochs-seed-{seed}.json"));
-            runs.push(match std::fs::read_to_string(&path) {
-                Ok(text) => serde_json::from_str(&text)?,
-                Err(_) => {
-                    let run = run(name, &data, epochs, seed)?;
-                    let draft = path.with_extension("tmp");
-                    std::fs::write(&draft, run.to_string())?;
-                    std::fs::rename(&draft, &path)?;
-                    run
-                }
-            });
+            let run = if let Ok(text) = std::fs::read_to_string(&path) {
+                serde_json::from_str(&text)?
+            } else {
+                let run = run(name, &data, epochs, seed)?;
+                let draft = path.with_extension("tmp");
+                std::fs::write(&draft, run.to_string())?;
+                std::fs::rename(&draft, &path)?;
+                run
+            };
+            runs.push(run);
         }
     }
     report(&runs, epochs, seeds, &folder)
