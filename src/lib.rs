@@ -108,6 +108,7 @@
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
+mod check;
 mod checkpoint;
 mod curvature;
 mod error;

@@ -122,7 +122,7 @@ impl Isotropic {
     }
 
     pub(crate) fn validate(self) -> Result<()> {
-        use crate::optim::rule::check;
+        use crate::check;
         match self {
             Isotropic::WeightDecay => Ok(()),
             Isotropic::Delta(delta) => check::non_negative("elsewhere", delta),

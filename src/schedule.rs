@@ -1,6 +1,6 @@
 //! Learning-rate schedules: functions of the step count that multiply the learning rate.
 
-use crate::optim::rule::check;
+use crate::check;
 use crate::{Error, Result};
 
 /// A factor on the learning rate as a function of the number of steps taken, from 0.

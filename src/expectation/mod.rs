@@ -5,7 +5,7 @@ mod guard;
 pub use guard::Perturbed;
 
 use crate::Result;
-use crate::optim::rule::check;
+use crate::check;
 
 /// The points at which a row evaluates the loss in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

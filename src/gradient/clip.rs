@@ -1,6 +1,6 @@
 //! Gradient clipping, before any curvature is estimated from the gradient.
 
-use crate::optim::rule::check;
+use crate::check;
 use crate::{Result, kernel};
 use tch::Tensor;
 

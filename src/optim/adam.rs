@@ -1,7 +1,7 @@
 //! Adam: RMSprop with momentum and bias correction.
 
-use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, check, config};
-use crate::{Real, Result};
+use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, config, fields};
+use crate::{Real, Result, check};
 
 config! {
     /// Adam, as in PyTorch and tch, with AMSGrad on request.
@@ -43,22 +43,8 @@ impl Rule for Adam {
     const STATE: &'static [&'static str] = &["momentum", "square", "square_max"];
     type State<T: Real> = [T; 3];
     type Coefficients<T: Real> = [T; 8];
+    fields!(lr weight_decay ess);
 
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-    fn with_learning_rate(self, lr: f64) -> Self {
-        self.lr(lr)
-    }
-    fn isotropic_delta(&self) -> f64 {
-        self.weight_decay
-    }
-    fn with_weight_decay(self, delta: f64) -> Self {
-        self.weight_decay(delta)
-    }
-    fn effective_sample_size(&self) -> Option<f64> {
-        self.ess
-    }
     fn validate(&self) -> Result<()> {
         check::non_negative("lr", self.lr)?;
         check::rate("beta1", self.beta1)?;

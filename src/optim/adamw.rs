@@ -2,9 +2,9 @@
 
 use super::{
     adam::Adam,
-    rule::{DeltaRule, GaussianRule, Rule, Site, When, check, config},
+    rule::{DeltaRule, GaussianRule, Rule, Site, When, config, fields},
 };
-use crate::{Real, Result};
+use crate::{Real, Result, check};
 
 config! {
     /// `AdamW`, as in PyTorch and tch: the decay acts on the weights and not through the preconditioner.
@@ -50,21 +50,13 @@ impl Rule for AdamW {
     const STATE: &'static [&'static str] = Adam::STATE;
     type State<T: Real> = [T; 3];
     type Coefficients<T: Real> = [T; 9];
+    fields!(lr ess);
 
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-    fn with_learning_rate(self, lr: f64) -> Self {
-        self.lr(lr)
-    }
     fn isotropic_delta(&self) -> f64 {
         0.0
     }
     fn with_weight_decay(self, decay: f64) -> Self {
         self.weight_decay(decay)
-    }
-    fn effective_sample_size(&self) -> Option<f64> {
-        self.ess
     }
     fn validate(&self) -> Result<()> {
         check::non_negative("weight_decay", self.weight_decay)?;

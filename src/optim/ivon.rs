@@ -1,7 +1,7 @@
 //! IVON: improved variational online Newton.
 
-use super::rule::{GaussianRule, Rule, Site, When, check, config};
-use crate::{Curvature, Expectation, Real, Result};
+use super::rule::{GaussianRule, Rule, Site, When, config, fields};
+use crate::{Curvature, Expectation, Real, Result, check};
 
 /// How [`Ivon`] estimates the diagonal Hessian E_q\[∇²L\].
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -76,22 +76,8 @@ impl Rule for Ivon {
     const STATE: &'static [&'static str] = &["momentum", "hess"];
     type State<T: Real> = [T; 2];
     type Coefficients<T: Real> = [T; 8];
+    fields!(lr weight_decay ess);
 
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-    fn with_learning_rate(self, lr: f64) -> Self {
-        self.lr(lr)
-    }
-    fn isotropic_delta(&self) -> f64 {
-        self.weight_decay
-    }
-    fn with_weight_decay(self, delta: f64) -> Self {
-        self.weight_decay(delta)
-    }
-    fn effective_sample_size(&self) -> Option<f64> {
-        self.ess
-    }
     fn validate(&self) -> Result<()> {
         check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;

@@ -1,6 +1,6 @@
 //! What a row of the table has to say; the driver ([`Optimizer`](crate::Optimizer)) does the rest.
 
-use crate::{Builder, Curvature, Error, Expectation, Noise, Optimizer, Params, Prior, Real, Result, kernel::Pack};
+use crate::{Builder, Curvature, Expectation, Noise, Optimizer, Params, Prior, Real, Result, kernel::Pack};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// What an update sees of one weight, beside the row's own state. All on the scale of the mean loss L.
@@ -112,7 +112,7 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + '
     /// Checks every hyper-parameter; the error names the field.
     ///
     /// # Errors
-    /// [`Error::HyperParameter`]
+    /// [`Error::HyperParameter`](crate::Error::HyperParameter)
     fn validate(&self) -> Result<()>;
     /// Where E_q\[∇ℓ\] is evaluated.
     fn expectation(&self) -> Expectation {
@@ -166,43 +166,6 @@ pub trait GaussianRule: Rule {}
 /// `backward_step(&loss)` suffices: SGD, RMSprop, Adam, AdamW.
 pub trait DeltaRule: Rule {}
 
-/// Range checks with one wording.
-pub(crate) mod check {
-    use super::{Error, Result};
-
-    /// For what no other check covers.
-    pub(crate) fn that(
-        name: &'static str,
-        value: impl std::fmt::Debug,
-        ok: bool,
-        expected: &'static str,
-    ) -> Result<()> {
-        if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: format!("{value:?}"), expected }) }
-    }
-    pub(crate) fn positive(name: &'static str, x: f64) -> Result<()> {
-        that(name, x, x.is_finite() && x > 0.0, "a finite number > 0")
-    }
-    pub(crate) fn non_negative(name: &'static str, x: f64) -> Result<()> {
-        that(name, x, x.is_finite() && x >= 0.0, "a finite number ≥ 0")
-    }
-    /// For decay rates: [0, 1).
-    pub(crate) fn rate(name: &'static str, x: f64) -> Result<()> {
-        that(name, x, (0.0..1.0).contains(&x), "a number in [0, 1)")
-    }
-    pub(crate) fn count(name: &'static str, n: usize) -> Result<()> {
-        that(name, n, n >= 1, "at least 1")
-    }
-    /// The effective sample size of rows that cannot do without.
-    pub(crate) fn ess(ess: Option<f64>) -> Result<f64> {
-        let ess = ess.ok_or_else(|| Error::HyperParameter {
-            name: "ess",
-            value: "not set".to_owned(),
-            expected: "the effective sample size, usually the number of training examples: .ess(60_000.0)",
-        })?;
-        positive("ess", ess).map(|()| ess)
-    }
-}
-
 /// A configuration: plain data with defaults and a setter per field that carries the field's documentation.
 macro_rules! config {
     ($(#[$meta:meta])* pub struct $Name:ident {
@@ -233,3 +196,30 @@ macro_rules! config {
     (@arg $type:ty, $arg:ty) => { $arg };
 }
 pub(crate) use config;
+
+/// The accessors of [`Rule`] for the fields that a configuration calls `lr`, `weight_decay` (an isotropic δ) and `ess`.
+macro_rules! fields {
+    (@ lr) => {
+        fn learning_rate(&self) -> f64 {
+            self.lr
+        }
+        fn with_learning_rate(self, lr: f64) -> Self {
+            self.lr(lr)
+        }
+    };
+    (@ weight_decay) => {
+        fn isotropic_delta(&self) -> f64 {
+            self.weight_decay
+        }
+        fn with_weight_decay(self, delta: f64) -> Self {
+            self.weight_decay(delta)
+        }
+    };
+    (@ ess) => {
+        fn effective_sample_size(&self) -> Option<f64> {
+            self.ess
+        }
+    };
+    ($($field:ident)*) => { $($crate::optim::rule::fields!(@ $field);)* };
+}
+pub(crate) use fields;

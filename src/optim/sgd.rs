@@ -1,7 +1,7 @@
 //! Stochastic gradient descent: Gaussian with fixed covariance, delta method.
 
-use super::rule::{DeltaRule, Rule, Site, When, check, config};
-use crate::{Real, Result};
+use super::rule::{DeltaRule, Rule, Site, When, config, fields};
+use crate::{Real, Result, check};
 
 config! {
     /// Stochastic gradient descent with momentum, as in PyTorch and tch.
@@ -38,22 +38,8 @@ impl Rule for Sgd {
     const STATE: &'static [&'static str] = &["momentum"];
     type State<T: Real> = [T; 1];
     type Coefficients<T: Real> = [T; 3];
+    fields!(lr weight_decay ess);
 
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-    fn with_learning_rate(self, lr: f64) -> Self {
-        self.lr(lr)
-    }
-    fn isotropic_delta(&self) -> f64 {
-        self.weight_decay
-    }
-    fn with_weight_decay(self, delta: f64) -> Self {
-        self.weight_decay(delta)
-    }
-    fn effective_sample_size(&self) -> Option<f64> {
-        self.ess
-    }
     fn validate(&self) -> Result<()> {
         check::non_negative("lr", self.lr)?;
         check::rate("momentum", self.momentum)?;

@@ -1,8 +1,8 @@
 //! VON, the unrestricted engine: where the expectation is taken and how the Hessian is estimated are free, and OGN and
 //! VOGN are two choices.
 
-use super::rule::{GaussianRule, Rule, Site, When, check, config};
-use crate::{Curvature, Expectation, Real, Result};
+use super::rule::{GaussianRule, Rule, Site, When, config, fields};
+use crate::{Curvature, Expectation, Real, Result, check};
 
 /// How [`Von`] averages gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -146,19 +146,8 @@ impl Rule for Von {
     const STATE: &'static [&'static str] = &["momentum", "hess"];
     type State<T: Real> = [T; 2];
     type Coefficients<T: Real> = [T; 9];
+    fields!(lr weight_decay);
 
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-    fn with_learning_rate(self, lr: f64) -> Self {
-        self.lr(lr)
-    }
-    fn isotropic_delta(&self) -> f64 {
-        self.weight_decay
-    }
-    fn with_weight_decay(self, delta: f64) -> Self {
-        self.weight_decay(delta)
-    }
     fn effective_sample_size(&self) -> Option<f64> {
         self.ess.map(|ess| ess * self.augmentation)
     }

@@ -279,7 +279,7 @@ impl DiagonalGaussian {
     /// # Errors
     /// τ that is not finite and positive.
     pub fn temper(&self, tau: f64) -> Result<Self> {
-        crate::optim::rule::check::positive("tau", tau)?;
+        crate::check::positive("tau", tau)?;
         Ok(self.map(|e| (e.mean.copy(), &e.precision / tau)))
     }
 

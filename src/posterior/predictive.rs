@@ -81,7 +81,7 @@ impl DiagonalGaussian {
         mut closure: impl FnMut() -> L,
         mut take: impl FnMut(Tensor) -> Result<()>,
     ) -> Result<()> {
-        crate::optim::rule::check::count("samples", samples)?;
+        crate::check::count("samples", samples)?;
         let _no_grad = tch::no_grad_guard();
         for k in 0..samples as u64 {
             let _guard = Perturbed::enter(Self::in_model(params, self.sample(k)?)?)?;
