@@ -1,12 +1,14 @@
 //! The tapped layers are tch's: the same variables, initial values and results, to the last bit.
 
+use std::sync::Mutex;
 use tch::nn::{self as plain, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::nn;
 
+/// The generator of initial values belongs to the process.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
 /// Builds both from the same seed and compares variables and outputs.
-///
-/// All comparisons are in one test, since the generator of initial values belongs to the process.
 fn same<A: Module, B: Module>(x: &Tensor, ours: impl Fn(&plain::Path) -> A, theirs: impl Fn(&plain::Path) -> B) {
     let (a, b) = (VarStore::new(Device::Cpu), VarStore::new(Device::Cpu));
     tch::manual_seed(7);
@@ -21,6 +23,7 @@ fn same<A: Module, B: Module>(x: &Tensor, ours: impl Fn(&plain::Path) -> A, thei
 
 #[test]
 fn layers_are_those_of_tch() {
+    let _alone = GENERATOR.lock();
     let x = Tensor::randn([3, 4, 7, 6], (Kind::Float, Device::Cpu));
     let random = plain::Init::Randn { mean: 0.5, stdev: 2.0 };
 
@@ -69,6 +72,7 @@ fn layers_are_those_of_tch() {
 
 #[test]
 fn layers_drop_into_a_sequence() {
+    let _alone = GENERATOR.lock();
     let vs = VarStore::new(Device::Cpu);
     let net = plain::seq()
         .add(nn::conv2d(vs.root() / "conv", 1, 4, 3, plain::ConvConfig { padding: 1, ..Default::default() }))
