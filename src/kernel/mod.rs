@@ -7,7 +7,7 @@ mod real;
 mod tensors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, blocks, normal};
+pub(crate) use noise::{Draw, groups};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
@@ -20,11 +20,12 @@ pub(crate) trait Elementwise {
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
 }
 
-/// An input: one number for all positions, or a tensor of the outputs' shape.
+/// An input: one number for all positions, a tensor of the outputs' shape, or standard normals.
 #[derive(Debug)]
 pub(crate) enum Field {
     Number(f64),
     Tensor(Tensor),
+    Noise { seed: u64, at: Draw },
 }
 
 impl Field {
@@ -32,23 +33,43 @@ impl Field {
         match self {
             Field::Number(x) => Field::Number(*x),
             Field::Tensor(t) => Field::Tensor(t.shallow_clone()),
+            Field::Noise { seed, at } => Field::Noise { seed: *seed, at: *at },
         }
     }
 }
 
-/// Evaluates `f` at every position of `outputs`, which hold the results afterwards.
+/// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
 /// All tensors have one shape, device and kind (f32 or f64).
-pub(crate) fn run(f: &impl Elementwise, inputs: &[Field], outputs: &mut [Tensor]) {
-    let _no_grad = tch::no_grad_guard();
-    let dense = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
-    let tensors = inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(t) } else { None });
-    let on_lanes = tensors.chain(outputs.iter()).all(dense);
-    match outputs.first().map(Tensor::kind) {
-        Some(Kind::Float) if on_lanes => lanes::run::<f32>(f, inputs, outputs),
-        Some(Kind::Double) if on_lanes => lanes::run::<f64>(f, inputs, outputs),
-        _ => tensors::run(f, inputs, outputs),
+#[derive(Debug)]
+pub(crate) struct Job<E> {
+    pub f: E,
+    pub inputs: Vec<Field>,
+    pub outputs: Vec<Tensor>,
+}
+
+impl<E> Job<E> {
+    /// The kind of number if raw memory will do.
+    fn lanes(&self) -> Option<Kind> {
+        let dense = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
+        let tensors = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(t) } else { None });
+        tensors.chain(&self.outputs).all(dense).then(|| self.outputs[0].kind())
     }
+}
+
+/// Runs the jobs of a step, those over raw memory all in one pass.
+pub(crate) fn run<E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
+    let _no_grad = tch::no_grad_guard();
+    let (mut single, mut double) = (Vec::new(), Vec::new());
+    for job in jobs {
+        match job.lanes() {
+            Some(Kind::Float) => single.push(job),
+            Some(Kind::Double) => double.push(job),
+            _ => tensors::run(job),
+        }
+    }
+    lanes::run::<f32, E>(&mut single);
+    lanes::run::<f64, E>(&mut double);
 }
 
 #[cfg(test)]
@@ -71,12 +92,9 @@ mod tests {
     fn both(kind: Kind, make: impl Fn(&Tensor) -> Tensor) -> [Vec<f64>; 2] {
         let x = Tensor::linspace(-2.0, 3.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
         let y = Tensor::linspace(1.5, -1.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
-        let mut outputs = [make(&x), make(&Tensor::zeros_like(&x))];
-        run(
-            &AllOperations,
-            &[Field::Tensor(outputs[0].shallow_clone()), Field::Tensor(make(&y)), Field::Number(0.25)],
-            &mut outputs,
-        );
+        let outputs = [make(&x), make(&Tensor::zeros_like(&x))];
+        let inputs = vec![Field::Tensor(outputs[0].shallow_clone()), Field::Tensor(make(&y)), Field::Number(0.25)];
+        run(vec![Job { f: AllOperations, inputs, outputs: outputs.iter().map(Tensor::shallow_clone).collect() }]);
         outputs.map(|t| Vec::<f64>::try_from(t.contiguous().flatten(0, -1).to_kind(Kind::Double)).unwrap())
     }
 

@@ -1,6 +1,6 @@
 //! Standard normal noise as a function of a position, not of a generator's state.
 //!
-//! A draw is identified by (seed, step, sample, block of four weights). So it can be repeated instead of stored,
+//! A draw is identified by (seed, step, sample, position of the weight). So it can be repeated instead of stored,
 //! resumed without saving a generator, and does not depend on the order or number of threads that produce it.
 //! The bits come from Philox4x32-10 (Salmon et al., SC 2011), the normals from them by Box and Muller's transform:
 //!
@@ -11,6 +11,7 @@
 //!
 //! The integers are the same on every device; the normals agree to the rounding of the device's log, sin and cos.
 
+use super::Field;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -67,42 +68,38 @@ pub(crate) struct Draw {
     pub sample: u64,
     /// Index of the parameter.
     pub parameter: usize,
-    /// Number of blocks of four elements before the parameter.
-    pub block: u64,
+    /// Number of groups of normals before the parameter.
+    pub group: u64,
 }
 
-/// Blocks of four normals that a tensor of `n` elements takes.
-pub(crate) fn blocks(n: usize) -> u64 {
-    n.div_ceil(4) as u64
+/// Groups of normals that a tensor of `n` elements takes.
+pub(crate) fn groups(n: usize) -> u64 {
+    n.div_ceil(GROUP) as u64
 }
 
-/// Standard normals of the shape, kind (f32 or f64) and device of `like`.
-pub(crate) fn normal(noise: &Noise, at: Draw, like: &Tensor) -> Result<Tensor> {
-    let options = (like.kind(), like.device());
-    match noise {
-        Noise::Philox(p) if like.device() == Device::Cpu => {
-            let z = philox_normals(p.seed, at, like.numel());
-            Ok(Tensor::from_slice(&z).to_kind(like.kind()).reshape(like.size()))
+impl Noise {
+    /// Standard normals for a parameter, as an input of the kernel.
+    pub(crate) fn field(&self, at: Draw, like: &Tensor) -> Result<Field> {
+        let Given(z) = match self {
+            Noise::Philox(p) => return Ok(Field::Noise { seed: p.seed, at }),
+            Noise::Given(given) => given,
+        };
+        let (step, sample) = (at.step as usize, at.sample as usize);
+        let z = z.get(step).and_then(|s| s.get(sample)).and_then(|s| s.get(at.parameter)).ok_or_else(|| {
+            Error::Noise(format!(
+                "nothing was given for step {step}, sample {sample}, parameter {} (counted from 0)",
+                at.parameter
+            ))
+        })?;
+        if z.size() != like.size() {
+            return Err(Error::Noise(format!(
+                "shape {:?} was given for step {step}, sample {sample}, parameter {}: expected {:?}",
+                z.size(),
+                at.parameter,
+                like.size()
+            )));
         }
-        Noise::Philox(p) => Ok(philox_normals_on_device(p.seed, at, like)),
-        Noise::Given(Given(z)) => {
-            let (step, sample) = (at.step as usize, at.sample as usize);
-            let z = z.get(step).and_then(|s| s.get(sample)).and_then(|s| s.get(at.parameter)).ok_or_else(|| {
-                Error::Noise(format!(
-                    "nothing was given for step {step}, sample {sample}, parameter {} (counted from 0)",
-                    at.parameter
-                ))
-            })?;
-            if z.size() != like.size() {
-                return Err(Error::Noise(format!(
-                    "shape {:?} was given for step {step}, sample {sample}, parameter {}: expected {:?}",
-                    z.size(),
-                    at.parameter,
-                    like.size()
-                )));
-            }
-            Ok(z.to_kind(options.0).to_device(options.1))
-        }
+        Ok(Field::Tensor(z.to_kind(like.kind()).to_device(like.device()).contiguous()))
     }
 }
 
@@ -115,52 +112,121 @@ fn round_keys(seed: u64) -> impl Iterator<Item = [u32; 2]> {
     (0..ROUNDS).map(move |i| std::array::from_fn(|j| key[j].wrapping_add(i.wrapping_mul(WEYL[j]))))
 }
 
-fn philox(mut c: [u32; 4], seed: u64) -> [u32; 4] {
+/// Counters that are worked on together.
+const W: usize = 16;
+/// Normals of W counters. Position p of a draw has word ⌊p/W⌋ mod 4 of counter W·⌊p/64⌋ + (p mod W).
+const GROUP: usize = 4 * W;
+
+/// Counters of a group: 48 bits of counter, 48 of step, 32 of sample, as `[word][counter]`.
+#[inline(always)]
+fn counters(at: Draw, group: u64) -> [[u32; W]; 4] {
+    let first = (at.group + group) * W as u64;
+    // W divides 2³², so only the low word differs within a group.
+    let high = (first >> 32) as u32 & 0xFFFF | ((at.step >> 32) as u32) << 16;
+    let low = std::array::from_fn(|l| first as u32 + l as u32);
+    [low, [high; W], [at.step as u32; W], [at.sample as u32; W]]
+}
+
+/// Four random words for each counter.
+#[inline(always)]
+fn philox<const W: usize>(mut c: [[u32; W]; 4], seed: u64) -> [[u32; W]; 4] {
     for [k0, k1] in round_keys(seed) {
-        let wide = |m: u32, x: u32| u64::from(m) * u64::from(x);
-        let (a, b) = (wide(MULTIPLIERS[0], c[0]), wide(MULTIPLIERS[1], c[2]));
-        c = [(b >> 32) as u32 ^ c[1] ^ k0, b as u32, (a >> 32) as u32 ^ c[3] ^ k1, a as u32];
+        for l in 0..W {
+            let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0][l]);
+            let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2][l]);
+            c[0][l] = (b >> 32) as u32 ^ c[1][l] ^ k0;
+            c[2][l] = (a >> 32) as u32 ^ c[3][l] ^ k1;
+            c[1][l] = b as u32;
+            c[3][l] = a as u32;
+        }
     }
     c
 }
 
-/// The counter of block `i` after the draw's first: 48 bits of block, 48 of step, 32 of sample.
-fn counter(at: Draw, i: u64) -> [u32; 4] {
-    let block = at.block + i;
-    let high = (block >> 32) as u32 & 0xFFFF | ((at.step >> 32) as u32) << 16;
-    [block as u32, high, at.step as u32, at.sample as u32]
-}
-
 const TO_UNIT: f64 = 1.0 / 4_294_967_296.0;
 
-fn philox_normals(seed: u64, at: Draw, n: usize) -> Vec<f64> {
-    let mut z = Vec::with_capacity(n + 3);
-    for i in 0..blocks(n) {
-        let u = philox(counter(at, i), seed).map(|x| (f64::from(x) + 0.5) * TO_UNIT);
-        for [u0, u1] in [[u[0], u[1]], [u[2], u[3]]] {
-            let r = (-2.0 * u0.ln()).sqrt();
-            let (sin, cos) = (std::f64::consts::TAU * u1).sin_cos();
-            z.extend([r * cos, r * sin]);
+/// Numbers that Box and Muller's transform is implemented for.
+pub(super) trait Normals: Copy + Default {
+    /// Two standard normals from two random words.
+    fn box_muller(x0: u32, x1: u32) -> [Self; 2];
+
+    /// Standard normals for the positions from 64·`group` on; N is a multiple of 64.
+    #[inline(always)]
+    fn normals<const N: usize>(seed: u64, at: Draw, group: u64, z: &mut [Self; N]) {
+        for (i, z) in z.chunks_exact_mut(GROUP).enumerate() {
+            let bits = philox(counters(at, group + i as u64), seed);
+            for l in 0..W {
+                [z[l], z[W + l]] = Self::box_muller(bits[0][l], bits[1][l]);
+                [z[2 * W + l], z[3 * W + l]] = Self::box_muller(bits[2][l], bits[3][l]);
+            }
         }
     }
-    z.truncate(n);
-    z
 }
 
-/// The same numbers by integer operations of libtorch, for memory that the CPU does not reach.
-fn philox_normals_on_device(seed: u64, at: Draw, like: &Tensor) -> Tensor {
+impl Normals for f64 {
+    #[inline(always)]
+    fn box_muller(x0: u32, x1: u32) -> [f64; 2] {
+        let [u0, u1] = [x0, x1].map(|x| (f64::from(x) + 0.5) * TO_UNIT);
+        let r = (-2.0 * u0.ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * u1).sin_cos();
+        [r * cos, r * sin]
+    }
+}
+
+impl Normals for f32 {
+    #[inline(always)]
+    fn box_muller(x0: u32, x1: u32) -> [f32; 2] {
+        let r = (-2.0 * ln_unit(x0)).sqrt();
+        let [sin, cos] = sin_cos_turn(x1);
+        [r * cos, r * sin]
+    }
+}
+
+/// ln((x+½)/2³²) ≤ 0 by polynomials, so that it runs in vector registers: (x+½) = 2ᵏ·m with m in [√½, √2), and with
+/// s = (m-1)/(m+1), ln m = 2 artanh s = 2s(1 + s²/3 + s⁴/5 + s⁶/7 + s⁸/9); what is left out is below 10⁻⁹ of it.
+#[inline(always)]
+fn ln_unit(x: u32) -> f32 {
+    const SQRT_HALF: u32 = 0x3F35_04F3;
+    let bits = (x as f32 + 0.5).to_bits();
+    let k = bits.wrapping_sub(SQRT_HALF) as i32 >> 23;
+    let m = f32::from_bits(bits.wrapping_sub((k << 23) as u32));
+    // Near u = 1 the rounding of x to f32 would be all that is left of ln u; there 1-u comes off the integer.
+    let d = if k == 32 { (!x as f32 + 0.5) * -(TO_UNIT as f32) } else { m - 1.0 };
+    let s = d / (m + 1.0);
+    let s2 = s * s;
+    let series = 1.0 + s2 * (1.0 / 3.0 + s2 * (1.0 / 5.0 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0))));
+    2.0 * s * series + (k - 32) as f32 * std::f32::consts::LN_2
+}
+
+/// sin and cos of 2πx/2³²: the nearest quarter of a turn comes off the integer, without rounding, and the Taylor series of
+/// what is left in [-π/4, π/4] are cut below 10⁻⁸. (The ½ of u is below the rounding.)
+#[inline(always)]
+fn sin_cos_turn(x: u32) -> [f32; 2] {
+    const TO_RADIANS: f32 = (std::f64::consts::TAU * TO_UNIT) as f32;
+    let quarter = x.wrapping_add(1 << 29) >> 30;
+    let r = x.wrapping_sub(quarter << 30) as i32 as f32 * TO_RADIANS;
+    let r2 = r * r;
+    let sin = r
+        * (1.0 - r2 * (1.0 / 6.0) * (1.0 - r2 * (1.0 / 20.0) * (1.0 - r2 * (1.0 / 42.0) * (1.0 - r2 * (1.0 / 72.0)))));
+    let tail = 1.0 - r2 * (1.0 / 30.0) * (1.0 - r2 * (1.0 / 56.0) * (1.0 - r2 * (1.0 / 90.0)));
+    let cos = 1.0 - r2 * 0.5 * (1.0 - r2 * (1.0 / 12.0) * tail);
+    let (a, b) = if quarter % 2 == 0 { (sin, cos) } else { (cos, sin) };
+    [if quarter >= 2 { -a } else { a }, if quarter == 1 || quarter == 2 { -b } else { b }]
+}
+
+/// The same numbers by integer operations of libtorch, for memory that the CPU does not reach; in f64, then rounded.
+pub(super) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
     const LOW: i64 = 0xFFFF_FFFF;
     let n = like.numel();
     let integers = (Kind::Int64, like.device());
-    let start = at.block as i64;
-    let block = Tensor::arange_start(start, start + blocks(n) as i64, integers);
-    let [_, _, step, sample] = counter(at, 0).map(i64::from);
+    let start = (at.group * W as u64) as i64;
+    let counter = Tensor::arange_start(start, start + (groups(n) * W as u64) as i64, integers);
     let step_high = ((at.step >> 32) as i64 & 0xFFFF) << 16;
     let mut c = [
-        block.bitwise_and(LOW),
-        block.bitwise_right_shift_tensor_scalar(32).bitwise_and(0xFFFF).bitwise_or(step_high),
-        block.full_like(step),
-        block.full_like(sample),
+        counter.bitwise_and(LOW),
+        counter.bitwise_right_shift_tensor_scalar(32).bitwise_and(0xFFFF).bitwise_or(step_high),
+        counter.full_like(i64::from(at.step as u32)),
+        counter.full_like(i64::from(at.sample as u32)),
     ];
     for [k0, k1] in round_keys(seed) {
         // The product wraps as a signed number, which leaves its 64 bits as they are.
@@ -181,17 +247,27 @@ fn philox_normals_on_device(seed: u64, at: Draw, like: &Tensor) -> Tensor {
     };
     let [z0, z1] = polar(&u[0], &u[1]);
     let [z2, z3] = polar(&u[2], &u[3]);
-    Tensor::stack(&[z0, z1, z2, z3], 1).flatten(0, 1).narrow(0, 0, n as i64).to_kind(like.kind()).reshape(like.size())
+    let z = Tensor::stack(&[z0, z1, z2, z3].map(|z| z.reshape([-1, W as i64])), 1);
+    z.flatten(0, -1).narrow(0, 0, n as i64).to_kind(like.kind()).reshape(like.size())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const AT: Draw = Draw { step: 3, sample: 1, parameter: 0, block: 7 };
+    const AT: Draw = Draw { step: 3, sample: 1, parameter: 0, group: 7 };
+
+    fn seeded<T: Normals + Into<f64>>(seed: u64, at: Draw, n: usize) -> Vec<f64> {
+        let mut z = [T::default(); 4 * GROUP];
+        let chunks = (0..n.div_ceil(z.len())).flat_map(|i| {
+            T::normals(seed, at, 4 * i as u64, &mut z);
+            z
+        });
+        chunks.map(Into::into).take(n).collect()
+    }
 
     fn draw(at: Draw, n: usize) -> Vec<f64> {
-        philox_normals(42, at, n)
+        seeded::<f64>(42, at, n)
     }
 
     /// The known answers that the authors of Philox publish with Random123 (`kat_vectors`, philox4x32 10 rounds).
@@ -204,34 +280,51 @@ mod tests {
             ([ones; 4], u64::MAX, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (pi, 0x299f_31d0_a409_3822, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
         ] {
-            assert_eq!(philox(counter, key), expected);
+            assert_eq!(philox(counter.map(|word: u32| [word]), key), expected.map(|word: u32| [word]));
         }
     }
 
     #[test]
     fn a_draw_is_a_function_of_its_position() {
-        assert_eq!(draw(AT, 10), draw(AT, 10));
-        // A longer draw begins with the shorter one, and starts where its block says.
-        assert_eq!(draw(AT, 10)[..], draw(AT, 23)[..10]);
-        assert_eq!(draw(Draw { block: 8, ..AT }, 6)[..], draw(AT, 10)[4..]);
+        assert_eq!(draw(AT, 100), draw(AT, 100));
+        // A longer draw begins with the shorter one, and starts where its group says.
+        assert_eq!(draw(AT, 100)[..], draw(AT, 300)[..100]);
+        assert_eq!(draw(Draw { group: 8, ..AT }, 64)[..], draw(AT, 128)[64..]);
         let others = [
             Draw { step: 4, ..AT },
             Draw { step: AT.step + (1 << 32), ..AT },
             Draw { sample: 2, ..AT },
-            Draw { block: AT.block + (1 << 32), ..AT },
+            Draw { group: AT.group + (1 << 32), ..AT },
         ];
         for other in others {
-            assert!(draw(other, 8).iter().zip(draw(AT, 8)).all(|(a, b)| *a != b), "{other:?}");
+            assert!(draw(other, 70).iter().zip(draw(AT, 70)).all(|(a, b)| *a != b), "{other:?}");
         }
-        assert_ne!(philox_normals(43, AT, 8), draw(AT, 8));
+        assert_ne!(seeded::<f64>(43, AT, 8), draw(AT, 8));
+    }
+
+    /// The polynomials of the f32 normals against the library's functions in f64.
+    #[test]
+    fn single_precision_normals_are_those_of_double_precision() {
+        let n = 1 << 20;
+        let (single, double) = (seeded::<f32>(42, AT, n), draw(AT, n));
+        let worst = single.iter().zip(&double).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max);
+        assert!(worst < 8.0 * f64::from(f32::EPSILON), "{worst:e}");
+        // The ends of the range.
+        for x in [0, 1, 2, 1 << 24, 1 << 31, u32::MAX - 1, u32::MAX] {
+            for y in [0, 1 << 29, 1 << 30, 1 << 31, 3 << 30, u32::MAX] {
+                for (a, b) in f32::box_muller(x, y).into_iter().zip(f64::box_muller(x, y)) {
+                    assert!((f64::from(a) - b).abs() < 8.0 * f64::from(f32::EPSILON), "{x} {y}: {a} {b}");
+                }
+            }
+        }
     }
 
     #[test]
     fn tensor_operations_give_the_same_numbers() {
-        let like = Tensor::zeros([3, 7], (Kind::Double, Device::Cpu));
-        for at in [AT, Draw { step: 5 << 32 | 9, sample: u64::from(u32::MAX), parameter: 0, block: (3 << 32) + 1 }] {
-            let here = Tensor::from_slice(&draw(at, 21)).reshape([3, 7]);
-            let there = philox_normals_on_device(42, at, &like);
+        let like = Tensor::zeros([3, 70], (Kind::Double, Device::Cpu));
+        for at in [AT, Draw { step: 5 << 32 | 9, sample: u64::from(u32::MAX), parameter: 0, group: (3 << 28) + 1 }] {
+            let here = Tensor::from_slice(&draw(at, 210)).reshape([3, 70]);
+            let there = normals(42, at, &like);
             assert!((here - there).abs().max().double_value(&[]) < 1e-13);
         }
     }
@@ -241,7 +334,7 @@ mod tests {
     #[test]
     fn normals_are_standard_normal() {
         let n = 100_000;
-        let mut z = draw(Draw { step: 0, sample: 0, parameter: 0, block: 0 }, n);
+        let mut z = seeded::<f32>(42, Draw { step: 0, sample: 0, parameter: 0, group: 0 }, n);
         let mean = z.iter().sum::<f64>() / n as f64;
         let lag = z.windows(2).map(|w| w[0] * w[1]).sum::<f64>() / n as f64;
         assert!(mean.abs() < 4.0 / (n as f64).sqrt() && lag.abs() < 4.0 / (n as f64).sqrt(), "{mean} {lag}");
@@ -255,16 +348,16 @@ mod tests {
     fn given_noise_is_checked() {
         let z = Given(vec![vec![vec![Tensor::from_slice(&[1.0, 2.0])]]]);
         let like = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        let first = Draw { step: 0, sample: 0, parameter: 0, block: 0 };
+        let first = Draw { step: 0, sample: 0, parameter: 0, group: 0 };
         let noise = Noise::from(z);
-        let got = normal(&noise, first, &like).unwrap();
+        let Field::Tensor(got) = noise.field(first, &like).unwrap() else { panic!("given noise is a tensor") };
         assert_eq!(
             (got.kind(), Vec::<f64>::try_from(got.to_kind(Kind::Double)).unwrap()),
             (Kind::Float, vec![1.0, 2.0])
         );
-        let missing = normal(&noise, Draw { sample: 1, ..first }, &like).unwrap_err();
+        let missing = noise.field(Draw { sample: 1, ..first }, &like).unwrap_err();
         assert!(missing.to_string().contains("sample 1"), "{missing}");
-        let shape = normal(&noise, first, &like.narrow(0, 0, 1)).unwrap_err();
+        let shape = noise.field(first, &like.narrow(0, 0, 1)).unwrap_err();
         assert!(shape.to_string().contains("expected [1]"), "{shape}");
     }
 }

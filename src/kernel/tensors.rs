@@ -1,6 +1,6 @@
 //! The elementwise computation as tensor expressions: any device, any layout.
 
-use super::{Elementwise, Field, Real};
+use super::{Elementwise, Field, Job, Real, noise};
 use std::cell::{Ref, RefCell};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use tch::Tensor;
@@ -106,13 +106,14 @@ impl Real for Expr<'_> {
     }
 }
 
-pub(super) fn run(f: &impl Elementwise, inputs: &[Field], outputs: &mut [Tensor]) {
+pub(super) fn run<E: Elementwise>(Job { f, inputs, mut outputs }: Job<E>) {
     let arena = Arena::default();
     let fields: Vec<Expr> = inputs
         .iter()
         .map(|x| match x {
             Field::Number(x) => Expr::Number(*x),
             Field::Tensor(t) => arena.push(t.shallow_clone()),
+            Field::Noise { seed, at } => arena.push(noise::normals(*seed, *at, &outputs[0])),
         })
         .collect();
     let written = RefCell::new(Vec::new());

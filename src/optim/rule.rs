@@ -87,7 +87,7 @@ pub struct When {
 /// # Ok(())
 /// # }
 /// ```
-pub trait Rule: Copy + std::fmt::Debug + Send + Serialize + DeserializeOwned + 'static {
+pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOwned + 'static {
     /// Name of the row, as in checkpoints.
     const NAME: &'static str;
     /// Names of the state tensors kept for each parameter.

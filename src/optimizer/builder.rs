@@ -176,12 +176,12 @@ fn default_noise<R: Rule>(config: &R) -> Noise {
 impl<R: Rule> Optimizer<R> {
     /// Gives every parameter that has none a slot.
     pub(super) fn add_slots(&mut self) -> Result<()> {
-        let mut block = self.slots.last().map_or(0, Slot::end);
+        let mut group = self.slots.last().map_or(0, Slot::end);
         for leaf in &self.params.leaves()[self.slots.len()..] {
             let change = |config, o: &Override<R>| o.apply(config, leaf.group, leaf.name());
             let config = self.overrides.iter().fold(self.config, change);
-            let slot = Slot::new(leaf, config, self.config, self.prior.as_ref(), block)?;
-            block = slot.end();
+            let slot = Slot::new(leaf, config, self.config, self.prior.as_ref(), group)?;
+            group = slot.end();
             self.slots.push(slot);
         }
         Ok(())

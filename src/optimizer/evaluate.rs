@@ -4,7 +4,7 @@ use super::{Optimizer, programs, sums::Sums};
 use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
-use crate::kernel::{self, Draw, Field};
+use crate::kernel::{self, Draw, Field, Job};
 use crate::nn::tape::{Recording, Tape};
 use crate::optim::Rule;
 use crate::params::Leaf;
@@ -42,22 +42,28 @@ impl<R: Rule> Optimizer<R> {
         if let Some((sample, sign)) = self.config.expectation().draw(k) {
             let _no_grad = tch::no_grad_guard();
             let factor = self.schedule.factor(self.steps);
+            let mut jobs = Vec::new();
             for (parameter, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
                 if !leaf.trainable() {
                     continue;
                 }
-                let mean = slot.mean(leaf);
-                let at = Draw { step: self.steps, sample, parameter, block: slot.block };
-                let z = kernel::normal(&self.noise, at, &mean)?;
-                let mut outputs = [mean.empty_like(), mean.empty_like()];
-                let inputs = vec![Field::Tensor(mean), Field::Tensor(z), Field::Number(sign), slot.delta()];
-                let inputs = programs::with_state(inputs, &slot.state);
-                kernel::run(&programs::Perturb(slot.next(factor)), &inputs, &mut outputs);
-                let [theta, e] = outputs;
-                changes.push((leaf.tensor.shallow_clone(), theta.to_kind(leaf.tensor.kind())));
-                noise[parameter] = Some(e);
+                let mean = slot.mean(leaf).detach();
+                let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
+                let (theta, e) = (mean.empty_like(), mean.empty_like());
+                noise[parameter] = Some(e.shallow_clone());
+                changes.push((leaf, theta.shallow_clone()));
+                let z = self.noise.field(at, &mean)?;
+                let inputs = vec![Field::Tensor(mean), z, Field::Number(sign), slot.delta()];
+                jobs.push(Job {
+                    f: programs::Perturb(slot.next(factor)),
+                    inputs: programs::with_state(inputs, &slot.state),
+                    outputs: vec![theta, e],
+                });
             }
+            kernel::run(jobs);
         }
+        let changes =
+            changes.into_iter().map(|(leaf, theta)| (leaf.tensor.shallow_clone(), theta.to_kind(leaf.tensor.kind())));
         let guard = Perturbed::enter(changes)?;
         let per_example = self.config.curvature() == Curvature::PerExample;
         let look = per_example && !self.taps_checked;

@@ -12,7 +12,7 @@ pub use builder::Builder;
 pub use settings::{Diagnostics, Sigma};
 
 use crate::gradient::{Clip, IntoTensor};
-use crate::kernel::{self, Field, Noise};
+use crate::kernel::{self, Field, Job, Noise};
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Prior, Result, Schedule};
@@ -117,20 +117,27 @@ impl<R: Rule> Optimizer<R> {
         let sums = std::mem::take(&mut self.sums);
         let factor = self.schedule.factor(self.steps);
         let mut curvature = sums.curvature.into_iter();
+        let mut jobs = Vec::new();
+        let mut updated = Vec::new();
         for ((slot, leaf), gradient) in self.slots.iter_mut().zip(self.params.leaves()).zip(sums.gradients) {
             let curvature = curvature.next().flatten().map_or(Field::Number(0.0), Field::Tensor);
             let Some(gradient) = gradient.filter(|_| leaf.trainable()) else { continue };
             let mean = slot.mean(leaf);
             let [prior_mean, delta] = [0, 1].map(|i: usize| slot.prior_fields[i].shallow_clone());
-            let inputs =
-                vec![Field::Tensor(mean.shallow_clone()), Field::Tensor(gradient), curvature, prior_mean, delta];
-            let inputs = programs::with_state(inputs, &slot.state);
-            let mut outputs: Vec<Tensor> =
-                std::iter::once(&mean).chain(&slot.state).map(Tensor::shallow_clone).collect();
-            kernel::run(&programs::Update(slot.next(factor)), &inputs, &mut outputs);
-            if slot.mean.is_some() {
-                let _no_grad = tch::no_grad_guard();
-                leaf.tensor.shallow_clone().copy_(&mean);
+            let gradient = Field::Tensor(gradient);
+            let inputs = vec![Field::Tensor(mean.shallow_clone()), gradient, curvature, prior_mean, delta];
+            jobs.push(Job {
+                f: programs::Update(slot.next(factor)),
+                inputs: programs::with_state(inputs, &slot.state),
+                outputs: std::iter::once(&mean).chain(&slot.state).map(Tensor::shallow_clone).collect(),
+            });
+            updated.push((slot, leaf));
+        }
+        kernel::run(jobs);
+        let _no_grad = tch::no_grad_guard();
+        for (slot, leaf) in updated {
+            if let Some(mean) = &slot.mean {
+                leaf.tensor.shallow_clone().copy_(mean);
             }
             slot.steps += 1;
         }
@@ -279,10 +286,12 @@ impl<R: GaussianRule> Optimizer<R> {
             return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
         }
         let when = When { t: slot.steps, lr_factor: self.schedule.factor(self.steps) };
-        let mut outputs = [like.detach().empty_like()];
-        let inputs = programs::with_state(vec![slot.delta()], &slot.state);
-        kernel::run(&programs::Precision(slot.pass(when)), &inputs, &mut outputs);
-        let [precision] = outputs;
+        let precision = like.detach().empty_like();
+        kernel::run(vec![Job {
+            f: programs::Precision(slot.pass(when)),
+            inputs: programs::with_state(vec![slot.delta()], &slot.state),
+            outputs: vec![precision.shallow_clone()],
+        }]);
         Ok(precision)
     }
 }

@@ -1,25 +1,36 @@
 //! The three elementwise passes of a row, for the kernel.
 
 use crate::kernel::{Elementwise, Field, Pack, Real};
-use crate::optim::{Rule, Site};
+use crate::optim::{Rule, Site, When};
 
 /// A row's rule with the coefficients of one parameter in one step.
 #[derive(Debug)]
-pub(super) struct Pass<'a, R: Rule> {
-    pub rule: &'a R,
-    pub coefficients: R::Coefficients<f64>,
+pub(super) struct Pass<R: Rule> {
+    rule: R,
+    /// As many as `R::Coefficients` has.
+    coefficients: [f64; 16],
 }
 
-impl<R: Rule> Pass<'_, R> {
+impl<R: Rule> Pass<R> {
+    pub(super) fn new(rule: R, when: When) -> Self {
+        let given = rule.coefficients(when);
+        let mut coefficients = [0.0; 16];
+        for (i, c) in coefficients.iter_mut().enumerate().take(R::Coefficients::<f64>::LEN) {
+            *c = given.get(i);
+        }
+        Pass { rule, coefficients }
+    }
+
+    #[inline(always)]
     fn coefficients<T: Real>(&self) -> R::Coefficients<T> {
-        R::Coefficients::<T>::from_fn(|i| T::real(self.coefficients.get(i)))
+        R::Coefficients::<T>::from_fn(|i| T::real(self.coefficients[i]))
     }
 }
 
 /// (m, ĝ, curvature, m₀, δ, state…) → (m, state…)
-pub(super) struct Update<'a, R: Rule>(pub Pass<'a, R>);
+pub(super) struct Update<R: Rule>(pub Pass<R>);
 
-impl<R: Rule> Elementwise for Update<'_, R> {
+impl<R: Rule> Elementwise for Update<R> {
     #[inline(always)]
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let site = Site { mean: read(0), gradient: read(1), curvature: read(2), prior_mean: read(3), delta: read(4) };
@@ -33,9 +44,9 @@ impl<R: Rule> Elementwise for Update<'_, R> {
 }
 
 /// (m, z, sign, δ, state…) → (m+e, e) with e = sign·z/√precision
-pub(super) struct Perturb<'a, R: Rule>(pub Pass<'a, R>);
+pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
-impl<R: Rule> Elementwise for Perturb<'_, R> {
+impl<R: Rule> Elementwise for Perturb<R> {
     #[inline(always)]
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
@@ -48,9 +59,9 @@ impl<R: Rule> Elementwise for Perturb<'_, R> {
 }
 
 /// (δ, state…) → precision
-pub(super) struct Precision<'a, R: Rule>(pub Pass<'a, R>);
+pub(super) struct Precision<R: Rule>(pub Pass<R>);
 
-impl<R: Rule> Elementwise for Precision<'_, R> {
+impl<R: Rule> Elementwise for Precision<R> {
     #[inline(always)]
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let state = R::State::<T>::from_fn(|i| read(1 + i));

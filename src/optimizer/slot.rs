@@ -21,12 +21,12 @@ pub(super) struct Slot<R: Rule> {
     /// m₀ and δ.
     pub prior_fields: [Field; 2],
     /// Position in the noise.
-    pub block: u64,
-    blocks: u64,
+    pub noise_group: u64,
+    noise_groups: u64,
 }
 
 impl<R: Rule> Slot<R> {
-    pub(super) fn new(leaf: &Leaf, config: R, base: R, prior: Option<&Prior>, block: u64) -> Result<Self> {
+    pub(super) fn new(leaf: &Leaf, config: R, base: R, prior: Option<&Prior>, noise_group: u64) -> Result<Self> {
         config.validate()?;
         if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
             return Err(Error::parameter(
@@ -58,14 +58,14 @@ impl<R: Rule> Slot<R> {
             state: (0..R::STATE.len()).map(|i| like.full_like(initial.get(i))).collect(),
             prior_fields: prior.fields(&config),
             prior,
-            block,
-            blocks: kernel::blocks(leaf.tensor.numel()),
+            noise_group,
+            noise_groups: kernel::groups(leaf.tensor.numel()),
         })
     }
 
     /// Where the next parameter's noise starts.
     pub(super) fn end(&self) -> u64 {
-        self.block + self.blocks
+        self.noise_group + self.noise_groups
     }
 
     /// Takes over a changed configuration; a prior that was given keeps its precision.
@@ -81,12 +81,12 @@ impl<R: Rule> Slot<R> {
     }
 
     /// The coefficients of the update that comes next.
-    pub(super) fn next(&self, lr_factor: f64) -> Pass<'_, R> {
+    pub(super) fn next(&self, lr_factor: f64) -> Pass<R> {
         self.pass(When { t: self.steps + 1, lr_factor })
     }
 
-    pub(super) fn pass(&self, when: When) -> Pass<'_, R> {
-        Pass { rule: &self.config, coefficients: self.config.coefficients(when) }
+    pub(super) fn pass(&self, when: When) -> Pass<R> {
+        Pass::new(self.config, when)
     }
 
     pub(super) fn delta(&self) -> Field {

@@ -1,7 +1,7 @@
 //! A Gaussian with a mean and a precision for every weight.
 
 use crate::expectation::Perturbed;
-use crate::kernel::{self, Draw, Philox};
+use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::{Error, Params, Result, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -28,6 +28,16 @@ pub(crate) struct Entry {
     pub name: String,
     pub mean: Tensor,
     pub precision: Tensor,
+}
+
+/// (m, s, z) → m + z/√s
+struct Sample;
+
+impl Elementwise for Sample {
+    #[inline(always)]
+    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        write(0, read(0) + read(2) / read(1).sqrt());
+    }
 }
 
 /// Natural parameters of one weight tensor: η₁ = s·m and s (η₂ = -s/2).
@@ -170,18 +180,19 @@ impl DiagonalGaussian {
     /// # Errors
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
-        let noise = Philox { seed: self.seed }.into();
-        let mut block = 0;
-        self.entries
-            .iter()
-            .enumerate()
-            .map(|(parameter, e)| {
-                let z =
-                    kernel::normal(&noise, Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, block }, &e.mean)?;
-                block += kernel::blocks(e.mean.numel());
-                Ok((e.name.clone(), &e.mean + z / e.precision.sqrt()))
-            })
-            .collect()
+        let mut group = 0;
+        let mut jobs = Vec::new();
+        let samples: Vec<(String, Tensor)> =
+            self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
+        for (parameter, (e, (_, theta))) in self.entries.iter().zip(&samples).enumerate() {
+            let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
+            group += kernel::groups(e.mean.numel());
+            let [mean, precision] = [&e.mean, &e.precision].map(|t| Field::Tensor(t.shallow_clone()));
+            let inputs = vec![mean, precision, Field::Noise { seed: self.seed, at }];
+            jobs.push(Job { f: Sample, inputs, outputs: vec![theta.shallow_clone()] });
+        }
+        kernel::run(jobs);
+        Ok(samples)
     }
 
     /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
