@@ -735,3 +735,33 @@ fn places_that_cannot_be_written() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a draft was left behind");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
+
+/// A graph that was recorded at other weights would give a wrong gradient without a word.
+#[test]
+fn graphs_recorded_at_other_weights() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let net = Net::new(Place { kind, ..F32 });
+        let (here, there) = (net.losses(), net.losses());
+        let mut adam = Adam::default().build(&net.vs, 0.1).unwrap();
+        adam.backward_step(&here).unwrap();
+        let before = Snapshot::of(&adam, &net.vs);
+        refused(adam.backward_step(&there), &["libtorch", "modified by an inplace operation"]);
+        assert_eq!(Snapshot::of(&adam, &net.vs), before);
+    }
+    let net = Net::new(F32);
+    let mut ivon = good_ivon().build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&ivon, &net.vs);
+    // At the mean, handed to a row that needs it at a sample.
+    let loss = net.losses();
+    refused(ivon.step(|| loss.shallow_clone()), &["libtorch", "modified by an inplace operation"]);
+    assert_eq!(Snapshot::of(&ivon, &net.vs), before);
+    // At a sample that is gone.
+    let evaluation = ivon.perturbed().unwrap();
+    let loss = net.losses().mean(None::<Kind>);
+    drop(evaluation);
+    let weights: Vec<&Tensor> = net.weights.iter().collect();
+    refused(
+        Tensor::f_run_backward(&[&loss], &weights, false, false).map_err(Error::from),
+        &["modified by an inplace operation"],
+    );
+}

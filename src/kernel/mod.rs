@@ -51,6 +51,14 @@ pub(crate) fn run(f: &impl Elementwise, inputs: &[Field], outputs: &mut [Tensor]
     }
 }
 
+/// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate
+/// a graph that was recorded before.
+pub(crate) fn note_write(t: &Tensor) {
+    let _no_grad = tch::no_grad_guard();
+    // Writing in place to none of its elements moves the version counter on, which all views share.
+    _ = t.f_unsqueeze(0).and_then(|t| t.f_narrow(0, 0, 0)?.f_zero_());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

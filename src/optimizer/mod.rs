@@ -132,6 +132,7 @@ impl<R: Rule> Optimizer<R> {
                 let _no_grad = tch::no_grad_guard();
                 leaf.tensor.shallow_clone().copy_(&mean);
             }
+            kernel::note_write(&leaf.tensor);
             slot.steps += 1;
         }
         self.steps += 1;
