@@ -98,4 +98,30 @@ mod tests {
             assert!(lanes.iter().flatten().all(|v| v.is_finite()));
         }
     }
+
+    /// Inputs that move to other places, as a state that keeps the last mean does.
+    struct Rotation;
+
+    impl Elementwise for Rotation {
+        fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (a, b) = (read(0), read(1));
+            write(0, a + b);
+            write(1, a);
+            write(2, b);
+        }
+    }
+
+    #[test]
+    fn outputs_may_be_inputs_of_another_place() {
+        for transposed in [false, true] {
+            let t = |x: f64| {
+                let t = Tensor::full([2, 3], x, (Kind::Double, Device::Cpu));
+                if transposed { t.tr().contiguous().tr() } else { t }
+            };
+            let mut outputs = [t(1.0), t(2.0), t(3.0)];
+            let inputs = [0, 1].map(|i: usize| Field::Tensor(outputs[i].shallow_clone()));
+            run(&Rotation, &inputs, &mut outputs);
+            assert_eq!(outputs.map(|t| t.double_value(&[1, 2])), [3.0, 1.0, 2.0], "transposed: {transposed}");
+        }
+    }
 }

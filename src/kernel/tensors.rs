@@ -115,13 +115,21 @@ pub(super) fn run(f: &impl Elementwise, inputs: &[Field], outputs: &mut [Tensor]
             Field::Tensor(t) => arena.push(t.shallow_clone()),
         })
         .collect();
+    let given = arena.0.borrow().len();
     let written = RefCell::new(Vec::new());
     f.eval(|i| fields[i], |o, x| written.borrow_mut().push((o, x)));
     let nodes = arena.0.borrow();
-    for (o, x) in written.into_inner() {
+    let result = |(o, x)| match x {
+        Expr::Number(x) => (o, Field::Number(x)),
+        // An input itself: its memory may be that of an output which is written before this one.
+        Expr::Node(_, i) if i < given => (o, Field::Tensor(nodes[i].copy())),
+        Expr::Node(_, i) => (o, Field::Tensor(nodes[i].shallow_clone())),
+    };
+    let results: Vec<(usize, Field)> = written.into_inner().into_iter().map(result).collect();
+    for (o, x) in results {
         match x {
-            Expr::Number(x) => _ = outputs[o].fill_(x),
-            Expr::Node(_, i) => outputs[o].copy_(&nodes[i]),
+            Field::Number(x) => _ = outputs[o].fill_(x),
+            Field::Tensor(t) => outputs[o].copy_(&t),
         }
     }
 }
