@@ -419,6 +419,15 @@ fn posteriors() {
     let other_shape = DiagonalGaussian::new([("first.bias", mean(), precision())]).unwrap();
     let before: Vec<_> = net.weights.iter().map(bits).collect();
     refused(other_shape.copy_mean_to(&net.vs), &["`first.bias`", "[2]", "[5]"]);
+    let known = rows::posterior(&net.vs);
+    refused(known.predict(&net.vs, 2, Tensor::new), &["posterior", "undefined"]);
+    refused(known.predict_samples(&net.vs, 2, Tensor::new), &["posterior", "undefined"]);
+    let mut examples = 3;
+    let growing = || {
+        examples += 1;
+        Tensor::full([examples, 2], 0.5, (Kind::Float, Device::Cpu))
+    };
+    refused(known.predict(&net.vs, 2, growing), &["posterior", "[5, 2]", "[4, 2]"]);
     refused(q.temper(0.0), &["tau", "0.0"]);
     refused(q.kl(&other_shape), &["`w`", "select"]);
     refused(tch_blr::combine(&[]), &["at least one"]);
