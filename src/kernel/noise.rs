@@ -71,6 +71,9 @@ pub(crate) struct Draw {
     pub block: u64,
 }
 
+/// How many steps have noise of their own.
+pub(crate) const STEPS: u64 = 1 << 48;
+
 /// Blocks of four normals that a tensor of `n` elements takes.
 pub(crate) fn blocks(n: usize) -> u64 {
     n.div_ceil(4) as u64

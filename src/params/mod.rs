@@ -29,12 +29,13 @@ pub(crate) struct Leaf {
     pub group: usize,
     kind: Kind,
     device: Device,
+    size: Vec<i64>,
 }
 
 impl Leaf {
     fn new(names: Vec<String>, tensor: Tensor, group: usize) -> Self {
-        let (kind, device) = (tensor.kind(), tensor.device());
-        Leaf { names, tensor, group, kind, device }
+        let (kind, device, size) = (tensor.kind(), tensor.device(), tensor.size());
+        Leaf { names, tensor, group, kind, device, size }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -61,13 +62,16 @@ impl Params {
     /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`]. All are in group 0.
     ///
     /// # Errors
-    /// Two different tensors under one name; a tensor that is not a leaf.
+    /// Two different tensors under one name; a tensor that is undefined or not a leaf.
     pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
         let mut params = Params { store: None, seen: 0, leaves: Vec::new() };
         for (name, tensor) in tensors {
             let name = name.into();
             if params.leaves.iter().any(|l| l.names.contains(&name)) {
                 return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
+            }
+            if !tensor.defined() {
+                return Err(Error::parameter(&name, "the tensor is undefined"));
             }
             if tensor.requires_grad() && !tensor.is_leaf() {
                 return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
@@ -148,7 +152,7 @@ impl Params {
         self.seen = variables.trainable_variables.len();
     }
 
-    /// Errors unless there is something to train, on one device, unchanged in kind and device since it was registered.
+    /// Errors unless there is something to train, on one device, unchanged in kind, device and shape since it was registered.
     pub(crate) fn check(&self) -> Result<()> {
         if self.leaves.is_empty() {
             return Err(Error::Parameters(
@@ -178,6 +182,16 @@ impl Params {
                         "it was {:?} on {:?} when the optimizer was built and is {kind:?} on {device:?} now; convert \
                          or move the model first and build the optimizer afterwards",
                         leaf.kind, leaf.device
+                    ),
+                ));
+            }
+            if leaf.tensor.size() != leaf.size {
+                let (before, now) = (&leaf.size, leaf.tensor.size());
+                return Err(Error::parameter(
+                    leaf.name(),
+                    format!(
+                        "its shape was {before:?} when the optimizer was built and is {now:?} now; build the optimizer \
+                         afterwards"
                     ),
                 ));
             }

@@ -277,10 +277,11 @@ impl DiagonalGaussian {
     /// The posterior at temperature τ > 0: precision s/τ, wider for τ > 1. As a prior it then counts 1/τ as much.
     ///
     /// # Errors
-    /// τ that is not finite and positive.
+    /// τ that is not finite and positive, or so extreme that a precision is not either.
     pub fn temper(&self, tau: f64) -> Result<Self> {
         crate::check::positive("tau", tau)?;
-        Ok(self.map(|e| (e.mean.copy(), &e.precision / tau)))
+        let tempered = self.map(|e| (e.mean.copy(), &e.precision / tau));
+        Ok(Self::sharing(tempered.entries.into_iter().map(|e| (e.name, e.mean, e.precision)))?.with_seed(self.seed))
     }
 
     /// Natural parameters of every weight tensor, in order.
