@@ -472,3 +472,19 @@ fn guards_may_go_oldest_first_and_latest_first() {
     drop(first);
     assert_eq!(values(&w), [1.0, -2.0, 3.0]);
 }
+
+/// The one of a model on CUDA, the other from a file.
+#[test]
+fn divergences_across_devices() {
+    if !tch::Cuda::is_available() {
+        println!("divergences_across_devices: skipped, CUDA is not available");
+        return;
+    }
+    let there = |t: Tensor| t.to_device(tch::Device::Cuda(0));
+    let (mean, precision) = (Tensor::from_slice(&[1.0, 1.0, 1.0]), Tensor::from_slice(&[2.0, 3.0, 4.0]));
+    let here = DiagonalGaussian::new([("w", mean.copy(), precision.copy())]).unwrap();
+    let q = DiagonalGaussian::new([("w", there(mean), there(precision))]).unwrap();
+    for (a, b) in [(here.kl(&old()), q.kl(&old())), (old().kl(&here), old().kl(&q))] {
+        close(a.unwrap(), b.unwrap(), 1e-12);
+    }
+}

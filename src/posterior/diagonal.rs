@@ -266,8 +266,9 @@ impl DiagonalGaussian {
         self.same_parameters(p)?;
         let terms = self.entries.iter().map(|e| {
             let other = p.entry(&e.name).expect("same_parameters() has seen to it");
-            let (s, sp) = (e.precision.to_kind(Kind::Double), other.precision.to_kind(Kind::Double));
-            let d = e.mean.to_kind(Kind::Double) - &other.mean;
+            let here = |t: &Tensor| t.to_device(e.mean.device()).to_kind(Kind::Double);
+            let (s, sp) = (here(&e.precision), here(&other.precision));
+            let d = here(&e.mean) - here(&other.mean);
             let ratio = &sp / &s;
             (&ratio - 1.0 - ratio.log() + sp * d.square()).sum(Kind::Double).double_value(&[])
         });
