@@ -802,3 +802,23 @@ fn graphs_recorded_at_other_weights() {
         &["modified by an inplace operation"],
     );
 }
+
+/// The closure itself makes the weights such that they cannot be updated.
+#[test]
+fn closures_that_convert_the_model() {
+    let mut net = Net::new(F32);
+    let mut opt = Sgd::default().build(&net.vs, 0.1).unwrap();
+    opt.accumulate(|| net.losses()).unwrap();
+    let before = Snapshot::of(&opt, &net.vs).file;
+    let loss = net.losses();
+    let mut convert = |kind| net.vs.set_kind(kind);
+    refused(
+        opt.step(|| {
+            convert(Kind::Double);
+            loss.shallow_clone()
+        }),
+        &["`first.weight`", "Double", "build the optimizer afterwards"],
+    );
+    convert(Kind::Float);
+    assert_eq!(Snapshot::of(&opt, &net.vs).file, before);
+}

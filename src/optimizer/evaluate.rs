@@ -79,6 +79,8 @@ impl<R: Rule> Optimizer<R> {
         let loss = Loss::new(loss, self.steps)?;
         let sums = self.differentiate(&loss, &noise, &tape);
         drop(guard);
+        // The closure may have changed the variables, and what is kept now has to fit them in the update.
+        self.params.check()?;
         sums
     }
 
