@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
 
 /// Key of the description in the file's metadata.
@@ -68,7 +69,10 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     }
     let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let draft = folder.join(format!(".{}.{}.tmp", file_name.to_string_lossy(), std::process::id()));
+    // A name of its own for each process and each save of it.
+    static SAVES: AtomicU64 = AtomicU64::new(0);
+    let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
+    let draft = folder.join(format!(".{}.{process}-{save}.tmp", file_name.to_string_lossy()));
 
     let description = Description { form: form.to_owned(), version: VERSION, content };
     let description = serde_json::to_string(&description).map_err(|e| error(&e))?;

@@ -140,6 +140,25 @@ impl PriorOf {
         if decay_is_prior { config.with_weight_decay(prior.delta(&config)) } else { config }
     }
 
+    /// Errors if a row with this configuration cannot have this prior.
+    pub(crate) fn admits<R: Rule>(&self, config: R) -> Result<()> {
+        if matches!(self, PriorOf::Isotropic(Isotropic::WeightDecay)) {
+            return config.validate();
+        }
+        if config.effective_sample_size().is_none() {
+            return Err(Error::HyperParameter {
+                name: "ess",
+                value: "not set".to_owned(),
+                expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
+            });
+        }
+        match self {
+            // What the row asks of its weight decay, it asks of this in its place.
+            PriorOf::Isotropic(prior) => config.with_weight_decay(prior.delta(&config)).validate(),
+            PriorOf::Posterior { .. } => config.validate(),
+        }
+    }
+
     pub(crate) fn is_posterior(&self) -> bool {
         matches!(self, PriorOf::Posterior { .. })
     }

@@ -204,6 +204,12 @@ fn builder() {
     ] {
         refused(with().schedule(schedule).build(&net.vs, 0.1), &parts);
     }
+    // Beyond f32: as a limit it is none, as a state it cannot be.
+    let single = Net::new(F32);
+    let mut opt = with().clip_grad_value(f64::MAX).build(&single.vs, 0.1).unwrap();
+    opt.step(|| single.losses()).unwrap();
+    refused(good_ivon().hess_init(1e300).build(&single.vs, 0.1), &["`first.weight`", "hess", "1e300", "f32"]);
+    good_ivon().hess_init(1e300).build(&net.vs, 0.1).unwrap();
     // Not in an override: the evaluations of a step are common to all parameters.
     let samples = good_ivon().builder().group(1, |c| c.mc_samples(3)).build(&net.vs, 0.1);
     refused(samples, &["second.weight", "override"]);
@@ -231,6 +237,7 @@ fn parameters() {
     let params = Params::named([named("w", &w), named("counts", &integers)]).unwrap();
     refused(adam.build(params, 0.1), &["`counts`", "Int64", "f32, f64, bf16 or f16"]);
     refused(Params::named([named("w", &w), named("w", &integers)]), &["`w`", "name"]);
+    refused(Params::named([("nothing", Tensor::new())]), &["`nothing`", "undefined"]);
     refused(Params::named([named("twice_w", &(&w * 2))]), &["`twice_w`", "leaf"]);
 
     // Converted after the optimizer was built.
@@ -245,8 +252,17 @@ fn parameters() {
     assert_eq!(Snapshot::of(&opt, &net.vs).file, before);
     opt.step(|| net.losses()).unwrap();
 
-    // Frozen as a whole, then trained again.
+    // Of another shape.
     let before = Snapshot::of(&opt, &net.vs);
+    let weight = &mut net.weights[1];
+    let original = weight.detach();
+    weight.set_data(&wave(&[7], 0.0, F32));
+    let loss = || weight.square().sum(Kind::Float);
+    refused(opt.step(loss), &["`first.bias`", "[5]", "[7]", "build the optimizer afterwards"]);
+    weight.set_data(&original);
+    assert_eq!(Snapshot::of(&opt, &net.vs), before);
+
+    // Frozen as a whole, then trained again.
     net.vs.freeze();
     refused(opt.step(|| net.losses()), &["none of the 4 requires gradients"]);
     net.vs.unfreeze();
@@ -384,6 +400,15 @@ fn priors() {
         &["`first.weight`", "precision", "step"],
     );
 
+    // A configuration that the prior does not fit, later.
+    let mut opt = Adam::default().ess(10.0).prior(&q).build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&opt, &net.vs);
+    refused(opt.configure(|_| Adam::default()), &["`ess` = not set", ".ess("]);
+    assert_eq!(Snapshot::of(&opt, &net.vs), before);
+    // Where the prior alone keeps the precision from zero.
+    let flat = Prior::from(q.select(unknown).unwrap()).elsewhere(0.0);
+    refused(good_von().hess_from_first_batch(true).prior(flat).build(&net.vs, 0.1), &["weight_decay + damping", "0.0"]);
+
     // A late variable that the prior does not know.
     let mut opt = build(Prior::from(&q)).unwrap();
     opt.step(|| net.losses()).unwrap();
@@ -419,7 +444,17 @@ fn posteriors() {
     let other_shape = DiagonalGaussian::new([("first.bias", mean(), precision())]).unwrap();
     let before: Vec<_> = net.weights.iter().map(bits).collect();
     refused(other_shape.copy_mean_to(&net.vs), &["`first.bias`", "[2]", "[5]"]);
+    let known = rows::posterior(&net.vs);
+    refused(known.predict(&net.vs, 2, Tensor::new), &["posterior", "undefined"]);
+    refused(known.predict_samples(&net.vs, 2, Tensor::new), &["posterior", "undefined"]);
+    let mut examples = 3;
+    let growing = || {
+        examples += 1;
+        Tensor::full([examples, 2], 0.5, (Kind::Float, Device::Cpu))
+    };
+    refused(known.predict(&net.vs, 2, growing), &["posterior", "[5, 2]", "[4, 2]"]);
     refused(q.temper(0.0), &["tau", "0.0"]);
+    refused(q.temper(1e300), &["`w`", "precision", "0e0"]);
     refused(q.kl(&other_shape), &["`w`", "select"]);
     refused(tch_blr::combine(&[]), &["at least one"]);
     refused(tch_blr::combine(&[(1.0, &q), (f64::NAN, &q)]), &["weight", "NaN"]);
@@ -636,6 +671,8 @@ fn checkpoint_files() {
         ),
         (parameter(1, "name", json!("first.offset")), &["`first.offset`", "`first.bias`", "same model"]),
         (parameter(1, "prior", json!({"Delta": -1.0})), &["elsewhere", "-1.0"]),
+        (change(|f| f.description["content"]["steps"] = json!(u64::MAX)), &["18446744073709551615 steps"]),
+        (parameter(1, "steps", json!(u64::MAX)), &["18446744073709551615 steps"]),
         (change(|f| f.description["content"]["parameters"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
         (
             change(|f| f.description["content"]["parameters"][1]["config"]["mc_samples"] = json!(3)),
@@ -734,4 +771,54 @@ fn places_that_cannot_be_written() {
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a draft was left behind");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}
+
+/// A graph that was recorded at other weights would give a wrong gradient without a word.
+#[test]
+fn graphs_recorded_at_other_weights() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let net = Net::new(Place { kind, ..F32 });
+        let (here, there) = (net.losses(), net.losses());
+        let mut adam = Adam::default().build(&net.vs, 0.1).unwrap();
+        adam.backward_step(&here).unwrap();
+        let before = Snapshot::of(&adam, &net.vs);
+        refused(adam.backward_step(&there), &["libtorch", "modified by an inplace operation"]);
+        assert_eq!(Snapshot::of(&adam, &net.vs), before);
+    }
+    let net = Net::new(F32);
+    let mut ivon = good_ivon().build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&ivon, &net.vs);
+    // At the mean, handed to a row that needs it at a sample.
+    let loss = net.losses();
+    refused(ivon.step(|| loss.shallow_clone()), &["libtorch", "modified by an inplace operation"]);
+    assert_eq!(Snapshot::of(&ivon, &net.vs), before);
+    // At a sample that is gone.
+    let evaluation = ivon.perturbed().unwrap();
+    let loss = net.losses().mean(None::<Kind>);
+    drop(evaluation);
+    let weights: Vec<&Tensor> = net.weights.iter().collect();
+    refused(
+        Tensor::f_run_backward(&[&loss], &weights, false, false).map_err(Error::from),
+        &["modified by an inplace operation"],
+    );
+}
+
+/// The closure itself makes the weights such that they cannot be updated.
+#[test]
+fn closures_that_convert_the_model() {
+    let mut net = Net::new(F32);
+    let mut opt = Sgd::default().build(&net.vs, 0.1).unwrap();
+    opt.accumulate(|| net.losses()).unwrap();
+    let before = Snapshot::of(&opt, &net.vs).file;
+    let loss = net.losses();
+    let mut convert = |kind| net.vs.set_kind(kind);
+    refused(
+        opt.step(|| {
+            convert(Kind::Double);
+            loss.shallow_clone()
+        }),
+        &["`first.weight`", "Double", "build the optimizer afterwards"],
+    );
+    convert(Kind::Float);
+    assert_eq!(Snapshot::of(&opt, &net.vs).file, before);
 }

@@ -451,3 +451,40 @@ fn noise_is_as_wide_as_prior_and_curvature_say() {
         all_close(&theta, &expected, 1e-14);
     }
 }
+
+/// `guard = q.perturb(..)` lets the old guard go after the new one has come.
+#[test]
+fn guards_may_go_oldest_first_and_latest_first() {
+    let w = weight(&[1.0, -2.0, 3.0]);
+    let q = old();
+    let sample = |k| values(&q.sample(k).unwrap()[0].1);
+    let at = |k| q.perturb(params(&w), k).unwrap();
+    let [first, second, third] = [at(0), at(1), at(2)];
+    for older in [first, second] {
+        drop(older);
+        assert_eq!(values(&w), sample(2));
+    }
+    drop(third);
+    assert_eq!(values(&w), [1.0, -2.0, 3.0]);
+    let [first, second] = [at(0), at(1)];
+    drop(second);
+    assert_eq!(values(&w), sample(0));
+    drop(first);
+    assert_eq!(values(&w), [1.0, -2.0, 3.0]);
+}
+
+/// The one of a model on CUDA, the other from a file.
+#[test]
+fn divergences_across_devices() {
+    if !tch::Cuda::is_available() {
+        println!("divergences_across_devices: skipped, CUDA is not available");
+        return;
+    }
+    let there = |t: Tensor| t.to_device(tch::Device::Cuda(0));
+    let (mean, precision) = (Tensor::from_slice(&[1.0, 1.0, 1.0]), Tensor::from_slice(&[2.0, 3.0, 4.0]));
+    let here = DiagonalGaussian::new([("w", mean.copy(), precision.copy())]).unwrap();
+    let q = DiagonalGaussian::new([("w", there(mean), there(precision))]).unwrap();
+    for (a, b) in [(here.kl(&old()), q.kl(&old())), (old().kl(&here), old().kl(&q))] {
+        close(a.unwrap(), b.unwrap(), 1e-12);
+    }
+}

@@ -655,3 +655,32 @@ fn backward_step_equals_step() {
     check(&rows::adam());
     check(&rows::adamw());
 }
+
+/// As above, between the evaluation and the update.
+#[test]
+fn changes_before_the_update_are_taken_over() {
+    for place in places() {
+        let net = Net::new(place);
+        let mut opt = tch_blr::Sgd::default().build(&net.vs, 0.0).unwrap();
+        opt.accumulate(|| net.losses()).unwrap();
+        tch::no_grad(|| net.weights.iter().for_each(|w| _ = w.shallow_clone().fill_(8.0)));
+        opt.update().unwrap();
+        assert!(net.weights.iter().all(|w| w.min().double_value(&[]) == 8.0), "{place:?}");
+    }
+}
+
+/// A later sample's failure takes back what the earlier ones have shown.
+#[test]
+fn failure_leaves_the_diagnostics() {
+    let net = Net::new(common::F64);
+    let mut opt = tch_blr::Ivon::default().ess(100.0).mc_samples(2).build(&net.vs, 0.1).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let before = opt.diagnostics().unwrap();
+    let calls = Cell::new(0);
+    let closure = || {
+        calls.set(calls.get() + 1);
+        if calls.get() == 2 { Err("on purpose") } else { Ok(net.losses() * 3.0) }
+    };
+    opt.step(closure).unwrap_err();
+    assert_eq!(opt.diagnostics().unwrap(), before);
+}

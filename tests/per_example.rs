@@ -85,3 +85,14 @@ fn batch_normalization_in_training_mode_is_refused_and_changes_nothing() {
     // Rows without per-example gradients take it.
     Ivon::default().ess(5.0).build(&vs, 0.1).unwrap().step(|| losses(true)).unwrap();
 }
+
+/// A buffer that is NaN from the start was not changed.
+#[test]
+fn buffers_of_nan_are_no_batch_normalization() {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 3, 2, LinearConfig::default());
+    let _ = vs.root().zeros_no_train("buffer", &[2]).fill_(f64::NAN);
+    let x = Tensor::ones([4, 3], (Kind::Float, Device::Cpu));
+    let mut opt = Von::vogn().ess(100.0).build(&vs, 0.1).unwrap();
+    opt.step(|| layer.forward(&x).square().mean(None::<Kind>)).unwrap();
+}

@@ -8,7 +8,7 @@ mod support;
 use support::{all_close, close, kolmogorov_smirnov, mean_and_error, params, retracted, state, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::{
-    Adam, DiagonalGaussian, Expectation, Given, HessianEstimator, Ivon, Philox, Rule, Sgd, Von, VonCurvature,
+    Adam, DiagonalGaussian, Expectation, Given, HessianEstimator, Ivon, Params, Philox, Rule, Sgd, Von, VonCurvature,
 };
 
 const COPIES: usize = 2000;
@@ -277,4 +277,27 @@ fn the_delta_method_stays_at_the_mean() {
     at_the_mean(Sgd::default());
     at_the_mean(Adam::default());
     at_the_mean(Von::ogn().ess(10.0));
+}
+
+/// What the closure returns may be a variable, which does not stay at the sample.
+#[test]
+fn outputs_are_those_of_the_samples() {
+    let w = weight(&[0.25, 0.75]).reshape([1, 2]).detach();
+    let model = || Params::named([("w", w.shallow_clone())]).unwrap();
+    let q = DiagonalGaussian::new([("w", w.shallow_clone(), w.ones_like() * 1e8)]).unwrap();
+    let samples: Vec<f64> = (0..3).flat_map(|k| values(&q.sample(k).unwrap()[0].1)).collect();
+    assert_eq!(values(&q.predict_samples(model(), 3, || w.shallow_clone()).unwrap()), samples);
+    let mean = q.predict(model(), 3, || w.shallow_clone()).unwrap().mean;
+    all_close(&values(&mean), &[0, 1].map(|c| (samples[c] + samples[c + 2] + samples[c + 4]) / 3.0), 1e-14);
+}
+
+/// Rows of bf16 probabilities sum to one within their rounding only, and metrics ask for more of f32.
+#[test]
+fn predictions_in_half_precision_are_probabilities() {
+    let w = weight(&[0.0]);
+    let q = DiagonalGaussian::new([("w", w.detach(), w.ones_like().detach())]).unwrap();
+    let logits = (Tensor::arange(2000, (Kind::Float, tch::Device::Cpu)) * 1.7).sin().reshape([200, 10]);
+    let p = q.predict(params(&w), 2, || logits.softmax(-1, Kind::Float).to_kind(Kind::BFloat16)).unwrap();
+    assert_eq!(p.mean.kind(), Kind::Float);
+    tch_blr::metrics::nll(&p.mean, &Tensor::zeros([200], (Kind::Int64, tch::Device::Cpu))).unwrap();
 }

@@ -1,28 +1,39 @@
 //! Weights that are perturbed for a while.
 
+use crate::kernel;
 use tch::Tensor;
 
-/// Holds variables at perturbed values; dropping it brings the original storage back, bit by bit, also while a panic
-/// unwinds.
+/// Holds variables at perturbed values; dropping it brings the original values back, bit by bit, also while a panic
+/// unwinds. Guards over the same variables may be dropped latest first or oldest first (`guard = q.perturb(..)?` does the
+/// latter): the variables are at the values of the latest one that lives.
 ///
-/// The variables' memory is exchanged, not written to, so evaluate and differentiate while the guard lives: a graph
-/// recorded at the perturbed values must not be differentiated afterwards.
+/// The variables' memory is exchanged, not written to, so evaluate and differentiate while the guard lives: libtorch
+/// refuses to differentiate a graph that was recorded before the exchange, or before the way back.
 #[derive(Debug)]
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Perturbed {
-    /// Variable and its own storage.
-    originals: Vec<(Tensor, Tensor)>,
+    exchanged: Vec<Exchanged>,
+}
+
+#[derive(Debug)]
+struct Exchanged {
+    variable: Tensor,
+    /// Its own storage.
+    original: Tensor,
+    /// The storage that it was given.
+    value: Tensor,
 }
 
 impl Perturbed {
     /// Gives each variable the storage of its new value.
     pub(crate) fn enter(changes: impl IntoIterator<Item = (Tensor, Tensor)>) -> crate::Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let mut guard = Perturbed { originals: Vec::new() };
+        let mut guard = Perturbed { exchanged: Vec::new() };
         for (mut variable, value) in changes {
             let original = variable.detach();
             variable.f_set_data(&value)?;
-            guard.originals.push((variable, original));
+            kernel::note_write(&variable);
+            guard.exchanged.push(Exchanged { variable, original, value });
         }
         Ok(guard)
     }
@@ -31,10 +42,17 @@ impl Perturbed {
 impl Drop for Perturbed {
     fn drop(&mut self) {
         let _no_grad = tch::no_grad_guard();
-        for (variable, original) in &mut self.originals {
+        for Exchanged { variable, original, value } in &mut self.exchanged {
+            let place = |t: &Tensor| (t.kind(), t.device());
             // Shape, kind and device are the variable's own, so there is nothing for libtorch to refuse; and a panic
             // here, during another one, would end the process.
-            _ = variable.f_set_data(original);
+            if variable.data_ptr() != value.data_ptr() && place(variable) == place(value) {
+                // A later guard holds the variable, and `value` is the storage that it will bring back.
+                _ = value.f_copy_(original);
+            } else {
+                _ = variable.f_set_data(original);
+                kernel::note_write(variable);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::{Result, kernel};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// What to do with large gradients of one evaluation of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -28,6 +28,8 @@ impl Clip {
         match self {
             Clip::Value(max) => {
                 for g in gradients.iter_mut().flatten() {
+                    // libtorch refuses a limit that the gradient's kind does not hold.
+                    let max = if g.kind() == Kind::Double { max } else { max.min(f32::MAX.into()) };
                     *g = g.clamp(-max, max);
                 }
             }

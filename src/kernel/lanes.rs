@@ -20,9 +20,9 @@ const BLOCK: usize = 256;
 const PIECE: usize = 1 << 15;
 /// Positions below which another thread costs more than it brings (a thread takes some 30 µs to start).
 const PER_THREAD: usize = 1 << 18;
-/// The most inputs and outputs that a computation has.
-const INPUTS: usize = 10;
-const OUTPUTS: usize = 5;
+/// The most inputs and outputs that a computation has: those of an update of [`super::MAX_STATES`] states.
+const INPUTS: usize = 5 + super::MAX_STATES;
+const OUTPUTS: usize = 1 + super::MAX_STATES;
 
 /// A number type of the lanes.
 pub(super) trait Lane: Real + Default + Send + Sync + Normals + 'static {}
@@ -44,8 +44,9 @@ struct Task<'a, F, E> {
     len: usize,
 }
 
-// SAFETY: the pointers are to memory of tensors that `run` borrows (mutably, for outputs) until all threads have ended;
-// the pieces that threads work on are disjoint.
+// SAFETY: the pointers are to memory of tensors that `run` borrows (mutably, for outputs) until all threads have ended.
+// There are several threads only if all outputs are disjoint, and each works on pieces of its own. An input that is not
+// also an output of its task is not written to by any: gradients, curvature, priors and noise are nobody's output.
 unsafe impl<F: Sync, E: Sync> Sync for Task<'_, F, E> {}
 
 /// Every tensor is contiguous, on the CPU, and of element type `F`: see [`super::run`].
@@ -62,13 +63,22 @@ pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: &mut [Job<E>]) {
         }
     };
     let total: usize = tasks.iter().map(|t| t.len).sum();
-    let threads = (total / PER_THREAD).clamp(1, tch::get_num_threads().max(1) as usize);
+    let worth = (total / PER_THREAD).clamp(1, tch::get_num_threads().max(1) as usize);
+    let threads = if worth > 1 && disjoint(&tasks) { worth } else { 1 };
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
         }
         work();
     });
+}
+
+/// Whether no two tasks, and no two outputs of one, write to the same memory.
+fn disjoint<F, E>(tasks: &[Task<F, E>]) -> bool {
+    let range = |p: &*mut F, len: usize| (p.addr(), p.addr() + len * size_of::<F>());
+    let mut written: Vec<_> = tasks.iter().flat_map(|t| t.outputs.iter().map(|p| range(p, t.len))).collect();
+    written.sort_unstable();
+    written.windows(2).all(|w| w[0].1 <= w[1].0)
 }
 
 impl<'a, F: Lane, E: Elementwise> Task<'a, F, E> {

@@ -7,7 +7,7 @@ mod real;
 mod tensors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, groups};
+pub(crate) use noise::{Draw, STEPS, groups};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
@@ -37,6 +37,9 @@ impl Field {
         }
     }
 }
+
+/// States that a rule may have.
+pub(crate) const MAX_STATES: usize = 8;
 
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
@@ -70,6 +73,14 @@ pub(crate) fn run<E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
     }
     lanes::run::<f32, E>(&mut single);
     lanes::run::<f64, E>(&mut double);
+}
+
+/// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate
+/// a graph that was recorded before.
+pub(crate) fn note_write(t: &Tensor) {
+    let _no_grad = tch::no_grad_guard();
+    // Writing in place to none of its elements moves the version counter on, which all views share.
+    _ = t.f_unsqueeze(0).and_then(|t| t.f_narrow(0, 0, 0)?.f_zero_());
 }
 
 #[cfg(test)]
@@ -106,6 +117,32 @@ mod tests {
             let tensors = both(kind, |t| t.tr().contiguous().tr());
             assert_eq!(lanes, tensors, "{kind:?}");
             assert!(lanes.iter().flatten().all(|v| v.is_finite()));
+        }
+    }
+
+    /// Inputs that move to other places, as a state that keeps the last mean does.
+    struct Rotation;
+
+    impl Elementwise for Rotation {
+        fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (a, b) = (read(0), read(1));
+            write(0, a + b);
+            write(1, a);
+            write(2, b);
+        }
+    }
+
+    #[test]
+    fn outputs_may_be_inputs_of_another_place() {
+        for transposed in [false, true] {
+            let t = |x: f64| {
+                let t = Tensor::full([2, 3], x, (Kind::Double, Device::Cpu));
+                if transposed { t.tr().contiguous().tr() } else { t }
+            };
+            let outputs = [t(1.0), t(2.0), t(3.0)];
+            let inputs = [0, 1].map(|i: usize| Field::Tensor(outputs[i].shallow_clone())).into();
+            run(vec![Job { f: Rotation, inputs, outputs: outputs.iter().map(Tensor::shallow_clone).collect() }]);
+            assert_eq!(outputs.map(|t| t.double_value(&[1, 2])), [3.0, 1.0, 2.0], "transposed: {transposed}");
         }
     }
 }

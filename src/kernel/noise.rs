@@ -72,6 +72,9 @@ pub(crate) struct Draw {
     pub group: u64,
 }
 
+/// How many steps have noise of their own.
+pub(crate) const STEPS: u64 = 1 << 48;
+
 /// Groups of normals that a tensor of `n` elements takes.
 pub(crate) fn groups(n: usize) -> u64 {
     n.div_ceil(GROUP) as u64

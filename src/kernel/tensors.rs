@@ -116,13 +116,18 @@ pub(super) fn run<E: Elementwise>(Job { f, inputs, mut outputs }: Job<E>) {
             Field::Noise { seed, at } => arena.push(noise::normals(*seed, *at, &outputs[0])),
         })
         .collect();
+    let given = arena.0.borrow().len();
     let written = RefCell::new(Vec::new());
     f.eval(|i| fields[i], |o, x| written.borrow_mut().push((o, x)));
     let nodes = arena.0.borrow();
-    for (o, x) in written.into_inner() {
-        match x {
-            Expr::Number(x) => _ = outputs[o].fill_(x),
-            Expr::Node(_, i) => outputs[o].copy_(&nodes[i]),
-        }
+    let result = |(o, x): (usize, Expr)| match x {
+        Expr::Number(x) => (o, outputs[o].full_like(x)),
+        // An input itself: its memory may be that of an output which is written before this one.
+        Expr::Node(_, i) if i < given => (o, nodes[i].copy()),
+        Expr::Node(_, i) => (o, nodes[i].shallow_clone()),
+    };
+    let results: Vec<(usize, Tensor)> = written.into_inner().into_iter().map(result).collect();
+    for (o, x) in results {
+        outputs[o].copy_(&x);
     }
 }

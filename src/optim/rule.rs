@@ -92,9 +92,9 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
     const NAME: &'static str;
     /// Names of the state tensors kept for each parameter.
     const STATE: &'static [&'static str];
-    /// `[T; N]`, one element per name in [`Rule::STATE`].
+    /// `[T; N]`, one element per name in [`Rule::STATE`]; N is at most 8.
     type State<T: Real>: Pack<T>;
-    /// `[T; K]`: what [`Rule::coefficients`] computes.
+    /// `[T; K]`: what [`Rule::coefficients`] computes; K is at most 16.
     type Coefficients<T: Real>: Pack<T>;
 
     /// The learning rate α.

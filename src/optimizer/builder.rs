@@ -146,6 +146,7 @@ impl<R: Rule> Builder<R> {
         builder.clip.map_or(Ok(()), Clip::validate)?;
         let params = params.into();
         params.check()?;
+        params.check_overlap()?;
         builder.prior.as_ref().map_or(Ok(()), |prior| prior.check(&params))?;
         let mut optimizer = Optimizer {
             params,

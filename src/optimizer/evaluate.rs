@@ -85,6 +85,8 @@ impl<R: Rule> Optimizer<R> {
         let loss = Loss::new(loss, self.steps)?;
         let sums = self.differentiate(&loss, &noise, &tape);
         drop(guard);
+        // The closure may have changed the variables, and what is kept now has to fit them in the update.
+        self.params.check()?;
         sums
     }
 
@@ -135,11 +137,11 @@ impl<R: Rule> Optimizer<R> {
         };
         // Without a tape nothing was compared: the losses were differentiated one by one.
         self.taps_checked = !mixed && (self.taps_checked || !tape.taps().is_empty());
-        self.last.get_or_insert_default().gradient_norm = norm;
         Ok(Sums {
             weight: loss.weight(),
             evaluations: 1,
             loss: loss.value,
+            gradient_norm: norm,
             per_example: loss.per_example.is_some(),
             gradients,
             curvature,
@@ -195,7 +197,9 @@ impl Buffers {
     /// example's loss depends on the whole batch. The buffers get their values back before the error.
     fn unchanged(self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let changed = self.0.iter().position(|(_, now, before)| !now.equal(before));
+        // A NaN is as it was, too.
+        let same = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.allclose(b, 0.0, 0.0, true);
+        let changed = self.0.iter().position(|(_, now, before)| !same(now, before));
         let Some(i) = changed else { return Ok(()) };
         for (_, now, before) in &self.0 {
             now.shallow_clone().copy_(before);

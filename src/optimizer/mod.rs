@@ -62,8 +62,8 @@ pub struct Optimizer<R: Rule> {
     taps_checked: bool,
 }
 
-/// What the last evaluation and update showed.
-#[derive(Debug, Default, Clone, Copy)]
+/// What the last update was made from.
+#[derive(Debug, Clone, Copy)]
 struct Last {
     loss: f64,
     gradient_norm: f64,
@@ -122,6 +122,7 @@ impl<R: Rule> Optimizer<R> {
         for ((slot, leaf), gradient) in self.slots.iter_mut().zip(self.params.leaves()).zip(sums.gradients) {
             let curvature = curvature.next().flatten().map_or(Field::Number(0.0), Field::Tensor);
             let Some(gradient) = gradient.filter(|_| leaf.trainable()) else { continue };
+            slot.follow(leaf);
             let mean = slot.mean(leaf);
             let [prior_mean, delta] = [0, 1].map(|i: usize| slot.prior_fields[i].shallow_clone());
             let gradient = Field::Tensor(gradient);
@@ -139,10 +140,11 @@ impl<R: Rule> Optimizer<R> {
             if let Some(mean) = &slot.mean {
                 leaf.tensor.shallow_clone().copy_(mean);
             }
+            kernel::note_write(&leaf.tensor);
             slot.steps += 1;
         }
         self.steps += 1;
-        self.last.get_or_insert_default().loss = sums.loss;
+        self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
     }
 

@@ -1,20 +1,27 @@
 //! The three elementwise passes of a row, for the kernel.
 
-use crate::kernel::{Elementwise, Field, Pack, Real};
+use crate::kernel::{self, Elementwise, Field, Pack, Real};
 use crate::optim::{Rule, Site, When};
+
+const MAX_COEFFICIENTS: usize = 16;
 
 /// A row's rule with the coefficients of one parameter in one step.
 #[derive(Debug)]
 pub(super) struct Pass<R: Rule> {
     rule: R,
     /// As many as `R::Coefficients` has.
-    coefficients: [f64; 16],
+    coefficients: [f64; MAX_COEFFICIENTS],
 }
 
 impl<R: Rule> Pass<R> {
     pub(super) fn new(rule: R, when: When) -> Self {
+        const {
+            assert!(R::State::<f64>::LEN == R::STATE.len(), "Rule::State and Rule::STATE differ in length");
+            assert!(R::STATE.len() <= kernel::MAX_STATES, "a rule has at most 8 states");
+            assert!(R::Coefficients::<f64>::LEN <= MAX_COEFFICIENTS, "a rule has at most 16 coefficients");
+        }
         let given = rule.coefficients(when);
-        let mut coefficients = [0.0; 16];
+        let mut coefficients = [0.0; MAX_COEFFICIENTS];
         for (i, c) in coefficients.iter_mut().enumerate().take(R::Coefficients::<f64>::LEN) {
             *c = given.get(i);
         }

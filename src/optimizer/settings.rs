@@ -117,11 +117,10 @@ impl<R: Rule> Optimizer<R> {
             }
         };
         changed(self.config)?;
-        let configs = self
-            .slots
-            .iter()
-            .zip(self.params.leaves())
-            .map(|(slot, leaf)| if applies(leaf.group) { changed(slot.config) } else { Ok(slot.config) });
+        let configs = self.slots.iter().zip(self.params.leaves()).map(|(slot, leaf)| {
+            let config = if applies(leaf.group) { changed(slot.config)? } else { slot.config };
+            slot.prior.admits(config).map(|()| config)
+        });
         let configs = configs.collect::<Result<Vec<_>>>()?;
         for (slot, config) in self.slots.iter_mut().zip(configs) {
             slot.configure(config);
@@ -138,7 +137,7 @@ pub struct Diagnostics {
     pub steps: u64,
     /// Mean loss of the last update: an estimate of E_q\[L\].
     pub loss: f64,
-    /// Global L2 norm of the last evaluation's gradient, before clipping; NaN without the check for finite gradients.
+    /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for finite gradients.
     pub gradient_norm: f64,
     /// Standard deviations of the posterior.
     pub sigma: Sigma,

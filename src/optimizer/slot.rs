@@ -34,23 +34,18 @@ impl<R: Rule> Slot<R> {
                 "an override changes how often or where the loss is evaluated, which all parameters share",
             ));
         }
-        let needs_ess = || Error::HyperParameter {
-            name: "ess",
-            value: "not set".to_owned(),
-            expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
-        };
-        let prior = match prior {
-            None => PriorOf::Isotropic(Isotropic::WeightDecay),
-            Some(prior) => {
-                config.effective_sample_size().ok_or_else(needs_ess)?;
-                prior.of(leaf)?
-            }
-        };
+        let prior = prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), |prior| prior.of(leaf))?;
+        prior.admits(config)?;
         let config = prior.in_config(config);
-        config.validate()?;
         let _no_grad = tch::no_grad_guard();
         let like = leaf.tensor.to_kind(leaf.state_kind());
         let initial = config.initial(prior.is_posterior());
+        for (i, name) in R::STATE.iter().enumerate() {
+            let x = initial.get(i);
+            if like.kind() == Kind::Float && !(x as f32).is_finite() {
+                return Err(Error::parameter(leaf.name(), format!("its initial state `{name}` = {x:e} is beyond f32")));
+            }
+        }
         Ok(Slot {
             config,
             steps: 0,

@@ -2,7 +2,7 @@
 
 use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
-use crate::kernel::{Noise, Philox};
+use crate::kernel::{self, Noise, Philox};
 use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::prior::{Isotropic, PriorOf};
@@ -135,6 +135,10 @@ impl<R: Rule> Optimizer<R> {
         if weight < 0.0 {
             return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
         }
+        let counts = restored.iter().map(|saved| saved.steps).chain([content.steps, evaluations]);
+        if let Some(count) = counts.into_iter().find(|n| *n >= kernel::STEPS) {
+            return Err(Error::file(path, format!("counts {count} steps or evaluations, which cannot be")));
+        }
 
         let _no_grad = tch::no_grad_guard();
         let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
@@ -205,6 +209,12 @@ impl<R: Rule> Restored<R> {
                     "tensor `{name}` is {kind:?} {size:?}: expected {our_kind:?} {our_size:?}"
                 )));
             }
+            if let Some(value) = kernel::first_non_finite(&t) {
+                return Err(refused(format!("tensor `{name}` is not finite ({value})")));
+            }
+            if what == "prior.precision" && t.numel() > 0 && t.min().double_value(&[]) <= 0.0 {
+                return Err(refused(format!("tensor `{name}` is not positive everywhere")));
+            }
             Ok(t.to_device(leaf.tensor.device()))
         };
         let mean = take("mean")?;
@@ -216,6 +226,7 @@ impl<R: Rule> Restored<R> {
         let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
         let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
         let config: R = config(path, p.config)?;
+        prior.admits(config).map_err(|e| Error::file(path, e))?;
         if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
             return Err(refused(format!("has parameter `{}` evaluated at other points than the rest", p.name)));
         }

@@ -12,6 +12,8 @@ pub(super) struct Sums {
     pub evaluations: u64,
     /// Mean loss.
     pub loss: f64,
+    /// Global L2 norm of the last evaluation's gradient.
+    pub gradient_norm: f64,
     /// Whether weights count examples.
     pub per_example: bool,
     /// Mean gradient of each parameter; `None` where the loss has not depended on it.
@@ -51,6 +53,7 @@ impl Sums {
         self.loss += (other.loss - self.loss) * share;
         self.weight += other.weight;
         self.evaluations += other.evaluations;
+        self.gradient_norm = other.gradient_norm;
         Ok(())
     }
 }
@@ -76,7 +79,7 @@ mod tests {
     fn one(weight: f64, x: Option<f64>) -> Sums {
         let t = || vec![x.map(|x| Tensor::from_slice(&[x]))];
         let loss = x.unwrap_or(0.0);
-        Sums { weight, evaluations: 1, loss, per_example: true, gradients: t(), curvature: t() }
+        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, per_example: true, gradients: t(), curvature: t() }
     }
 
     #[test]

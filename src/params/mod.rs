@@ -29,12 +29,13 @@ pub(crate) struct Leaf {
     pub group: usize,
     kind: Kind,
     device: Device,
+    size: Vec<i64>,
 }
 
 impl Leaf {
     fn new(names: Vec<String>, tensor: Tensor, group: usize) -> Self {
-        let (kind, device) = (tensor.kind(), tensor.device());
-        Leaf { names, tensor, group, kind, device }
+        let (kind, device, size) = (tensor.kind(), tensor.device(), tensor.size());
+        Leaf { names, tensor, group, kind, device, size }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -61,13 +62,16 @@ impl Params {
     /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`]. All are in group 0.
     ///
     /// # Errors
-    /// Two different tensors under one name; a tensor that is not a leaf.
+    /// Two different tensors under one name; a tensor that is undefined or not a leaf.
     pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
         let mut params = Params { store: None, seen: 0, leaves: Vec::new() };
         for (name, tensor) in tensors {
             let name = name.into();
             if params.leaves.iter().any(|l| l.names.contains(&name)) {
                 return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
+            }
+            if !tensor.defined() {
+                return Err(Error::parameter(&name, "the tensor is undefined"));
             }
             if tensor.requires_grad() && !tensor.is_leaf() {
                 return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
@@ -148,7 +152,7 @@ impl Params {
         self.seen = variables.trainable_variables.len();
     }
 
-    /// Errors unless there is something to train, on one device, unchanged in kind and device since it was registered.
+    /// Errors unless there is something to train, on one device, unchanged in kind, device and shape since it was registered.
     pub(crate) fn check(&self) -> Result<()> {
         if self.leaves.is_empty() {
             return Err(Error::Parameters(
@@ -181,6 +185,16 @@ impl Params {
                     ),
                 ));
             }
+            if leaf.tensor.size() != leaf.size {
+                let (before, now) = (&leaf.size, leaf.tensor.size());
+                return Err(Error::parameter(
+                    leaf.name(),
+                    format!(
+                        "its shape was {before:?} when the optimizer was built and is {now:?} now; build the optimizer \
+                         afterwards"
+                    ),
+                ));
+            }
             if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
                 return Err(Error::parameter(
                     leaf.name(),
@@ -189,6 +203,24 @@ impl Params {
             }
         }
         Ok(())
+    }
+
+    /// Errors if two parameters share some of their memory without being the same: a step would change it twice.
+    pub(crate) fn check_overlap(&self) -> Result<()> {
+        let contiguous = self.leaves.iter().filter(|l| l.tensor.is_contiguous() && l.tensor.numel() > 0);
+        let mut ranges: Vec<(usize, usize, &Leaf)> = contiguous
+            .map(|l| {
+                let start = l.tensor.data_ptr() as usize;
+                (start, start + l.tensor.numel() * l.kind.elt_size_in_bytes(), l)
+            })
+            .collect();
+        ranges.sort_by_key(|r| (r.0, r.1));
+        ranges.windows(2).find(|w| w[1].0 < w[0].1).map_or(Ok(()), |w| {
+            let (a, b) = (w[0].2.name(), w[1].2.name());
+            Err(Error::Parameters(format!(
+                "`{a}` and `{b}` share some of their memory; a parameter must be the whole tensor or have its own copy"
+            )))
+        })
     }
 
     /// The store's tensors that are not trained (batch-norm statistics), by name.
@@ -257,5 +289,10 @@ mod tests {
         assert!(Params::named([("a", &w * 2)]).is_err());
         let meta = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         assert_eq!(Params::named([("x", meta.shallow_clone()), ("y", meta)]).unwrap().len(), 1);
+        let whole = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+        let leaf = |start, length| whole.narrow(0, start, length).detach().set_requires_grad(true);
+        Params::named([("a", leaf(0, 2)), ("b", leaf(2, 2))]).unwrap().check_overlap().unwrap();
+        let shared = Params::named([("a", leaf(0, 3)), ("b", leaf(2, 2))]).unwrap().check_overlap().unwrap_err();
+        assert!(shared.to_string().contains("`a` and `b`"), "{shared}");
     }
 }

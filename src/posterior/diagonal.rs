@@ -277,8 +277,9 @@ impl DiagonalGaussian {
         self.same_parameters(p)?;
         let terms = self.entries.iter().map(|e| {
             let other = p.entry(&e.name).expect("same_parameters() has seen to it");
-            let (s, sp) = (e.precision.to_kind(Kind::Double), other.precision.to_kind(Kind::Double));
-            let d = e.mean.to_kind(Kind::Double) - &other.mean;
+            let here = |t: &Tensor| t.to_device(e.mean.device()).to_kind(Kind::Double);
+            let (s, sp) = (here(&e.precision), here(&other.precision));
+            let d = here(&e.mean) - here(&other.mean);
             let ratio = &sp / &s;
             (&ratio - 1.0 - ratio.log() + sp * d.square()).sum(Kind::Double).double_value(&[])
         });
@@ -288,10 +289,11 @@ impl DiagonalGaussian {
     /// The posterior at temperature τ > 0: precision s/τ, wider for τ > 1. As a prior it then counts 1/τ as much.
     ///
     /// # Errors
-    /// τ that is not finite and positive.
+    /// τ that is not finite and positive, or so extreme that a precision is not either.
     pub fn temper(&self, tau: f64) -> Result<Self> {
         crate::check::positive("tau", tau)?;
-        Ok(self.map(|e| (e.mean.copy(), &e.precision / tau)))
+        let tempered = self.map(|e| (e.mean.copy(), &e.precision / tau));
+        Ok(Self::sharing(tempered.entries.into_iter().map(|e| (e.name, e.mean, e.precision)))?.with_seed(self.seed))
     }
 
     /// Natural parameters of every weight tensor, in order.

@@ -42,8 +42,21 @@ impl DiagonalGaussian {
                 )));
             }
             let entropy = metrics::entropy(&p)?;
-            let p = p.to_kind(if p.kind() == Kind::Double { Kind::Double } else { Kind::Float });
+            let p = match p.kind() {
+                Kind::Float | Kind::Double => p,
+                // Rows of so few digits sum to one within a percent only.
+                _ => {
+                    let p = p.to_kind(Kind::Float);
+                    &p / p.sum_dim_intlist(1, true, None::<Kind>)
+                }
+            };
             total = Some(match total.take() {
+                Some((sum, _)) if sum.size() != p.size() => {
+                    let (first, now) = (sum.size(), p.size());
+                    return Err(Error::Posterior(format!(
+                        "the closure returned shape {now:?} after {first:?}: expected the same examples each time"
+                    )));
+                }
                 None => (p, entropy),
                 Some((sum, entropies)) => (sum + p, entropies + entropy),
             });
@@ -85,7 +98,12 @@ impl DiagonalGaussian {
         let _no_grad = tch::no_grad_guard();
         for k in 0..samples as u64 {
             let _guard = Perturbed::enter(Self::in_model(params, self.sample(k)?)?)?;
-            take(closure().into_tensor()?)?;
+            let output = closure().into_tensor()?;
+            if !output.defined() {
+                return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
+            }
+            // A copy: the output may be a variable itself, which does not stay at this sample.
+            take(output.copy())?;
         }
         Ok(())
     }
