@@ -10,11 +10,11 @@ use tch_blr::{DiagonalGaussian, Ivon, Prior, Rule, Schedule};
 /// Steps per task: three epochs of MNIST.
 const STEPS: usize = 1400;
 const BATCH: usize = 128;
-const LR: f64 = 1.5;
+const LR: f64 = 0.7;
 
 /// β₂ and h₀ such that the precision leaves its start within these steps.
 fn ivon(examples: usize) -> Ivon {
-    Ivon::default().ess(examples as f64).hess_init(0.02).beta2(0.999).weight_decay(1e-4)
+    Ivon::default().ess(examples as f64).hess_init(0.03).beta2(0.9995).weight_decay(1e-4)
 }
 
 pub fn run(data: &Digits) -> Outcome<Value> {
