@@ -10,6 +10,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
 
+/// Drafts that this process has begun.
+static SAVES: AtomicU64 = AtomicU64::new(0);
+
 /// Key of the description in the file's metadata.
 const DESCRIPTION: &str = "tch_blr";
 
@@ -70,7 +73,6 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A name of its own for each process and each save of it.
-    static SAVES: AtomicU64 = AtomicU64::new(0);
     let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
     let draft = folder.join(format!(".{}.{process}-{save}.tmp", file_name.to_string_lossy()));
 

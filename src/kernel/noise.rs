@@ -131,6 +131,7 @@ fn counters(at: Draw, group: u64) -> [[u32; W]; 4] {
 }
 
 /// Four random words for each counter.
+#[allow(clippy::needless_range_loop)] // four arrays at once, for the vectoriser
 #[inline(always)]
 fn philox<const W: usize>(mut c: [[u32; W]; 4], seed: u64) -> [[u32; W]; 4] {
     for [k0, k1] in round_keys(seed) {
@@ -213,7 +214,7 @@ fn sin_cos_turn(x: u32) -> [f32; 2] {
         * (1.0 - r2 * (1.0 / 6.0) * (1.0 - r2 * (1.0 / 20.0) * (1.0 - r2 * (1.0 / 42.0) * (1.0 - r2 * (1.0 / 72.0)))));
     let tail = 1.0 - r2 * (1.0 / 30.0) * (1.0 - r2 * (1.0 / 56.0) * (1.0 - r2 * (1.0 / 90.0)));
     let cos = 1.0 - r2 * 0.5 * (1.0 - r2 * (1.0 / 12.0) * tail);
-    let (a, b) = if quarter % 2 == 0 { (sin, cos) } else { (cos, sin) };
+    let (a, b) = if quarter & 1 == 0 { (sin, cos) } else { (cos, sin) };
     [if quarter >= 2 { -a } else { a }, if quarter == 1 || quarter == 2 { -b } else { b }]
 }
 
