@@ -272,7 +272,7 @@ fn parameters() {
 #[test]
 fn parameters_on_two_devices() {
     if !tch::Cuda::is_available() {
-        println!("parameters_on_two_devices: skipped, CUDA is not available");
+        common::skipped_on_cuda();
         return;
     }
     let [here, there] = [Device::Cpu, Device::Cuda(0)]

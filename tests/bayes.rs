@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::{
@@ -477,7 +478,7 @@ fn guards_may_go_oldest_first_and_latest_first() {
 #[test]
 fn divergences_across_devices() {
     if !tch::Cuda::is_available() {
-        println!("divergences_across_devices: skipped, CUDA is not available");
+        writeln!(std::io::stderr(), "skipped: divergences_across_devices (CUDA is not available)").unwrap();
         return;
     }
     let there = |t: Tensor| t.to_device(tch::Device::Cuda(0));

@@ -3,6 +3,9 @@
 
 pub mod rows;
 
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Mutex;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Optimizer, Rule};
@@ -16,6 +19,15 @@ pub struct Place {
 
 pub const F64: Place = Place { kind: Kind::Double, device: Device::Cpu };
 
+/// Says once that the running test leaves out CUDA; past the capture of the test's output.
+pub fn skipped_on_cuda() {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    if SAID.lock().unwrap().insert(test.clone()) {
+        writeln!(std::io::stderr(), "skipped: {test} on CUDA, which is not available").unwrap();
+    }
+}
+
 /// The CPU with weights in f64, f32 and bf16, and the first CUDA device where there is one.
 pub fn places() -> Vec<Place> {
     let at = |device| move |kind| Place { kind, device };
@@ -23,7 +35,7 @@ pub fn places() -> Vec<Place> {
     if tch::Cuda::is_available() {
         places.extend([Kind::Double, Kind::Float, Kind::BFloat16].map(at(Device::Cuda(0))));
     } else {
-        println!("{}: skipped on CUDA, which is not available", std::thread::current().name().unwrap_or("?"));
+        skipped_on_cuda();
     }
     places
 }
