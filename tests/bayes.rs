@@ -476,6 +476,7 @@ fn guards_may_go_oldest_first_and_latest_first() {
 
 /// The one of a model on CUDA, the other from a file.
 #[test]
+#[allow(clippy::explicit_write)] // `eprintln!` is captured
 fn divergences_across_devices() {
     if !tch::Cuda::is_available() {
         writeln!(std::io::stderr(), "skipped: divergences_across_devices (CUDA is not available)").unwrap();

@@ -20,6 +20,7 @@ pub struct Place {
 pub const F64: Place = Place { kind: Kind::Double, device: Device::Cpu };
 
 /// Says once that the running test leaves out CUDA; past the capture of the test's output.
+#[allow(clippy::explicit_write)] // `eprintln!` is captured
 pub fn skipped_on_cuda() {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let test = std::thread::current().name().unwrap_or("?").to_owned();
