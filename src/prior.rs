@@ -13,10 +13,10 @@ use tch::Tensor;
 /// `Prior` given to [`Rule::prior`](crate::Rule::prior) takes its place. In every step δ = P₀/ess with the ess of that
 /// optimizer, so the same posterior serves tasks of different size (`docs/scales.md`).
 #[derive(Debug)]
-pub struct Prior(Kind);
+pub struct Prior(Form);
 
 #[derive(Debug)]
-enum Kind {
+enum Form {
     Isotropic { precision: f64 },
     Posterior { q: DiagonalGaussian, elsewhere: Option<f64> },
 }
@@ -26,7 +26,7 @@ impl Prior {
     /// decay of precision/ess, and it stays so when ess changes. In [`AdamW`](crate::AdamW), whose decay is no prior, it
     /// acts beside the decay.
     pub fn isotropic(precision: f64) -> Self {
-        Prior(Kind::Isotropic { precision })
+        Prior(Form::Isotropic { precision })
     }
 
     /// For a prior built from a posterior: parameters that the posterior does not know (new heads) get the isotropic
@@ -34,16 +34,16 @@ impl Prior {
     #[must_use]
     pub fn elsewhere(self, delta: f64) -> Self {
         match self.0 {
-            Kind::Posterior { q, .. } => Prior(Kind::Posterior { q, elsewhere: Some(delta) }),
-            isotropic @ Kind::Isotropic { .. } => Prior(isotropic),
+            Form::Posterior { q, .. } => Prior(Form::Posterior { q, elsewhere: Some(delta) }),
+            isotropic @ Form::Isotropic { .. } => Prior(isotropic),
         }
     }
 
     /// Errors if a number is out of range, or if the posterior has a parameter that the model has not.
     pub(crate) fn check(&self, params: &Params) -> Result<()> {
         match &self.0 {
-            Kind::Isotropic { precision } => Isotropic::Precision(*precision).validate(),
-            Kind::Posterior { q, elsewhere } => {
+            Form::Isotropic { precision } => Isotropic::Precision(*precision).validate(),
+            Form::Posterior { q, elsewhere } => {
                 elsewhere.map_or(Ok(()), |delta| Isotropic::Delta(delta).validate())?;
                 q.names().find(|name| params.find(name).is_none()).map_or(Ok(()), |name| {
                     Err(Error::parameter(
@@ -58,8 +58,8 @@ impl Prior {
     /// The prior of one parameter.
     pub(crate) fn of(&self, leaf: &Leaf) -> Result<PriorOf> {
         match &self.0 {
-            Kind::Isotropic { precision } => Ok(PriorOf::Isotropic(Isotropic::Precision(*precision))),
-            Kind::Posterior { q, elsewhere } => {
+            Form::Isotropic { precision } => Ok(PriorOf::Isotropic(Isotropic::Precision(*precision))),
+            Form::Posterior { q, elsewhere } => {
                 let Some(entry) = leaf.names.iter().find_map(|name| q.entry(name)) else {
                     return elsewhere.map(|delta| PriorOf::Isotropic(Isotropic::Delta(delta))).ok_or_else(|| {
                         Error::parameter(
@@ -84,13 +84,13 @@ impl Prior {
 
 impl From<&DiagonalGaussian> for Prior {
     fn from(q: &DiagonalGaussian) -> Self {
-        Prior(Kind::Posterior { q: q.shallow_clone(), elsewhere: None })
+        Prior(Form::Posterior { q: q.shallow_clone(), elsewhere: None })
     }
 }
 
 impl From<DiagonalGaussian> for Prior {
     fn from(q: DiagonalGaussian) -> Self {
-        Prior(Kind::Posterior { q, elsewhere: None })
+        Prior(Form::Posterior { q, elsewhere: None })
     }
 }
 

@@ -27,9 +27,18 @@ struct Content<R> {
     /// Absent if the noise was given as tensors.
     noise: Option<Philox>,
     steps: u64,
-    /// Weight, evaluations, loss and form of what is accumulated.
-    accumulated: (f64, u64, f64, bool),
+    accumulated: Accumulated,
     parameters: Vec<Parameter<R>>,
+}
+
+/// [`Sums`] without its tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Accumulated {
+    weight: f64,
+    evaluations: u64,
+    loss: f64,
+    per_example: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,8 +49,10 @@ struct Parameter<R> {
     config: R,
     /// Absent if the prior is tensors.
     prior: Option<Isotropic>,
-    /// Whether a gradient, and a curvature statistic, is accumulated.
-    accumulated: (bool, bool),
+    /// Whether the file has its accumulated gradient.
+    gradient: bool,
+    /// Whether the file has its accumulated curvature statistic.
+    curvature: bool,
 }
 
 impl<R: Rule> Optimizer<R> {
@@ -77,12 +88,10 @@ impl<R: Rule> Optimizer<R> {
                 let t = sums.get(i).and_then(Option::as_ref);
                 t.inspect(|t| put(what, t)).is_some()
             };
-            let accumulated = (
-                accumulated("accumulated.gradient", &self.sums.gradients),
-                accumulated("accumulated.curvature", &self.sums.curvature),
-            );
+            let gradient = accumulated("accumulated.gradient", &self.sums.gradients);
+            let curvature = accumulated("accumulated.curvature", &self.sums.curvature);
             let (name, steps, config) = (leaf.name().to_owned(), slot.steps, slot.config);
-            parameters.push(Parameter { name, steps, config, prior, accumulated });
+            parameters.push(Parameter { name, steps, config, prior, gradient, curvature });
         }
         let content = Content {
             config: self.config,
@@ -90,7 +99,12 @@ impl<R: Rule> Optimizer<R> {
             clip: self.clip,
             noise: if let Noise::Philox(p) = self.noise { Some(p) } else { None },
             steps: self.steps,
-            accumulated: (self.sums.weight, self.sums.evaluations, self.sums.loss, self.sums.per_example),
+            accumulated: Accumulated {
+                weight: self.sums.weight,
+                evaluations: self.sums.evaluations,
+                loss: self.sums.loss,
+                per_example: self.sums.per_example,
+            },
             parameters,
         };
         checkpoint::save(path.as_ref(), &form::<R>(), &tensors, &content)
@@ -131,7 +145,7 @@ impl<R: Rule> Optimizer<R> {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
 
-        let (weight, evaluations, loss, per_example) = content.accumulated;
+        let Accumulated { weight, evaluations, loss, per_example } = content.accumulated;
         if weight < 0.0 {
             return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
         }
@@ -223,8 +237,8 @@ impl<R: Rule> Restored<R> {
             Some(prior) => prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?,
             None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
         };
-        let gradient = p.accumulated.0.then(|| take("accumulated.gradient")).transpose()?;
-        let curvature = p.accumulated.1.then(|| take("accumulated.curvature")).transpose()?;
+        let gradient = p.gradient.then(|| take("accumulated.gradient")).transpose()?;
+        let curvature = p.curvature.then(|| take("accumulated.curvature")).transpose()?;
         let config: R = config(path, p.config)?;
         prior.admits(config).map_err(|e| Error::file(path, e))?;
         if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
