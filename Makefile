@@ -6,7 +6,7 @@ FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics lint bench reproduce clean
+.PHONY: help setup demo test lint bench reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -19,9 +19,6 @@ demo: setup ## train, compare and draw; prints where the pictures and the report
 
 test: setup ## every test: unit, integration, examples, doctests
 	$(CARGO) test $(FLAGS)
-
-test-statistics: setup ## the long tests, which `make test` leaves out
-	$(CARGO) test --release --tests $(FLAGS) -- --ignored
 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

@@ -57,8 +57,7 @@ fn loss_decreases<R: Rule>(row: &Row<R>) {
             opt.step(|| net.losses()).unwrap();
         }
         let after = net.loss();
-        // Rows under a strong prior end near 0.37 of the start, where their samples' noise moves them by some 0.03.
-        assert!(after < 0.45 * before, "{place:?}: {before} → {after}");
+        assert!(after < 0.35 * before, "{place:?}: {before} → {after}");
         assert_eq!(opt.steps(), 150);
     }
 }

@@ -66,5 +66,5 @@ rows! {
         .beta2(0.99).clip_radius(1.0).builder(), 0.2;
     ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).antithetic(true).mc_samples(2).beta2(0.99).debias(false)
         .builder(), 0.2;
-    ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).prior(prior(vs)), 0.004;
+    ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).mc_samples(4).prior(prior(vs)), 0.008;
 }
