@@ -251,3 +251,35 @@ fn ivon_settles_at_the_best_gaussian() {
         }
     }
 }
+
+/// Gradients computed elsewhere give the step that the optimizer's own backward pass gives.
+#[test]
+fn given_gradients_take_the_same_step() {
+    use tch::{Device, Kind, Tensor, nn::VarStore};
+    use tch_blr::{Ivon, Philox, Rule};
+    let run = |given: bool| {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[3], tch::nn::Init::Const(0.5));
+        let mut opt = Ivon::default().ess(100.0).noise(Philox { seed: 3 }).build(&vs, 0.1).unwrap();
+        for _ in 0..3 {
+            let evaluation = opt.perturbed().unwrap();
+            let loss = (&w * 2.0 - 1.0).square().sum(Kind::Float);
+            if given {
+                let gradient = Tensor::run_backward(&[&loss], &[&w], false, false).remove(0);
+                evaluation.with_gradients(loss.double_value(&[]), vec![Some(gradient)], Vec::new()).unwrap();
+            } else {
+                evaluation.backward(loss).unwrap();
+            }
+            opt.update().unwrap();
+        }
+        let e = opt.perturbed().unwrap();
+        let short = e.with_gradients(0.0, Vec::new(), Vec::new()).unwrap_err().to_string();
+        assert!(short.contains("expected 1"), "{short}");
+        let e = opt.perturbed().unwrap();
+        let flat = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+        let shape = e.with_gradients(0.0, vec![Some(flat)], Vec::new()).unwrap_err().to_string();
+        assert!(shape.contains("`w`") && shape.contains("[3]"), "{shape}");
+        Vec::<f32>::try_from(w.detach()).unwrap()
+    };
+    assert_eq!(run(true), run(false));
+}

@@ -21,6 +21,16 @@ pub(super) struct Begun {
     buffers: Buffers,
 }
 
+/// Derivatives of the loss at one point, per parameter; `None` where the loss does not depend on it.
+pub(super) struct Found {
+    pub loss: f64,
+    pub weight: f64,
+    pub per_example: bool,
+    pub gradients: Vec<Option<Tensor>>,
+    /// For [`Curvature::PerExample`], else empty.
+    pub squares: Vec<Option<Tensor>>,
+}
+
 impl<R: Rule> Optimizer<R> {
     /// Picks up new variables and looks at all before anything is done with them.
     pub(super) fn prepare(&mut self) -> Result<()> {
@@ -83,42 +93,92 @@ impl<R: Rule> Optimizer<R> {
         let loss = loss.into_tensor()?;
         buffers.unchanged()?;
         let loss = Loss::new(loss, self.steps)?;
-        let sums = self.differentiate(&loss, &noise, &tape);
+        let found = self.differentiate(&loss, &tape);
         drop(guard);
         // The closure may have changed the variables, and what is kept now has to fit them in the update.
         self.params.check()?;
-        sums
+        self.statistics(found?, &noise)
     }
 
-    /// Gradients and curvature statistics of one evaluation, while the variables are still where it took place.
-    fn differentiate(&mut self, loss: &Loss, noise: &[Option<Tensor>], tape: &Tape) -> Result<Sums> {
+    /// As [`Optimizer::end`] with derivatives that were computed elsewhere.
+    pub(super) fn end_with(&mut self, begun: Begun, found: Found) -> Result<Sums> {
+        let Begun { guard, noise, .. } = begun;
+        drop(guard);
+        self.params.check()?;
+        let squares = self.config.curvature() == Curvature::PerExample;
+        let count = self.params.len();
+        if found.gradients.len() != count || found.squares.len() != if squares { count } else { 0 } {
+            return Err(Error::Parameters(format!(
+                "{} gradients and {} squares were given: expected {count} and {}, one per parameter in the order of \
+                 params().names()",
+                found.gradients.len(),
+                found.squares.len(),
+                if squares { count } else { 0 }
+            )));
+        }
+        for (i, leaf) in self.params.leaves().iter().enumerate() {
+            let given = found.gradients[i].iter().chain(found.squares.get(i).and_then(Option::as_ref));
+            for t in given {
+                let (size, device) = (t.size(), t.device());
+                if (&size, device) != (&leaf.tensor.size(), leaf.tensor.device()) {
+                    return Err(Error::parameter(
+                        leaf.name(),
+                        format!(
+                            "a gradient of shape {size:?} on {device:?} was given: expected {:?} on {:?}",
+                            leaf.tensor.size(),
+                            leaf.tensor.device()
+                        ),
+                    ));
+                }
+            }
+        }
+        if !found.loss.is_finite() {
+            return Err(Error::NonFiniteLoss { value: found.loss, step: self.steps });
+        }
+        self.statistics(found, &noise)
+    }
+
+    /// Gradients of one evaluation, and squares where the row wants them, while the variables are still where it took
+    /// place.
+    fn differentiate(&mut self, loss: &Loss, tape: &Tape) -> Result<Found> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         if trained.is_empty() {
             // A backward pass with respect to nothing would accumulate into every variable's `.grad`.
             return Err(Error::Parameters("the closure has frozen all of them".to_owned()));
         }
-        let per_example = self.config.curvature() == Curvature::PerExample;
-        let (found, squares, mixed) = if per_example {
-            let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
-            let found =
-                curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
-            (found.gradient, found.squares, found.mixed)
-        } else {
-            let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
-            let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
-            (found.into_iter().map(|g| g.defined().then_some(g)).collect(), Vec::new(), false)
-        };
-        let _no_grad = tch::no_grad_guard();
         let spread = |found: Vec<Option<Tensor>>| {
             let mut all: Vec<Option<Tensor>> = leaves.iter().map(|_| None).collect();
-            for ((i, leaf), g) in trained.iter().zip(found) {
-                all[*i] = g.map(|g| dense(&g, leaf));
+            for ((i, _), g) in trained.iter().zip(found) {
+                all[*i] = g;
             }
             all
         };
-        let mut gradients = spread(found);
-        let norm = self.finite("gradient", &gradients)?;
+        let (gradients, squares) = if self.config.curvature() == Curvature::PerExample {
+            let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
+            let found =
+                curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
+            let result = (spread(found.gradient), spread(found.squares));
+            // Without a tape nothing was compared: the losses were differentiated one by one.
+            self.taps_checked = !found.mixed && (self.taps_checked || !tape.taps().is_empty());
+            result
+        } else {
+            let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
+            let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
+            (spread(found.into_iter().map(|g| g.defined().then_some(g)).collect()), Vec::new())
+        };
+        let (weight, per_example) = (loss.weight(), loss.per_example.is_some());
+        Ok(Found { loss: loss.value, weight, per_example, gradients, squares })
+    }
+
+    /// What the update needs of one evaluation at m+e.
+    fn statistics(&self, found: Found, noise: &[Option<Tensor>]) -> Result<Sums> {
+        let _no_grad = tch::no_grad_guard();
+        let Found { loss, weight, per_example, mut gradients, mut squares } = found;
+        for (leaf, t) in self.params.leaves().iter().cycle().zip(gradients.iter_mut().chain(&mut squares)) {
+            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(&t, leaf));
+        }
+        let gradient_norm = self.finite("gradient", &gradients)?;
         if let Some(clip) = self.clip {
             clip.apply(&mut gradients);
         }
@@ -130,22 +190,11 @@ impl<R: Rule> Optimizer<R> {
                 gradients.iter().zip(noise).map(product).collect()
             }
             Curvature::PerExample => {
-                let squares = spread(squares);
                 self.finite("per-example square", &squares)?;
                 squares
             }
         };
-        // Without a tape nothing was compared: the losses were differentiated one by one.
-        self.taps_checked = !mixed && (self.taps_checked || !tape.taps().is_empty());
-        Ok(Sums {
-            weight: loss.weight(),
-            evaluations: 1,
-            loss: loss.value,
-            gradient_norm: norm,
-            per_example: loss.per_example.is_some(),
-            gradients,
-            curvature,
-        })
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, curvature })
     }
 
     /// The global L2 norm; an error if an element is not finite.

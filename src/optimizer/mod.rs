@@ -203,6 +203,20 @@ impl<R: Rule> Evaluation<'_, R> {
         optimizer.sums.merge(sums)?;
         Ok(loss)
     }
+
+    /// As [`Evaluation::backward`] with derivatives that were computed elsewhere at the perturbed weights, for example
+    /// summed over processes: the loss, its gradients and, for rows of [`Curvature::PerExample`](crate::Curvature), the
+    /// means (1/B) Σᵢ (∇ℓᵢ)² (else none). One per parameter in the order of [`Params::names`], of its shape; `None` where
+    /// the loss does not depend on it.
+    ///
+    /// # Errors
+    /// Another number of tensors or other shapes, a loss or gradient that is not finite. Nothing has changed then.
+    pub fn with_gradients(self, loss: f64, gradients: Vec<Option<Tensor>>, squares: Vec<Option<Tensor>>) -> Result<()> {
+        let Evaluation { optimizer, begun } = self;
+        let found = evaluate::Found { loss, weight: 1.0, per_example: false, gradients, squares };
+        let sums = optimizer.end_with(begun, found)?;
+        optimizer.sums.merge(sums)
+    }
 }
 
 /// tch's own forms, for the rows that evaluate the loss at the mean only.
