@@ -133,7 +133,7 @@ pub use optim::{
     Adam, AdamW, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp, Rule, Sgd, Site,
     Vogn, Von, VonCurvature, When,
 };
-pub use optimizer::{Builder, Diagnostics, Evaluation, Optimizer, Sigma};
+pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
 pub use prior::Prior;

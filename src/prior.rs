@@ -1,6 +1,5 @@
 //! The prior over the weights: isotropic, or yesterday's posterior.
 
-use crate::kernel::Field;
 use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
@@ -161,17 +160,5 @@ impl PriorOf {
 
     pub(crate) fn is_posterior(&self) -> bool {
         matches!(self, PriorOf::Posterior { .. })
-    }
-
-    /// (m₀, δ) as an update takes them.
-    pub(crate) fn fields(&self, config: &impl Rule) -> [Field; 2] {
-        match self {
-            PriorOf::Isotropic(prior) => [Field::Number(0.0), Field::Number(prior.delta(config))],
-            PriorOf::Posterior { mean, precision } => {
-                let ess = config.effective_sample_size().unwrap_or(f64::NAN);
-                let _no_grad = tch::no_grad_guard();
-                [Field::Tensor(mean.shallow_clone()), Field::Tensor(precision / ess)]
-            }
-        }
     }
 }

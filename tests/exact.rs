@@ -252,11 +252,41 @@ fn ivon_settles_at_the_best_gaussian() {
     }
 }
 
+/// A state that the configuration has no use for takes no memory, and starts anew when it is wanted: momentum that is
+/// switched on after a step begins at b = 0, as in the first step.
+#[test]
+fn a_state_exists_while_it_is_of_use() {
+    use tch::{Device, Kind, nn::Init, nn::VarStore};
+    use tch_blr::{Adam, RmsProp, Rule, Sgd};
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().var("w", &[1], Init::Const(1.0));
+    let mut opt = Sgd::default().dampening(0.5).build(&vs, 0.25).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sgd.safetensors");
+    let step = |opt: &mut tch_blr::Optimizer<Sgd>| opt.step(|| (&w * 4.0).sum(Kind::Float)).unwrap();
+    step(&mut opt);
+    step(&mut opt);
+    assert_eq!(w.double_value(&[0]), 1.0 - 2.0); // no dampening without momentum
+    assert!(opt.state("w", "momentum").is_none());
+    opt.save(&path).unwrap();
+    opt.configure(|c| c.momentum(0.5)).unwrap();
+    step(&mut opt);
+    assert_eq!(opt.state("w", "momentum").unwrap().double_value(&[0]), 2.0);
+    opt.load(&path).unwrap();
+    assert!(opt.state("w", "momentum").is_none() && w.double_value(&[0]) == -1.0);
+
+    let adam = Adam::default().build(&vs, 0.1).unwrap();
+    assert!(adam.state("w", "square").is_some() && adam.state("w", "square_max").is_none());
+    let centered = RmsProp::default().centered(true).build(&vs, 0.1).unwrap();
+    assert!(centered.state("w", "mean_gradient").is_some() && centered.state("w", "momentum").is_none());
+}
+
 /// Gradients computed elsewhere give the step that the optimizer's own backward pass gives.
 #[test]
 fn given_gradients_take_the_same_step() {
     use tch::{Device, Kind, Tensor, nn::VarStore};
-    use tch_blr::{Ivon, Philox, Rule};
+    use tch_blr::{Derivatives, Ivon, Philox, Rule};
+    let derivatives = |loss, gradients| Derivatives { loss, examples: None, gradients, squares: Vec::new() };
     let run = |given: bool| {
         let vs = VarStore::new(Device::Cpu);
         let w = vs.root().var("w", &[3], tch::nn::Init::Const(0.5));
@@ -266,18 +296,17 @@ fn given_gradients_take_the_same_step() {
             let loss = (&w * 2.0 - 1.0).square().sum(Kind::Float);
             if given {
                 let gradient = Tensor::run_backward(&[&loss], &[&w], false, false).remove(0);
-                evaluation.with_gradients(loss.double_value(&[]), vec![Some(gradient)], Vec::new()).unwrap();
+                evaluation.step_with(derivatives(loss.double_value(&[]), vec![Some(gradient)])).unwrap();
             } else {
-                evaluation.backward(loss).unwrap();
+                evaluation.step(loss).unwrap();
             }
-            opt.update().unwrap();
         }
         let e = opt.perturbed().unwrap();
-        let short = e.with_gradients(0.0, Vec::new(), Vec::new()).unwrap_err().to_string();
+        let short = e.step_with(derivatives(0.0, Vec::new())).unwrap_err().to_string();
         assert!(short.contains("expected 1"), "{short}");
         let e = opt.perturbed().unwrap();
         let flat = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        let shape = e.with_gradients(0.0, vec![Some(flat)], Vec::new()).unwrap_err().to_string();
+        let shape = e.backward_with(derivatives(0.0, vec![Some(flat)])).unwrap_err().to_string();
         assert!(shape.contains("`w`") && shape.contains("[3]"), "{shape}");
         Vec::<f32>::try_from(w.detach()).unwrap()
     };

@@ -9,7 +9,7 @@ use tch::Tensor;
 ///
 /// The variables' memory is exchanged, not written to, so evaluate and differentiate while the guard lives: libtorch
 /// refuses to differentiate a graph that was recorded before the exchange, or before the way back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Perturbed {
     exchanged: Vec<Exchanged>,
@@ -26,11 +26,11 @@ struct Exchanged {
 
 impl Perturbed {
     /// Gives each variable the storage of its new value.
-    pub(crate) fn enter(changes: impl IntoIterator<Item = (Tensor, Tensor)>) -> crate::Result<Self> {
+    pub(crate) fn enter<'a>(changes: impl IntoIterator<Item = (&'a Tensor, Tensor)>) -> crate::Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let mut guard = Perturbed { exchanged: Vec::new() };
-        for (mut variable, value) in changes {
-            let original = variable.detach();
+        let mut guard = Perturbed::default();
+        for (variable, value) in changes {
+            let (mut variable, original) = (variable.shallow_clone(), variable.detach());
             variable.f_set_data(&value)?;
             kernel::note_write(&variable);
             guard.exchanged.push(Exchanged { variable, original, value });

@@ -34,7 +34,7 @@ impl Clip {
                 }
             }
             Clip::Norm(max) => {
-                let norm = gradients.iter().flatten().map(kernel::sum_of_squares).sum::<f64>().sqrt();
+                let norm = kernel::sum_of_squares(gradients.iter().flatten()).sqrt();
                 if norm > max {
                     for g in gradients.iter_mut().flatten() {
                         *g = &*g * (max / norm);

@@ -63,11 +63,6 @@ impl Loss {
         }
         Ok(Loss { mean, per_example, value })
     }
-
-    /// How much this evaluation counts beside others: the number of examples if that is known, else 1.
-    pub(crate) fn weight(&self) -> f64 {
-        self.per_example.as_ref().map_or(1.0, |losses| losses.size()[0] as f64)
-    }
 }
 
 #[cfg(test)]
@@ -79,9 +74,9 @@ mod tests {
     fn takes_a_mean_or_per_example_losses_and_nothing_else() {
         let w = Tensor::from_slice(&[1.0, 2.0, 6.0]).set_requires_grad(true);
         let per_example = Loss::new(w.shallow_clone(), 0).unwrap();
-        assert_eq!((per_example.value, per_example.weight()), (3.0, 3.0));
+        assert_eq!((per_example.value, per_example.per_example.unwrap().size()[0]), (3.0, 3));
         let mean = Loss::new(w.sum(Kind::Double), 0).unwrap();
-        assert_eq!((mean.value, mean.weight()), (9.0, 1.0));
+        assert!(mean.value == 9.0 && mean.per_example.is_none());
 
         let refused = |t: Tensor| Loss::new(t, 7).unwrap_err().to_string();
         assert!(refused(Tensor::new()).contains("undefined"));

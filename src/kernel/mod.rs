@@ -5,12 +5,14 @@ mod lanes;
 mod noise;
 mod real;
 mod tensors;
+mod threads;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, STEPS, groups};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
+use arrayvec::ArrayVec;
 use tch::{Device, Kind, Tensor};
 
 /// A computation that maps the elements of its inputs at one position to the elements of its outputs there.
@@ -21,66 +23,71 @@ pub(crate) trait Elementwise {
 }
 
 /// An input: one number for all positions, a tensor of the outputs' shape, or standard normals.
-#[derive(Debug)]
-pub(crate) enum Field {
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Field<'a> {
     Number(f64),
-    Tensor(Tensor),
+    Tensor(&'a Tensor),
     Noise { seed: u64, at: Draw },
-}
-
-impl Field {
-    pub(crate) fn shallow_clone(&self) -> Field {
-        match self {
-            Field::Number(x) => Field::Number(*x),
-            Field::Tensor(t) => Field::Tensor(t.shallow_clone()),
-            Field::Noise { seed, at } => Field::Noise { seed: *seed, at: *at },
-        }
-    }
 }
 
 /// States that a rule may have.
 pub(crate) const MAX_STATES: usize = 8;
+/// The most inputs and outputs that a computation has: those of an update.
+const INPUTS: usize = 5 + MAX_STATES;
+const OUTPUTS: usize = 1 + MAX_STATES;
+
+/// Inputs of a job.
+pub(crate) type Inputs<'a> = ArrayVec<Field<'a>, INPUTS>;
+/// Outputs of a job; `None` for a result that nobody wants.
+pub(crate) type Outputs<'a> = ArrayVec<Option<&'a Tensor>, OUTPUTS>;
 
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
 /// All tensors have one shape, device and kind (f32 or f64).
 #[derive(Debug)]
-pub(crate) struct Job<E> {
+pub(crate) struct Job<'a, E> {
     pub f: E,
-    pub inputs: Vec<Field>,
-    pub outputs: Vec<Tensor>,
+    pub inputs: Inputs<'a>,
+    pub outputs: Outputs<'a>,
 }
 
-impl<E> Job<E> {
-    /// The kind of number if raw memory will do.
+/// The kind of number if raw memory will do: contiguous, on the CPU, f32 or f64.
+fn lanes(t: &Tensor) -> Option<Kind> {
+    (t.device() == Device::Cpu && t.is_contiguous())
+        .then(|| t.kind())
+        .filter(|k| matches!(k, Kind::Float | Kind::Double))
+}
+
+impl<E> Job<'_, E> {
     fn lanes(&self) -> Option<Kind> {
-        let dense = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
-        let tensors = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(t) } else { None });
-        tensors.chain(&self.outputs).all(dense).then(|| self.outputs[0].kind())
+        let inputs = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
+        let mut kinds = inputs.chain(self.outputs.iter().flatten().copied()).map(lanes);
+        let first = kinds.next()??;
+        kinds.all(|k| k.is_some()).then_some(first)
     }
 }
 
 /// Runs the jobs of a step, those over raw memory all in one pass.
-pub(crate) fn run<E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
+pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<'a, E>>) {
     let _no_grad = tch::no_grad_guard();
     let (mut single, mut double) = (Vec::new(), Vec::new());
     for job in jobs {
         match job.lanes() {
             Some(Kind::Float) => single.push(job),
-            Some(Kind::Double) => double.push(job),
-            _ => tensors::run(job),
+            Some(_) => double.push(job),
+            None => tensors::run(job),
         }
     }
-    lanes::run::<f32, E>(&mut single);
-    lanes::run::<f64, E>(&mut double);
+    lanes::run::<f32, E>(single);
+    lanes::run::<f64, E>(double);
 }
 
 /// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate
 /// a graph that was recorded before.
 pub(crate) fn note_write(t: &Tensor) {
     let _no_grad = tch::no_grad_guard();
-    // Writing in place to none of its elements moves the version counter on, which all views share.
-    _ = t.f_unsqueeze(0).and_then(|t| t.f_narrow(0, 0, 0)?.f_zero_());
+    // Changing a shape in place moves the version counter on, which all views share, even if the change is none.
+    _ = t.shallow_clone().f_transpose_(0, 0);
 }
 
 #[cfg(test)]
@@ -104,8 +111,13 @@ mod tests {
         let x = Tensor::linspace(-2.0, 3.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
         let y = Tensor::linspace(1.5, -1.0, 24, (kind, Device::Cpu)).reshape([4, 6]);
         let outputs = [make(&x), make(&Tensor::zeros_like(&x))];
-        let inputs = vec![Field::Tensor(outputs[0].shallow_clone()), Field::Tensor(make(&y)), Field::Number(0.25)];
-        run(vec![Job { f: AllOperations, inputs, outputs: outputs.iter().map(Tensor::shallow_clone).collect() }]);
+        let y = make(&y);
+        let inputs = [Field::Tensor(&outputs[0]), Field::Tensor(&y), Field::Number(0.25)];
+        run([Job {
+            f: AllOperations,
+            inputs: inputs.into_iter().collect(),
+            outputs: outputs.iter().map(Some).collect(),
+        }]);
         outputs.map(|t| Vec::<f64>::try_from(t.contiguous().flatten(0, -1).to_kind(Kind::Double)).unwrap())
     }
 
@@ -140,8 +152,8 @@ mod tests {
                 if transposed { t.tr().contiguous().tr() } else { t }
             };
             let outputs = [t(1.0), t(2.0), t(3.0)];
-            let inputs = [0, 1].map(|i: usize| Field::Tensor(outputs[i].shallow_clone())).into();
-            run(vec![Job { f: Rotation, inputs, outputs: outputs.iter().map(Tensor::shallow_clone).collect() }]);
+            let inputs = outputs[..2].iter().map(Field::Tensor).collect();
+            run([Job { f: Rotation, inputs, outputs: outputs.iter().map(Some).collect() }]);
             assert_eq!(outputs.map(|t| t.double_value(&[1, 2])), [3.0, 1.0, 2.0], "transposed: {transposed}");
         }
     }

@@ -72,6 +72,23 @@ pub(crate) struct Draw {
     pub group: u64,
 }
 
+/// The noise of one parameter: where it will be generated, or what it is.
+#[derive(Debug)]
+pub(crate) enum Drawn {
+    Counter { seed: u64, at: Draw },
+    Tensor(Tensor),
+}
+
+impl Drawn {
+    /// As an input of the kernel.
+    pub(crate) fn field(&self) -> Field<'_> {
+        match self {
+            Drawn::Counter { seed, at } => Field::Noise { seed: *seed, at: *at },
+            Drawn::Tensor(z) => Field::Tensor(z),
+        }
+    }
+}
+
 /// How many steps have noise of their own.
 pub(crate) const STEPS: u64 = 1 << 48;
 
@@ -81,11 +98,11 @@ pub(crate) fn groups(n: usize) -> u64 {
 }
 
 impl Noise {
-    /// Standard normals for a parameter, as an input of the kernel.
-    pub(crate) fn field(&self, at: Draw, like: &Tensor) -> Result<Field> {
-        let Given(z) = match self {
-            Noise::Philox(p) => return Ok(Field::Noise { seed: p.seed, at }),
-            Noise::Given(given) => given,
+    /// Standard normals for a parameter.
+    pub(crate) fn draw(&self, at: Draw, like: &Tensor) -> Result<Drawn> {
+        let z = match self {
+            Noise::Philox(p) => return Ok(Drawn::Counter { seed: p.seed, at }),
+            Noise::Given(Given(z)) => z,
         };
         let (step, sample) = (at.step as usize, at.sample as usize);
         let z = z.get(step).and_then(|s| s.get(sample)).and_then(|s| s.get(at.parameter)).ok_or_else(|| {
@@ -102,7 +119,7 @@ impl Noise {
                 like.size()
             )));
         }
-        Ok(Field::Tensor(z.to_kind(like.kind()).to_device(like.device()).contiguous()))
+        Ok(Drawn::Tensor(z.to_kind(like.kind()).to_device(like.device()).contiguous()))
     }
 }
 
@@ -354,14 +371,14 @@ mod tests {
         let like = Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let first = Draw { step: 0, sample: 0, parameter: 0, group: 0 };
         let noise = Noise::from(z);
-        let Field::Tensor(got) = noise.field(first, &like).unwrap() else { panic!("given noise is a tensor") };
+        let Ok(Drawn::Tensor(got)) = noise.draw(first, &like) else { panic!("given noise is a tensor") };
         assert_eq!(
             (got.kind(), Vec::<f64>::try_from(got.to_kind(Kind::Double)).unwrap()),
             (Kind::Float, vec![1.0, 2.0])
         );
-        let missing = noise.field(Draw { sample: 1, ..first }, &like).unwrap_err();
+        let missing = noise.draw(Draw { sample: 1, ..first }, &like).unwrap_err();
         assert!(missing.to_string().contains("sample 1"), "{missing}");
-        let shape = noise.field(first, &like.narrow(0, 0, 1)).unwrap_err();
+        let shape = noise.draw(first, &like.narrow(0, 0, 1)).unwrap_err();
         assert!(shape.to_string().contains("expected [1]"), "{shape}");
     }
 }

@@ -106,28 +106,30 @@ impl Real for Expr<'_> {
     }
 }
 
-pub(super) fn run<E: Elementwise>(Job { f, inputs, mut outputs }: Job<E>) {
+pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
     let arena = Arena::default();
+    let like = outputs.iter().flatten().next().expect("a job has an output");
     let fields: Vec<Expr> = inputs
         .iter()
-        .map(|x| match x {
-            Field::Number(x) => Expr::Number(*x),
+        .map(|x| match *x {
+            Field::Number(x) => Expr::Number(x),
             Field::Tensor(t) => arena.push(t.shallow_clone()),
-            Field::Noise { seed, at } => arena.push(noise::normals(*seed, *at, &outputs[0])),
+            Field::Noise { seed, at } => arena.push(noise::normals(seed, at, like)),
         })
         .collect();
     let given = arena.0.borrow().len();
     let written = RefCell::new(Vec::new());
     f.eval(|i| fields[i], |o, x| written.borrow_mut().push((o, x)));
     let nodes = arena.0.borrow();
-    let result = |(o, x): (usize, Expr)| match x {
-        Expr::Number(x) => (o, outputs[o].full_like(x)),
+    let wanted = written.into_inner().into_iter().filter_map(|(o, x)| Some((outputs[o]?.shallow_clone(), x)));
+    let result = |(output, x): (Tensor, Expr)| match x {
+        Expr::Number(x) => (output.full_like(x), output),
         // An input itself: its memory may be that of an output which is written before this one.
-        Expr::Node(_, i) if i < given => (o, nodes[i].copy()),
-        Expr::Node(_, i) => (o, nodes[i].shallow_clone()),
+        Expr::Node(_, i) if i < given => (nodes[i].copy(), output),
+        Expr::Node(_, i) => (nodes[i].shallow_clone(), output),
     };
-    let results: Vec<(usize, Tensor)> = written.into_inner().into_iter().map(result).collect();
-    for (o, x) in results {
-        outputs[o].copy_(&x);
+    let results: Vec<(Tensor, Tensor)> = wanted.map(result).collect();
+    for (x, mut output) in results {
+        output.copy_(&x);
     }
 }

@@ -56,6 +56,9 @@ impl Rule for Adam {
     fn initial(&self, _: bool) -> [f64; 3] {
         [0.0; 3]
     }
+    fn keeps(&self, state: usize) -> bool {
+        Self::STATE[state] != "square_max" || self.amsgrad
+    }
     fn coefficients(&self, when: When) -> [f64; 8] {
         let debias = |beta: f64| if when.t == 0 { 1.0 } else { 1.0 - beta.powf(when.t as f64) };
         let rate = self.lr * when.lr_factor / debias(self.beta1);

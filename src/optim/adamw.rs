@@ -65,6 +65,9 @@ impl Rule for AdamW {
     fn initial(&self, posterior_prior: bool) -> [f64; 3] {
         self.adam().initial(posterior_prior)
     }
+    fn keeps(&self, state: usize) -> bool {
+        self.adam().keeps(state)
+    }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let [a, b, c, d, e, f, g, h] = self.adam().coefficients(when);
         [a, b, c, d, e, f, g, h, 1.0 - self.lr * when.lr_factor * self.weight_decay]

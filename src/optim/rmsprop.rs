@@ -58,6 +58,13 @@ impl Rule for RmsProp {
     fn initial(&self, _: bool) -> [f64; 3] {
         [0.0; 3]
     }
+    fn keeps(&self, state: usize) -> bool {
+        match Self::STATE[state] {
+            "momentum" => self.momentum > 0.0,
+            "mean_gradient" => self.centered,
+            _ => true,
+        }
+    }
     fn coefficients(&self, when: When) -> [f64; 6] {
         let ess = self.ess.unwrap_or(f64::INFINITY);
         [ess, self.lr * when.lr_factor, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]

@@ -124,6 +124,12 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
     }
     /// State before the first update; `posterior_prior` says that the prior is a posterior with a precision of its own.
     fn initial(&self, posterior_prior: bool) -> Self::State<f64>;
+    /// Whether this configuration keeps the state `STATE[state]`. A state that is not kept costs no memory: an update reads
+    /// its initial value, and what it makes of it is dropped.
+    fn keeps(&self, state: usize) -> bool {
+        let _ = state;
+        true
+    }
     /// What all weights of a parameter share in its t-th update.
     fn coefficients(&self, when: When) -> Self::Coefficients<f64>;
     /// The new mean and state of one weight.

@@ -10,7 +10,7 @@ config! {
     ///
     /// ```text
     /// u = ĝ + δ(m - m₀)
-    /// b ← μ b + (1-d) u                  d = 0 in the first step
+    /// b ← μ b + (1-d) u                  d = 0 in the first step and without momentum
     /// m ← m - α b                        Nesterov: m ← m - α (u + μ b)
     /// ```
     ///
@@ -52,8 +52,11 @@ impl Rule for Sgd {
     fn initial(&self, _: bool) -> [f64; 1] {
         [0.0]
     }
+    fn keeps(&self, _: usize) -> bool {
+        self.momentum > 0.0
+    }
     fn coefficients(&self, when: When) -> [f64; 3] {
-        let fresh = if when.t <= 1 { 1.0 } else { 1.0 - self.dampening };
+        let fresh = if when.t <= 1 || self.momentum == 0.0 { 1.0 } else { 1.0 - self.dampening };
         [self.lr * when.lr_factor, self.momentum, fresh]
     }
     fn update<T: Real>(&self, [lr, mu, fresh]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {

@@ -1,6 +1,7 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
-use super::{Optimizer, programs, sums::Sums};
+use super::programs::{Displacement, Form, Perturb, Square, Statistic};
+use super::{Optimizer, sums::Sums};
 use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
@@ -14,20 +15,22 @@ use tch::Tensor;
 /// An evaluation that has begun: weights at m+e, waiting for the loss there.
 pub(super) struct Begun {
     guard: Perturbed,
-    /// e, where there is a perturbation.
-    noise: Vec<Option<Tensor>>,
     /// For rows that need per-example gradients.
     recording: Option<Recording>,
     buffers: Buffers,
 }
 
-/// Derivatives of the loss at one point, per parameter; `None` where the loss does not depend on it.
-pub(super) struct Found {
+/// A loss and its derivatives at one point, one per parameter in the order of [`Params::names`], each of its parameter's
+/// shape; `None` where the loss does not depend on it.
+#[derive(Debug)]
+pub struct Derivatives {
+    /// Mean loss L of the batch.
     pub loss: f64,
-    pub weight: f64,
-    pub per_example: bool,
+    /// Number of examples B, if micro-batches are to count by it; `None` if they count equally.
+    pub examples: Option<u64>,
+    /// ∇L
     pub gradients: Vec<Option<Tensor>>,
-    /// For [`Curvature::PerExample`], else empty.
+    /// (1/B) Σᵢ (∇ℓᵢ)² for rows with [`Curvature::PerExample`]; empty for all others.
     pub squares: Vec<Option<Tensor>>,
 }
 
@@ -46,49 +49,46 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// Moves the trainable variables to the point of evaluation number `k` of this step.
-    pub(super) fn begin(&self, k: u64) -> Result<Begun> {
-        let mut noise: Vec<Option<Tensor>> = self.slots.iter().map(|_| None).collect();
-        let mut changes = Vec::new();
-        if let Some((sample, sign)) = self.config.expectation().draw(k) {
-            let _no_grad = tch::no_grad_guard();
-            let factor = self.schedule.factor(self.steps);
-            let mut jobs = Vec::new();
-            for (parameter, (slot, leaf)) in self.slots.iter().zip(self.params.leaves()).enumerate() {
-                if !leaf.trainable() {
-                    continue;
-                }
-                let mean = slot.mean(leaf).detach();
-                let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
-                let (theta, e) = (mean.empty_like(), mean.empty_like());
-                noise[parameter] = Some(e.shallow_clone());
-                changes.push((leaf, theta.shallow_clone()));
-                let z = self.noise.field(at, &mean)?;
-                let inputs = vec![Field::Tensor(mean), z, Field::Number(sign), slot.delta()];
-                jobs.push(Job {
-                    f: programs::Perturb(slot.next(factor)),
-                    inputs: programs::with_state(inputs, &slot.state),
-                    outputs: vec![theta, e],
-                });
-            }
-            kernel::run(jobs);
-        }
-        let changes =
-            changes.into_iter().map(|(leaf, theta)| (leaf.tensor.shallow_clone(), theta.to_kind(leaf.tensor.kind())));
-        let guard = Perturbed::enter(changes)?;
+    pub(super) fn begin(&mut self, k: u64) -> Result<Begun> {
+        let guard = match self.config.expectation().draw(k) {
+            Some((sample, sign)) => self.perturb(sample, sign)?,
+            None => Perturbed::default(),
+        };
         let per_example = self.config.curvature() == Curvature::PerExample;
         let look = per_example && !self.taps_checked;
         Ok(Begun {
             guard,
-            noise,
             recording: per_example.then(Recording::start),
             buffers: if look { Buffers::new(&self.params) } else { Buffers::default() },
         })
     }
 
+    /// m+e
+    fn perturb(&mut self, sample: u64, sign: f64) -> Result<Perturbed> {
+        let _no_grad = tch::no_grad_guard();
+        let mut noise = Vec::with_capacity(self.slots.len());
+        for (parameter, (slot, leaf)) in self.slots.iter_mut().zip(self.params.leaves()).enumerate() {
+            let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
+            noise.push(leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?);
+            if leaf.trainable() && slot.point.is_none() {
+                slot.point = Some(slot.mean(leaf).detach().empty_like());
+            }
+        }
+        let factor = self.schedule.factor(self.steps);
+        let all = self.slots.iter().zip(self.params.leaves()).zip(&noise);
+        let moved = all.filter_map(|((slot, leaf), z)| Some((slot, leaf, z.as_ref()?, slot.point.as_ref()?)));
+        kernel::run(moved.clone().map(|(slot, leaf, z, point)| Job {
+            f: Perturb(slot.next(factor)),
+            inputs: slot.with_state([Field::Tensor(slot.mean(leaf)), z.field(), Field::Number(sign), slot.delta()]),
+            outputs: [Some(point)].into_iter().collect(),
+        }));
+        Perturbed::enter(moved.map(|(_, leaf, _, point)| (&leaf.tensor, point.to_kind(leaf.tensor.kind()))))
+    }
+
     /// Differentiates the loss that was computed since [`Optimizer::begin`]; the variables hold the mean again
     /// afterwards.
     pub(super) fn end<L: IntoTensor>(&mut self, begun: Begun, loss: L) -> Result<Sums> {
-        let Begun { guard, noise, recording, buffers } = begun;
+        let Begun { guard, recording, buffers } = begun;
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let loss = loss.into_tensor()?;
         buffers.unchanged()?;
@@ -97,13 +97,12 @@ impl<R: Rule> Optimizer<R> {
         drop(guard);
         // The closure may have changed the variables, and what is kept now has to fit them in the update.
         self.params.check()?;
-        self.statistics(found?, &noise)
+        self.statistics(found?)
     }
 
     /// As [`Optimizer::end`] with derivatives that were computed elsewhere.
-    pub(super) fn end_with(&mut self, begun: Begun, found: Found) -> Result<Sums> {
-        let Begun { guard, noise, .. } = begun;
-        drop(guard);
+    pub(super) fn end_with(&mut self, begun: Begun, found: Derivatives) -> Result<Sums> {
+        drop(begun);
         self.params.check()?;
         let squares = self.config.curvature() == Curvature::PerExample;
         let count = self.params.len();
@@ -132,15 +131,18 @@ impl<R: Rule> Optimizer<R> {
                 }
             }
         }
+        if found.examples == Some(0) {
+            return Err(Error::Loss("derivatives of 0 examples were given: expected at least one".to_owned()));
+        }
         if !found.loss.is_finite() {
             return Err(Error::NonFiniteLoss { value: found.loss, step: self.steps });
         }
-        self.statistics(found, &noise)
+        self.statistics(found)
     }
 
     /// Gradients of one evaluation, and squares where the row wants them, while the variables are still where it took
     /// place.
-    fn differentiate(&mut self, loss: &Loss, tape: &Tape) -> Result<Found> {
+    fn differentiate(&mut self, loss: &Loss, tape: &Tape) -> Result<Derivatives> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         if trained.is_empty() {
@@ -167,34 +169,46 @@ impl<R: Rule> Optimizer<R> {
             let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
             (spread(found.into_iter().map(|g| g.defined().then_some(g)).collect()), Vec::new())
         };
-        let (weight, per_example) = (loss.weight(), loss.per_example.is_some());
-        Ok(Found { loss: loss.value, weight, per_example, gradients, squares })
+        let examples = loss.per_example.as_ref().map(|losses| losses.size()[0] as u64);
+        Ok(Derivatives { loss: loss.value, examples, gradients, squares })
     }
 
-    /// What the update needs of one evaluation at m+e.
-    fn statistics(&self, found: Found, noise: &[Option<Tensor>]) -> Result<Sums> {
+    /// What the update needs of one evaluation. Curvature statistics that it can form itself are left to it, or to
+    /// [`Optimizer::form`].
+    fn statistics(&self, found: Derivatives) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
-        let Found { loss, weight, per_example, mut gradients, mut squares } = found;
+        let Derivatives { loss, examples, mut gradients, mut squares } = found;
         for (leaf, t) in self.params.leaves().iter().cycle().zip(gradients.iter_mut().chain(&mut squares)) {
-            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(&t, leaf));
+            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, leaf));
         }
         let gradient_norm = self.finite("gradient", &gradients)?;
         if let Some(clip) = self.clip {
             clip.apply(&mut gradients);
         }
-        let curvature = match self.config.curvature() {
-            Curvature::Unused => Vec::new(),
-            Curvature::SquaredGradient => gradients.iter().map(|g| g.as_ref().map(Tensor::square)).collect(),
-            Curvature::Price => {
-                let product = |(g, e): (&Option<Tensor>, &Option<Tensor>)| Some(g.as_ref()? * e.as_ref()?);
-                gradients.iter().zip(noise).map(product).collect()
-            }
-            Curvature::PerExample => {
-                self.finite("per-example square", &squares)?;
-                squares
-            }
-        };
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, curvature })
+        self.finite("per-example square", &squares)?;
+        let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, curvature: squares })
+    }
+
+    /// Forms the curvature statistics of the evaluation that has just ended, before the next one takes place elsewhere.
+    pub(super) fn form(&self, sums: &mut Sums) {
+        match self.config.curvature() {
+            Curvature::Unused | Curvature::PerExample => {}
+            Curvature::SquaredGradient => self.form_by(Square, sums),
+            Curvature::Price => self.form_by(Displacement, sums),
+        }
+    }
+
+    fn form_by<S: Statistic>(&self, statistic: S, sums: &mut Sums) {
+        let _no_grad = tch::no_grad_guard();
+        sums.curvature = sums.gradients.iter().map(|g| g.as_ref().map(Tensor::empty_like)).collect();
+        let all = self.slots.iter().zip(self.params.leaves()).zip(sums.gradients.iter().zip(&sums.curvature));
+        kernel::run(all.filter_map(|((slot, leaf), (g, c))| {
+            let mean = Field::Tensor(slot.mean(leaf));
+            let inputs = [mean, Field::Tensor(g.as_ref()?), slot.point.as_ref().map_or(mean, Field::Tensor)];
+            let (inputs, outputs) = (inputs.into_iter().collect(), [c.as_ref()].into_iter().collect());
+            Some(Job { f: Form(statistic), inputs, outputs })
+        }));
     }
 
     /// The global L2 norm; an error if an element is not finite.
@@ -202,15 +216,14 @@ impl<R: Rule> Optimizer<R> {
         if !self.check_finite {
             return Ok(f64::NAN);
         }
-        let mut total = 0.0;
-        for (t, leaf) in tensors.iter().zip(self.params.leaves()) {
-            let Some(t) = t else { continue };
-            let squares = kernel::sum_of_squares(t);
-            total += squares;
-            // The squares of large finite numbers overflow as well.
-            if let Some(value) = (!squares.is_finite()).then(|| kernel::first_non_finite(t)).flatten() {
-                let name = leaf.name().to_owned();
-                return Err(Error::NonFiniteGradient { what, name, value, step: self.steps });
+        let total = kernel::sum_of_squares(tensors.iter().flatten());
+        if !total.is_finite() {
+            for (t, leaf) in tensors.iter().zip(self.params.leaves()) {
+                // The squares of large finite numbers overflow as well.
+                if let Some(value) = t.as_ref().and_then(kernel::first_non_finite) {
+                    let name = leaf.name().to_owned();
+                    return Err(Error::NonFiniteGradient { what, name, value, step: self.steps });
+                }
             }
         }
         Ok(total.sqrt())
@@ -218,9 +231,9 @@ impl<R: Rule> Optimizer<R> {
 }
 
 /// A gradient in the layout and kind of the parameter's state.
-fn dense(g: &Tensor, leaf: &Leaf) -> Tensor {
-    let g = if g.is_sparse() { g.to_dense(None, false) } else { g.shallow_clone() };
-    g.to_kind(leaf.state_kind())
+fn dense(g: Tensor, leaf: &Leaf) -> Tensor {
+    let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
+    if g.kind() == leaf.state_kind() { g } else { g.to_kind(leaf.state_kind()) }
 }
 
 /// The tensors of a store that are not trained, with copies of what they held.

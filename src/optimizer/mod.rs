@@ -9,13 +9,16 @@ mod state;
 mod sums;
 
 pub use builder::Builder;
+pub use evaluate::Derivatives;
 pub use settings::{Diagnostics, Sigma};
 
 use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::{self, Field, Job, Noise};
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
+use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
-use crate::{Error, Params, Prior, Result, Schedule};
+use crate::{Curvature, Error, Params, Prior, Result, Schedule};
+use programs::{Displacement, Given, Square, Statistic, Update};
 use slot::Slot;
 use sums::Sums;
 use tch::Tensor;
@@ -81,8 +84,9 @@ impl<R: Rule> Optimizer<R> {
     /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
     /// parameters that changed kind or device. Nothing has changed then.
     pub fn step<L: IntoTensor>(&mut self, closure: impl FnMut() -> L) -> Result<f64> {
-        self.accumulate(closure)?;
-        self.update()
+        self.prepare()?;
+        let sums = self.evaluate(closure)?;
+        self.finish(sums)
     }
 
     /// Evaluates the loss of one micro-batch at fresh samples and keeps the gradients for the next
@@ -92,17 +96,10 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn accumulate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<f64> {
+    pub fn accumulate<L: IntoTensor>(&mut self, closure: impl FnMut() -> L) -> Result<f64> {
         self.prepare()?;
-        let mut sums = Sums::default();
-        for k in 0..self.config.expectation().evaluations() {
-            let begun = self.begin(self.sums.evaluations + k)?;
-            let loss = closure();
-            sums.merge(self.end(begun, loss)?)?;
-        }
-        let loss = sums.loss;
-        self.sums.merge(sums)?;
-        Ok(loss)
+        let sums = self.evaluate(closure)?;
+        self.keep(sums)
     }
 
     /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
@@ -115,42 +112,86 @@ impl<R: Rule> Optimizer<R> {
         }
         self.params.check()?;
         let sums = std::mem::take(&mut self.sums);
-        let factor = self.schedule.factor(self.steps);
-        let mut curvature = sums.curvature.into_iter();
-        let mut jobs = Vec::new();
-        let mut updated = Vec::new();
-        for ((slot, leaf), gradient) in self.slots.iter_mut().zip(self.params.leaves()).zip(sums.gradients) {
-            let curvature = curvature.next().flatten().map_or(Field::Number(0.0), Field::Tensor);
-            let Some(gradient) = gradient.filter(|_| leaf.trainable()) else { continue };
-            slot.follow(leaf);
-            let mean = slot.mean(leaf);
-            let [prior_mean, delta] = [0, 1].map(|i: usize| slot.prior_fields[i].shallow_clone());
-            let gradient = Field::Tensor(gradient);
-            let inputs = vec![Field::Tensor(mean.shallow_clone()), gradient, curvature, prior_mean, delta];
-            jobs.push(Job {
-                f: programs::Update(slot.next(factor)),
-                inputs: programs::with_state(inputs, &slot.state),
-                outputs: std::iter::once(&mean).chain(&slot.state).map(Tensor::shallow_clone).collect(),
-            });
-            updated.push((slot, leaf));
-        }
-        kernel::run(jobs);
-        let _no_grad = tch::no_grad_guard();
-        for (slot, leaf) in updated {
-            if let Some(mean) = &slot.mean {
-                leaf.tensor.shallow_clone().copy_(mean);
+        Ok(self.apply(&sums, Given))
+    }
+
+    /// The evaluations of one micro-batch. The curvature statistics of a single one are left unformed.
+    fn evaluate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let evaluations = self.config.expectation().evaluations();
+        for k in 0..evaluations {
+            let begun = self.begin(self.sums.evaluations + k)?;
+            let loss = closure();
+            let mut one = self.end(begun, loss)?;
+            if evaluations > 1 {
+                self.form(&mut one);
             }
-            kernel::note_write(&leaf.tensor);
-            slot.steps += 1;
+            sums.merge(one)?;
+        }
+        Ok(sums)
+    }
+
+    /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
+    fn keep(&mut self, mut sums: Sums) -> Result<f64> {
+        if sums.evaluations == 1 {
+            self.form(&mut sums);
+        }
+        let loss = sums.loss;
+        self.sums.merge(sums)?;
+        Ok(loss)
+    }
+
+    /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
+    fn finish(&mut self, sums: Sums) -> Result<f64> {
+        if self.sums.weight > 0.0 {
+            self.keep(sums)?;
+            let sums = std::mem::take(&mut self.sums);
+            return Ok(self.apply(&sums, Given));
+        }
+        Ok(match self.config.curvature() {
+            Curvature::SquaredGradient if sums.evaluations == 1 => self.apply(&sums, Square),
+            Curvature::Price if sums.evaluations == 1 => self.apply(&sums, Displacement),
+            _ => self.apply(&sums, Given),
+        })
+    }
+
+    fn apply<S: Statistic>(&mut self, sums: &Sums, statistic: S) -> f64 {
+        let _no_grad = tch::no_grad_guard();
+        let factor = self.schedule.factor(self.steps);
+        for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
+            slot.follow(leaf);
+        }
+        let gradient = |i: usize, leaf: &Leaf| sums.gradients.get(i)?.as_ref().filter(|_| leaf.trainable());
+        let curvature = |i: usize| sums.curvature.get(i)?.as_ref();
+        let leaves = self.params.leaves().iter().enumerate();
+        kernel::run(self.slots.iter().zip(leaves.clone()).filter_map(|(slot, (i, leaf))| {
+            let mean = slot.mean(leaf);
+            let c = if S::AT_POINT { slot.point.as_ref() } else { curvature(i) };
+            let c = c.map_or(Field::Number(0.0), Field::Tensor);
+            let gradient = Field::Tensor(gradient(i, leaf)?);
+            Some(Job {
+                f: Update { pass: slot.next(factor), statistic },
+                inputs: slot.with_state([Field::Tensor(mean), gradient, c, slot.prior_mean(), slot.delta()]),
+                outputs: std::iter::once(Some(mean)).chain(slot.state.iter().map(Option::as_ref)).collect(),
+            })
+        }));
+        for (slot, (i, leaf)) in self.slots.iter_mut().zip(leaves) {
+            if gradient(i, leaf).is_some() {
+                if let Some(mean) = &slot.mean {
+                    leaf.tensor.shallow_clone().copy_(mean);
+                }
+                kernel::note_write(&leaf.tensor);
+                slot.steps += 1;
+            }
         }
         self.steps += 1;
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
-        Ok(sums.loss)
+        sums.loss
     }
 
-    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, hand
-    /// it to [`Evaluation::backward`], then call [`Optimizer::update`]. One evaluation per call; call it as often as the
-    /// row has samples. Tapped layers ([`crate::nn`]) record while the guard lives, on this thread.
+    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
+    /// it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the last to
+    /// [`Evaluation::backward`]. Tapped layers ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -162,8 +203,7 @@ impl<R: Rule> Optimizer<R> {
     /// # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
     /// let evaluation = opt.perturbed()?;
     /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
-    /// evaluation.backward(loss)?;
-    /// opt.update()?;
+    /// evaluation.step(loss)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -191,31 +231,47 @@ impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
 }
 
 impl<R: Rule> Evaluation<'_, R> {
-    /// Differentiates the loss that was computed at the perturbed weights, keeps the gradients for
-    /// [`Optimizer::update`], brings the mean back, and returns the loss.
+    /// Differentiates the loss that was computed at the perturbed weights, brings the mean back, updates the weights (with
+    /// what was accumulated before), and returns the mean loss.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn step<L: IntoTensor>(self, loss: L) -> Result<f64> {
+        let Evaluation { optimizer, begun } = self;
+        let sums = optimizer.end(begun, loss)?;
+        optimizer.finish(sums)
+    }
+
+    /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples, and
+    /// for micro-batches. Returns this loss.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
         let Evaluation { optimizer, begun } = self;
         let sums = optimizer.end(begun, loss)?;
-        let loss = sums.loss;
-        optimizer.sums.merge(sums)?;
-        Ok(loss)
+        optimizer.keep(sums)
     }
 
-    /// As [`Evaluation::backward`] with derivatives that were computed elsewhere at the perturbed weights, for example
-    /// summed over processes: the loss, its gradients and, for rows of [`Curvature::PerExample`](crate::Curvature), the
-    /// means (1/B) Σᵢ (∇ℓᵢ)² (else none). One per parameter in the order of [`Params::names`], of its shape; `None` where
-    /// the loss does not depend on it.
+    /// As [`Evaluation::step`] with derivatives that were computed elsewhere at the perturbed weights, for example summed
+    /// over processes.
     ///
     /// # Errors
     /// Another number of tensors or other shapes, a loss or gradient that is not finite. Nothing has changed then.
-    pub fn with_gradients(self, loss: f64, gradients: Vec<Option<Tensor>>, squares: Vec<Option<Tensor>>) -> Result<()> {
+    pub fn step_with(self, derivatives: Derivatives) -> Result<f64> {
         let Evaluation { optimizer, begun } = self;
-        let found = evaluate::Found { loss, weight: 1.0, per_example: false, gradients, squares };
-        let sums = optimizer.end_with(begun, found)?;
-        optimizer.sums.merge(sums)
+        let sums = optimizer.end_with(begun, derivatives)?;
+        optimizer.finish(sums)
+    }
+
+    /// As [`Evaluation::backward`] with derivatives that were computed elsewhere at the perturbed weights.
+    ///
+    /// # Errors
+    /// As [`Evaluation::step_with`].
+    pub fn backward_with(self, derivatives: Derivatives) -> Result<f64> {
+        let Evaluation { optimizer, begun } = self;
+        let sums = optimizer.end_with(begun, derivatives)?;
+        optimizer.keep(sums)
     }
 }
 
@@ -303,10 +359,10 @@ impl<R: GaussianRule> Optimizer<R> {
         }
         let when = When { t: slot.steps, lr_factor: self.schedule.factor(self.steps) };
         let precision = like.detach().empty_like();
-        kernel::run(vec![Job {
+        kernel::run([Job {
             f: programs::Precision(slot.pass(when)),
-            inputs: programs::with_state(vec![slot.delta()], &slot.state),
-            outputs: vec![precision.shallow_clone()],
+            inputs: slot.with_state([slot.delta()]),
+            outputs: [Some(&precision)].into_iter().collect(),
         }]);
         Ok(precision)
     }

@@ -1,6 +1,6 @@
-//! The three elementwise passes of a row, for the kernel.
+//! The elementwise passes of a row, for the kernel.
 
-use crate::kernel::{self, Elementwise, Field, Pack, Real};
+use crate::kernel::{self, Elementwise, Pack, Real};
 use crate::optim::{Rule, Site, When};
 
 const MAX_COEFFICIENTS: usize = 16;
@@ -34,15 +34,68 @@ impl<R: Rule> Pass<R> {
     }
 }
 
-/// (m, ĝ, curvature, m₀, δ, state…) → (m, state…)
-pub(super) struct Update<R: Rule>(pub Pass<R>);
+/// A curvature statistic of one evaluation, from ĝ and another tensor's c at one weight. A type, not a value: a choice
+/// inside the loop over the weights would keep the compiler from using vectors.
+pub(super) trait Statistic: Copy + Sync {
+    /// Whether c is the point of the evaluation.
+    const AT_POINT: bool = false;
+    fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T;
+}
 
-impl<R: Rule> Elementwise for Update<R> {
+/// c itself.
+#[derive(Clone, Copy)]
+pub(super) struct Given;
+/// ĝ²
+#[derive(Clone, Copy)]
+pub(super) struct Square;
+/// e·ĝ with e = c-m, where c is the point of the evaluation.
+#[derive(Clone, Copy)]
+pub(super) struct Displacement;
+
+impl Statistic for Given {
+    #[inline(always)]
+    fn of<T: Real>(self, _: T, _: T, c: T) -> T {
+        c
+    }
+}
+impl Statistic for Square {
+    #[inline(always)]
+    fn of<T: Real>(self, _: T, gradient: T, _: T) -> T {
+        gradient * gradient
+    }
+}
+impl Statistic for Displacement {
+    const AT_POINT: bool = true;
+    #[inline(always)]
+    fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T {
+        (c - mean) * gradient
+    }
+}
+
+/// (m, ĝ, c) → the statistic
+pub(super) struct Form<S>(pub S);
+
+impl<S: Statistic> Elementwise for Form<S> {
     #[inline(always)]
     fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
-        let site = Site { mean: read(0), gradient: read(1), curvature: read(2), prior_mean: read(3), delta: read(4) };
+        write(0, self.0.of(read(0), read(1), read(2)));
+    }
+}
+
+/// (m, ĝ, c, m₀, δ, state…) → (m, state…)
+pub(super) struct Update<R: Rule, S> {
+    pub pass: Pass<R>,
+    pub statistic: S,
+}
+
+impl<R: Rule, S: Statistic> Elementwise for Update<R, S> {
+    #[inline(always)]
+    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let (mean, gradient) = (read(0), read(1));
+        let curvature = self.statistic.of(mean, gradient, read(2));
+        let site = Site { mean, gradient, curvature, prior_mean: read(3), delta: read(4) };
         let state = R::State::<T>::from_fn(|i| read(5 + i));
-        let (mean, state) = self.0.rule.update(self.0.coefficients(), site, state);
+        let (mean, state) = self.pass.rule.update(self.pass.coefficients(), site, state);
         write(0, mean);
         for i in 0..R::State::<T>::LEN {
             write(1 + i, state.get(i));
@@ -50,7 +103,7 @@ impl<R: Rule> Elementwise for Update<R> {
     }
 }
 
-/// (m, z, sign, δ, state…) → (m+e, e) with e = sign·z/√precision
+/// (m, z, sign, δ, state…) → m+e with e = sign·z/√precision
 pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Perturb<R> {
@@ -59,9 +112,7 @@ impl<R: Rule> Elementwise for Perturb<R> {
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
         let precision = self.0.rule.precision(self.0.coefficients(), delta, state);
-        let e = sign * z / precision.sqrt();
-        write(0, mean + e);
-        write(1, e);
+        write(0, mean + sign * z / precision.sqrt());
     }
 }
 
@@ -74,10 +125,4 @@ impl<R: Rule> Elementwise for Precision<R> {
         let state = R::State::<T>::from_fn(|i| read(1 + i));
         write(0, self.0.rule.precision(self.0.coefficients(), read(0), state));
     }
-}
-
-/// The state tensors as inputs, after the given ones.
-pub(super) fn with_state(mut inputs: Vec<Field>, state: &[tch::Tensor]) -> Vec<Field> {
-    inputs.extend(state.iter().map(|t| Field::Tensor(t.shallow_clone())));
-    inputs
 }

@@ -28,11 +28,12 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// One state tensor of one parameter by its name in [`Rule::STATE`], for example `state("fc.weight", "hess")`: a
-    /// handle to the optimizer's own memory. `None` if there is no such parameter or state.
+    /// handle to the optimizer's own memory. `None` if there is no such parameter or state, or if the
+    /// configuration has no use for it (the momentum of SGD without momentum).
     pub fn state(&self, parameter: &str, name: &str) -> Option<Tensor> {
         let i = R::STATE.iter().position(|s| *s == name)?;
         let leaf = self.params.leaves().iter().position(|l| l.names.iter().any(|n| n == parameter))?;
-        Some(self.slots.get(leaf)?.state[i].shallow_clone())
+        Some(self.slots.get(leaf)?.state[i].as_ref()?.shallow_clone())
     }
 
     /// Sets the learning rate of all parameters, in every group and with an override too; the schedule multiplies it.
@@ -122,8 +123,8 @@ impl<R: Rule> Optimizer<R> {
             slot.prior.admits(config).map(|()| config)
         });
         let configs = configs.collect::<Result<Vec<_>>>()?;
-        for (slot, config) in self.slots.iter_mut().zip(configs) {
-            slot.configure(config);
+        for ((slot, leaf), config) in self.slots.iter_mut().zip(self.params.leaves()).zip(configs) {
+            slot.configure(leaf, config);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What the optimizer keeps for one parameter.
 
 use super::programs::Pass;
-use crate::kernel::{self, Field, Pack};
+use crate::kernel::{self, Field, Inputs, Pack};
 use crate::optim::{Rule, When};
 use crate::params::Leaf;
 use crate::prior::{Isotropic, Prior, PriorOf};
@@ -15,11 +15,13 @@ pub(super) struct Slot<R: Rule> {
     pub steps: u64,
     /// The mean in f32, for weights of less precision.
     pub mean: Option<Tensor>,
-    /// One tensor per name in [`Rule::STATE`].
-    pub state: Vec<Tensor>,
+    /// One tensor per name in [`Rule::STATE`] that the configuration keeps.
+    pub state: Vec<Option<Tensor>>,
     pub prior: PriorOf,
-    /// m₀ and δ.
-    pub prior_fields: [Field; 2],
+    /// δ of a prior that is tensors.
+    delta: Option<Tensor>,
+    /// The point of an evaluation away from the mean, kept for the next one to be written there.
+    pub point: Option<Tensor>,
     /// Position in the noise.
     pub noise_group: u64,
     noise_groups: u64,
@@ -36,26 +38,27 @@ impl<R: Rule> Slot<R> {
         }
         let prior = prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), |prior| prior.of(leaf))?;
         prior.admits(config)?;
-        let config = prior.in_config(config);
-        let _no_grad = tch::no_grad_guard();
-        let like = leaf.tensor.to_kind(leaf.state_kind());
         let initial = config.initial(prior.is_posterior());
         for (i, name) in R::STATE.iter().enumerate() {
             let x = initial.get(i);
-            if like.kind() == Kind::Float && !(x as f32).is_finite() {
+            if leaf.state_kind() == Kind::Float && !(x as f32).is_finite() {
                 return Err(Error::parameter(leaf.name(), format!("its initial state `{name}` = {x:e} is beyond f32")));
             }
         }
-        Ok(Slot {
+        let _no_grad = tch::no_grad_guard();
+        let mut slot = Slot {
             config,
             steps: 0,
-            mean: (leaf.tensor.kind() != leaf.state_kind()).then(|| like.copy()),
-            state: (0..R::STATE.len()).map(|i| like.full_like(initial.get(i))).collect(),
-            prior_fields: prior.fields(&config),
+            mean: (leaf.tensor.kind() != leaf.state_kind()).then(|| leaf.tensor.to_kind(leaf.state_kind())),
+            state: R::STATE.iter().map(|_| None).collect(),
             prior,
+            delta: None,
+            point: None,
             noise_group,
             noise_groups: kernel::groups(leaf.tensor.numel()),
-        })
+        };
+        slot.configure(leaf, config);
+        Ok(slot)
     }
 
     /// Where the next parameter's noise starts.
@@ -64,15 +67,27 @@ impl<R: Rule> Slot<R> {
     }
 
     /// Takes over a changed configuration; a prior that was given keeps its precision.
-    pub(super) fn configure(&mut self, config: R) {
+    pub(super) fn configure(&mut self, leaf: &Leaf, config: R) {
+        let _no_grad = tch::no_grad_guard();
         self.config = self.prior.in_config(config);
-        self.prior_fields = self.prior.fields(&self.config);
+        let ess = self.config.effective_sample_size().unwrap_or(f64::NAN);
+        self.delta = match &self.prior {
+            PriorOf::Isotropic(_) => None,
+            PriorOf::Posterior { precision, .. } => Some(precision / ess),
+        };
+        for i in 0..R::STATE.len() {
+            let keeps = self.config.keeps(i);
+            if keeps != self.state[i].is_some() {
+                let initial = self.initial(i);
+                self.state[i] = keeps.then(|| self.mean(leaf).detach().full_like(initial));
+            }
+        }
     }
 
     /// Takes over the configuration and the prior of a checkpoint.
-    pub(super) fn restore(&mut self, config: R, prior: PriorOf) {
+    pub(super) fn restore(&mut self, leaf: &Leaf, config: R, prior: PriorOf) {
         self.prior = prior;
-        self.configure(config);
+        self.configure(leaf, config);
     }
 
     /// The coefficients of the update that comes next.
@@ -84,13 +99,36 @@ impl<R: Rule> Slot<R> {
         Pass::new(self.config, when)
     }
 
-    pub(super) fn delta(&self) -> Field {
-        self.prior_fields[1].shallow_clone()
+    fn initial(&self, i: usize) -> f64 {
+        self.config.initial(self.prior.is_posterior()).get(i)
+    }
+
+    /// Inputs of a pass: the given ones, then the state.
+    pub(super) fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
+        let state = self.state.iter().enumerate();
+        let state = state.map(|(i, t)| t.as_ref().map_or_else(|| Field::Number(self.initial(i)), Field::Tensor));
+        inputs.into_iter().chain(state).collect()
+    }
+
+    /// m₀
+    pub(super) fn prior_mean(&self) -> Field<'_> {
+        match &self.prior {
+            PriorOf::Isotropic(_) => Field::Number(0.0),
+            PriorOf::Posterior { mean, .. } => Field::Tensor(mean),
+        }
+    }
+
+    /// δ
+    pub(super) fn delta(&self) -> Field<'_> {
+        match (&self.prior, &self.delta) {
+            (PriorOf::Isotropic(prior), _) => Field::Number(prior.delta(&self.config)),
+            (PriorOf::Posterior { .. }, delta) => Field::Tensor(delta.as_ref().expect("set with the prior")),
+        }
     }
 
     /// The tensor that holds the mean.
-    pub(super) fn mean(&self, leaf: &Leaf) -> Tensor {
-        self.mean.as_ref().unwrap_or(&leaf.tensor).shallow_clone()
+    pub(super) fn mean<'a>(&'a self, leaf: &'a Leaf) -> &'a Tensor {
+        self.mean.as_ref().unwrap_or(&leaf.tensor)
     }
 
     /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
@@ -103,10 +141,10 @@ impl<R: Rule> Slot<R> {
 
     /// Takes over what [`Slot::mean_now`] finds.
     pub(super) fn follow(&mut self, leaf: &Leaf) {
-        let now = self.mean_now(leaf);
-        if let Some(mean) = &mut self.mean {
+        if self.mean.is_some() {
+            let now = self.mean_now(leaf);
             let _no_grad = tch::no_grad_guard();
-            mean.copy_(&now);
+            self.mean.iter_mut().for_each(|mean| mean.copy_(&now));
         }
     }
 }

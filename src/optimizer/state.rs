@@ -74,7 +74,7 @@ impl<R: Rule> Optimizer<R> {
             let mut put = |what: &str, t: &Tensor| tensors.push((format!("{what}.{}", leaf.name()), t.detach()));
             put("mean", &slot.mean_now(leaf));
             for (name, t) in R::STATE.iter().zip(&slot.state) {
-                put(&format!("state.{name}"), t);
+                _ = t.as_ref().map(|t| put(&format!("state.{name}"), t));
             }
             let prior = match &slot.prior {
                 PriorOf::Isotropic(prior) => Some(*prior),
@@ -161,11 +161,11 @@ impl<R: Rule> Optimizer<R> {
             if let Some(own) = &mut slot.mean {
                 own.copy_(&saved.mean);
             }
-            for (own, t) in slot.state.iter_mut().zip(saved.state) {
-                own.copy_(&t);
-            }
             slot.steps = saved.steps;
-            slot.restore(saved.config, saved.prior);
+            slot.restore(leaf, saved.config, saved.prior);
+            for (own, t) in slot.state.iter_mut().zip(saved.state) {
+                _ = own.as_mut().zip(t).map(|(own, t)| own.copy_(&t));
+            }
             sums.gradients.push(saved.gradient);
             sums.curvature.push(saved.curvature);
         }
@@ -193,7 +193,7 @@ struct Restored<R> {
     steps: u64,
     config: R,
     mean: Tensor,
-    state: Vec<Tensor>,
+    state: Vec<Option<Tensor>>,
     prior: PriorOf,
     gradient: Option<Tensor>,
     curvature: Option<Tensor>,
@@ -232,14 +232,16 @@ impl<R: Rule> Restored<R> {
             Ok(t.to_device(leaf.tensor.device()))
         };
         let mean = take("mean")?;
-        let state = R::STATE.iter().map(|name| take(&format!("state.{name}"))).collect::<Result<Vec<_>>>()?;
+        let config: R = config(path, p.config)?;
+        let state = R::STATE.iter().enumerate();
+        let state = state.map(|(i, name)| config.keeps(i).then(|| take(&format!("state.{name}"))).transpose());
+        let state = state.collect::<Result<Vec<_>>>()?;
         let prior = match p.prior {
             Some(prior) => prior.validate().map(|()| PriorOf::Isotropic(prior)).map_err(|e| Error::file(path, e))?,
             None => PriorOf::Posterior { mean: take("prior.mean")?, precision: take("prior.precision")? },
         };
         let gradient = p.gradient.then(|| take("accumulated.gradient")).transpose()?;
         let curvature = p.curvature.then(|| take("accumulated.curvature")).transpose()?;
-        let config: R = config(path, p.config)?;
         prior.admits(config).map_err(|e| Error::file(path, e))?;
         if (config.expectation(), config.curvature()) != (base.expectation(), base.curvature()) {
             return Err(refused(format!("has parameter `{}` evaluated at other points than the rest", p.name)));

@@ -181,17 +181,14 @@ impl DiagonalGaussian {
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
         let mut group = 0;
-        let mut jobs = Vec::new();
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
-        for (parameter, (e, (_, theta))) in self.entries.iter().zip(&samples).enumerate() {
+        kernel::run(self.entries.iter().zip(&samples).enumerate().map(|(parameter, (e, (_, theta)))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(e.mean.numel());
-            let [mean, precision] = [&e.mean, &e.precision].map(|t| Field::Tensor(t.shallow_clone()));
-            let inputs = vec![mean, precision, Field::Noise { seed: self.seed, at }];
-            jobs.push(Job { f: Sample, inputs, outputs: vec![theta.shallow_clone()] });
-        }
-        kernel::run(jobs);
+            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed: self.seed, at }];
+            Job { f: Sample, inputs: inputs.into_iter().collect(), outputs: [Some(theta)].into_iter().collect() }
+        }));
         Ok(samples)
     }
 
@@ -203,7 +200,7 @@ impl DiagonalGaussian {
     pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
         let params = params.into();
         let changes = Self::in_model(&params, self.sample(k)?)?;
-        Perturbed::enter(changes)
+        Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))
     }
 
     /// Puts the mean into the variables of a model, for good.

@@ -97,7 +97,8 @@ impl DiagonalGaussian {
         crate::check::count("samples", samples)?;
         let _no_grad = tch::no_grad_guard();
         for k in 0..samples as u64 {
-            let _guard = Perturbed::enter(Self::in_model(params, self.sample(k)?)?)?;
+            let changes = Self::in_model(params, self.sample(k)?)?;
+            let _guard = Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))?;
             let output = closure().into_tensor()?;
             if !output.defined() {
                 return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));

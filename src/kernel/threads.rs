@@ -1,0 +1,45 @@
+//! Work shared between threads.
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Weights below which another thread costs more than it brings.
+const PER_THREAD: usize = 1 << 17;
+
+/// The threads beside the caller's. They sleep when there is nothing to do; a pool of our own, because one that the
+/// program fills with other work would keep a step waiting.
+static HELPERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+    let helpers = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
+    let pool = ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("tch-blr-{i}"));
+    // Where no threads are to be had, the caller does it all.
+    if helpers > 0 { pool.build().ok() } else { None }
+});
+
+/// How many threads a pass over so many weights is worth: at most as many as libtorch may use.
+pub(super) fn worth(weights: usize) -> usize {
+    (weights / PER_THREAD).clamp(1, tch::get_num_threads().max(1) as usize)
+}
+
+/// Calls `work` for each of 0, 1, … `count`-1, on up to `threads` threads that take the next one when they are done.
+pub(super) fn share(count: usize, threads: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                break;
+            }
+            work(i);
+        }
+    };
+    match HELPERS.as_ref().filter(|_| threads > 1 && count > 1) {
+        None => take(),
+        Some(pool) => pool.in_place_scope(|scope| {
+            for _ in 1..threads.min(count).min(pool.current_num_threads() + 1) {
+                scope.spawn(|_| take());
+            }
+            take();
+        }),
+    }
+}
