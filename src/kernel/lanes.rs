@@ -18,6 +18,8 @@ use tch::{Kind, Tensor};
 
 /// Positions per block: what a computation draws and writes of them stays in the first-level cache.
 const BLOCK: usize = 256;
+/// Positions whose results are held in registers.
+const CHUNK: usize = 32;
 /// Positions per piece, which a thread takes at a time.
 const PIECE: usize = 1 << 15;
 
@@ -142,13 +144,23 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
         let mut inputs = [[F::default(); BLOCK]; INPUTS];
         let mut outputs = [[F::default(); BLOCK]; OUTPUTS];
         let mut read = [std::ptr::null(); INPUTS];
+        let mut write = [std::ptr::null_mut(); OUTPUTS];
         for (source, array) in task.inputs.iter().zip(&mut inputs) {
             if let Source::Number(x) = source {
                 *array = [*x; BLOCK];
             }
         }
+        let k = task.f.constants::<F>();
+        let noisy = task.inputs.iter().any(|x| matches!(x, Source::Noise { .. }));
         for at in (start..start + len).step_by(BLOCK) {
             let n = BLOCK.min(start + len - at);
+            if noisy {
+                // While the normals are computed, the memory that is needed next can be on its way.
+                let inputs = task.inputs.iter().filter_map(|x| if let Source::Memory(p) = x { Some(*p) } else { None });
+                for p in inputs.chain(task.outputs.iter().map(|p| p.cast_const())) {
+                    prefetch(p.wrapping_add(at), n);
+                }
+            }
             for ((source, array), read) in task.inputs.iter().zip(&mut inputs).zip(&mut read) {
                 match *source {
                     Source::Memory(p) if n == BLOCK => {
@@ -159,21 +171,60 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
                     // SAFETY: as above; the array is another memory.
                     Source::Memory(p) => unsafe { std::ptr::copy_nonoverlapping(p.add(at), array.as_mut_ptr(), n) },
                     Source::Number(_) => {}
-                    Source::Noise { seed, at: draw } => F::normals(seed, draw, groups(at), array),
+                    Source::Noise { seed, at: draw } => widest(Draws { seed, at: draw, group: groups(at), z: array }),
                 }
                 *read = array.as_ptr();
             }
-            #[allow(clippy::needless_range_loop)] // all arrays at once, for the vectoriser
-            // Always the whole block, whose length the compiler knows; what lies behind `n` is not written back.
-            for j in 0..BLOCK {
-                // SAFETY: BLOCK elements lie behind each pointer that belongs to an input of the task.
-                task.f.eval(|i| unsafe { *read[i].add(j) }, |o, x| outputs[o][j] = x);
+            for ((&p, array), write) in task.outputs.iter().zip(&mut outputs).zip(&mut write) {
+                *write = if n == BLOCK && !p.is_null() { p.wrapping_add(at) } else { array.as_mut_ptr() };
             }
-            for (&p, array) in task.outputs.iter().zip(&outputs).filter(|(p, _)| !p.is_null()) {
-                // SAFETY: as above; no other thread works on these positions.
-                unsafe { std::ptr::copy_nonoverlapping(array.as_ptr(), p.add(at), n) };
+            // Always the whole block, whose length the compiler knows; what lies behind `n` is not written back.
+            for at in (0..BLOCK).step_by(CHUNK) {
+                let mut results = [[F::default(); CHUNK]; OUTPUTS];
+                #[allow(clippy::needless_range_loop)] // all arrays at once, for the vectoriser
+                for l in 0..CHUNK {
+                    // SAFETY: BLOCK elements lie behind each pointer that belongs to an input of the task.
+                    task.f.eval(k, |i| unsafe { *read[i].add(at + l) }, |o, x| results[o][l] = x);
+                }
+                for o in 0..E::OUTPUTS {
+                    // SAFETY: as above, for outputs; no other thread works on these positions.
+                    unsafe { write[o].add(at).cast::<[F; CHUNK]>().write_unaligned(results[o]) };
+                }
+            }
+            if n < BLOCK {
+                for (&p, array) in task.outputs.iter().zip(&outputs).filter(|(p, _)| !p.is_null()) {
+                    // SAFETY: as above.
+                    unsafe { std::ptr::copy_nonoverlapping(array.as_ptr(), p.add(at), n) };
+                }
             }
         }
+    }
+}
+
+/// A block of normals, from the group that it starts with.
+struct Draws<'a, F> {
+    seed: u64,
+    at: Draw,
+    group: u64,
+    z: &'a mut [F; BLOCK],
+}
+
+impl<F: Lane> Vectorized for Draws<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        F::normals(self.seed, self.at, self.group, self.z);
+    }
+}
+
+/// Asks for `n` elements to be brought into the cache; a hint, which any address will do for.
+#[inline(always)]
+fn prefetch<F>(p: *const F, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n * size_of::<F>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch neither reads nor faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(line)) };
     }
 }
 

@@ -17,9 +17,15 @@ use tch::{Device, Kind, Tensor};
 
 /// A computation that maps the elements of its inputs at one position to the elements of its outputs there.
 pub(crate) trait Elementwise {
+    /// Number of outputs.
+    const OUTPUTS: usize;
+    /// What is the same at all positions, rounded once: a conversion inside the loop over positions would halve the width
+    /// of its vectors.
+    type Constants<T: Real>: Copy;
+    fn constants<T: Real>(&self) -> Self::Constants<T>;
     /// `read(i)` is input `i`; `write(o, x)` sets output `o`. All reads come before the first write, so an output may
     /// be the same memory as an input.
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
+    fn eval<T: Real>(&self, k: Self::Constants<T>, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
 }
 
 /// An input: one number for all positions, a tensor of the outputs' shape, or standard normals.
@@ -98,7 +104,10 @@ mod tests {
     struct AllOperations;
 
     impl Elementwise for AllOperations {
-        fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        const OUTPUTS: usize = 2;
+        type Constants<T: Real> = ();
+        fn constants<T: Real>(&self) {}
+        fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
             let (x, y, c) = (read(0), read(1), read(2));
             let a = (x * y + c - T::real(0.3)) / (y.abs() + T::real(0.7));
             let b = (T::real(1.0) / (x * x + T::real(0.1))).sqrt() - c * y;
@@ -136,7 +145,10 @@ mod tests {
     struct Rotation;
 
     impl Elementwise for Rotation {
-        fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        const OUTPUTS: usize = 3;
+        type Constants<T: Real> = ();
+        fn constants<T: Real>(&self) {}
+        fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
             let (a, b) = (read(0), read(1));
             write(0, a + b);
             write(1, a);

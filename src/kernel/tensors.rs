@@ -119,7 +119,7 @@ pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
         .collect();
     let given = arena.0.borrow().len();
     let written = RefCell::new(Vec::new());
-    f.eval(|i| fields[i], |o, x| written.borrow_mut().push((o, x)));
+    f.eval(f.constants(), |i| fields[i], |o, x| written.borrow_mut().push((o, x)));
     let nodes = arena.0.borrow();
     let wanted = written.into_inner().into_iter().filter_map(|(o, x)| Some((outputs[o]?.shallow_clone(), x)));
     let result = |(output, x): (Tensor, Expr)| match x {

@@ -63,7 +63,7 @@ impl Rule for Adam {
         let debias = |beta: f64| if when.t == 0 { 1.0 } else { 1.0 - beta.powf(when.t as f64) };
         let rate = self.lr * when.lr_factor / debias(self.beta1);
         let ess = self.ess.unwrap_or(f64::INFINITY);
-        let debias2 = debias(self.beta2).sqrt();
+        let debias2 = debias(self.beta2).sqrt().recip();
         [ess, debias2, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps]
     }
     fn update<T: Real>(&self, k: [T; 8], x: Site<T>, [b, v, v_max]: [T; 3]) -> (T, [T; 3]) {
@@ -73,11 +73,11 @@ impl Rule for Adam {
         let v = beta2 * v + fresh2 * u * u;
         let v_max = if self.amsgrad { v_max.max(v) } else { v_max };
         let scale = if self.amsgrad { v_max } else { v };
-        (x.mean - rate * b / (scale.sqrt() / debias2 + eps), [b, v, v_max])
+        (x.mean - rate * b / (scale.sqrt() * debias2 + eps), [b, v, v_max])
     }
     fn precision<T: Real>(&self, [ess, debias2, ..]: [T; 8], delta: T, [_, v, v_max]: [T; 3]) -> T {
         let scale = if self.amsgrad { v_max } else { v };
-        ess * (scale.sqrt() / debias2 + delta)
+        ess * (scale.sqrt() * debias2 + delta)
     }
 }
 

@@ -75,7 +75,7 @@ impl Rule for Ivon {
     const NAME: &'static str = "ivon";
     const STATE: &'static [&'static str] = &["momentum", "hess"];
     type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 8];
+    type Coefficients<T: Real> = [T; 9];
     fields!(lr weight_decay ess);
 
     fn validate(&self) -> Result<()> {
@@ -107,27 +107,27 @@ impl Rule for Ivon {
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
     }
-    fn coefficients(&self, when: When) -> [f64; 8] {
+    fn coefficients(&self, when: When) -> [f64; 9] {
         let ess = self.ess.unwrap_or(f64::NAN);
         let c = if self.rescale_lr { self.hess_init + self.weight_decay } else { 1.0 };
-        let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
+        let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let r = 1.0 - self.beta2;
         let scale = if let HessianEstimator::SquaredGradient { scale } = self.estimator { scale } else { ess };
-        [ess, scale, self.lr * when.lr_factor * c, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r]
+        let xi = self.clip_radius.unwrap_or(f64::INFINITY);
+        [ess, scale, self.lr * when.lr_factor * c, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi]
     }
-    fn update<T: Real>(&self, k: [T; 8], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
-        let [_, scale, lr, beta1, fresh, debias, r, half_r2] = k;
+    fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
+        let [_, scale, lr, beta1, fresh, debias, r, half_r2, xi] = k;
         let f = match self.estimator {
             HessianEstimator::Price => x.curvature * (scale * (h + x.delta)),
             HessianEstimator::SquaredGradient { .. } => x.curvature * scale,
         };
         let b = beta1 * b + fresh * x.gradient;
         let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / (h + x.delta);
-        let v = (b / debias + x.delta * (x.mean - x.prior_mean)) / (h + x.delta);
-        let v = self.clip_radius.map_or(v, |xi| v.min(T::real(xi)).max(T::real(-xi)));
-        (x.mean - lr * v, [b, h])
+        let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / (h + x.delta);
+        (x.mean - lr * v.min(xi).max(-xi), [b, h])
     }
-    fn precision<T: Real>(&self, [ess, ..]: [T; 8], delta: T, [_, h]: [T; 2]) -> T {
+    fn precision<T: Real>(&self, [ess, ..]: [T; 9], delta: T, [_, h]: [T; 2]) -> T {
         ess * (h + delta)
     }
 }

@@ -194,7 +194,7 @@ impl Rule for Von {
     fn coefficients(&self, when: When) -> [f64; 9] {
         let tau = self.kl_weight(when.t);
         let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
-        let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
+        let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
         let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
         [lambda, tau, self.damping, self.lr * when.lr_factor, self.beta1, fresh, debias, r, 0.5 * r * r]
@@ -216,7 +216,7 @@ impl Rule for Von {
             PrecisionInStep::New => h + delta + gamma,
             PrecisionInStep::Old => old,
         };
-        let g = if self.prior_in_momentum { b / debias } else { b / debias + pull };
+        let g = if self.prior_in_momentum { b * debias } else { b * debias + pull };
         (x.mean - lr * g / precision, [b, h])
     }
     fn precision<T: Real>(&self, [lambda, tau, gamma, ..]: [T; 9], delta: T, [_, h]: [T; 2]) -> T {

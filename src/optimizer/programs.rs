@@ -76,8 +76,11 @@ impl Statistic for Displacement {
 pub(super) struct Form<S>(pub S);
 
 impl<S: Statistic> Elementwise for Form<S> {
+    const OUTPUTS: usize = 1;
+    type Constants<T: Real> = ();
+    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         write(0, self.0.of(read(0), read(1), read(2)));
     }
 }
@@ -89,13 +92,18 @@ pub(super) struct Update<R: Rule, S> {
 }
 
 impl<R: Rule, S: Statistic> Elementwise for Update<R, S> {
+    const OUTPUTS: usize = 1 + R::State::<f64>::LEN;
+    type Constants<T: Real> = R::Coefficients<T>;
+    fn constants<T: Real>(&self) -> R::Coefficients<T> {
+        self.pass.coefficients()
+    }
     #[inline(always)]
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, gradient) = (read(0), read(1));
         let curvature = self.statistic.of(mean, gradient, read(2));
         let site = Site { mean, gradient, curvature, prior_mean: read(3), delta: read(4) };
         let state = R::State::<T>::from_fn(|i| read(5 + i));
-        let (mean, state) = self.pass.rule.update(self.pass.coefficients(), site, state);
+        let (mean, state) = self.pass.rule.update(k, site, state);
         write(0, mean);
         for i in 0..R::State::<T>::LEN {
             write(1 + i, state.get(i));
@@ -107,11 +115,16 @@ impl<R: Rule, S: Statistic> Elementwise for Update<R, S> {
 pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Perturb<R> {
+    const OUTPUTS: usize = 1;
+    type Constants<T: Real> = R::Coefficients<T>;
+    fn constants<T: Real>(&self) -> R::Coefficients<T> {
+        self.0.coefficients()
+    }
     #[inline(always)]
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
-        let precision = self.0.rule.precision(self.0.coefficients(), delta, state);
+        let precision = self.0.rule.precision(k, delta, state);
         write(0, mean + sign * z / precision.sqrt());
     }
 }
@@ -120,9 +133,14 @@ impl<R: Rule> Elementwise for Perturb<R> {
 pub(super) struct Precision<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Precision<R> {
+    const OUTPUTS: usize = 1;
+    type Constants<T: Real> = R::Coefficients<T>;
+    fn constants<T: Real>(&self) -> R::Coefficients<T> {
+        self.0.coefficients()
+    }
     #[inline(always)]
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let state = R::State::<T>::from_fn(|i| read(1 + i));
-        write(0, self.0.rule.precision(self.0.coefficients(), read(0), state));
+        write(0, self.0.rule.precision(k, read(0), state));
     }
 }

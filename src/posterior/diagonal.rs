@@ -34,8 +34,11 @@ pub(crate) struct Entry {
 struct Sample;
 
 impl Elementwise for Sample {
+    const OUTPUTS: usize = 1;
+    type Constants<T: Real> = ();
+    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         write(0, read(0) + read(2) / read(1).sqrt());
     }
 }
