@@ -6,11 +6,12 @@
 //! instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a sum, so all widths
 //! and any split into blocks, pieces and threads give the same bits.
 //!
-//! The only unsafe code of the crate: tensors hand out their memory as pointers.
+//! Tensors hand out their memory as pointers, so the code here is unsafe; but for `vectors.rs` no other is.
 #![allow(unsafe_code)]
 
 use super::noise::{Draw, Normals, groups};
 use super::threads;
+use super::vectors::{Vectorized, Width};
 use super::{Elementwise, Field, INPUTS, Job, OUTPUTS, Real};
 use arrayvec::ArrayVec;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +64,8 @@ pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
     threads::share(pieces.len(), threads, |i| {
         let (t, at) = pieces[i];
         let task = &tasks[t];
-        widest(Blocks { task, start: at, len: PIECE.min(task.len - at) });
+        let width = Width::chosen();
+        width.run(Blocks { task, start: at, len: PIECE.min(task.len - at), width });
     });
 }
 
@@ -98,49 +100,19 @@ impl<F: Lane, E: Elementwise> Task<F, E> {
     }
 }
 
-/// A computation that is compiled once per width of vectors; `run` must be inlined for that.
-trait Vectorized {
-    type Output;
-    fn run(self) -> Self::Output;
-}
-
-/// Runs it with the widest vectors there are.
-fn widest<V: Vectorized>(v: V) -> V::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
-        fn avx512<V: Vectorized>(v: V) -> V::Output {
-            v.run()
-        }
-        #[target_feature(enable = "avx2")]
-        fn avx2<V: Vectorized>(v: V) -> V::Output {
-            v.run()
-        }
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") {
-            // SAFETY: the CPU has the features.
-            return unsafe { avx512(v) };
-        }
-        if has!("avx2") {
-            // SAFETY: the CPU has the feature.
-            return unsafe { avx2(v) };
-        }
-    }
-    v.run()
-}
-
 /// Positions `start..start + len` of a task.
 struct Blocks<'a, F, E> {
     task: &'a Task<F, E>,
     start: usize,
     len: usize,
+    width: Width,
 }
 
 impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Blocks { task, start, len } = self;
+        let Blocks { task, start, len, width } = self;
         let mut inputs = [[F::default(); BLOCK]; INPUTS];
         let mut outputs = [[F::default(); BLOCK]; OUTPUTS];
         let mut read = [std::ptr::null(); INPUTS];
@@ -171,7 +143,9 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
                     // SAFETY: as above; the array is another memory.
                     Source::Memory(p) => unsafe { std::ptr::copy_nonoverlapping(p.add(at), array.as_mut_ptr(), n) },
                     Source::Number(_) => {}
-                    Source::Noise { seed, at: draw } => widest(Draws { seed, at: draw, group: groups(at), z: array }),
+                    Source::Noise { seed, at: draw } => {
+                        width.run(Draws { seed, at: draw, group: groups(at), z: array });
+                    }
                 }
                 *read = array.as_ptr();
             }
@@ -237,7 +211,7 @@ pub(super) fn sum_of_squares<F: Lane>(tensors: &[&Tensor]) -> f64 {
     threads::share(pieces.len(), threads, |i| {
         let (t, at) = pieces[i];
         let end = arrays[t].len().min(at + PIECE);
-        sums[i].store(widest(Squares(&arrays[t][at..end])).to_bits(), Ordering::Relaxed);
+        sums[i].store(Width::chosen().run(Squares(&arrays[t][at..end])).to_bits(), Ordering::Relaxed);
     });
     sums.into_iter().map(|x| f64::from_bits(x.into_inner())).sum()
 }
@@ -273,4 +247,51 @@ fn elements<F: Lane>(t: &Tensor) -> &[F] {
     }
     // SAFETY: initialised elements of this kind, alive and not written to while `t` is borrowed here.
     unsafe { std::slice::from_raw_parts(t.data_ptr().cast(), t.numel()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation of [`Real`] on two tensors, a number and noise, with two results.
+    struct Everything;
+
+    impl Elementwise for Everything {
+        const OUTPUTS: usize = 2;
+        type Constants<T: Real> = T;
+        fn constants<T: Real>(&self) -> T {
+            T::real(0.3)
+        }
+        #[inline(always)]
+        fn eval<T: Real>(&self, k: T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (x, y, c, z) = (read(0), read(1), read(2), read(3));
+            write(0, x + z / (y.abs() + c).sqrt());
+            write(1, (x * k - y).min(c).max(-z));
+        }
+    }
+
+    fn results<F: Lane>(kind: Kind, width: Width) -> (Vec<f64>, f64) {
+        // A whole piece, a piece that ends within a block, and both results in place.
+        let n = PIECE + 3 * BLOCK + 17;
+        let [x, y] = [1.0, -2.0].map(|a| Tensor::linspace(a, 3.0, n as i64, (kind, tch::Device::Cpu)));
+        let at = Draw { step: 7, sample: 0, parameter: 0, group: 5 };
+        let inputs = [Field::Tensor(&x), Field::Tensor(&y), Field::Number(0.7), Field::Noise { seed: 3, at }];
+        let outputs = [Some(&x), Some(&y)].into_iter().collect();
+        let task: Task<F, _> = Task::new(Job { f: Everything, inputs: inputs.into_iter().collect(), outputs });
+        for (_, start) in pieces(std::iter::once(n)) {
+            width.run(Blocks { task: &task, start, len: PIECE.min(n - start), width });
+        }
+        let squares = width.run(Squares(elements::<F>(&x)));
+        (Vec::try_from(Tensor::cat(&[x, y], 0).to_kind(Kind::Double)).unwrap(), squares)
+    }
+
+    #[test]
+    fn every_width_gives_the_same_bits() {
+        let widths = Width::all();
+        println!("widths of this CPU: {widths:?}");
+        for width in widths {
+            assert_eq!(results::<f32>(Kind::Float, width), results::<f32>(Kind::Float, Width::Baseline), "{width:?}");
+            assert_eq!(results::<f64>(Kind::Double, width), results::<f64>(Kind::Double, Width::Baseline), "{width:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod noise;
 mod real;
 mod tensors;
 mod threads;
+mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, STEPS, groups};
