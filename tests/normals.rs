@@ -38,7 +38,7 @@ impl Line {
     }
 
     /// A count with this expectation, of events that are rare and independent. The interval is that of the Poisson
-    /// distribution, which a binomial count leaves even less often.
+    /// distribution, which a binomial count leaves even less often (Anderson and Samuels 1967).
     fn count(name: impl Into<String>, value: u64, expected: f64) -> Self {
         // Beyond eight standard deviations and 60 more there is nothing that counts.
         let (first, last) = [-1.0, 1.0].map(|sign| expected + sign * (8.0 * expected.sqrt() + 60.0)).into();
@@ -202,8 +202,8 @@ fn radius(x: u64) -> f64 {
     (-2.0 * ((x as f64 + 0.5) / 4_294_967_296.0).ln()).sqrt()
 }
 
-/// P(z > t) for the 2³² values of u₀, the angle taken as continuous: 2⁻³² Σ arccos(t/r)/π over those with r > t. Within
-/// 10⁻⁸ of the probability with both uniforms discrete, since an arc of a circle of 2³² points holds its share to ±1.
+/// P(z > t) for the 2³² values of u₀, the angle taken as continuous: 2⁻³² Σ arccos(t/r)/π over those with r > t. With
+/// both uniforms discrete it is the same to a relative 10⁻⁸, since an arc of a circle of 2³² points holds its share to ±1.
 fn tail(t: f64) -> f64 {
     let arcs = (0..).map(radius).take_while(|r| *r > t).map(|r| (t / r).acos());
     arcs.sum::<f64>() / std::f64::consts::PI / 4_294_967_296.0
