@@ -6,7 +6,7 @@ FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce clean
+.PHONY: help setup demo test test-statistics lint bench reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ demo: setup ## train, compare and draw; prints where the pictures and the report
 
 test: setup ## every test: unit, integration, examples, doctests
 	$(CARGO) test $(FLAGS)
+
+test-statistics: setup ## what `make test` leaves out: the distribution of 10⁸ draws of noise and more
+	$(CARGO) test --release $(FLAGS) --test normals -- --ignored --nocapture
 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

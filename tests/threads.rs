@@ -6,17 +6,19 @@ mod common;
 use common::rows::{self, Row};
 use common::{F64, assert_close, bits, store, variable, wave};
 use tch::{Kind, Tensor};
-use tch_blr::{Given, Philox, Rule};
+use tch_blr::{DiagonalGaussian, Given, Philox, Rule};
 
-/// Weights enough for libtorch and for the kernel to share the work out.
+/// Weights enough for libtorch to share its work out.
 const WEIGHTS: i64 = 300_000;
+/// Weights enough for the kernel to take three threads, and no round number.
+const MANY_WEIGHTS: i64 = 800_017;
 
 /// Weights after each of three steps, and where the loss was evaluated.
-fn run<R: Rule>(row: &Row<R>, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
+fn run<R: Rule>(row: &Row<R>, weights: i64, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
     tch::set_num_threads(threads);
     assert_eq!(tch::get_num_threads(), threads);
     let vs = store(F64);
-    let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], 0.0, F64));
+    let w = variable(&vs, "w", 0, &wave(&[weights], 0.0, F64));
     let mut opt = (row.make)(&vs).noise(Philox { seed: 3 }).build(&vs, row.lr).unwrap();
     let (mut weights, mut points) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -32,15 +34,38 @@ fn run<R: Rule>(row: &Row<R>, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
 }
 
 fn check<R: Rule>(row: &Row<R>) {
-    let (one, points_of_one) = run(row, 1);
+    check_with(row, WEIGHTS);
+}
+
+fn check_with<R: Rule>(row: &Row<R>, weights: i64) {
+    let (one, points_of_one) = run(row, weights, 1);
     for threads in [2, 3] {
-        let (many, points_of_many) = run(row, threads);
+        let (many, points_of_many) = run(row, weights, threads);
         for (a, b) in many.iter().zip(&one) {
             assert_close(a, b, 1e-12);
         }
         // The first step starts from the same weights, so its points show the noise.
         assert!(points_of_many[0] == points_of_one[0], "{threads} threads: other noise");
         assert_eq!(points_of_many.len(), points_of_one.len());
+    }
+}
+
+/// Samples of a posterior, bit by bit, in both kinds and in tensors that the threads' pieces do not divide.
+fn check_samples() {
+    for kind in [Kind::Float, Kind::Double] {
+        let entries = [("a", MANY_WEIGHTS - 100_033), ("b", 33), ("c", 100_000)].map(|(name, n)| {
+            let ones = Tensor::ones([n], (kind, tch::Device::Cpu));
+            (name, &ones * 0.5, ones * 3.0)
+        });
+        let q = DiagonalGaussian::new(entries).unwrap();
+        let sample = |threads| {
+            tch::set_num_threads(threads);
+            q.sample(5).unwrap().iter().map(|(_, theta)| bits(theta)).collect::<Vec<_>>()
+        };
+        let one = sample(1);
+        for threads in [2, 3] {
+            assert!(sample(threads) == one, "{threads} threads: another sample in {kind:?}");
+        }
     }
 }
 
@@ -54,9 +79,10 @@ fn any_number_of_threads_gives_the_same() {
     check(&rows::vogn());
     check(&rows::neurips2019());
     check(&rows::von_price());
-    check(&rows::ivon());
+    check_with(&rows::ivon(), MANY_WEIGHTS);
     check(&rows::ivon_antithetic());
     check(&rows::ivon_prior());
+    check_samples();
     let zeros = Given(vec![vec![vec![Tensor::zeros([WEIGHTS], (Kind::Double, tch::Device::Cpu))]]]);
     let vs = store(F64);
     let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], 0.0, F64));
