@@ -100,3 +100,16 @@ pub(super) fn dimension(family: &'static str, lambda: &Tensor, size: impl Fn(i64
         .filter(|d| size(*d) == n)
         .ok_or_else(|| Error::family(family, format!("{n} parameters are not of the layout of this family")))
 }
+
+/// Checks that a mixture has as many components as classes, all of one dimension.
+pub(super) fn components<F: ExponentialFamily>(mixture: &'static str, classes: usize, components: &[F]) -> Result<()> {
+    let sizes: Vec<usize> = components.iter().map(|q| q.natural().numel()).collect();
+    if sizes.len() != classes {
+        let problem = format!("{} components: expected {classes}, one for each weight", sizes.len());
+        return Err(Error::family(mixture, problem));
+    }
+    if sizes.iter().any(|n| *n != sizes[0]) {
+        return Err(Error::family(mixture, format!("components have {sizes:?} parameters: expected as many in each")));
+    }
+    Ok(())
+}
