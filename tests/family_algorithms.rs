@@ -38,6 +38,7 @@ fn laplace_has_the_reference_numbers() {
     let logistic = |x: &Tensor| total(&(x.square() * 0.5 - x.log_sigmoid()));
     let poisson = |x: &Tensor| total(&(x.square() * 0.5 + x.exp() - x * 3.0));
     for rho in [1.0, 0.5] {
+        let _no_grad = (rho < 1.0).then(tch::no_grad_guard); // which must not matter
         let q = laplace(&t(&[0.0]), rho, 100, logistic).unwrap();
         close(values(q.mean())[0], 0.401_058_137_541_546_96, 1e-12);
         close(values(q.precision())[0], 1.240_210_507_853_252_6, 1e-12);
@@ -381,6 +382,7 @@ fn non_conjugate_message_passing() {
     };
     let start = || MeanFieldGaussian::new(&t(&[0.0]), &t(&[1.0])).unwrap();
     for rho in [1.0, 0.3] {
+        let _no_grad = (rho < 1.0).then(tch::no_grad_guard); // which must not matter
         let q = converge(start(), 1e-14, 1000, |q| vmp_step(q, rho, loss)).unwrap();
         close(values(q.mean())[0], 0.687_422_729_064_258_6, 1e-12);
         close(values(q.precision())[0], 3.312_577_270_935_744, 1e-12);

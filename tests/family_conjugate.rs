@@ -64,8 +64,8 @@ fn coins_counts_and_classes_in_one_step() {
     all_close(&found, &[8.5 / 5.0, 5.0, 4.5, 1.0 + 0.5 * 4.5 + 0.5 * 2.0 * 3.0 * 4.0 / 5.0], 1e-14);
 
     for (bad, support) in [
-        (coin.likelihood(&t(&[0.5])), "Bernoulli: a draw lies outside of the support {0, 1}"),
-        (rate.likelihood(&t(&[1.5])), "Poisson: a draw lies outside of the support {0, 1, …}"),
+        (coin.likelihood(&t(&[0.5])), "Bernoulli: a value lies outside of the support {0, 1}"),
+        (rate.likelihood(&t(&[1.5])), "Poisson: a value lies outside of the support {0, 1, …}"),
         (rate.likelihood(&t(&[-1.0])), "Poisson"),
         (classes.likelihood(&t(&[3.0])), "Categorical"),
         (normal.likelihood(&t(&[f64::NAN])), "Normal: y is not finite"),

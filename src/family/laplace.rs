@@ -2,7 +2,7 @@
 
 use super::numbers::tensor;
 use super::{Gaussian, converge, rule_step};
-use crate::Result;
+use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 /// N(m, S⁻¹) at a minimum m of ℓ with S = ∇²ℓ(m).
@@ -30,8 +30,8 @@ use tch::{Device, Kind, Tensor};
 /// ```
 ///
 /// # Errors
-/// A loss that is not one finite number; [`Error::Step`](crate::Error::Step) where ∇²ℓ is not positive definite (start
-/// closer, or use a smaller ρ); [`Error::NotConverged`](crate::Error::NotConverged).
+/// A loss that is not one finite number; [`Error::Step`] where ∇²ℓ is not positive definite (start
+/// closer, or use a smaller ρ); [`Error::NotConverged`].
 pub fn laplace(start: &Tensor, rho: f64, max_steps: usize, loss: impl Fn(&Tensor) -> Tensor) -> Result<Gaussian> {
     let start = tensor("Laplace", "the start", start, &[-1])?;
     let unit = Tensor::eye(start.size()[0], (Kind::Double, Device::Cpu));
@@ -44,8 +44,6 @@ pub fn laplace(start: &Tensor, rho: f64, max_steps: usize, loss: impl Fn(&Tensor
 /// ∇ℓ(θ) `[d]` and ∇²ℓ(θ) `[d, d]`.
 fn derivatives(theta: &Tensor, loss: impl Fn(&Tensor) -> Tensor) -> Result<(Tensor, Tensor)> {
     let theta = theta.copy().set_requires_grad(true);
-    let loss = tch::with_grad(|| loss(&theta));
-    _ = tensor("Laplace", "the loss", &loss, &[])?;
     let differentiate = |f: &Tensor| {
         // A constant has no graph, and what does not depend on θ an undefined derivative.
         let g = if f.requires_grad() {
@@ -53,9 +51,14 @@ fn derivatives(theta: &Tensor, loss: impl Fn(&Tensor) -> Tensor) -> Result<(Tens
         } else {
             Tensor::new()
         };
-        Ok::<_, crate::Error>(if g.defined() { g } else { theta.detach().zeros_like() })
+        Ok::<_, Error>(if g.defined() { g } else { theta.detach().zeros_like() })
     };
-    let gradient = differentiate(&loss)?;
-    let rows = (0..theta.size()[0]).map(|i| differentiate(&gradient.get(i))).collect::<Result<Vec<_>>>()?;
-    Ok((gradient.detach(), Tensor::stack(&rows, 0).detach()))
+    // Also where the caller has switched gradients off.
+    tch::with_grad(|| {
+        let loss = loss(&theta);
+        _ = tensor("Laplace", "the loss", &loss, &[])?;
+        let gradient = differentiate(&loss)?;
+        let rows = (0..theta.size()[0]).map(|i| differentiate(&gradient.get(i))).collect::<Result<Vec<_>>>()?;
+        Ok((gradient.detach(), Tensor::stack(&rows, 0).detach()))
+    })
 }

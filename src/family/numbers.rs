@@ -43,7 +43,7 @@ pub(super) fn positive_tensor(family: &'static str, what: &str, t: &Tensor, size
 /// `t` if it is inside the support, where `inside` is true.
 pub(super) fn inside(family: &'static str, t: Tensor, inside: &Tensor, support: &str) -> Result<Tensor> {
     let ok = inside.all().int64_value(&[]) != 0;
-    if ok { Ok(t) } else { Err(Error::family(family, format!("a draw lies outside of the support {support}"))) }
+    if ok { Ok(t) } else { Err(Error::family(family, format!("a value lies outside of the support {support}"))) }
 }
 
 /// A square matrix that equals its transpose up to rounding.
