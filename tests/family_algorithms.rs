@@ -30,6 +30,9 @@ fn newton_solves_a_quadratic_in_one_step() {
     let q = laplace(&t(&[5.0, 5.0]), 1.0, 2, loss).unwrap(); // the second step moves nothing
     all_close(&values(q.precision()), &values(&a), 1e-14);
     all_close(&values(q.mean()), &values(&a.inverse().mv(&b)), 1e-13);
+    // Half steps halve the distance: 10⁻¹³ of a distance of 10 is 2⁻⁴⁶.
+    assert!(matches!(laplace(&t(&[5.0, 5.0]), 0.5, 35, loss), Err(Error::NotConverged { .. })));
+    assert!(laplace(&t(&[5.0, 5.0]), 0.5, 50, loss).is_ok());
 }
 
 /// Reference: one observation and a prior N(0, 1); logistic with x = 1, y = 1, and Poisson with rate e^θ, y = 3.
