@@ -68,6 +68,34 @@ pub enum Error {
     /// Noise was asked for at a position where none was given.
     #[error("noise: {0}")]
     Noise(String),
+    /// Parameters, draws or data that an exponential family cannot have.
+    #[error("{family}: {problem}")]
+    Family {
+        /// The family, or the algorithm on it.
+        family: &'static str,
+        /// What is wrong, and what was expected.
+        problem: String,
+    },
+    /// A step of the rule leaves the natural parameters that the family has.
+    #[error("a step of ρ = {rho} leaves the family; nothing was changed; ρ up to {largest:.3e} would not. {problem}")]
+    Step {
+        /// The ρ given.
+        rho: f64,
+        /// The largest ρ ≤ the one given for which this step stays inside, to three digits.
+        largest: f64,
+        /// What is wrong with the natural parameters after the step.
+        problem: String,
+    },
+    /// An iteration was still moving after the steps that it was allowed.
+    #[error(
+        "after {steps} steps the parameters still move by {change:e} of their size: allow more, or damp with a smaller ρ"
+    )]
+    NotConverged {
+        /// Steps taken.
+        steps: usize,
+        /// Largest change in the last step, relative to the largest parameter.
+        change: f64,
+    },
     /// Inputs of a metric do not fit together.
     #[error("metric: {0}")]
     Metric(String),
@@ -98,6 +126,10 @@ impl From<tch::TchError> for Error {
 impl Error {
     pub(crate) fn parameter(name: &str, problem: impl Into<String>) -> Self {
         Error::Parameter { name: name.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn family(family: &'static str, problem: impl Into<String>) -> Self {
+        Error::Family { family, problem: problem.into() }
     }
 
     pub(crate) fn file(path: &std::path::Path, problem: impl std::fmt::Display) -> Self {

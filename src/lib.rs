@@ -105,6 +105,7 @@
 //!   the numbers of other codes in ours.
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
+//! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -113,6 +114,7 @@ mod checkpoint;
 mod curvature;
 mod error;
 mod expectation;
+pub mod family;
 mod gradient;
 mod kernel;
 pub mod metrics;

@@ -9,7 +9,7 @@ mod threads;
 mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, STEPS, groups};
+pub(crate) use noise::{Draw, STEPS, groups, words};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 

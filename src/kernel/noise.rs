@@ -216,6 +216,11 @@ fn philox<const W: usize>(counters: [[u32; W]; 4], seed: u64) -> [[u32; W]; 4] {
     words
 }
 
+/// Four random words of a stream that is read in sequence; no elementwise draw has its sample number.
+pub(crate) fn words(seed: u64, counter: u64) -> [u32; 4] {
+    philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX], [u32::MAX]], seed).map(|[word]| word)
+}
+
 const TO_UNIT: f64 = 1.0 / 4_294_967_296.0;
 
 /// Numbers that Box and Muller's transform is implemented for.
