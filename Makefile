@@ -17,11 +17,13 @@ setup: ## find or fetch libtorch
 demo: setup ## train, compare and draw; prints where the pictures and the report are
 	$(CARGO) run --release $(FLAGS) --example demo
 
-test: setup ## every test: unit, integration, examples, doctests
+test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
 	$(CARGO) test $(FLAGS)
+	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \
+		$(CARGO) test $(FLAGS) --test golden --test exact --test conformance --test properties || exit 1; done
 
-test-statistics: setup ## what `make test` leaves out: the distribution of 10⁸ draws of noise and more
-	$(CARGO) test --release $(FLAGS) --test normals -- --ignored --nocapture
+test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
+	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 use tch::{Device, Kind, Tensor};
-use tch_blr::{DiagonalGaussian, Ivon, Params, Philox, Rule};
+use tch_blr::{Derivatives, DiagonalGaussian, Ivon, Params, Philox, Rule};
 
 /// The probability of 4.5 standard errors or more, on both sides together.
 const LEVEL: f64 = 6.8e-6;
@@ -394,8 +394,8 @@ fn correlations_between_steps() {
         let step = |_| {
             let evaluation = opt.perturbed().unwrap();
             let z = w.detach().copy();
-            evaluation.with_gradients(0.0, vec![None], Vec::new()).unwrap();
-            opt.update().unwrap();
+            let nothing = Derivatives { loss: 0.0, examples: None, gradients: vec![None], squares: Vec::new() };
+            evaluation.step_with(nothing).unwrap();
             z
         };
         (0..STREAMS).map(step).collect()

@@ -1,7 +1,7 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
 use super::programs::{Displacement, Form, Perturb, Square, Statistic};
-use super::{Optimizer, sums::Sums};
+use super::{Optimizer, slot::Slot, sums::Sums};
 use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
@@ -82,7 +82,11 @@ impl<R: Rule> Optimizer<R> {
             inputs: slot.with_state([Field::Tensor(slot.mean(leaf)), z.field(), Field::Number(sign), slot.delta()]),
             outputs: [Some(point)].into_iter().collect(),
         }));
-        Perturbed::enter(moved.map(|(_, leaf, _, point)| (&leaf.tensor, point.to_kind(leaf.tensor.kind()))))
+        let value = |slot: &Slot<R>, leaf: &Leaf, point: &Tensor| {
+            // Weights of less precision take a rounded copy.
+            if slot.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
+        };
+        Perturbed::enter(moved.map(|(slot, leaf, _, point)| (&leaf.tensor, value(slot, leaf, point))))
     }
 
     /// Differentiates the loss that was computed since [`Optimizer::begin`]; the variables hold the mean again

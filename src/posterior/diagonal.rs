@@ -181,8 +181,13 @@ impl DiagonalGaussian {
     /// Sample `k` = 0, 1, … of every parameter, in order: m + z/√s, in the shape and kind of the mean.
     ///
     /// # Errors
-    /// If libtorch fails.
+    /// A sample beyond the 2³² that a seed has.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
+        if k > u64::from(u32::MAX) {
+            return Err(Error::Posterior(format!(
+                "sample {k} was asked for: a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)"
+            )));
+        }
         let mut group = 0;
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
