@@ -1,42 +1,83 @@
-//! One optimizer step of every row with the loss and its gradient in it: a small multilayer perceptron, batch 128.
+//! One step of every row: the optimizer's own part of it, with gradients given, at the shapes of known models; and a
+//! whole step with the loss and its gradient in it.
 
-use criterion::{Criterion, criterion_group, criterion_main};
+mod common;
+
+use common::Shapes;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use std::hint::black_box;
-use tch::nn::{self, Module, VarStore};
-use tch::{Device, Kind, Tensor};
-use tch_blr::{Adam, AdamW, Ivon, Philox, RmsProp, Rule, Sgd, Von};
+use tch::Device;
+use tch::nn::{Module, VarStore};
+use tch_blr::{Adam, AdamW, Curvature, Ivon, Philox, RmsProp, Rule, Sgd, Von};
 
-fn network(vs: &VarStore) -> nn::Sequential {
-    let layer =
-        |name, inputs, outputs| tch_blr::nn::linear(vs.root() / name, inputs, outputs, nn::LinearConfig::default());
-    nn::seq()
-        .add(layer("fc1", 784, 256))
-        .add_fn(Tensor::relu)
-        .add(layer("fc2", 256, 256))
-        .add_fn(Tensor::relu)
-        .add(layer("fc3", 256, 10))
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+/// What is measured of a row.
+trait Measure {
+    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64);
+
+    fn rows(&mut self) {
+        self.row("sgd", Sgd::default(), 1e-3);
+        self.row("rmsprop", RmsProp::default(), 1e-4);
+        self.row("adam", Adam::default(), 1e-4);
+        self.row("adamw", AdamW::default(), 1e-4);
+        self.row("ogn", Von::ogn().ess(1e4), 1e-3);
+        self.row("vogn", Von::vogn().ess(1e4), 1e-3);
+        self.row("ivon", Ivon::default().ess(1e4), 1e-2);
+    }
 }
 
-fn bench<R: Rule>(c: &mut Criterion, name: &str, row: R, lr: f64) {
-    let vs = VarStore::new(Device::Cpu);
-    let net = network(&vs);
-    let x = Tensor::linspace(0.0, 1.0, 128 * 784, (Kind::Float, Device::Cpu)).reshape([128, 784]);
-    let y = Tensor::arange(128, (Kind::Int64, Device::Cpu)).remainder(10);
-    let mut opt = row.noise(Philox { seed: 0 }).build(&vs, lr).expect("valid settings");
-    c.bench_function(&format!("mlp-784-256-256-10/{name}"), |b| {
-        b.iter(|| black_box(opt.step(|| net.forward(&x).cross_entropy_for_logits(&y)).expect("a finite loss")));
-    });
+/// Perturb, take gradients (and squares) that are there already, update.
+struct GradientsGiven<'a, 'b> {
+    group: &'a mut Group<'b>,
+    shapes: Shapes,
 }
 
-fn steps(c: &mut Criterion) {
-    bench(c, "sgd", Sgd::default(), 1e-3);
-    bench(c, "rmsprop", RmsProp::default(), 1e-4);
-    bench(c, "adam", Adam::default(), 1e-4);
-    bench(c, "adamw", AdamW::default(), 1e-4);
-    bench(c, "ogn", Von::ogn().ess(1e4), 1e-3);
-    bench(c, "vogn", Von::vogn().ess(1e4), 1e-3);
-    bench(c, "ivon", Ivon::default().ess(1e4), 1e-2);
+impl Measure for GradientsGiven<'_, '_> {
+    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64) {
+        let per_example = row.curvature() == Curvature::PerExample;
+        let (leaves, params) = common::parameters(&self.shapes);
+        let mut opt = row.noise(Philox { seed: 0 }).build(params, lr).expect("valid settings");
+        let gradients = common::all_like(&leaves, 1e-3);
+        let squares = if per_example { common::all_like(&leaves, 1e-6) } else { Vec::new() };
+        self.group.bench_function(name, |b| {
+            b.iter(|| black_box(common::step_given(&mut opt, &gradients, &squares)));
+        });
+    }
 }
 
-criterion_group!(benches, steps);
+fn gradients_given(c: &mut Criterion) {
+    let models = [("mlp-251", common::small_mlp()), ("resnet18", common::resnet18()), ("gpt2", common::gpt2())];
+    for (name, shapes) in models {
+        let mut group = c.benchmark_group(format!("step/{name}"));
+        group.throughput(Throughput::Elements(common::weights(&shapes) as u64));
+        GradientsGiven { group: &mut group, shapes }.rows();
+        group.finish();
+    }
+}
+
+/// A step on 128 images, forward and backward pass included.
+struct Whole<'a, 'b> {
+    group: &'a mut Group<'b>,
+}
+
+impl Measure for Whole<'_, '_> {
+    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64) {
+        let vs = VarStore::new(Device::Cpu);
+        let net = common::mlp(&vs.root(), tch_blr::nn::linear);
+        let (x, y) = common::images(128);
+        let mut opt = row.noise(Philox { seed: 0 }).build(&vs, lr).expect("valid settings");
+        self.group.bench_function(name, |b| {
+            b.iter(|| black_box(opt.step(|| net.forward(&x).cross_entropy_for_logits(&y)).expect("a finite loss")));
+        });
+    }
+}
+
+fn whole(c: &mut Criterion) {
+    let mut group = c.benchmark_group("step/whole-mlp-784-256-256-10");
+    Whole { group: &mut group }.rows();
+    group.finish();
+}
+
+criterion_group! { name = benches; config = common::quick(); targets = gradients_given, whole }
 criterion_main!(benches);

@@ -39,10 +39,10 @@ impl Module for Conv2D {
                 let weight = Weight {
                     input: xs.detach(),
                     shape: [kernel[0], kernel[1], kernel[2], kernel[3]],
-                    positions: z.size()[2..].iter().product(),
-                    stride: both(c.stride),
-                    padding: both(padding),
-                    dilation: both(c.dilation),
+                    positions: [z.size()[2], z.size()[3]],
+                    stride: c.stride,
+                    padding,
+                    dilation: c.dilation,
                     groups: c.groups,
                 };
                 tap.uses(Some(&self.ws), weight);
@@ -61,28 +61,44 @@ struct Weight {
     input: Tensor,
     /// `[out, in / groups, k, k]`
     shape: [i64; 4],
-    /// H′W′
-    positions: i64,
-    stride: [i64; 2],
-    padding: [i64; 2],
-    dilation: [i64; 2],
+    /// H′, W′
+    positions: [i64; 2],
+    stride: i64,
+    padding: i64,
+    dilation: i64,
     groups: i64,
+}
+
+impl Weight {
+    /// uᵢₜ as the columns of `[b·groups, in/groups·k·k, H′W′]`, for the examples of `delta`.
+    fn patches(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        let a = rows(&self.input, first, delta)?;
+        let a = if self.padding == 0 { a } else { a.f_constant_pad_nd([self.padding; 4])? };
+        let ([_, channels, height, width], [down, right]) = (self.shape, self.positions);
+        let (size, s) = (a.size(), a.stride());
+        // All patches are one view, whose copy takes whole runs of the input's rows where libtorch's im2col takes one
+        // element at a time.
+        let view = a.f_as_strided(
+            [size[0], size[1], height, width, down, right],
+            [s[0], s[1], s[2] * self.dilation, s[3] * self.dilation, s[2] * self.stride, s[3] * self.stride],
+            None,
+        )?;
+        Ok(view.f_reshape([size[0] * self.groups, channels * height * width, down * right])?)
+    }
 }
 
 impl Rule for Weight {
     fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
-        let [out, channels, height, width] = self.shape;
+        let ([out, channels, height, width], [down, right]) = (self.shape, self.positions);
         let b = delta.size()[0];
-        // [b, in·k·k, H′W′], channels outermost, so that the groups are contiguous.
-        let patches =
-            rows(&self.input, first, delta)?.f_im2col([height, width], self.dilation, self.padding, self.stride)?;
-        let patches = patches.f_reshape([b * self.groups, channels * height * width, self.positions])?;
-        let delta = delta.f_reshape([b * self.groups, out / self.groups, self.positions])?;
+        let patches = self.patches(first, delta)?;
+        let delta = delta.f_reshape([b * self.groups, out / self.groups, down * right])?;
         Ok(delta.f_bmm(&patches.f_transpose(1, 2)?)?.f_reshape([b, out, channels, height, width])?)
     }
 
+    /// The patches; the padded input is small beside them.
     fn scratch(&self) -> i64 {
-        let [_, channels, height, width] = self.shape;
-        self.groups * channels * height * width * self.positions
+        let ([_, channels, height, width], [down, right]) = (self.shape, self.positions);
+        self.groups * channels * height * width * down * right
     }
 }

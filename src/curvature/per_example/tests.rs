@@ -175,6 +175,26 @@ fn conv2d_in_all_its_settings() {
 }
 
 #[test]
+fn conv2d_of_images_in_any_layout() {
+    for (kind, tol) in KINDS {
+        for padding in [0, 1] {
+            let mut vs = store();
+            let config = ConvConfig { padding, stride: 2, groups: 2, bs_init: RANDOM, ..Default::default() };
+            let net = conv2d(vs.root(), 4, 4, 3, config);
+            vs.set_kind(kind);
+            let channels_last = randn(&[5, 9, 8, 4], kind).permute([0, 3, 1, 2]);
+            let transposed = randn(&[5, 4, 8, 9], kind).transpose(2, 3);
+            let one_for_all = randn(&[1, 4, 9, 8], kind).expand([5, 4, 9, 8], false);
+            let part = randn(&[6, 5, 10, 9], kind).i((1.., 1.., 1.., 1..));
+            for x in [channels_last, transposed, one_for_all, part] {
+                assert!(!x.is_contiguous());
+                agrees(&vs, tol, || net.forward(&x));
+            }
+        }
+    }
+}
+
+#[test]
 fn embedding_with_repeated_and_padding_tokens() {
     for (kind, tol) in KINDS {
         for padding_idx in [-1, 0, 3] {
