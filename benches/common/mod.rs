@@ -7,7 +7,7 @@ use criterion::Criterion;
 use std::time::Duration;
 use tch::nn::{self, ConvConfig, LinearConfig, Module, Path, Sequential};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Optimizer, Params, Rule};
+use tch_blr::{Derivatives, Optimizer, Params, Rule};
 
 /// Few and short measurements, so that `make bench` takes minutes. `cargo bench --bench step -- --measurement-time 10`
 /// and the like overrule them.
@@ -107,8 +107,9 @@ pub fn all_like(tensors: &[Tensor], x: f64) -> Vec<Tensor> {
 pub fn step_given<R: Rule>(opt: &mut Optimizer<R>, gradients: &[Tensor], squares: &[Tensor]) -> f64 {
     let given = |tensors: &[Tensor]| tensors.iter().map(|t| Some(t.shallow_clone())).collect();
     let evaluation = opt.perturbed().expect("valid parameters");
-    evaluation.with_gradients(1.0, given(gradients), given(squares)).expect("finite derivatives");
-    opt.update().expect("an evaluation")
+    let (gradients, squares) = (given(gradients), given(squares));
+    let derivatives = Derivatives { loss: 1.0, examples: None, gradients, squares };
+    evaluation.step_with(derivatives).expect("finite derivatives")
 }
 
 /// A perceptron 784-256-256-10 of this crate's linear layers or of tch's.
