@@ -6,7 +6,7 @@ FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics lint bench reproduce clean
+.PHONY: help setup demo test test-statistics lint bench bench-peers reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -31,8 +31,12 @@ lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) clippy --all-targets $(FLAGS) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
 
-bench: setup ## criterion benchmarks
-	$(CARGO) bench $(FLAGS)
+bench: setup ## criterion benchmarks, a few minutes
+	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example checkpoint)
+
+bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
+	-@scripts/peers.sh # without it the peers of tch are measured
+	$(CARGO) bench $(FLAGS) --bench peers
 
 reproduce: setup ## published numbers, run again
 	$(CARGO) run --release $(FLAGS) --example reproduce
