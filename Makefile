@@ -6,7 +6,7 @@ FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce clean
+.PHONY: help setup demo test lint bench bench-peers reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -27,7 +27,11 @@ lint: setup ## formatting, clippy and documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
 
 bench: setup ## criterion benchmarks
-	$(CARGO) bench $(FLAGS)
+	$(CARGO) bench $(FLAGS) --bench step
+
+bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
+	-@scripts/peers.sh # without it the peers of tch are measured
+	$(CARGO) bench $(FLAGS) --bench peers
 
 reproduce: setup ## published numbers, run again
 	$(CARGO) run --release $(FLAGS) --example reproduce
