@@ -6,11 +6,11 @@ each line `WORKLOAD PEER WARM_UP TIMED` on stdin with the milliseconds that the 
 
 import sys
 import time
+from importlib.metadata import version
 
 import ivon
 import numpy
 import torch
-from importlib.metadata import version
 from torch.nn.functional import cross_entropy
 
 # The same in peers.rs.
@@ -119,4 +119,8 @@ def main():
         print(1e3 * (time.perf_counter() - start), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    try:
+        main()
+    except (KeyboardInterrupt, BrokenPipeError):  # the other process was stopped
+        sys.exit(1)
