@@ -131,6 +131,13 @@ impl<R: Rule> Slot<R> {
         self.mean.as_ref().unwrap_or(&leaf.tensor)
     }
 
+    /// Memory for the points of a trainable variable.
+    pub(super) fn make_point(&mut self, leaf: &Leaf) {
+        if leaf.trainable() && self.point.is_none() {
+            self.point = Some(self.mean(leaf).detach().empty_like());
+        }
+    }
+
     /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
     pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };
