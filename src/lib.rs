@@ -36,6 +36,9 @@
 //! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
 //! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
 //! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
+//! | [`Sam`] | Gaussian, fixed covariance | at the worst point near the mean | 1 |
+//! | [`SamRmsProp`] | Gaussian, diagonal | at the worst point near the mean | root of averaged squared gradients |
+//! | [`BayesianSam`] | Gaussian, diagonal | at the worst point near the mean, by a sample | root of the precision times the gradient's size |
 //!
 //! A row of your own is an implementation of [`Rule`].
 //!
@@ -132,8 +135,8 @@ pub use expectation::{Expectation, Perturbed};
 pub use gradient::IntoTensor;
 pub use kernel::{Given, Noise, Pack, Philox, Real};
 pub use optim::{
-    Adam, AdamW, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp, Rule, Sgd, Site,
-    Vogn, Von, VonCurvature, When,
+    Adam, AdamW, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp,
+    Rule, Sam, SamRmsProp, Sgd, Site, Vogn, Von, VonCurvature, When,
 };
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;

@@ -12,8 +12,8 @@ use std::path::Path;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    Adam, AdamW, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon, Momentum, Optimizer, Params, Philox,
-    Prior, RmsProp, Rule, Schedule, Sgd, Vogn, Von, VonCurvature,
+    Adam, AdamW, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon, Momentum,
+    Optimizer, Params, Philox, Prior, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Vogn, Von, VonCurvature,
 };
 
 const F32: Place = Place { kind: Kind::Float, device: Device::Cpu };
@@ -155,6 +155,8 @@ fn von() {
     bad.push((good_von().expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"));
     bad.push((good_von().expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"));
     bad.push((Von::ogn().ess(9.0).curvature(VonCurvature::Price), "curvature", "Price"));
+    let adversarial = good_von().expectation(Expectation::Adversarial { sampled: true });
+    bad.push((adversarial, "expectation", "Adversarial { sampled: true }"));
     bad.push((good_von().momentum(Momentum::HeavyBall), "debias", "true"));
     // A precision that can be zero.
     let flat = good_von().weight_decay(0.0);
@@ -184,6 +186,85 @@ fn ivon() {
     bad.push((Ivon::default(), "ess", "not set"));
     bad.push((good_ivon().mc_samples(0), "mc_samples", "0"));
     refuses(good_ivon(), bad);
+}
+
+#[test]
+fn sam() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| Sam::default().lr(x)),
+            ("rho", |x| Sam::default().rho(x)),
+            ("weight_decay", |x| Sam::default().weight_decay(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("momentum", |x| Sam::default().momentum(x))]));
+    bad.extend(each(&NOT_POSITIVE, &[("ess", |x| Sam::default().ess(x))]));
+    refuses(Sam::default(), bad);
+}
+
+#[test]
+fn sam_rmsprop() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| SamRmsProp::default().lr(x)),
+            ("rho", |x| SamRmsProp::default().rho(x)),
+            ("weight_decay", |x| SamRmsProp::default().weight_decay(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("alpha", |x| SamRmsProp::default().alpha(x))]));
+    bad.extend(each(
+        &NOT_POSITIVE,
+        &[("eps", |x| SamRmsProp::default().eps(x)), ("ess", |x| SamRmsProp::default().ess(x))],
+    ));
+    refuses(SamRmsProp::default(), bad);
+}
+
+fn good_bsam() -> BayesianSam {
+    BayesianSam::default().ess(100.0)
+}
+
+#[test]
+fn bsam() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| good_bsam().lr(x)),
+            ("rho", |x| good_bsam().rho(x)),
+            ("hess_init", |x| good_bsam().hess_init(x)),
+            ("weight_decay", |x| good_bsam().weight_decay(x)),
+            ("damping", |x| good_bsam().damping(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| good_bsam().beta1(x)), ("beta2", |x| good_bsam().beta2(x))]));
+    bad.extend(each(&NOT_POSITIVE, &[("ess", |x| good_bsam().ess(x))]));
+    bad.push((BayesianSam::iclr2023(), "ess", "not set"));
+    bad.push((BayesianSam::released(), "ess", "not set"));
+    bad.push((good_bsam().weight_decay(0.0).damping(0.0), "weight_decay + damping", "0.0"));
+    refuses(good_bsam(), bad);
+}
+
+/// Losses at the wrong one of two points, and chunks that are none.
+#[test]
+fn pairs_of_points() {
+    let net = Net::new(F64);
+    let mut opt = Sam::default().build(&net.vs, 0.1).unwrap();
+    let mut adam = Adam::default().build(&net.vs, 0.1).unwrap();
+    let before = Snapshot::of(&opt, &net.vs);
+    let first = ["loss", "two points", "Evaluation::ascend"];
+    refused(opt.perturbed().unwrap().step(net.losses()), &first);
+    refused(opt.perturbed().unwrap().backward(net.losses()), &first);
+    let none = || Derivatives { loss: 1.0, examples: None, gradients: Vec::new(), squares: Vec::new() };
+    refused(opt.perturbed().unwrap().step_with(none()), &first);
+    refused(opt.perturbed().unwrap().backward_with(none()), &first);
+    refused(opt.perturbed().unwrap().ascend_with(none()), &["0 gradients", "expected 4"]);
+    let second = opt.perturbed().unwrap().ascend(net.losses()).unwrap();
+    refused(second.ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
+    refused(adam.perturbed().unwrap().ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
+    refused(opt.step_chunks(0, |_| net.losses()), &["chunks", "0", "at least 1"]);
+    assert_eq!(Snapshot::of(&opt, &net.vs), before);
+    opt.step(|| net.losses()).unwrap();
 }
 
 #[test]
@@ -362,6 +443,9 @@ fn weights_without_gradient_stay_finite() {
     run(Vogn::neurips2019().ess(1e4));
     run(Von::vogn().ess(1e4).weight_decay(0.0).beta2(0.5).damping(1e-3));
     run(good_ivon());
+    run(Sam::default());
+    run(SamRmsProp::default());
+    run(good_bsam().weight_decay(0.0).beta2(0.5).damping(1e-3));
 }
 
 #[test]

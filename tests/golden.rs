@@ -7,8 +7,8 @@ use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Reduction, Tensor};
 use tch_blr::{
-    Adam, AdamW, Builder, Expectation, Given, HessianEstimator, Ivon, Momentum, Optimizer, PrecisionInStep, RmsProp,
-    Rule, Sgd, Von,
+    Adam, AdamW, BayesianSam, Builder, Expectation, Given, HessianEstimator, Ivon, Momentum, Optimizer,
+    PrecisionInStep, RmsProp, Rule, Sam, Sgd, Von,
 };
 
 /// Everything here is f64; what differs is the order of operations.
@@ -73,11 +73,14 @@ fn flat(tensors: impl Iterator<Item = Tensor>) -> Vec<f64> {
 }
 
 impl Problem {
-    fn loss(&self, reduction: Reduction) -> Tensor {
+    /// Loss of one of `chunks` equal parts, in order, of the data.
+    fn loss(&self, chunk: usize, chunks: usize, reduction: Reduction) -> Tensor {
+        let n = self.targets.size()[0] / chunks as i64;
+        let part = |t: &Tensor| t.narrow(0, chunk as i64 * n, n);
         let w = |i: usize| &self.parameters[i].1;
-        let hidden = (self.inputs.matmul(&w(0).tr()) + w(1)).tanh();
+        let hidden = (part(&self.inputs).matmul(&w(0).tr()) + w(1)).tanh();
         let logits = hidden.matmul(&w(2).tr()) + w(3);
-        logits.cross_entropy_loss::<Tensor>(&self.targets, None, reduction, -100, 0.0)
+        logits.cross_entropy_loss::<Tensor>(&part(&self.targets), None, reduction, -100, 0.0)
     }
 
     fn state<R: Rule>(&self, opt: &Optimizer<R>, name: &str) -> Vec<f64> {
@@ -110,10 +113,11 @@ fn replay<R: Rule>(
         builder = builder.noise(Given(noise.iter().map(step).collect()));
     }
     let mut opt = builder.build(&problem.vs, lr).unwrap();
+    let chunks = run["hyper"].get("m_sharpness").map_or(1, |m| m.as_u64().unwrap() as usize);
     let trajectory = run["trajectory"].as_array().unwrap();
     assert_eq!(trajectory.len(), 20);
     for (t, expected) in trajectory.iter().enumerate() {
-        let loss = opt.step(|| problem.loss(reduction)).unwrap();
+        let loss = opt.step_chunks(chunks, |k| problem.loss(k, chunks, reduction)).unwrap();
         compare(name, t, "loss", &[loss], &expected["loss"]);
         let means = flat(problem.parameters.iter().map(|(_, w)| w.shallow_clone()));
         compare(name, t, "mean", &means, &expected["mean"]);
@@ -240,8 +244,39 @@ fn vogn() {
 }
 
 #[test]
+fn sam() {
+    let file = data();
+    let make = |h: &Value| {
+        let c = Sam::default().rho(number(h, "rho", f64::NAN)).momentum(number(h, "momentum", f64::NAN));
+        (c.weight_decay(number(h, "weight_decay", f64::NAN)).builder(), number(h, "lr", f64::NAN))
+    };
+    for name in ["sam", "sam_msharp2"] {
+        replay(&file, name, make, Reduction::Mean, |_, p, opt| vec![("momentum", p.state(opt, "momentum"))]);
+    }
+}
+
+/// That code keeps s = h+δ+γ.
+#[test]
+fn bsam() {
+    let file = data();
+    let prior = |h: &Value| number(h, "weight_decay", f64::NAN) + number(h, "damping", f64::NAN);
+    let make = |h: &Value| {
+        let c = BayesianSam::released().ess(number(h, "n_data", f64::NAN)).rho(number(h, "rho", f64::NAN));
+        let c = c.beta1(number(h, "beta1", f64::NAN)).beta2(number(h, "beta2", f64::NAN));
+        let c = c.weight_decay(number(h, "weight_decay", f64::NAN)).damping(number(h, "damping", f64::NAN));
+        (c.hess_init(number(h, "s_init", f64::NAN) - prior(h)).builder(), number(h, "lr", f64::NAN))
+    };
+    for name in ["bsam", "bsam_msharp3"] {
+        replay(&file, name, make, Reduction::Mean, |h, p, opt| {
+            let scale = p.state(opt, "hess").iter().map(|x| x + prior(h)).collect();
+            vec![("scale", scale), ("momentum", p.state(opt, "momentum"))]
+        });
+    }
+}
+
+#[test]
 fn every_run_of_the_file_is_replayed() {
     let names: Vec<String> = data()["runs"].as_array().unwrap().iter().map(|r| r["name"].to_string()).collect();
-    assert_eq!(names.len(), 13, "{names:?}: add a replay for each new run");
+    assert_eq!(names.len(), 17, "{names:?}: add a replay for each new run");
     assert_eq!(problem(&data()).parameters.len(), 4);
 }

@@ -4,8 +4,8 @@
     venv/bin/python tests/golden_regenerate.py            # largest difference per run; fails above 1e-12
     venv/bin/python tests/golden_regenerate.py --write    # also puts the new numbers into the file
 
-The noise is taken from the file, so both packages see what our tests see. The VOGN runs come from a repository that no
-package index has; they are left as they are.
+The noise is taken from the file, so both packages see what our tests see. The VOGN, SAM and bSAM runs come from
+repositories that no package index has; they are left as they are.
 """
 
 import json

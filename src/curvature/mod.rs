@@ -4,6 +4,8 @@ mod per_example;
 
 pub(crate) use per_example::per_example;
 
+use crate::{Expectation, Result, check};
+
 /// The statistic that an evaluation of the loss contributes to a row's estimate of the diagonal Hessian of the mean loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -17,4 +19,18 @@ pub enum Curvature {
     PerExample,
     /// e·ĝ, which times the noise's precision estimates the Hessian without bias (Price's theorem).
     Price,
+    /// |ĝ₁|, the size of the gradient at the first point of [`Expectation::Adversarial`].
+    AbsoluteGradient,
+}
+
+impl Curvature {
+    /// Errors if evaluations at these points do not give it.
+    pub(crate) fn check(self, expectation: Expectation) -> Result<()> {
+        let (fits, expected) = match self {
+            Curvature::Price => (!expectation.is_adversarial(), "another statistic: ε is no noise of known precision"),
+            Curvature::AbsoluteGradient => (expectation.is_adversarial(), "Expectation::Adversarial with it"),
+            _ => (true, ""),
+        };
+        check::that("curvature", self, fits, expected)
+    }
 }

@@ -23,31 +23,43 @@ pub enum Expectation {
         /// How many pairs, at least 1.
         pairs: usize,
     },
+    /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::Rule::adversarial)) along the gradient ĝ₁ of
+    /// an evaluation before: two evaluations on the same batch, the first for ε alone.
+    Adversarial {
+        /// Whether ĝ₁ is taken at a sample of q (Bayesian SAM) or at the mean (SAM). ε is added to the mean in both.
+        sampled: bool,
+    },
 }
 
 impl Expectation {
     pub(crate) fn validate(self) -> Result<()> {
         match self {
-            Expectation::Delta => Ok(()),
+            Expectation::Delta | Expectation::Adversarial { .. } => Ok(()),
             Expectation::MonteCarlo { samples } => check::count("samples", samples),
             Expectation::Antithetic { pairs } => check::count("pairs", pairs),
         }
     }
 
-    /// Number of times the loss is evaluated.
+    /// Number of points at which the gradient is averaged.
     pub(crate) fn evaluations(self) -> u64 {
         match self {
-            Expectation::Delta => 1,
+            Expectation::Delta | Expectation::Adversarial { .. } => 1,
             Expectation::MonteCarlo { samples } => samples as u64,
             Expectation::Antithetic { pairs } => 2 * pairs as u64,
         }
     }
 
-    /// For the k-th evaluation of a step: which draw of noise it uses, and with which sign. `None` at the mean.
+    /// Whether each of these points is found by an evaluation elsewhere.
+    pub(crate) fn is_adversarial(self) -> bool {
+        matches!(self, Expectation::Adversarial { .. })
+    }
+
+    /// For the k-th evaluation of a step (adversarial: its first point): which draw of noise it uses, and with which sign.
+    /// `None` at the mean.
     pub(crate) fn draw(self, k: u64) -> Option<(u64, f64)> {
         match self {
-            Expectation::Delta => None,
-            Expectation::MonteCarlo { .. } => Some((k, 1.0)),
+            Expectation::Delta | Expectation::Adversarial { sampled: false } => None,
+            Expectation::MonteCarlo { .. } | Expectation::Adversarial { sampled: true } => Some((k, 1.0)),
             Expectation::Antithetic { .. } => Some((k / 2, if k.is_multiple_of(2) { 1.0 } else { -1.0 })),
         }
     }

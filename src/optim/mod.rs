@@ -4,15 +4,21 @@ pub(crate) mod rule;
 
 mod adam;
 mod adamw;
+mod bsam;
 mod ivon;
 mod rmsprop;
+mod sam;
+mod sam_rmsprop;
 mod sgd;
 mod von;
 
 pub use adam::Adam;
 pub use adamw::AdamW;
+pub use bsam::BayesianSam;
 pub use ivon::{HessianEstimator, Ivon};
 pub use rmsprop::RmsProp;
 pub use rule::{DeltaRule, GaussianRule, Rule, Site, When};
+pub use sam::Sam;
+pub use sam_rmsprop::SamRmsProp;
 pub use sgd::Sgd;
 pub use von::{Momentum, PrecisionInStep, Vogn, Von, VonCurvature};

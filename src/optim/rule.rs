@@ -140,6 +140,21 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
         T::real(f64::INFINITY)
     }
 
+    /// ε of [`Expectation::Adversarial`] at one weight: by how much the second evaluation takes place beside the mean.
+    /// `gradient` is ĝ₁, that of the first evaluation, and `norm` is ‖ĝ₁‖₂ over all trainable parameters, or infinite if it
+    /// vanishes, so that ĝ₁/‖ĝ₁‖ is then 0. Rows with another expectation are not asked.
+    fn adversarial<T: Real>(
+        &self,
+        k: Self::Coefficients<T>,
+        gradient: T,
+        norm: T,
+        delta: T,
+        state: Self::State<T>,
+    ) -> T {
+        let _ = (k, gradient, norm, delta, state);
+        T::real(0.0)
+    }
+
     /// Builds the optimizer for these parameters, as `tch::nn::Adam::default().build(&vs, lr)` does: `lr` is the learning
     /// rate of all parameters without an override, whatever the configuration's was.
     ///

@@ -165,6 +165,8 @@ impl Rule for Von {
         }
         check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
         self.expectation.validate()?;
+        let noisy = !self.expectation.is_adversarial();
+        check::that("expectation", self.expectation, noisy, "Delta, MonteCarlo or Antithetic: it has no perturbation")?;
         let sampled = self.curvature != VonCurvature::Price || self.expectation != Expectation::Delta;
         check::that(
             "curvature",

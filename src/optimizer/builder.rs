@@ -4,7 +4,7 @@ use super::{Optimizer, slot::Slot};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::optim::Rule;
-use crate::{Expectation, Params, Prior, Result, Schedule};
+use crate::{Params, Prior, Result, Schedule};
 use std::fmt;
 
 /// Everything about an optimizer that is not a number of its row: prior, noise, groups, schedule, clipping.
@@ -137,11 +137,12 @@ impl<R: Rule> Builder<R> {
     /// configuration's was. Variables that the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, a prior without the row's `ess`, an override that changes where the loss is
+    /// A hyper-parameter out of range, a curvature statistic that the expectation does not give, a prior without the row's `ess`, an override that changes where the loss is
     /// evaluated, no trainable parameter, parameters on several devices, a prior that does not fit the model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
         let builder = Builder { config: self.config.with_learning_rate(lr), ..self };
         builder.config.validate()?;
+        builder.config.curvature().check(builder.config.expectation())?;
         builder.schedule.validate()?;
         builder.clip.map_or(Ok(()), Clip::validate)?;
         let params = params.into();
@@ -170,7 +171,7 @@ impl<R: Rule> Builder<R> {
 
 /// A seed from libtorch's generator; rows that draw nothing leave that as it is.
 fn default_noise<R: Rule>(config: &R) -> Noise {
-    let draws = config.expectation() != Expectation::Delta;
+    let draws = config.expectation().draw(0).is_some();
     if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()
 }
 

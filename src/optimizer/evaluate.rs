@@ -1,7 +1,7 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
-use super::programs::{Displacement, Form, Perturb, Square, Statistic};
-use super::{Optimizer, slot::Slot, sums::Sums};
+use super::programs::{Ascend, Displacement, Form, Perturb, Square, Statistic};
+use super::{Optimizer, sums::Sums};
 use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
@@ -12,8 +12,12 @@ use crate::params::Leaf;
 use crate::{Error, Params, Result};
 use tch::Tensor;
 
-/// An evaluation that has begun: weights at m+e, waiting for the loss there.
+/// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
 pub(super) struct Begun {
+    /// Of a pair of points, the first: its gradient is for [`Optimizer::ascend`] alone.
+    pub first: bool,
+    /// The curvature statistic, where the first point has given it.
+    curvature: Option<Vec<Option<Tensor>>>,
     guard: Perturbed,
     /// For rows that need per-example gradients.
     recording: Option<Recording>,
@@ -54,13 +58,19 @@ impl<R: Rule> Optimizer<R> {
             Some((sample, sign)) => self.perturb(sample, sign)?,
             None => Perturbed::default(),
         };
+        Ok(self.begun(self.config.expectation().is_adversarial(), None, guard))
+    }
+
+    fn begun(&self, first: bool, curvature: Option<Vec<Option<Tensor>>>, guard: Perturbed) -> Begun {
         let per_example = self.config.curvature() == Curvature::PerExample;
         let look = per_example && !self.taps_checked;
-        Ok(Begun {
+        Begun {
+            first,
+            curvature,
             guard,
             recording: per_example.then(Recording::start),
             buffers: if look { Buffers::new(&self.params) } else { Buffers::default() },
-        })
+        }
     }
 
     /// m+e
@@ -70,9 +80,7 @@ impl<R: Rule> Optimizer<R> {
         for (parameter, (slot, leaf)) in self.slots.iter_mut().zip(self.params.leaves()).enumerate() {
             let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
             noise.push(leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?);
-            if leaf.trainable() && slot.point.is_none() {
-                slot.point = Some(slot.mean(leaf).detach().empty_like());
-            }
+            slot.make_point(leaf);
         }
         let factor = self.schedule.factor(self.steps);
         let all = self.slots.iter().zip(self.params.leaves()).zip(&noise);
@@ -82,17 +90,42 @@ impl<R: Rule> Optimizer<R> {
             inputs: slot.with_state([Field::Tensor(slot.mean(leaf)), z.field(), Field::Number(sign), slot.delta()]),
             outputs: [Some(point)].into_iter().collect(),
         }));
-        let value = |slot: &Slot<R>, leaf: &Leaf, point: &Tensor| {
-            // Weights of less precision take a rounded copy.
-            if slot.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
-        };
-        Perturbed::enter(moved.map(|(slot, leaf, _, point)| (&leaf.tensor, value(slot, leaf, point))))
+        Perturbed::enter(moved.map(|(slot, leaf, _, point)| (&leaf.tensor, slot.value(leaf, point))))
+    }
+
+    /// From the first point's gradient to the second point: moves the variables to m+ε.
+    pub(super) fn ascend(&mut self, first: &Sums) -> Result<Begun> {
+        let _no_grad = tch::no_grad_guard();
+        for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
+            slot.make_point(leaf);
+        }
+        // The norm that was found by the check is the one before clipping.
+        let known = self.check_finite && self.clip.is_none();
+        let gradients = || first.gradients.iter().flatten();
+        let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
+        // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
+        let norm = Field::Number(if norm > 1e-150 { norm } else { f64::INFINITY });
+        let wanted = self.config.curvature() == Curvature::AbsoluteGradient;
+        let absolute = first.gradients.iter().map(|g| g.as_ref().filter(|_| wanted).map(Tensor::empty_like));
+        let absolute: Vec<Option<Tensor>> = absolute.collect();
+        let factor = self.schedule.factor(self.steps);
+        let all = self.slots.iter().zip(self.params.leaves()).zip(first.gradients.iter().zip(&absolute));
+        let moved =
+            all.filter_map(|((slot, leaf), (g, size))| Some((slot, leaf, g.as_ref()?, slot.point.as_ref()?, size)));
+        kernel::run(moved.clone().map(|(slot, leaf, g, point, size)| Job {
+            f: Ascend(slot.next(factor)),
+            inputs: slot.with_state([Field::Tensor(slot.mean(leaf)), Field::Tensor(g), norm, slot.delta()]),
+            outputs: [Some(point), size.as_ref()].into_iter().collect(),
+        }));
+        let points = moved.map(|(slot, leaf, _, point, _)| (&leaf.tensor, slot.value(leaf, point)));
+        let guard = Perturbed::enter(points)?;
+        Ok(self.begun(false, wanted.then_some(absolute), guard))
     }
 
     /// Differentiates the loss that was computed since [`Optimizer::begin`]; the variables hold the mean again
     /// afterwards.
     pub(super) fn end<L: IntoTensor>(&mut self, begun: Begun, loss: L) -> Result<Sums> {
-        let Begun { guard, recording, buffers } = begun;
+        let Begun { guard, recording, buffers, curvature, .. } = begun;
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let loss = loss.into_tensor()?;
         buffers.unchanged()?;
@@ -101,12 +134,13 @@ impl<R: Rule> Optimizer<R> {
         drop(guard);
         // The closure may have changed the variables, and what is kept now has to fit them in the update.
         self.params.check()?;
-        self.statistics(found?)
+        self.statistics(found?, curvature)
     }
 
     /// As [`Optimizer::end`] with derivatives that were computed elsewhere.
     pub(super) fn end_with(&mut self, begun: Begun, found: Derivatives) -> Result<Sums> {
-        drop(begun);
+        let Begun { guard, recording, buffers, curvature, .. } = begun;
+        drop((guard, recording, buffers));
         self.params.check()?;
         let squares = self.config.curvature() == Curvature::PerExample;
         let count = self.params.len();
@@ -141,7 +175,7 @@ impl<R: Rule> Optimizer<R> {
         if !found.loss.is_finite() {
             return Err(Error::NonFiniteLoss { value: found.loss, step: self.steps });
         }
-        self.statistics(found)
+        self.statistics(found, curvature)
     }
 
     /// Gradients of one evaluation, and squares where the row wants them, while the variables are still where it took
@@ -179,7 +213,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// What the update needs of one evaluation. Curvature statistics that it can form itself are left to it, or to
     /// [`Optimizer::form`].
-    fn statistics(&self, found: Derivatives) -> Result<Sums> {
+    fn statistics(&self, found: Derivatives, curvature: Option<Vec<Option<Tensor>>>) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
         let Derivatives { loss, examples, mut gradients, mut squares } = found;
         for (leaf, t) in self.params.leaves().iter().cycle().zip(gradients.iter_mut().chain(&mut squares)) {
@@ -191,13 +225,14 @@ impl<R: Rule> Optimizer<R> {
         }
         self.finite("per-example square", &squares)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, curvature: squares })
+        let curvature = curvature.unwrap_or(squares);
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, curvature })
     }
 
     /// Forms the curvature statistics of the evaluation that has just ended, before the next one takes place elsewhere.
     pub(super) fn form(&self, sums: &mut Sums) {
         match self.config.curvature() {
-            Curvature::Unused | Curvature::PerExample => {}
+            Curvature::Unused | Curvature::PerExample | Curvature::AbsoluteGradient => {}
             Curvature::SquaredGradient => self.form_by(Square, sums),
             Curvature::Price => self.form_by(Displacement, sums),
         }

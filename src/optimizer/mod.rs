@@ -17,7 +17,7 @@ use crate::kernel::{self, Field, Job, Noise};
 use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
-use crate::{Curvature, Error, Params, Prior, Result, Schedule};
+use crate::{Curvature, Error, Params, Prior, Result, Schedule, check};
 use programs::{Displacement, Given, Square, Statistic, Update};
 use slot::Slot;
 use sums::Sums;
@@ -77,15 +77,43 @@ impl<R: Rule> Optimizer<R> {
     /// accumulated before.
     ///
     /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), as a [`Tensor`] or a
-    /// `Result<Tensor, E>`, without the prior. It is called once per sample of the row's
-    /// [`Expectation`](crate::Expectation).
+    /// `Result<Tensor, E>`, without the prior. It is called once per point of the row's
+    /// [`Expectation`](crate::Expectation): once per sample, twice in the adversarial rows, whose loss is the second one's.
     ///
     /// # Errors
     /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
     /// parameters that changed kind or device. Nothing has changed then.
-    pub fn step<L: IntoTensor>(&mut self, closure: impl FnMut() -> L) -> Result<f64> {
+    pub fn step<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<f64> {
+        self.step_chunks(1, |_| closure())
+    }
+
+    /// As [`Optimizer::step`] on a batch in chunks: the closure returns the loss of chunk 0, 1, … `chunks`-1, each of which
+    /// has its own points, and the gradients are averaged (as in [`Optimizer::accumulate`]) for one update.
+    ///
+    /// In [`Sam`](crate::Sam) and its relatives that is m-sharpness, with m = `chunks`: each chunk has its own perturbation
+    /// and its own gradient there. In rows that draw samples each chunk has its own. In rows that evaluate at the mean, it
+    /// saves memory and changes nothing else.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::{Sam, Rule};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// let mut opt = Sam::default().build(&vs, 0.1)?;
+    /// let (xs, ys) = (x.chunk(4, 0), y.chunk(4, 0));
+    /// opt.step_chunks(4, |k| net.forward(&xs[k]).cross_entropy_for_logits(&ys[k]))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// No chunk, and as [`Optimizer::step`].
+    pub fn step_chunks<L: IntoTensor>(&mut self, chunks: usize, closure: impl FnMut(usize) -> L) -> Result<f64> {
+        check::count("chunks", chunks)?;
         self.prepare()?;
-        let sums = self.evaluate(closure)?;
+        let sums = self.evaluate(chunks, closure)?;
         self.finish(sums)
     }
 
@@ -96,9 +124,9 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn accumulate<L: IntoTensor>(&mut self, closure: impl FnMut() -> L) -> Result<f64> {
+    pub fn accumulate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<f64> {
         self.prepare()?;
-        let sums = self.evaluate(closure)?;
+        let sums = self.evaluate(1, |_| closure())?;
         self.keep(sums)
     }
 
@@ -115,14 +143,19 @@ impl<R: Rule> Optimizer<R> {
         Ok(self.apply(&sums, Given))
     }
 
-    /// The evaluations of one micro-batch. The curvature statistics of a single one are left unformed.
-    fn evaluate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<Sums> {
+    /// The evaluations of the chunks of one micro-batch. The curvature statistics of a single one are left unformed.
+    fn evaluate<L: IntoTensor>(&mut self, chunks: usize, mut closure: impl FnMut(usize) -> L) -> Result<Sums> {
         let mut sums = Sums::default();
-        let evaluations = self.config.expectation().evaluations();
+        let each = self.config.expectation().evaluations();
+        let evaluations = each.saturating_mul(chunks as u64);
         for k in 0..evaluations {
-            let begun = self.begin(self.sums.evaluations + k)?;
-            let loss = closure();
-            let mut one = self.end(begun, loss)?;
+            let mut loss = || closure((k / each) as usize);
+            let mut begun = self.begin(self.sums.evaluations + k)?;
+            if begun.first {
+                let first = self.end(begun, loss())?;
+                begun = self.ascend(&first)?;
+            }
+            let mut one = self.end(begun, loss())?;
             if evaluations > 1 {
                 self.form(&mut one);
             }
@@ -191,7 +224,8 @@ impl<R: Rule> Optimizer<R> {
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
     /// it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the last to
-    /// [`Evaluation::backward`]. Tapped layers ([`crate::nn`]) record while the guard lives, on this thread.
+    /// [`Evaluation::backward`], and for a row of two points the first loss to [`Evaluation::ascend`]. Tapped layers
+    /// ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -217,7 +251,8 @@ impl<R: Rule> Optimizer<R> {
     }
 }
 
-/// Weights at a sample of the posterior, waiting for the loss there; dropped without one, nothing has happened.
+/// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without one,
+/// nothing has happened.
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Evaluation<'a, R: Rule> {
     optimizer: &'a mut Optimizer<R>,
@@ -231,12 +266,70 @@ impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
 }
 
 impl<R: Rule> Evaluation<'_, R> {
+    /// For the rows that evaluate the loss at two points ([`Sam`](crate::Sam) and its relatives): differentiates the first
+    /// loss, and moves the weights to the second point, where they wait for the loss on the same batch.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::{Sam, Rule};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// # let mut opt = Sam::default().build(&vs, 0.1)?;
+    /// let evaluation = opt.perturbed()?;
+    /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
+    /// let evaluation = evaluation.ascend(loss)?;
+    /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
+    /// evaluation.step(loss)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If the weights are not at the first of two points, and as [`Optimizer::step`]. Nothing has changed then.
+    pub fn ascend<L: IntoTensor>(self, loss: L) -> Result<Self> {
+        self.at_first(true)?;
+        let Evaluation { optimizer, begun } = self;
+        let first = optimizer.end(begun, loss)?;
+        let begun = optimizer.ascend(&first)?;
+        Ok(Evaluation { optimizer, begun })
+    }
+
+    /// As [`Evaluation::ascend`] with derivatives that were computed elsewhere at the perturbed weights.
+    ///
+    /// # Errors
+    /// As [`Evaluation::ascend`] and [`Evaluation::step_with`].
+    pub fn ascend_with(self, derivatives: Derivatives) -> Result<Self> {
+        self.at_first(true)?;
+        let Evaluation { optimizer, begun } = self;
+        let first = optimizer.end_with(begun, derivatives)?;
+        let begun = optimizer.ascend(&first)?;
+        Ok(Evaluation { optimizer, begun })
+    }
+
+    /// Errors unless the weights are (or are not) at the first of two points.
+    fn at_first(&self, expected: bool) -> Result<()> {
+        let problem = match (self.begun.first, expected) {
+            (true, false) => {
+                "this row evaluates the loss at two points, and the weights are at the first: hand its loss to \
+                 Evaluation::ascend, and the one at the second point here"
+            }
+            (false, true) => {
+                "the weights are at no first of two points: hand their loss to Evaluation::step or backward"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Loss(problem.to_owned()))
+    }
+
     /// Differentiates the loss that was computed at the perturbed weights, brings the mean back, updates the weights (with
     /// what was accumulated before), and returns the mean loss.
     ///
     /// # Errors
-    /// As [`Optimizer::step`].
+    /// If the weights are at the first of two points ([`Evaluation::ascend`]), and as [`Optimizer::step`].
     pub fn step<L: IntoTensor>(self, loss: L) -> Result<f64> {
+        self.at_first(false)?;
         let Evaluation { optimizer, begun } = self;
         let sums = optimizer.end(begun, loss)?;
         optimizer.finish(sums)
@@ -246,8 +339,9 @@ impl<R: Rule> Evaluation<'_, R> {
     /// for micro-batches. Returns this loss.
     ///
     /// # Errors
-    /// As [`Optimizer::step`].
+    /// As [`Evaluation::step`].
     pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
+        self.at_first(false)?;
         let Evaluation { optimizer, begun } = self;
         let sums = optimizer.end(begun, loss)?;
         optimizer.keep(sums)
@@ -257,8 +351,10 @@ impl<R: Rule> Evaluation<'_, R> {
     /// over processes.
     ///
     /// # Errors
-    /// Another number of tensors or other shapes, a loss or gradient that is not finite. Nothing has changed then.
+    /// Another number of tensors or other shapes, a loss or gradient that is not finite, weights at the first of two points.
+    /// Nothing has changed then.
     pub fn step_with(self, derivatives: Derivatives) -> Result<f64> {
+        self.at_first(false)?;
         let Evaluation { optimizer, begun } = self;
         let sums = optimizer.end_with(begun, derivatives)?;
         optimizer.finish(sums)
@@ -269,6 +365,7 @@ impl<R: Rule> Evaluation<'_, R> {
     /// # Errors
     /// As [`Evaluation::step_with`].
     pub fn backward_with(self, derivatives: Derivatives) -> Result<f64> {
+        self.at_first(false)?;
         let Evaluation { optimizer, begun } = self;
         let sums = optimizer.end_with(begun, derivatives)?;
         optimizer.keep(sums)

@@ -129,6 +129,24 @@ impl<R: Rule> Elementwise for Perturb<R> {
     }
 }
 
+/// (m, ĝ₁, ‖ĝ₁‖, δ, state…) → m+ε and |ĝ₁|
+pub(super) struct Ascend<R: Rule>(pub Pass<R>);
+
+impl<R: Rule> Elementwise for Ascend<R> {
+    const OUTPUTS: usize = 2;
+    type Constants<T: Real> = R::Coefficients<T>;
+    fn constants<T: Real>(&self) -> R::Coefficients<T> {
+        self.0.coefficients()
+    }
+    #[inline(always)]
+    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let (mean, gradient, norm, delta) = (read(0), read(1), read(2), read(3));
+        let state = R::State::<T>::from_fn(|i| read(4 + i));
+        write(0, mean + self.0.rule.adversarial(k, gradient, norm, delta, state));
+        write(1, gradient.abs());
+    }
+}
+
 /// (δ, state…) → precision
 pub(super) struct Precision<R: Rule>(pub Pass<R>);
 

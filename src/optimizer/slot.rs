@@ -131,6 +131,18 @@ impl<R: Rule> Slot<R> {
         self.mean.as_ref().unwrap_or(&leaf.tensor)
     }
 
+    /// Memory for the points of a trainable variable.
+    pub(super) fn make_point(&mut self, leaf: &Leaf) {
+        if leaf.trainable() && self.point.is_none() {
+            self.point = Some(self.mean(leaf).detach().empty_like());
+        }
+    }
+
+    /// A point as the variable can hold it: itself, or rounded where weights are of less precision.
+    pub(super) fn value(&self, leaf: &Leaf, point: &Tensor) -> Tensor {
+        if self.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
+    }
+
     /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
     pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };

@@ -4,8 +4,8 @@ use super::wave;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_blr::{
-    Adam, AdamW, Builder, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Params, Philox, Prior, RmsProp, Rule,
-    Sgd, Vogn, Von, VonCurvature,
+    Adam, AdamW, BayesianSam, Builder, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Params, Philox, Prior,
+    RmsProp, Rule, Sam, SamRmsProp, Sgd, Vogn, Von, VonCurvature,
 };
 
 /// A row's configuration for the variables of a store, and a learning rate with which it trains [`super::Net`].
@@ -67,4 +67,10 @@ rows! {
     ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).antithetic(true).mc_samples(2).beta2(0.99).debias(false)
         .builder(), 0.2;
     ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).mc_samples(4).prior(prior(vs)), 0.008;
+    sam: Sam = |_| Sam::default().weight_decay(1e-3).builder(), 0.02;
+    sam_prior: Sam = |vs| Sam::default().momentum(0.0).ess(ESS).prior(prior(vs)).clip_grad_norm(5.0), 0.1;
+    sam_rmsprop: SamRmsProp = |_| SamRmsProp::default().weight_decay(1e-3).builder(), 0.01;
+    bsam: BayesianSam = |_| BayesianSam::iclr2023().ess(ESS).rho(0.05).beta2(0.9).builder(), 0.1;
+    bsam_released: BayesianSam = |_| BayesianSam::released().ess(ESS).beta2(0.9).builder().clip_grad_value(10.0), 0.1;
+    bsam_prior: BayesianSam = |vs| BayesianSam::default().ess(ESS).prior(prior(vs)), 0.02;
 }
