@@ -36,8 +36,11 @@
 //! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
 //! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
 //! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
+//! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
+//! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
 //!
-//! A row of your own is an implementation of [`Rule`].
+//! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
+//! [`StructuredRule`], and [`StructuredOptimizer`] drives them.
 //!
 //! # Train, ask, predict
 //!
@@ -115,6 +118,7 @@ mod error;
 mod expectation;
 mod gradient;
 mod kernel;
+mod linalg;
 pub mod metrics;
 pub mod nn;
 mod optim;
@@ -123,6 +127,7 @@ mod params;
 mod posterior;
 mod prior;
 mod schedule;
+mod structured;
 
 pub use curvature::Curvature;
 pub use error::{Error, Result};
@@ -133,11 +138,17 @@ pub use optim::{
     Adam, AdamW, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp, Rule, Sgd, Site,
     Vogn, Von, VonCurvature, When,
 };
+pub use optim::{DiagonalNewton, FullHessian, FullVon, HessianDiagonal, Newton};
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
-pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
+pub use posterior::{
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Natural, Predictive, combine,
+};
 pub use prior::Prior;
 pub use schedule::Schedule;
+pub use structured::{
+    Block, Evaluated, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
+};
 pub use tch;
 
 // The snippets of these pages are tests.

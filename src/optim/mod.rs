@@ -4,14 +4,18 @@ pub(crate) mod rule;
 
 mod adam;
 mod adamw;
+mod full_von;
 mod ivon;
+mod newton;
 mod rmsprop;
 mod sgd;
 mod von;
 
 pub use adam::Adam;
 pub use adamw::AdamW;
+pub use full_von::{FullHessian, FullVon};
 pub use ivon::{HessianEstimator, Ivon};
+pub use newton::{DiagonalNewton, HessianDiagonal, Newton};
 pub use rmsprop::RmsProp;
 pub use rule::{DeltaRule, GaussianRule, Rule, Site, When};
 pub use sgd::Sgd;
