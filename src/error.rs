@@ -62,6 +62,17 @@ pub enum Error {
     /// Per-example gradients cannot be had for this model and loss.
     #[error("per-example gradients: {0}")]
     PerExample(String),
+    /// A precision, or a Hessian that takes its place, has no inverse that is a covariance.
+    #[error(
+        "{what} is not positive definite ({problem}); nothing was changed (raise the weight decay or the damping, lower \
+         the rate of the precision, or choose a rule that keeps it positive)"
+    )]
+    NotPositiveDefinite {
+        /// Which matrix.
+        what: String,
+        /// How it shows.
+        problem: String,
+    },
     /// What was asked of a posterior or prior does not exist.
     #[error("posterior: {0}")]
     Posterior(String),

@@ -39,8 +39,11 @@
 //! | [`Sam`] | Gaussian, fixed covariance | at the worst point near the mean | 1 |
 //! | [`SamRmsProp`] | Gaussian, diagonal | at the worst point near the mean | root of averaged squared gradients |
 //! | [`BayesianSam`] | Gaussian, diagonal | at the worst point near the mean, by a sample | root of the precision times the gradient's size |
+//! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
+//! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
 //!
-//! A row of your own is an implementation of [`Rule`].
+//! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
+//! [`StructuredRule`], and [`StructuredOptimizer`] drives them.
 //!
 //! # Train, ask, predict
 //!
@@ -120,6 +123,7 @@ mod expectation;
 pub mod family;
 mod gradient;
 mod kernel;
+mod linalg;
 pub mod metrics;
 pub mod nn;
 mod optim;
@@ -128,6 +132,7 @@ mod params;
 mod posterior;
 mod prior;
 mod schedule;
+mod structured;
 
 pub use curvature::Curvature;
 pub use error::{Error, Result};
@@ -138,11 +143,17 @@ pub use optim::{
     Adam, AdamW, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp,
     Rule, Sam, SamRmsProp, Sgd, Site, Vogn, Von, VonCurvature, When,
 };
+pub use optim::{DiagonalNewton, FullHessian, FullVon, HessianDiagonal, Newton};
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
-pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
+pub use posterior::{
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Natural, Predictive, combine,
+};
 pub use prior::Prior;
 pub use schedule::Schedule;
+pub use structured::{
+    Block, Evaluated, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
+};
 pub use tch;
 
 // The snippets of these pages are tests.

@@ -38,6 +38,11 @@ impl Prior {
         }
     }
 
+    /// P₀ of N(0, P₀⁻¹); `None` if the prior is a posterior.
+    pub(crate) fn isotropic_precision(&self) -> Option<f64> {
+        if let Form::Isotropic { precision } = self.0 { Some(precision) } else { None }
+    }
+
     /// Errors if a number is out of range, or if the posterior has a parameter that the model has not.
     pub(crate) fn check(&self, params: &Params) -> Result<()> {
         match &self.0 {

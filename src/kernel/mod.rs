@@ -89,6 +89,26 @@ pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<
     lanes::run::<f64, E>(double);
 }
 
+/// Its first input.
+struct First;
+
+impl Elementwise for First {
+    const OUTPUTS: usize = 1;
+    type Constants<T: Real> = ();
+    fn constants<T: Real>(&self) {}
+    #[inline(always)]
+    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        write(0, read(0));
+    }
+}
+
+/// A field as a tensor of this shape, kind (f32 or f64) and device.
+pub(crate) fn tensor(field: Field, like: &Tensor) -> Tensor {
+    let t = like.detach().empty_like();
+    run([Job { f: First, inputs: [field].into_iter().collect(), outputs: [Some(&t)].into_iter().collect() }]);
+    t
+}
+
 /// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate
 /// a graph that was recorded before.
 pub(crate) fn note_write(t: &Tensor) {

@@ -66,7 +66,7 @@ const FORM: &str = "diagonal Gaussian posterior";
 const PRECISION: &str = ".precision";
 
 /// The step of a posterior's noise: one that no optimizer of the same seed reaches.
-const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
+pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
 
 impl DiagonalGaussian {
     /// A posterior from (name, mean, precision) of each parameter, which it copies: the mean may be a variable that is
@@ -154,6 +154,10 @@ impl DiagonalGaussian {
     /// σ² = 1/s of one parameter.
     pub fn variance(&self, name: &str) -> Option<Tensor> {
         self.entry(name).map(|e| e.precision.reciprocal())
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
@@ -369,7 +373,7 @@ impl DiagonalGaussian {
 }
 
 /// Kind, shape and device for a message.
-fn form(t: &Tensor) -> String {
+pub(super) fn form(t: &Tensor) -> String {
     if t.defined() { format!("{:?} {:?} on {:?}", t.kind(), t.size(), t.device()) } else { "undefined".to_owned() }
 }
 

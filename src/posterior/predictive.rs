@@ -33,40 +33,7 @@ impl DiagonalGaussian {
         samples: usize,
         probabilities: impl FnMut() -> L,
     ) -> Result<Predictive> {
-        let mut total: Option<(Tensor, Tensor)> = None;
-        self.each_sample(&params.into(), samples, probabilities, |p| {
-            if p.dim() != 2 {
-                return Err(Error::Posterior(format!(
-                    "the closure returned shape {:?}: expected probabilities [B, C]",
-                    p.size()
-                )));
-            }
-            let entropy = metrics::entropy(&p)?;
-            let p = match p.kind() {
-                Kind::Float | Kind::Double => p,
-                // Rows of so few digits sum to one within a percent only.
-                _ => {
-                    let p = p.to_kind(Kind::Float);
-                    &p / p.sum_dim_intlist(1, true, None::<Kind>)
-                }
-            };
-            total = Some(match total.take() {
-                Some((sum, _)) if sum.size() != p.size() => {
-                    let (first, now) = (sum.size(), p.size());
-                    return Err(Error::Posterior(format!(
-                        "the closure returned shape {now:?} after {first:?}: expected the same examples each time"
-                    )));
-                }
-                None => (p, entropy),
-                Some((sum, entropies)) => (sum + p, entropies + entropy),
-            });
-            Ok(())
-        })?;
-        let (sum, entropies) = total.expect("each_sample calls at least once");
-        let mean = sum / samples as f64;
-        let entropy = metrics::entropy(&mean)?;
-        let mutual_information = (&entropy - entropies / samples as f64).clamp_min(0.0);
-        Ok(Predictive { mean, entropy, mutual_information, samples })
+        predict(|k| self.sample(k), &params.into(), samples, probabilities)
     }
 
     /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits, regressions).
@@ -79,33 +46,150 @@ impl DiagonalGaussian {
         samples: usize,
         outputs: impl FnMut() -> L,
     ) -> Result<Tensor> {
-        let mut all = Vec::new();
-        self.each_sample(&params.into(), samples, outputs, |output| {
-            all.push(output);
-            Ok(())
-        })?;
-        Ok(Tensor::f_stack(&all, 0)?)
-    }
-
-    fn each_sample<L: IntoTensor>(
-        &self,
-        params: &Params,
-        samples: usize,
-        mut closure: impl FnMut() -> L,
-        mut take: impl FnMut(Tensor) -> Result<()>,
-    ) -> Result<()> {
-        crate::check::count("samples", samples)?;
-        let _no_grad = tch::no_grad_guard();
-        for k in 0..samples as u64 {
-            let changes = Self::in_model(params, self.sample(k)?)?;
-            let _guard = Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))?;
-            let output = closure().into_tensor()?;
-            if !output.defined() {
-                return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
-            }
-            // A copy: the output may be a variable itself, which does not stay at this sample.
-            take(output.copy())?;
-        }
-        Ok(())
+        predict_samples(|k| self.sample(k), &params.into(), samples, outputs)
     }
 }
+
+/// What [`DiagonalGaussian::predict`] says, for any posterior's sample k.
+pub(super) fn predict<L: IntoTensor>(
+    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
+    params: &Params,
+    samples: usize,
+    probabilities: impl FnMut() -> L,
+) -> Result<Predictive> {
+    let mut total: Option<(Tensor, Tensor)> = None;
+    each_sample(sample, params, samples, probabilities, |p| {
+        if p.dim() != 2 {
+            return Err(Error::Posterior(format!(
+                "the closure returned shape {:?}: expected probabilities [B, C]",
+                p.size()
+            )));
+        }
+        let entropy = metrics::entropy(&p)?;
+        let p = match p.kind() {
+            Kind::Float | Kind::Double => p,
+            // Rows of so few digits sum to one within a percent only.
+            _ => {
+                let p = p.to_kind(Kind::Float);
+                &p / p.sum_dim_intlist(1, true, None::<Kind>)
+            }
+        };
+        total = Some(match total.take() {
+            Some((sum, _)) if sum.size() != p.size() => {
+                let (first, now) = (sum.size(), p.size());
+                return Err(Error::Posterior(format!(
+                    "the closure returned shape {now:?} after {first:?}: expected the same examples each time"
+                )));
+            }
+            None => (p, entropy),
+            Some((sum, entropies)) => (sum + p, entropies + entropy),
+        });
+        Ok(())
+    })?;
+    let (sum, entropies) = total.expect("each_sample calls at least once");
+    let mean = sum / samples as f64;
+    let entropy = metrics::entropy(&mean)?;
+    let mutual_information = (&entropy - entropies / samples as f64).clamp_min(0.0);
+    Ok(Predictive { mean, entropy, mutual_information, samples })
+}
+
+/// What [`DiagonalGaussian::predict_samples`] says, for any posterior's sample k.
+pub(super) fn predict_samples<L: IntoTensor>(
+    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
+    params: &Params,
+    samples: usize,
+    outputs: impl FnMut() -> L,
+) -> Result<Tensor> {
+    let mut all = Vec::new();
+    each_sample(sample, params, samples, outputs, |output| {
+        all.push(output);
+        Ok(())
+    })?;
+    Ok(Tensor::f_stack(&all, 0)?)
+}
+
+fn each_sample<L: IntoTensor>(
+    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
+    params: &Params,
+    samples: usize,
+    mut closure: impl FnMut() -> L,
+    mut take: impl FnMut(Tensor) -> Result<()>,
+) -> Result<()> {
+    crate::check::count("samples", samples)?;
+    let _no_grad = tch::no_grad_guard();
+    for k in 0..samples as u64 {
+        let changes = DiagonalGaussian::in_model(params, sample(k)?)?;
+        let _guard = Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))?;
+        let output = closure().into_tensor()?;
+        if !output.defined() {
+            return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
+        }
+        // A copy: the output may be a variable itself, which does not stay at this sample.
+        take(output.copy())?;
+    }
+    Ok(())
+}
+/// Use of a posterior's samples in a model, for types with `sample(k)`, `means()` and a field `seed`.
+macro_rules! in_a_model {
+    ($Posterior:ident) => {
+        impl $Posterior {
+            /// The same posterior with other samples; default seed 0.
+            #[must_use]
+            pub fn with_seed(mut self, seed: u64) -> Self {
+                self.seed = seed;
+                self
+            }
+
+            /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does
+            /// not know stay as they are.
+            ///
+            /// # Errors
+            /// A parameter of the posterior that the model has not, or has in another shape.
+            pub fn perturb(&self, params: impl Into<$crate::Params>, k: u64) -> $crate::Result<$crate::Perturbed> {
+                let changes = $crate::DiagonalGaussian::in_model(&params.into(), self.sample(k)?)?;
+                $crate::Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))
+            }
+
+            /// Puts the mean into the variables of a model, for good.
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($Posterior), "::perturb`].")]
+            pub fn copy_mean_to(&self, params: impl Into<$crate::Params>) -> $crate::Result<()> {
+                let changes = $crate::DiagonalGaussian::in_model(&params.into(), self.means())?;
+                let _no_grad = tch::no_grad_guard();
+                for (mut variable, value) in changes {
+                    variable.f_copy_(&value)?;
+                }
+                Ok(())
+            }
+
+            /// Monte-Carlo prediction, as [`DiagonalGaussian::predict`](crate::DiagonalGaussian::predict).
+            ///
+            /// # Errors
+            /// As there.
+            pub fn predict<L: $crate::IntoTensor>(
+                &self,
+                params: impl Into<$crate::Params>,
+                samples: usize,
+                probabilities: impl FnMut() -> L,
+            ) -> $crate::Result<$crate::Predictive> {
+                $crate::posterior::predictive::predict(|k| self.sample(k), &params.into(), samples, probabilities)
+            }
+
+            /// The outputs of `samples` samples one by one, stacked to `[K, …]`, as
+            /// [`DiagonalGaussian::predict_samples`](crate::DiagonalGaussian::predict_samples).
+            ///
+            /// # Errors
+            /// As there.
+            pub fn predict_samples<L: $crate::IntoTensor>(
+                &self,
+                params: impl Into<$crate::Params>,
+                samples: usize,
+                outputs: impl FnMut() -> L,
+            ) -> $crate::Result<tch::Tensor> {
+                $crate::posterior::predictive::predict_samples(|k| self.sample(k), &params.into(), samples, outputs)
+            }
+        }
+    };
+}
+pub(super) use in_a_model;

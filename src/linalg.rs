@@ -1,0 +1,90 @@
+//! Matrices that must be positive definite, with typed errors where they are not.
+
+use crate::{Error, Result};
+use tch::{Kind, Tensor};
+
+/// L with A = L Lᵀ.
+///
+/// # Errors
+/// [`Error::NotPositiveDefinite`] if A is not, or not finite; `what` names it.
+pub(crate) fn cholesky(what: &str, a: &Tensor) -> Result<Tensor> {
+    let (l, info) = a.f_linalg_cholesky_ex(false, false)?;
+    let minor = info.int64_value(&[]);
+    // A matrix that is not finite need not be noticed by the factorization.
+    if minor == 0 && l.isfinite().all().int64_value(&[]) == 1 {
+        return Ok(l);
+    }
+    let problem = if a.isfinite().all().int64_value(&[]) == 1 {
+        format!("its leading minor of order {minor} of {} is not", a.size()[0])
+    } else {
+        "it has elements that are not finite".to_owned()
+    };
+    Err(Error::NotPositiveDefinite { what: what.to_owned(), problem })
+}
+
+/// A⁻¹ from L.
+pub(crate) fn inverse(l: &Tensor) -> Result<Tensor> {
+    Ok(l.f_cholesky_inverse(false)?)
+}
+
+/// A⁻¹ x from L; x is a vector.
+pub(crate) fn solve(l: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_unsqueeze(1)?.f_cholesky_solve(l, false)?.f_squeeze_dim(1)?)
+}
+
+/// L⁻¹ B
+pub(crate) fn forward(l: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(l.f_linalg_solve_triangular(b, false, true, false)?)
+}
+
+/// L⁻ᵀ z for a vector z ~ N(0, I): distributed as N(0, A⁻¹).
+pub(crate) fn spread(l: &Tensor, z: &Tensor) -> Result<Tensor> {
+    Ok(l.f_tr()?.f_linalg_solve_triangular(&z.f_unsqueeze(1)?, true, true, false)?.f_squeeze_dim(1)?)
+}
+
+/// ln det A from L.
+pub(crate) fn log_det(l: &Tensor) -> f64 {
+    2.0 * l.diag(0).log().sum(Kind::Double).double_value(&[])
+}
+
+/// ½(A + Aᵀ)
+pub(crate) fn symmetric(a: &Tensor) -> Result<Tensor> {
+    Ok((a + a.f_tr()?) * 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(x: &[f64], n: i64) -> Tensor {
+        Tensor::from_slice(x).reshape([n, n])
+    }
+
+    #[test]
+    fn factors_give_back_the_matrix() {
+        let a = matrix(&[4.0, 2.0, 0.6, 2.0, 5.0, 1.0, 0.6, 1.0, 3.0], 3);
+        let l = cholesky("A", &a).unwrap();
+        let close = |x: Tensor, y: &Tensor| assert!((x - y).abs().max().double_value(&[]) < 1e-14);
+        let identity = Tensor::eye(3, (Kind::Double, tch::Device::Cpu));
+        close(l.matmul(&l.tr()), &a);
+        close(inverse(&l).unwrap().matmul(&a), &identity);
+        close(l.matmul(&forward(&l, &a).unwrap()), &a);
+        let x = Tensor::from_slice(&[1.0, -2.0, 0.5]);
+        close(a.mv(&solve(&l, &x).unwrap()), &x);
+        close(l.tr().mv(&spread(&l, &x).unwrap()), &x);
+        assert!((log_det(&l) - a.logdet().double_value(&[])).abs() < 1e-14);
+    }
+
+    #[test]
+    fn what_has_no_factor_is_named() {
+        for (x, problem) in [
+            ([1.0, 2.0, 2.0, 1.0], "minor of order 2"),
+            ([0.0, 0.0, 0.0, 0.0], "minor of order 1"),
+            ([f64::NAN, 0.0, 0.0, 1.0], "not finite"),
+            ([1.0, 0.0, f64::INFINITY, 1.0], "not finite"),
+        ] {
+            let e = cholesky("the precision", &matrix(&x, 2)).unwrap_err().to_string();
+            assert!(e.starts_with("the precision is not positive definite") && e.contains(problem), "{e}");
+        }
+    }
+}
