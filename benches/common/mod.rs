@@ -16,7 +16,6 @@ pub fn quick() -> Criterion {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
-        .configure_from_args()
 }
 
 /// Name and shape of each parameter of a model, in the order of their creation.
