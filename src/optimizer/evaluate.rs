@@ -94,7 +94,7 @@ impl<R: Rule> Optimizer<R> {
     }
 
     /// From the first point's gradient to the second point: moves the variables to m+ε.
-    pub(super) fn ascend(&mut self, first: Sums) -> Result<Begun> {
+    pub(super) fn ascend(&mut self, first: &Sums) -> Result<Begun> {
         let _no_grad = tch::no_grad_guard();
         for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
             slot.make_point(leaf);

@@ -153,7 +153,7 @@ impl<R: Rule> Optimizer<R> {
             let mut begun = self.begin(self.sums.evaluations + k)?;
             if begun.first {
                 let first = self.end(begun, loss())?;
-                begun = self.ascend(first)?;
+                begun = self.ascend(&first)?;
             }
             let mut one = self.end(begun, loss())?;
             if evaluations > 1 {
@@ -292,7 +292,7 @@ impl<R: Rule> Evaluation<'_, R> {
         self.at_first(true)?;
         let Evaluation { optimizer, begun } = self;
         let first = optimizer.end(begun, loss)?;
-        let begun = optimizer.ascend(first)?;
+        let begun = optimizer.ascend(&first)?;
         Ok(Evaluation { optimizer, begun })
     }
 
@@ -304,7 +304,7 @@ impl<R: Rule> Evaluation<'_, R> {
         self.at_first(true)?;
         let Evaluation { optimizer, begun } = self;
         let first = optimizer.end_with(begun, derivatives)?;
-        let begun = optimizer.ascend(first)?;
+        let begun = optimizer.ascend(&first)?;
         Ok(Evaluation { optimizer, begun })
     }
 

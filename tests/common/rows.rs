@@ -68,7 +68,7 @@ rows! {
         .builder(), 0.2;
     ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).mc_samples(4).prior(prior(vs)), 0.008;
     sam: Sam = |_| Sam::default().weight_decay(1e-3).builder(), 0.02;
-    sam_prior: Sam = |vs| Sam::default().momentum(0.0).ess(ESS).prior(prior(vs)).clip_grad_norm(5.0), 0.1;
+    sam_prior: Sam = |vs| Sam::default().momentum(0.0).ess(ESS).prior(prior(vs)).clip_grad_norm(5.0), 0.3;
     sam_rmsprop: SamRmsProp = |_| SamRmsProp::default().weight_decay(1e-3).builder(), 0.01;
     bsam: BayesianSam = |_| BayesianSam::iclr2023().ess(ESS).rho(0.05).beta2(0.9).builder(), 0.1;
     bsam_released: BayesianSam = |_| BayesianSam::released().ess(ESS).beta2(0.9).builder().clip_grad_value(10.0), 0.1;
