@@ -14,7 +14,6 @@
 
 mod support;
 
-#[allow(dead_code)]
 #[path = "../examples/common/pictures.rs"]
 mod pictures;
 
