@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
 use tch_blr::{
-    Adam, AdamW, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Momentum, Params, PrecisionInStep, RmsProp,
-    Rule, Schedule, Sgd, Site, Von, VonCurvature, When, combine,
+    Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Momentum, Params, PrecisionInStep,
+    RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Site, Von, VonCurvature, When, combine,
 };
 
 /// S before and after a step whose curvature estimate is f, and a bound on the rounding of S after it.
@@ -259,6 +259,12 @@ proptest! {
             precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
             temperature: x[6], warmup_from: x[7], warmup_steps: steps, augmentation: -x[0],
         })?;
+        round_trip(Sam { lr: x[0], rho: x[1], momentum: x[2], weight_decay: x[3], ess })?;
+        round_trip(SamRmsProp { lr: x[0], rho: x[1], alpha: x[2], eps: x[3], weight_decay: x[4], ess })?;
+        round_trip(BayesianSam {
+            lr: x[0], ess, rho: x[1], hess_init: x[2], beta1: x[3], beta2: x[4], weight_decay: x[5], damping: x[6],
+            precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
+        })?;
     }
 
     #[test]
@@ -281,6 +287,9 @@ fn what_a_file_does_not_say_is_the_default() {
     default_of::<AdamW>();
     default_of::<Ivon>();
     default_of::<Von>();
+    default_of::<Sam>();
+    default_of::<SamRmsProp>();
+    default_of::<BayesianSam>();
 }
 
 const STEPS: usize = 4;
@@ -357,5 +366,9 @@ proptest! {
         same_on_both(von.curvature(VonCurvature::Price).precision_in_step(PrecisionInStep::Old), Roots::Some, &random)?;
         let heavy = von.momentum(Momentum::HeavyBall).debias(false).prior_in_momentum(true);
         same_on_both(heavy.expectation(Expectation::Antithetic { pairs: 1 }), Roots::Some, &random)?;
+        same_on_both(Sam::default().weight_decay(0.1), Roots::None, &random)?;
+        same_on_both(SamRmsProp::default().weight_decay(0.1), Roots::Some, &random)?;
+        same_on_both(BayesianSam::iclr2023().ess(10.0).beta2(0.9), Roots::Some, &random)?;
+        same_on_both(BayesianSam::released().ess(10.0).beta2(0.9), Roots::Some, &random)?;
     }
 }

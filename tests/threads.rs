@@ -83,6 +83,9 @@ fn any_number_of_threads_gives_the_same() {
     check(&rows::ivon_antithetic());
     check(&rows::ivon_prior());
     check_samples();
+    check(&rows::sam());
+    check(&rows::sam_rmsprop());
+    check(&rows::bsam());
     let zeros = Given(vec![vec![vec![Tensor::zeros([WEIGHTS], (Kind::Double, tch::Device::Cpu))]]]);
     let vs = store(F64);
     let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], 0.0, F64));

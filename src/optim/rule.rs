@@ -180,7 +180,7 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
     }
 }
 
-/// Rows whose curvature makes a diagonal Gaussian posterior; everything but SGD. They implement [`Rule::precision`].
+/// Rows whose curvature makes a diagonal Gaussian posterior; everything but SGD and SAM. They implement [`Rule::precision`].
 pub trait GaussianRule: Rule {}
 
 /// Rows that evaluate the loss once, at the mean (delta method), and need nothing but its gradient, so that tch's own
