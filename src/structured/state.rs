@@ -3,6 +3,7 @@
 use super::{StructuredOptimizer, StructuredRule};
 use crate::gradient::Clip;
 use crate::kernel::{self, Noise, Philox};
+use crate::params::Leaf;
 use crate::{Error, Result, Schedule, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,7 +75,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
                 leaves.len() == names.len() && leaves.iter().zip(names).all(|(leaf, name)| leaf.names.contains(name))
             });
         if !fits {
-            let ours: Vec<&str> = self.blocks.iter().flat_map(|b| b.leaves(&self.params)).map(|l| l.name()).collect();
+            let ours: Vec<&str> = self.blocks.iter().flat_map(|b| b.leaves(&self.params)).map(Leaf::name).collect();
             let theirs = content.blocks.concat().join(", ");
             return Err(refused(format!("is of the parameters ({theirs}): expected ({})", ours.join(", "))));
         }
