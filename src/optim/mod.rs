@@ -4,6 +4,7 @@ pub(crate) mod rule;
 
 mod adam;
 mod adamw;
+mod evon;
 mod full_von;
 mod ivon;
 mod newton;
@@ -13,6 +14,7 @@ mod von;
 
 pub use adam::Adam;
 pub use adamw::AdamW;
+pub use evon::Evon;
 pub use full_von::{FullHessian, FullVon};
 pub use ivon::{HessianEstimator, Ivon};
 pub use newton::{DiagonalNewton, HessianDiagonal, Newton};
