@@ -41,6 +41,7 @@
 //! | [`BayesianSam`] | Gaussian, diagonal | at the worst point near the mean, by a sample | root of the precision times the gradient's size |
 //! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
 //! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
+//! | [`Evon`] | Gaussian, diagonal in a Kronecker basis | at samples | Price's theorem in the basis, kept positive |
 //!
 //! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
 //! [`StructuredRule`], and [`StructuredOptimizer`] drives them.
@@ -143,7 +144,7 @@ pub use optim::{
     Adam, AdamW, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp,
     Rule, Sam, SamRmsProp, Sgd, Site, Vogn, Von, VonCurvature, When,
 };
-pub use optim::{DiagonalNewton, FullHessian, FullVon, HessianDiagonal, Newton};
+pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton};
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{

@@ -9,8 +9,9 @@ use support::{all_close, close, mean_and_error, params, values, weight};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    DiagonalGaussian, DiagonalNewton, Error, Expectation, FullGaussian, FullHessian, FullVon, Given, HessianDiagonal,
-    Newton, Params, Philox, PrecisionInStep, Prior, Schedule, StructuredBuilder, StructuredOptimizer, StructuredRule,
+    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullHessian, FullVon, Given,
+    HessianDiagonal, Ivon, Newton, Params, Philox, PrecisionInStep, Prior, Rule, Schedule, StructuredBuilder,
+    StructuredOptimizer, StructuredRule,
 };
 
 /// Ridge regression of three points, unit noise and prior: its posterior has precision [[4, 3], [3, 6]] and mean
@@ -390,6 +391,7 @@ fn training_resumes_bit_by_bit() {
         }
     }
     resumes(FullVon::default().ess(100.0), 0.1);
+    resumes(Evon::default().ess(100.0).frequency(2), 0.1);
     resumes(Newton::default().weight_decay(1.0), 0.5);
     resumes(DiagonalNewton::default().weight_decay(1.0).hessian(HessianDiagonal::Hutchinson { probes: 2 }), 0.1);
 }
@@ -429,4 +431,59 @@ fn weights_changed_from_outside_are_followed() {
     assert_eq!(values(&opt.posterior().unwrap().mean_vector()), [2.8, -3.4]);
     opt.step(|| ridge.loss()).unwrap();
     all_close(&values(&ridge.w), &[1.8, -1.4], 1e-13);
+}
+
+/// Without a rotation EVON is IVON, sample by sample.
+#[test]
+fn evon_in_the_identity_basis_is_ivon() {
+    let (vs, vars) = model(Kind::Double);
+    let evon = Evon::default().ess(50.0).max_dim(0).beta1(0.9).beta2(0.9).weight_decay(0.1).clip_radius(0.4);
+    let mut evon = evon.noise(Philox { seed: 5 }).build(&vs, 0.1).unwrap();
+    let (other, same) = model(Kind::Double);
+    let ivon = Ivon::default().ess(50.0).beta2(0.9).weight_decay(0.1).clip_radius(0.4).rescale_lr(false);
+    let mut ivon = ivon.noise(Philox { seed: 5 }).build(&other, 0.1).unwrap();
+    for _ in 0..20 {
+        evon.step(|| loss_of(&vars)).unwrap();
+        ivon.step(|| loss_of(&same)).unwrap();
+        for (a, b) in vars.iter().zip(&same) {
+            all_close(&values(a), &values(b), 1e-13);
+        }
+    }
+    let (ours, theirs) = (evon.posterior().unwrap().marginals().unwrap(), ivon.posterior().unwrap());
+    assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>());
+    for name in ["a", "b"] {
+        all_close(&values(ours.precision(name).unwrap()), &values(theirs.precision(name).unwrap()), 1e-10);
+    }
+}
+
+/// A linear model of two outputs has the Hessian I ⊗ XᵀX/N, whose eigenbasis is Kronecker-factored. With exact
+/// expectations EVON finds it, and with it the full posterior; IVON finds only the diagonal of the precision.
+#[test]
+fn evon_recovers_the_full_posterior_of_a_linear_model() {
+    // Of full rank, which a single wave is not.
+    let x = (Tensor::arange(15, (Kind::Double, Device::Cpu)).square() * 0.37).sin().reshape([5, 3]);
+    let y = (Tensor::arange(10, (Kind::Double, Device::Cpu)) * 0.9).cos().reshape([5, 2]);
+    let loss = |w: &Tensor| (x.matmul(&w.tr()) - &y).square().sum(Kind::Double) * 0.1;
+    let steps = 400;
+    let zeros = [0.0; 6];
+    let axis = |i: usize| {
+        let mut z = zeros;
+        z[i] = 6f64.sqrt();
+        vec![Tensor::from_slice(&z).reshape([2, 3])]
+    };
+    let noise = || Given((0..steps).map(|_| (0..6).map(axis).collect()).collect());
+    let w = weight(&zeros).detach().reshape([2, 3]).set_requires_grad(true);
+    let rule = Evon::default().ess(5.0).weight_decay(0.0).beta1(0.0).beta2(0.5).beta_basis(0.5).frequency(1);
+    let rule = rule.expectation(Expectation::Antithetic { pairs: 6 }).noise(noise());
+    let mut opt = rule.build(params(&w), 0.5).unwrap();
+    for _ in 0..steps {
+        opt.step(|| loss(&w)).unwrap();
+    }
+    let gram = x.tr().matmul(&x);
+    let exact = Tensor::eye(2, (Kind::Double, Device::Cpu)).kron(&gram);
+    let q = opt.posterior().unwrap();
+    all_close(&values(q.to_full().unwrap().precision()), &values(&exact), 1e-10);
+    let solution = gram.inverse().matmul(&x.tr()).matmul(&y).tr();
+    all_close(&values(q.mean("w").unwrap()), &values(&solution), 1e-10);
+    assert!(gram.get(0).get(1).double_value(&[]).abs() > 0.1, "nothing to rotate");
 }

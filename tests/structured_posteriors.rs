@@ -122,12 +122,12 @@ fn densities_entropies_and_divergences() {
     let one = |m: f64, s: f64| FullGaussian::new([("w", Tensor::from(m))], &matrix(&[s], &[1, 1])).unwrap();
     close(one(1.0, 2.0).kl(&one(3.0, 5.0)).unwrap(), 0.5 * (2.5 - 1.0 + 20.0 - 2.5f64.ln()), 1e-14);
 
-    let over_samples = |f: &dyn Fn(&[(String, Tensor)]) -> f64| {
-        mean_and_error(&(0..4000).map(|k| f(&q.sample(k).unwrap())).collect::<Vec<_>>())
-    };
-    let (mean, error) = over_samples(&|theta| -q.log_prob(params(theta)).unwrap());
+    let log = |q: &FullGaussian, theta: &[(String, Tensor)]| q.log_prob(params(theta)).unwrap();
+    let draws: Vec<_> = (0..4000).map(|k| q.sample(k).unwrap()).collect();
+    let (mean, error) = mean_and_error(&draws.iter().map(|theta| -log(&q, theta)).collect::<Vec<_>>());
     close(mean, q.entropy(), 4.0 * error);
-    let (mean, error) = over_samples(&|x| q.log_prob(params(x)).unwrap() - p.log_prob(params(x)).unwrap());
+    let ratios = draws.iter().map(|theta| log(&q, theta) - log(&p, theta));
+    let (mean, error) = mean_and_error(&ratios.collect::<Vec<_>>());
     close(mean, q.kl(&p).unwrap(), 4.0 * error);
 
     let k = kronecker();

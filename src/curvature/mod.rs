@@ -1,7 +1,9 @@
 //! How E_q\[∇²ℓ\] is estimated.
 
+mod ggn;
 mod per_example;
 
+pub(crate) use ggn::ggn;
 pub(crate) use per_example::per_example;
 
 use crate::{Expectation, Result, check};
@@ -17,6 +19,12 @@ pub enum Curvature {
     SquaredGradient,
     /// (1/B) Σᵢ (∇ℓᵢ)²: the empirical Fisher, exact per example. Never negative; not the Hessian of a misfit.
     PerExample,
+    /// diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ: the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of example i's output and Λᵢ the
+    /// Hessian of its loss there; one backward pass per column of the output. Never negative; the Hessian itself where the
+    /// model is linear. The loss must be one of [`crate::nn`].
+    GgnExact,
+    /// An unbiased estimate of that, by one backward pass: labels are drawn from the model's own prediction.
+    GgnMonteCarlo,
     /// e·ĝ, which times the noise's precision estimates the Hessian without bias (Price's theorem).
     Price,
     /// |ĝ₁|, the size of the gradient at the first point of [`Expectation::Adversarial`].
@@ -32,5 +40,12 @@ impl Curvature {
             _ => (true, ""),
         };
         check::that("curvature", self, fits, expected)
+    }
+}
+
+impl Curvature {
+    /// Whether the statistic comes with the gradient, from tapped layers.
+    pub(crate) fn is_tapped(self) -> bool {
+        matches!(self, Curvature::PerExample | Curvature::GgnExact | Curvature::GgnMonteCarlo)
     }
 }

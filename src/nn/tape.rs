@@ -1,5 +1,6 @@
 //! What the tapped layers of one forward pass leave behind.
 
+use super::likelihood::Likelihood;
 use crate::Result;
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -7,7 +8,7 @@ use std::marker::PhantomData;
 use tch::{Kind, Tensor};
 
 thread_local! {
-    static RECORDER: RefCell<Option<Vec<Tap>>> = const { RefCell::new(None) };
+    static RECORDER: RefCell<Option<Tape>> = const { RefCell::new(None) };
 }
 
 /// The taps of a forward pass, in order of execution.
@@ -16,11 +17,24 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct Tape {
     taps: Vec<Tap>,
+    outputs: Vec<Output>,
+}
+
+/// What a loss of [`crate::nn`] was computed from.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// `[B]` or `[B, D]`
+    pub z: Tensor,
+    pub likelihood: Likelihood,
 }
 
 impl Tape {
     pub(crate) fn taps(&self) -> &[Tap] {
         &self.taps
+    }
+
+    pub(crate) fn outputs(&self) -> &[Output] {
+        &self.outputs
     }
 }
 
@@ -30,20 +44,20 @@ impl Tape {
 /// afterwards.
 #[derive(Debug)]
 pub(crate) struct Recording {
-    outer: Option<Vec<Tap>>,
+    outer: Option<Tape>,
     /// The recorder is the thread's.
     _not_send: PhantomData<*const ()>,
 }
 
 impl Recording {
     pub(crate) fn start() -> Self {
-        Recording { outer: RECORDER.replace(Some(Vec::new())), _not_send: PhantomData }
+        Recording { outer: RECORDER.replace(Some(Tape::default())), _not_send: PhantomData }
     }
 
     pub(crate) fn finish(self) -> Tape {
-        let taps = RECORDER.take().unwrap_or_default();
+        let tape = RECORDER.take().unwrap_or_default();
         drop(self);
-        Tape { taps }
+        tape
     }
 }
 
@@ -108,13 +122,22 @@ impl Tap {
         // The same memory as a tensor of its own: had the caller z itself, or a view of it, an activation in place
         // (`relu_`) would make the recorded z stand for what comes after the activation.
         let handed_out = self.output.internal_unsafe_view(self.output.size());
-        RECORDER.with_borrow_mut(|taps| {
-            if let Some(taps) = taps {
-                taps.push(self);
+        RECORDER.with_borrow_mut(|tape| {
+            if let Some(tape) = tape {
+                tape.taps.push(self);
             }
         });
         handed_out
     }
+}
+
+/// Puts the output that a loss is computed from on the tape, while a recording is on.
+pub(crate) fn note_output(z: &Tensor, likelihood: Likelihood) {
+    RECORDER.with_borrow_mut(|tape| {
+        if let Some(tape) = tape.as_mut().filter(|_| z.requires_grad()) {
+            tape.outputs.push(Output { z: z.shallow_clone(), likelihood });
+        }
+    });
 }
 
 /// Which dimensions of a layer's output a parameter is indexed by.

@@ -30,6 +30,14 @@ pub enum PrecisionInStep {
 pub enum VonCurvature {
     /// f = (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients (empirical Fisher). Never negative.
     PerExample,
+    /// f = diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ: the generalized Gauss-Newton matrix, by one backward pass per column of the model's output.
+    /// Never negative; the Hessian itself where the model is linear, so that a linear regression gets its exact precision.
+    /// The closure computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
+    /// [`nn::binary_cross_entropy`](crate::nn::binary_cross_entropy) or [`nn::squared_error`](crate::nn::squared_error).
+    GgnExact,
+    /// The same by one backward pass of labels drawn from the model's own prediction (signs for `squared_error`): unbiased,
+    /// never negative.
+    GgnMonteCarlo,
     /// f = e·ĝ·λ(h+δ+γ): Price's theorem. Unbiased, of either sign, hence updated along the positive retraction.
     Price,
 }
@@ -187,6 +195,8 @@ impl Rule for Von {
     fn curvature(&self) -> Curvature {
         match self.curvature {
             VonCurvature::PerExample => Curvature::PerExample,
+            VonCurvature::GgnExact => Curvature::GgnExact,
+            VonCurvature::GgnMonteCarlo => Curvature::GgnMonteCarlo,
             VonCurvature::Price => Curvature::Price,
         }
     }
@@ -208,7 +218,9 @@ impl Rule for Von {
         let u = if self.prior_in_momentum { x.gradient + pull } else { x.gradient };
         let b = beta1 * b + fresh * u;
         let h = match self.curvature {
-            VonCurvature::PerExample => h + r * (x.curvature - h),
+            VonCurvature::PerExample | VonCurvature::GgnExact | VonCurvature::GgnMonteCarlo => {
+                h + r * (x.curvature - h)
+            }
             VonCurvature::Price => {
                 let f = x.curvature * (lambda * old);
                 h + r * (f - h) + half_r2 * (f - h) * (f - h) / old

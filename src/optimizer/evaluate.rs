@@ -5,12 +5,12 @@ use super::{Optimizer, sums::Sums};
 use crate::curvature::{self, Curvature};
 use crate::expectation::Perturbed;
 use crate::gradient::{IntoTensor, Loss};
-use crate::kernel::{self, Draw, Field, Job};
-use crate::nn::tape::{Recording, Tape};
+use crate::kernel::{self, Draw, Field, Job, Noise};
+use crate::nn::tape::{Output, Recording, Tape};
 use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::{Error, Params, Result};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
 pub(super) struct Begun {
@@ -19,6 +19,8 @@ pub(super) struct Begun {
     /// The curvature statistic, where the first point has given it.
     curvature: Option<Vec<Option<Tensor>>>,
     guard: Perturbed,
+    /// Number of the evaluation.
+    pub k: u64,
     /// For rows that need per-example gradients.
     recording: Option<Recording>,
     buffers: Buffers,
@@ -34,7 +36,8 @@ pub struct Derivatives {
     pub examples: Option<u64>,
     /// ∇L
     pub gradients: Vec<Option<Tensor>>,
-    /// (1/B) Σᵢ (∇ℓᵢ)² for rows with [`Curvature::PerExample`]; empty for all others.
+    /// (1/B) Σᵢ (∇ℓᵢ)² for rows with [`Curvature::PerExample`], the diagonal for those with [`Curvature::GgnExact`] and
+    /// [`Curvature::GgnMonteCarlo`]; empty for all others.
     pub squares: Vec<Option<Tensor>>,
 }
 
@@ -58,17 +61,18 @@ impl<R: Rule> Optimizer<R> {
             Some((sample, sign)) => self.perturb(sample, sign)?,
             None => Perturbed::default(),
         };
-        Ok(self.begun(self.config.expectation().is_adversarial(), None, guard))
+        Ok(self.begun(k, self.config.expectation().is_adversarial(), None, guard))
     }
 
-    fn begun(&self, first: bool, curvature: Option<Vec<Option<Tensor>>>, guard: Perturbed) -> Begun {
-        let per_example = self.config.curvature() == Curvature::PerExample;
-        let look = per_example && !self.taps_checked;
+    fn begun(&self, k: u64, first: bool, curvature: Option<Vec<Option<Tensor>>>, guard: Perturbed) -> Begun {
+        let tapped = self.config.curvature().is_tapped();
+        let look = tapped && !self.taps_checked;
         Begun {
             first,
             curvature,
             guard,
-            recording: per_example.then(Recording::start),
+            k,
+            recording: tapped.then(Recording::start),
             buffers: if look { Buffers::new(&self.params) } else { Buffers::default() },
         }
     }
@@ -93,8 +97,8 @@ impl<R: Rule> Optimizer<R> {
         Perturbed::enter(moved.map(|(slot, leaf, _, point)| (&leaf.tensor, slot.value(leaf, point))))
     }
 
-    /// From the first point's gradient to the second point: moves the variables to m+ε.
-    pub(super) fn ascend(&mut self, first: &Sums) -> Result<Begun> {
+    /// From the first point's gradient to the second point of evaluation number `k`: moves the variables to m+ε.
+    pub(super) fn ascend(&mut self, k: u64, first: &Sums) -> Result<Begun> {
         let _no_grad = tch::no_grad_guard();
         for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
             slot.make_point(leaf);
@@ -119,18 +123,18 @@ impl<R: Rule> Optimizer<R> {
         }));
         let points = moved.map(|(slot, leaf, _, point, _)| (&leaf.tensor, slot.value(leaf, point)));
         let guard = Perturbed::enter(points)?;
-        Ok(self.begun(false, wanted.then_some(absolute), guard))
+        Ok(self.begun(k, false, wanted.then_some(absolute), guard))
     }
 
     /// Differentiates the loss that was computed since [`Optimizer::begin`]; the variables hold the mean again
     /// afterwards.
     pub(super) fn end<L: IntoTensor>(&mut self, begun: Begun, loss: L) -> Result<Sums> {
-        let Begun { guard, recording, buffers, curvature, .. } = begun;
+        let Begun { guard, k, recording, buffers, curvature, .. } = begun;
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let loss = loss.into_tensor()?;
         buffers.unchanged()?;
         let loss = Loss::new(loss, self.steps)?;
-        let found = self.differentiate(&loss, &tape);
+        let found = self.differentiate(&loss, &tape, k);
         drop(guard);
         // The closure may have changed the variables, and what is kept now has to fit them in the update.
         self.params.check()?;
@@ -142,7 +146,7 @@ impl<R: Rule> Optimizer<R> {
         let Begun { guard, recording, buffers, curvature, .. } = begun;
         drop((guard, recording, buffers));
         self.params.check()?;
-        let squares = self.config.curvature() == Curvature::PerExample;
+        let squares = self.config.curvature().is_tapped();
         let count = self.params.len();
         if found.gradients.len() != count || found.squares.len() != if squares { count } else { 0 } {
             return Err(Error::Parameters(format!(
@@ -180,7 +184,7 @@ impl<R: Rule> Optimizer<R> {
 
     /// Gradients of one evaluation, and squares where the row wants them, while the variables are still where it took
     /// place.
-    fn differentiate(&mut self, loss: &Loss, tape: &Tape) -> Result<Derivatives> {
+    fn differentiate(&mut self, loss: &Loss, tape: &Tape, k: u64) -> Result<Derivatives> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         if trained.is_empty() {
@@ -194,21 +198,45 @@ impl<R: Rule> Optimizer<R> {
             }
             all
         };
-        let (gradients, squares) = if self.config.curvature() == Curvature::PerExample {
-            let params: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
-            let found =
-                curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &params, !self.taps_checked)?;
+        let named = || trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect::<Vec<_>>();
+        let inputs = || trained.iter().map(|(_, leaf)| &leaf.tensor).collect::<Vec<_>>();
+        let curvature = self.config.curvature();
+        let (gradients, squares) = if curvature == Curvature::PerExample {
+            let losses = loss.per_example.as_ref();
+            let found = curvature::per_example(&loss.mean, losses, tape, &named(), !self.taps_checked)?;
             let result = (spread(found.gradient), spread(found.squares));
             // Without a tape nothing was compared: the losses were differentiated one by one.
             self.taps_checked = !found.mixed && (self.taps_checked || !tape.taps().is_empty());
             result
+        } else if curvature.is_tapped() {
+            let gradient = Tensor::f_run_backward(&[&loss.mean], &inputs(), true, false)?;
+            let sampled = curvature == Curvature::GgnMonteCarlo;
+            let vectors = |i: usize, output: &Output| {
+                if sampled {
+                    Ok(vec![output.sampled(&self.label_noise(k, i, &output.z))?])
+                } else {
+                    (0..output.columns()).map(|c| output.root(c)).collect()
+                }
+            };
+            let found = curvature::ggn(tape, &named(), !self.taps_checked, vectors)?;
+            self.taps_checked = !found.mixed;
+            (spread(gradient.into_iter().map(|g| g.defined().then_some(g)).collect()), spread(found.diagonal))
         } else {
-            let inputs: Vec<&Tensor> = trained.iter().map(|(_, leaf)| &leaf.tensor).collect();
-            let found = Tensor::f_run_backward(&[&loss.mean], &inputs, false, false)?;
+            let found = Tensor::f_run_backward(&[&loss.mean], &inputs(), false, false)?;
             (spread(found.into_iter().map(|g| g.defined().then_some(g)).collect()), Vec::new())
         };
         let examples = loss.per_example.as_ref().map(|losses| losses.size()[0] as u64);
         Ok(Derivatives { loss: loss.value, examples, gradients, squares })
+    }
+
+    /// Standard normals for the labels of output `i` in evaluation number `k`: of the optimizer's seed (0 where its noise
+    /// was given as tensors), at samples that no perturbation reaches.
+    fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Tensor {
+        const LABELS: u64 = 1 << 31;
+        let _no_grad = tch::no_grad_guard();
+        let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
+        let at = Draw { step: self.steps, sample: LABELS + k, parameter: i, group: (i as u64) << 32 };
+        kernel::tensor(Field::Noise { seed, at }, &z.detach().to_kind(Kind::Double).contiguous())
     }
 
     /// What the update needs of one evaluation. Curvature statistics that it can form itself are left to it, or to
@@ -232,7 +260,11 @@ impl<R: Rule> Optimizer<R> {
     /// Forms the curvature statistics of the evaluation that has just ended, before the next one takes place elsewhere.
     pub(super) fn form(&self, sums: &mut Sums) {
         match self.config.curvature() {
-            Curvature::Unused | Curvature::PerExample | Curvature::AbsoluteGradient => {}
+            Curvature::Unused
+            | Curvature::PerExample
+            | Curvature::GgnExact
+            | Curvature::GgnMonteCarlo
+            | Curvature::AbsoluteGradient => {}
             Curvature::SquaredGradient => self.form_by(Square, sums),
             Curvature::Price => self.form_by(Displacement, sums),
         }

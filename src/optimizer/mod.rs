@@ -152,8 +152,8 @@ impl<R: Rule> Optimizer<R> {
             let mut loss = || closure((k / each) as usize);
             let mut begun = self.begin(self.sums.evaluations + k)?;
             if begun.first {
-                let first = self.end(begun, loss())?;
-                begun = self.ascend(&first)?;
+                let (k, first) = (begun.k, self.end(begun, loss())?);
+                begun = self.ascend(k, &first)?;
             }
             let mut one = self.end(begun, loss())?;
             if evaluations > 1 {
@@ -291,8 +291,8 @@ impl<R: Rule> Evaluation<'_, R> {
     pub fn ascend<L: IntoTensor>(self, loss: L) -> Result<Self> {
         self.at_first(true)?;
         let Evaluation { optimizer, begun } = self;
-        let first = optimizer.end(begun, loss)?;
-        let begun = optimizer.ascend(&first)?;
+        let (k, first) = (begun.k, optimizer.end(begun, loss)?);
+        let begun = optimizer.ascend(k, &first)?;
         Ok(Evaluation { optimizer, begun })
     }
 
@@ -303,8 +303,8 @@ impl<R: Rule> Evaluation<'_, R> {
     pub fn ascend_with(self, derivatives: Derivatives) -> Result<Self> {
         self.at_first(true)?;
         let Evaluation { optimizer, begun } = self;
-        let first = optimizer.end_with(begun, derivatives)?;
-        let begun = optimizer.ascend(&first)?;
+        let (k, first) = (begun.k, optimizer.end_with(begun, derivatives)?);
+        let begun = optimizer.ascend(k, &first)?;
         Ok(Evaluation { optimizer, begun })
     }
 

@@ -7,6 +7,6 @@ mod predictive;
 
 pub use diagonal::{DiagonalGaussian, Natural, combine};
 pub use full::FullGaussian;
-pub(crate) use kronecker::matrix_shape;
 pub use kronecker::{KroneckerGaussian, KroneckerParameter};
+pub(crate) use kronecker::{into_basis, matrix_shape, out_of_basis};
 pub use predictive::Predictive;

@@ -2,9 +2,11 @@
 //! blocks of weights instead of single ones.
 
 mod derivatives;
+mod eigenbasis;
 mod rule;
 mod state;
 
+pub(crate) use eigenbasis::{EIGENBASIS, Eigenbasis};
 pub use rule::{Block, Evaluated, Learned, SecondDerivatives, StructuredRule};
 
 use crate::expectation::Perturbed;

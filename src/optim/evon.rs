@@ -1,0 +1,172 @@
+//! EVON: variational online Newton in an eigenbasis.
+
+use super::newton::structured_fields;
+use super::rule::{When, config};
+use crate::posterior::{KroneckerGaussian, KroneckerParameter};
+use crate::structured::{Block, EIGENBASIS, Eigenbasis, Evaluated, Learned, StructuredRule};
+use crate::{Expectation, Result, check};
+use tch::Tensor;
+
+config! {
+    /// Variational online Newton in the eigenbasis of a Kronecker-factored second moment of the gradients.
+    ///
+    /// Row of the table: Gaussian whose precision is diagonal in a Kronecker-factored basis, one matrix W `[r, c]` per
+    /// parameter; [`Ivon`](crate::Ivon) is the case of the identity. A prime is a rotation into the basis,
+    /// X' = Q_Lᵀ X Q_R:
+    ///
+    /// ```text
+    /// e' ~ N(0, 1/(λ(h+δ)))               λ = ess
+    /// G = ∇L(M + Q_L e' Q_Rᵀ)             averaged over samples
+    /// f = e' G' λ(h+δ), limited to ±κ(h+δ)
+    /// b ← β₁ b + (1-β₁) G
+    /// h ← h + r(f-h) + ½ r²(f-h)²/(h+δ)   r = 1-β₂
+    /// M ← M - α Q_L clip( (b'/(1-β₁ᵗ) + δM') / (h+δ), ±ξ ) Q_Rᵀ
+    /// L ← β L + (1-β) GGᵀ,  R ← β R + (1-β) GᵀG
+    /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
+    /// ```
+    ///
+    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity basis,
+    /// and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter of fewer
+    /// than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
+    /// [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
+    ///
+    /// The published code orthogonalizes the step by default; this row does not, so that it remains a Newton step.
+    ///
+    /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML 2020)
+    /// for the precision that stays positive.
+    pub struct Evon {
+        /// Learning rate α ≥ 0; default 0.1. The argument of `build` takes its place.
+        lr: f64 = 0.1;
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
+        ess: Option<f64> = None, via f64;
+        /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-6.
+        weight_decay: f64 = 1e-6;
+        /// Initial Hessian h₀ > 0; default 1.
+        hess_init: f64 = 1.0;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.95.
+        beta1: f64 = 0.95;
+        /// β₂ in [0, 1), decay of the Hessian average; default 0.9999.
+        beta2: f64 = 0.9999;
+        /// β in [0, 1), decay of L and R; default 0.95.
+        beta_basis: f64 = 0.95;
+        /// Steps between two turns of the basis, at least 1; default 10.
+        frequency: u64 = 10;
+        /// Sides with more rows are not rotated; default 10000.
+        max_dim: i64 = 10_000;
+        /// Where the expectations are evaluated, with samples; default one Monte-Carlo sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
+        /// κ > 0, limit on the Hessian's estimate in units of h+δ; default: none.
+        hess_clip: Option<f64> = None, via f64;
+        /// Clip radius ξ > 0 on the preconditioned step; default: none.
+        clip_radius: Option<f64> = None, via f64;
+        /// Divide the gradient average by 1-β₁ᵗ; default on.
+        debias: bool = true;
+    }
+}
+
+/// Where the basis starts among the state tensors.
+const BASIS: usize = 2;
+
+impl StructuredRule for Evon {
+    const NAME: &'static str = "evon";
+    const STATE: &'static [&'static str] =
+        &["momentum", "hess", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
+    const JOINT: bool = false;
+    type Posterior = KroneckerGaussian;
+    structured_fields!();
+
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::ess(self.ess)?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        check::positive("hess_init", self.hess_init)?;
+        check::rate("beta1", self.beta1)?;
+        check::rate("beta2", self.beta2)?;
+        check::rate("beta_basis", self.beta_basis)?;
+        check::count("frequency", self.frequency as usize)?;
+        check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
+        self.expectation.validate()?;
+        let sampled = self.expectation != Expectation::Delta;
+        let expected = "an expectation with samples: Price's estimate is zero at the mean";
+        check::that("expectation", self.expectation, sampled, expected)?;
+        self.hess_clip.map_or(Ok(()), |kappa| check::positive("hess_clip", kappa))?;
+        self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
+    }
+    fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
+        let mut state = vec![mean.zeros_like(), mean.full_like(self.hess_init)];
+        state.extend(Eigenbasis::initial(mean, self.max_dim));
+        state
+    }
+    fn displacement(&self, z: &Tensor, state: &[Tensor]) -> Result<Tensor> {
+        let precision = (&state[1] + self.weight_decay) * check::ess(self.ess)?;
+        Eigenbasis::of(&state[BASIS..]).back(&(z / precision.sqrt()))
+    }
+    /// e'G', GGᵀ, GᵀG
+    fn statistics(&self, x: &Evaluated, state: &[Tensor]) -> Result<Vec<Tensor>> {
+        let basis = Eigenbasis::of(&state[BASIS..]);
+        let mut all = vec![basis.rotate(x.displacement)? * basis.rotate(x.gradient)?];
+        all.extend(basis.moments(x.gradient)?);
+        Ok(all)
+    }
+    fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let (b, h, delta, r) = (&state[0], &state[1], self.weight_decay, 1.0 - self.beta2);
+        let basis = Eigenbasis::of(&state[BASIS..]);
+        let s = h + delta;
+        let f = &x.statistics[0] * check::ess(self.ess)?;
+        let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
+        let change = (f - h) * r;
+        let h = h + &change + change.square() * 0.5 / s;
+        let b = b * self.beta1 + x.gradient * (1.0 - self.beta1);
+        let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
+        let step = basis.rotate(&(&b * debias + x.mean * delta))? / (&h + delta);
+        let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
+        let mean = x.mean - basis.back(&step)? * (self.lr * when.lr_factor);
+        let mut state = vec![b, h];
+        state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
+        Ok((mean, state))
+    }
+    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
+        let ess = check::ess(self.ess)?;
+        KroneckerGaussian::new(blocks.into_iter().flat_map(|Learned { means, state }| {
+            let basis = Eigenbasis::of(&state[BASIS..]);
+            let (left, right) = (basis.left().map(Tensor::shallow_clone), basis.right().map(Tensor::shallow_clone));
+            means.into_iter().map(move |(name, mean)| {
+                let precision = ((&state[1] + self.weight_decay) * ess).reshape(mean.size());
+                let (left, right) =
+                    (left.as_ref().map(Tensor::shallow_clone), right.as_ref().map(Tensor::shallow_clone));
+                KroneckerParameter { name, mean, left, right, precision }
+            })
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let rule = Evon::default().ess(10.0);
+        rule.validate().unwrap();
+        for (bad, field) in [
+            (rule.lr(f64::NAN), "lr"),
+            (Evon::default(), "ess"),
+            (rule.weight_decay(-1.0), "weight_decay"),
+            (rule.hess_init(0.0), "hess_init"),
+            (rule.beta1(1.0), "beta1"),
+            (rule.beta2(1.0), "beta2"),
+            (rule.beta_basis(1.0), "beta_basis"),
+            (rule.frequency(0), "frequency"),
+            (rule.max_dim(-1), "max_dim"),
+            (rule.expectation(Expectation::Delta), "expectation"),
+            (rule.hess_clip(0.0), "hess_clip"),
+            (rule.clip_radius(-1.0), "clip_radius"),
+        ] {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.contains(&format!("`{field}`")), "{e}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
+
+use crate::Result;
+use crate::posterior::{into_basis, out_of_basis};
+use tch::Tensor;
+
+/// For a matrix of shape `[r, c]`: L = EMA GGᵀ and R = EMA GᵀG with bases Q_L, Q_R of their eigenvectors, as four state
+/// tensors in this order. A side that is not rotated has empty ones.
+#[derive(Debug)]
+pub(crate) struct Eigenbasis<'a>(&'a [Tensor]);
+
+/// Names of the four state tensors.
+pub(crate) const EIGENBASIS: [&str; 4] = ["left_moment", "right_moment", "left_basis", "right_basis"];
+
+impl<'a> Eigenbasis<'a> {
+    /// From the state tensors.
+    pub(crate) fn of(state: &'a [Tensor]) -> Self {
+        Eigenbasis(state)
+    }
+
+    /// Zero moments and identities; sides with more than `max_dim` rows, or only one, are not rotated.
+    pub(crate) fn initial(mean: &Tensor, max_dim: i64) -> Vec<Tensor> {
+        let sides = mean.size();
+        let like = (mean.kind(), mean.device());
+        let n = |side: usize| if (2..=max_dim).contains(&sides[side]) { sides[side] } else { 0 };
+        let zero = |side| Tensor::zeros([n(side); 2], like);
+        let eye = |side| Tensor::eye(n(side), like);
+        vec![zero(0), zero(1), eye(0), eye(1)]
+    }
+
+    fn basis(&self, side: usize) -> Option<&'a Tensor> {
+        self.0.get(2 + side).filter(|q| q.numel() > 0)
+    }
+
+    /// Q_L, if that side is rotated.
+    pub(crate) fn left(&self) -> Option<&'a Tensor> {
+        self.basis(0)
+    }
+
+    /// Q_R, if that side is rotated.
+    pub(crate) fn right(&self) -> Option<&'a Tensor> {
+        self.basis(1)
+    }
+
+    /// Q_Lᵀ X Q_R
+    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        into_basis(x, self.left(), self.right())
+    }
+
+    /// Q_L X Q_Rᵀ
+    pub(crate) fn back(&self, x: &Tensor) -> Result<Tensor> {
+        out_of_basis(x, self.left(), self.right())
+    }
+
+    /// GGᵀ and GᵀG for the sides that are rotated.
+    pub(crate) fn moments(&self, g: &Tensor) -> Result<Vec<Tensor>> {
+        let none = |side: usize| Ok(self.0[side].zeros_like());
+        Ok(vec![
+            self.left().map_or_else(|| none(0), |_| Ok::<_, crate::Error>(g.f_matmul(&g.f_tr()?)?))?,
+            self.right().map_or_else(|| none(1), |_| Ok::<_, crate::Error>(g.f_tr()?.f_matmul(g)?))?,
+        ])
+    }
+
+    /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with weight
+    /// 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one, by a step
+    /// of the power method and orthogonalization, which costs less and keeps the order of the vectors.
+    pub(crate) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
+        let mut new = Vec::with_capacity(4);
+        for (old, fresh) in self.0.iter().zip(moments) {
+            new.push(if t <= 1 { fresh.copy() } else { old * beta + fresh * (1.0 - beta) });
+        }
+        for side in 0..2 {
+            let (moment, basis) = (&new[side], &self.0[2 + side]);
+            let follows = basis.numel() > 0 && (t <= 1 || t.is_multiple_of(frequency));
+            new.push(if !follows {
+                basis.shallow_clone()
+            } else if t <= 1 {
+                // Descending.
+                moment.f_linalg_eigh("L")?.1.f_flip([1])?
+            } else {
+                Tensor::f_linalg_qr(&moment.f_matmul(basis)?, "reduced")?.0
+            });
+        }
+        Ok(new)
+    }
+}
