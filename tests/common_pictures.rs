@@ -6,6 +6,7 @@ mod pictures;
 use std::error::Error;
 use std::path::Path;
 
+use pictures::planes::{Panel, ellipse, field, planes};
 use pictures::{Curves, entropy_planes, histograms, reliability, training_curves};
 use tch::Tensor;
 use tch_blr::metrics::{self, Reliability};
@@ -65,7 +66,7 @@ fn reliability_diagrams() {
 }
 
 #[test]
-fn planes() {
+fn planes_of_entropy() {
     let extent = ((-1.0, 1.0), (0.0, 1.0));
     let plane = |values: &[f64]| vec![("VOGN".to_owned(), values.to_vec(), 3, 2)];
     let points = [(0.0, 0.5, 0), (0.5, 0.5, 1), (9.0, 9.0, 1)];
@@ -79,6 +80,41 @@ fn planes() {
     assert!(text(&[f64::NAN; 6]).contains("finite"));
     assert!(refused(|path| entropy_planes(path, &good, ((1.0, 1.0), (0.0, 1.0)), &points)).contains("empty"));
     assert!(refused(|path| entropy_planes(path, &[], extent, &points)).contains("no entropy planes"));
+}
+
+#[test]
+fn planes_of_a_function() {
+    let bowl = |x: f64, y: f64| x * x + y * y;
+    let panel = |extent| Panel {
+        title: "a bowl".into(),
+        axes: ("slope", "intercept"),
+        extent,
+        contours: Some((&bowl, vec![0.25, 0.5, 3.0])),
+        arrows: Vec::new(),
+        paths: vec![("GD".into(), vec![(0.0, 0.0), (9.0, 9.0), (0.5, 0.5)])],
+        rings: vec![("GD".into(), ellipse((0.0, 0.0), (0.5, 0.2)))],
+        points: vec![(0.2, 0.2), (5.0, 5.0)],
+    };
+    let extent = ((-1.0, 1.0), (-1.0, 1.0));
+    let lines = |panel: Panel<'_>| {
+        let panels = [panel];
+        drawn(|path| planes(path, &panels), &["a bowl", "slope", "intercept", "GD"]).matches("<polyline").count()
+    };
+    // Two of the heights are within the plane, as a line each; the far point and the piece of the path there are not.
+    let without = lines(Panel { contours: None, ..panel(extent) });
+    assert_eq!(lines(panel(extent)), without + 2);
+    // The arrows of a rotation: a line each, and none where nothing moves.
+    let arrows = field(extent, 3, |x, y| (-y, x));
+    assert_eq!(arrows.len(), 8);
+    for [(ax, ay), (bx, by)] in &arrows {
+        let middle = ((ax + bx) / 2.0, (ay + by) / 2.0);
+        assert!(
+            ((bx - ax) * middle.0 + (by - ay) * middle.1).abs() < 1e-12 && (bx - ax).hypot(by - ay) < 2.0 / 3.0 + 1e-12
+        );
+    }
+    assert_eq!(lines(Panel { arrows, ..panel(extent) }), without + 2 + 8);
+    assert!(refused(|path| planes(path, &[panel(((1.0, 1.0), (0.0, 1.0)))])).contains("a bowl: extent"));
+    assert!(refused(|path| planes(path, &[])).contains("no planes"));
 }
 
 #[test]

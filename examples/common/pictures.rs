@@ -1,4 +1,4 @@
-//! Pictures of the examples, as SVG: training curves, reliability diagrams, entropy planes, histograms.
+//! Pictures of the examples, as SVG: training curves, reliability diagrams, entropy planes, histograms; and planes.rs.
 //!
 //! All take plain numbers and a path, create the parent folders and name what is wrong otherwise. One style: white
 //! paper, hairline grid, the palette of Okabe and Ito (2008, "Color Universal Design"), a legend above the panels.
@@ -6,6 +6,9 @@
 
 // Each example uses a part of this file.
 #![allow(dead_code)]
+
+#[path = "planes.rs"]
+pub mod planes;
 
 use std::error::Error;
 use std::fs;

@@ -1,0 +1,72 @@
+//! Every row of the Bayesian learning rule on a problem so small that its answer is known.
+//!
+//! `cargo run --release --example learning_rule_table [-- --json FILE]` prints the table of the rule (Khan and Rue, *The
+//! Bayesian Learning Rule*, 2023, table 1, with the rows of this crate that are not in it) with one more group of
+//! columns: the exact answer, ours and the error. Fails if a row does. Draws trajectories, natural gradients and the two
+//! Fisher matrices into `target/learning_rule_table/`. `--json FILE` writes an object per row: name, exact, ours, error,
+//! tolerance, passed, and the table's words.
+//!
+//! A new row is one entry in `optimization.rs`, `deep_learning.rs` or `inference.rs`.
+
+#[path = "../common/pictures.rs"]
+mod pictures;
+// Quadrature and one-weight problems, as the tests have them.
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod deep_learning;
+mod drawings;
+mod inference;
+mod optimization;
+pub(crate) mod table;
+
+use std::path::{Path, PathBuf};
+use table::{Checked, Outcome, Section};
+
+pub(crate) const TABLE: [Section; 3] = [
+    Section { title: "Optimization algorithms", rows: optimization::ROWS },
+    Section { title: "Deep-learning algorithms", rows: deep_learning::ROWS },
+    Section { title: "Approximate Bayesian inference algorithms", rows: inference::ROWS },
+];
+
+fn main() -> Outcome<()> {
+    let json = arguments(std::env::args().skip(1))?;
+    run(&TABLE, json.as_deref())?;
+    let folder = Path::new("target/learning_rule_table");
+    for picture in drawings::all(folder)? {
+        println!("{}", picture.display());
+    }
+    Ok(())
+}
+
+/// The file of `--json`, if there is one.
+pub(crate) fn arguments(mut given: impl Iterator<Item = String>) -> Outcome<Option<PathBuf>> {
+    let file = match given.next().as_deref() {
+        None => None,
+        Some("--json") => Some(given.next().ok_or("--json needs a file")?.into()),
+        Some(other) => return Err(format!("unknown option {other}; there is --json FILE").into()),
+    };
+    given.next().map_or(Ok(file), |more| Err(format!("one argument too many: {more}").into()))
+}
+
+/// Checks, prints and writes the table.
+///
+/// # Errors
+/// If a row fails, after all is written.
+pub(crate) fn run(table: &[Section], json: Option<&Path>) -> Outcome<()> {
+    let rows: Vec<Checked> = table.iter().flat_map(|s| s.rows.iter().map(|row| table::check(s.title, row))).collect();
+    println!("{}", table::text(&rows));
+    if let Some(path) = json {
+        std::fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
+            .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    let failed: Vec<&str> = rows.iter().filter(|r| !r.passed).map(|r| r.name).collect();
+    if !failed.is_empty() {
+        return Err(format!("{} of {} rows failed: {}", failed.len(), rows.len(), failed.join(", ")).into());
+    }
+    println!("All {} rows passed.", rows.len());
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) use drawings::all as draw;

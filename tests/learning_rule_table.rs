@@ -1,0 +1,83 @@
+//! The example `learning_rule_table`: its rows pass, a wrong answer is reported, and the pictures are drawn.
+
+// All of the example, its `main` included, which nobody calls here.
+#[allow(dead_code)]
+#[path = "../examples/learning_rule_table/main.rs"]
+mod example;
+
+use example::table::{Answer, Row, Section, check};
+use serde_json::Value;
+use std::collections::HashSet;
+
+/// The lines of `--json`, and the error that the program would end with.
+fn json(table: &[Section]) -> (Vec<Value>, Option<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table.json");
+    let error = example::run(table, Some(&path)).err().map(|e| e.to_string());
+    (serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap(), error)
+}
+
+#[test]
+fn every_row_passes() {
+    let (rows, error) = json(&example::TABLE);
+    assert_eq!(error, None);
+    assert!(rows.len() >= 24, "{}", rows.len());
+    for row in &rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("no {key} in {row}"));
+        assert_eq!(row["passed"], true, "{row}");
+        assert_eq!(row["failure"], Value::Null, "{row}");
+        let error = (number("ours") - number("exact")).abs() / number("exact").abs().max(1.0);
+        assert_eq!(number("error"), error, "{row}");
+        // Whatever a row claims, rounding is all that these problems leave.
+        assert!(error <= number("tolerance") && number("tolerance") <= 1e-10 && number("compared") >= 1.0, "{row}");
+    }
+    let names: HashSet<&str> = rows.iter().filter_map(|r| r["name"].as_str()).collect();
+    assert_eq!(names.len(), rows.len(), "two rows of one name");
+}
+
+#[test]
+fn wrong_answers_fail() {
+    const RIGHT: Row =
+        Row::new(["right", "", "", ""], || Ok(Answer { exact: vec![1.0], ours: vec![1.0], tolerance: 0.0 }));
+    const OFF: Row = Row::new(["off", "", "", ""], || {
+        Ok(Answer { exact: vec![1.0, 200.0, 3.0], ours: vec![1.0, 201.0, 3.001], tolerance: 1e-3 })
+    });
+    const NAN: Row = Row::new(["nan", "", "", ""], || {
+        Ok(Answer { exact: vec![1.0, 2.0], ours: vec![5.0, f64::NAN], tolerance: 9.0 })
+    });
+    const SHORT: Row =
+        Row::new(["short", "", "", ""], || Ok(Answer { exact: vec![1.0, 2.0], ours: vec![1.0], tolerance: 9.0 }));
+    const BROKEN: Row = Row::new(["broken", "", "", ""], || Err("no such luck".into()));
+    assert!(check("", &RIGHT).passed);
+    let (rows, error) = json(&[Section { title: "all", rows: &[RIGHT, OFF, NAN, SHORT, BROKEN] }]);
+    assert_eq!(error.unwrap(), "4 of 5 rows failed: off, nan, short, broken");
+    let passed: Vec<_> = rows.iter().map(|r| r["passed"].as_bool().unwrap()).collect();
+    assert_eq!(passed, [true, false, false, false, false]);
+    // The number shown is the one that is furthest off.
+    assert_eq!((&rows[1]["exact"], &rows[1]["ours"], &rows[1]["error"]), (&200.0.into(), &201.0.into(), &0.005.into()));
+    assert_eq!((&rows[2]["ours"], &rows[2]["compared"]), (&Value::Null, &2.into()));
+    assert_eq!(rows[3]["failure"], "1 numbers: expected 2, at least one");
+    assert_eq!(rows[4]["failure"], "no such luck");
+}
+
+#[test]
+fn arguments() {
+    let parse = |given: &[&str]| example::arguments(given.iter().map(|s| (*s).to_owned())).map_err(|e| e.to_string());
+    assert_eq!(parse(&[]), Ok(None));
+    assert_eq!(parse(&["--json", "a.json"]), Ok(Some("a.json".into())));
+    assert_eq!(parse(&["--json"]), Err("--json needs a file".to_owned()));
+    assert_eq!(parse(&["--jason"]), Err("unknown option --jason; there is --json FILE".to_owned()));
+    assert_eq!(parse(&["--json", "a", "b"]), Err("one argument too many: b".to_owned()));
+}
+
+#[test]
+fn pictures_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = example::draw(folder.path()).unwrap();
+    assert_eq!(files.len(), 3);
+    for file in files {
+        let svg = std::fs::read_to_string(&file).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{}", file.display());
+        assert!(svg.matches("<polyline").count() > 20 && !svg.contains("NaN"), "{}", file.display());
+    }
+}
