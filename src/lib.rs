@@ -32,10 +32,14 @@
 //! | [`Sgd`] | Gaussian, fixed covariance | at the mean (delta method) | 1 |
 //! | [`RmsProp`] | Gaussian, diagonal | at the mean | root of averaged squared gradients |
 //! | [`Adam`], [`AdamW`] | Gaussian, diagonal | at the mean, averaged | root of averaged squared gradients |
+//! | [`Vadam`], [`Vadam::vprop`], [`Vadam::noisy_adam`] | Gaussian, diagonal | at samples | averaged squared gradients |
 //! | OGN, [`Von::ogn`] | Gaussian, diagonal | at the mean | Gauss-Newton, per-example squares |
 //! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
 //! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
 //! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
+//! | [`Ste`] | Bernoulli | at the mode (delta method) | none |
+//! | [`BayesBiNN`] | Bernoulli | at relaxed samples | none |
+//! | [`MixtureOfGaussians`] | mixture of diagonal Gaussians | at samples, nodes or the means | exact |
 //!
 //! A row of your own is an implementation of [`Rule`].
 //!
@@ -126,16 +130,16 @@ mod schedule;
 
 pub use curvature::Curvature;
 pub use error::{Error, Result};
-pub use expectation::{Expectation, Perturbed};
+pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
 pub use kernel::{Given, Noise, Pack, Philox, Real};
 pub use optim::{
-    Adam, AdamW, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp, Rule, Sgd, Site,
-    Vogn, Von, VonCurvature, When,
+    Adam, AdamW, BayesBiNN, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum, MultiIvon,
+    PrecisionInStep, RmsProp, Rule, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
 };
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
-pub use posterior::{DiagonalGaussian, Natural, Predictive, combine};
+pub use posterior::{DiagonalGaussian, MeanFieldBernoulli, Mixture, Natural, Predictive, combine};
 pub use prior::Prior;
 pub use schedule::Schedule;
 pub use tch;

@@ -17,4 +17,7 @@ pub enum Curvature {
     PerExample,
     /// e·ĝ, which times the noise's precision estimates the Hessian without bias (Price's theorem).
     Price,
+    /// (1-w²)·ĝ at relaxed binary weights w = tanh((λ+d)/τ): τ times the derivative of the loss by λ. Binary rows need no
+    /// Hessian; this stands in its place.
+    Relaxed,
 }

@@ -8,7 +8,7 @@ mod tensors;
 mod threads;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, STEPS, groups};
+pub(crate) use noise::{Draw, Drawn, STEPS, groups};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
@@ -86,6 +86,24 @@ pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<
     }
     lanes::run::<f32, E>(single);
     lanes::run::<f64, E>(double);
+}
+
+/// Standard normals as a tensor like `like`.
+pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
+    struct Normals;
+    impl Elementwise for Normals {
+        const OUTPUTS: usize = 1;
+        type Constants<T: Real> = ();
+        fn constants<T: Real>(&self) {}
+        #[inline(always)]
+        fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            write(0, read(0));
+        }
+    }
+    let z = like.detach().empty_like();
+    let inputs = std::iter::once(Field::Noise { seed, at }).collect();
+    run([Job { f: Normals, inputs, outputs: std::iter::once(Some(&z)).collect() }]);
+    z
 }
 
 /// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate

@@ -4,15 +4,25 @@ pub(crate) mod rule;
 
 mod adam;
 mod adamw;
+mod bayesbinn;
 mod ivon;
+mod mixture;
+mod multi_ivon;
 mod rmsprop;
 mod sgd;
+mod ste;
+mod vadam;
 mod von;
 
 pub use adam::Adam;
 pub use adamw::AdamW;
+pub use bayesbinn::BayesBiNN;
 pub use ivon::{HessianEstimator, Ivon};
+pub use mixture::MixtureOfGaussians;
+pub use multi_ivon::MultiIvon;
 pub use rmsprop::RmsProp;
 pub use rule::{DeltaRule, GaussianRule, Rule, Site, When};
 pub use sgd::Sgd;
+pub use ste::Ste;
+pub use vadam::Vadam;
 pub use von::{Momentum, PrecisionInStep, Vogn, Von, VonCurvature};

@@ -1,11 +1,11 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
-use super::programs::{Displacement, Form, Perturb, Square, Statistic};
+use super::programs::{Displacement, Form, Perturb, Relaxed, Square, Statistic};
 use super::{Optimizer, sums::Sums};
 use crate::curvature::{self, Curvature};
-use crate::expectation::Perturbed;
+use crate::expectation::{Link, Perturbed};
 use crate::gradient::{IntoTensor, Loss};
-use crate::kernel::{self, Draw, Field, Job};
+use crate::kernel::{self, Draw, Drawn, Field, Job};
 use crate::nn::tape::{Recording, Tape};
 use crate::optim::Rule;
 use crate::params::Leaf;
@@ -42,10 +42,15 @@ impl<R: Rule> Optimizer<R> {
         let known = self.slots.len();
         self.add_slots()?;
         self.taps_checked &= self.slots.len() == known;
+        self.follow();
+        Ok(())
+    }
+
+    /// Takes over what was changed from outside.
+    pub(super) fn follow(&mut self) {
         for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
             slot.follow(leaf);
         }
-        Ok(())
     }
 
     /// Moves the trainable variables to the point of evaluation number `k` of this step.
@@ -69,7 +74,11 @@ impl<R: Rule> Optimizer<R> {
         let mut noise = Vec::with_capacity(self.slots.len());
         for (parameter, (slot, leaf)) in self.slots.iter_mut().zip(self.params.leaves()).enumerate() {
             let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
-            noise.push(leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?);
+            let z = leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?;
+            noise.push(match slot.config.link() {
+                Link::Identity => z,
+                link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(slot.mean(leaf))))),
+            });
             if leaf.trainable() && slot.point.is_none() {
                 slot.point = Some(slot.mean(leaf).detach().empty_like());
             }
@@ -196,6 +205,7 @@ impl<R: Rule> Optimizer<R> {
             Curvature::Unused | Curvature::PerExample => {}
             Curvature::SquaredGradient => self.form_by(Square, sums),
             Curvature::Price => self.form_by(Displacement, sums),
+            Curvature::Relaxed => self.form_by(Relaxed, sums),
         }
     }
 

@@ -66,7 +66,7 @@ const FORM: &str = "diagonal Gaussian posterior";
 const PRECISION: &str = ".precision";
 
 /// The step of a posterior's noise: one that no optimizer of the same seed reaches.
-const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
+pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
 
 impl DiagonalGaussian {
     /// A posterior from (name, mean, precision) of each parameter, which it copies: the mean may be a variable that is
@@ -183,16 +183,21 @@ impl DiagonalGaussian {
     /// # Errors
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
+        Ok(self.sample_of(self.seed, k))
+    }
+
+    /// As [`DiagonalGaussian::sample`], of another seed.
+    pub(super) fn sample_of(&self, seed: u64, k: u64) -> Vec<(String, Tensor)> {
         let mut group = 0;
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
         kernel::run(self.entries.iter().zip(&samples).enumerate().map(|(parameter, (e, (_, theta)))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(e.mean.numel());
-            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed: self.seed, at }];
+            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed, at }];
             Job { f: Sample, inputs: inputs.into_iter().collect(), outputs: [Some(theta)].into_iter().collect() }
         }));
-        Ok(samples)
+        samples
     }
 
     /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
@@ -203,7 +208,7 @@ impl DiagonalGaussian {
     pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
         let params = params.into();
         let changes = Self::in_model(&params, self.sample(k)?)?;
-        Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))
+        Perturbed::enter(changes)
     }
 
     /// Puts the mean into the variables of a model, for good.
@@ -252,8 +257,11 @@ impl DiagonalGaussian {
     /// # Errors
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
-        let params = params.into();
-        let pairs = Self::in_model(&params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
+        self.log_prob_at(&params.into())
+    }
+
+    pub(super) fn log_prob_at(&self, params: &Params) -> Result<f64> {
+        let pairs = Self::in_model(params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
         let _no_grad = tch::no_grad_guard();
         let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
             let s = e.precision.to_kind(Kind::Double);
@@ -306,7 +314,7 @@ impl DiagonalGaussian {
         natural.collect()
     }
 
-    fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
+    pub(super) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
         let missing =
             |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
         if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {

@@ -3,7 +3,7 @@
 use super::DiagonalGaussian;
 use crate::expectation::Perturbed;
 use crate::gradient::IntoTensor;
-use crate::{Error, Params, Result, metrics};
+use crate::{Error, Params, Result, check, metrics};
 use tch::{Kind, Tensor};
 
 /// Class probabilities averaged over samples of a posterior, with two measures of uncertainty in nats.
@@ -33,40 +33,8 @@ impl DiagonalGaussian {
         samples: usize,
         probabilities: impl FnMut() -> L,
     ) -> Result<Predictive> {
-        let mut total: Option<(Tensor, Tensor)> = None;
-        self.each_sample(&params.into(), samples, probabilities, |p| {
-            if p.dim() != 2 {
-                return Err(Error::Posterior(format!(
-                    "the closure returned shape {:?}: expected probabilities [B, C]",
-                    p.size()
-                )));
-            }
-            let entropy = metrics::entropy(&p)?;
-            let p = match p.kind() {
-                Kind::Float | Kind::Double => p,
-                // Rows of so few digits sum to one within a percent only.
-                _ => {
-                    let p = p.to_kind(Kind::Float);
-                    &p / p.sum_dim_intlist(1, true, None::<Kind>)
-                }
-            };
-            total = Some(match total.take() {
-                Some((sum, _)) if sum.size() != p.size() => {
-                    let (first, now) = (sum.size(), p.size());
-                    return Err(Error::Posterior(format!(
-                        "the closure returned shape {now:?} after {first:?}: expected the same examples each time"
-                    )));
-                }
-                None => (p, entropy),
-                Some((sum, entropies)) => (sum + p, entropies + entropy),
-            });
-            Ok(())
-        })?;
-        let (sum, entropies) = total.expect("each_sample calls at least once");
-        let mean = sum / samples as f64;
-        let entropy = metrics::entropy(&mean)?;
-        let mutual_information = (&entropy - entropies / samples as f64).clamp_min(0.0);
-        Ok(Predictive { mean, entropy, mutual_information, samples })
+        check::count("samples", samples)?;
+        predict(&params.into(), &vec![1.0; samples], |k| self.sample(k as u64), probabilities)
     }
 
     /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits, regressions).
@@ -79,33 +47,78 @@ impl DiagonalGaussian {
         samples: usize,
         outputs: impl FnMut() -> L,
     ) -> Result<Tensor> {
-        let mut all = Vec::new();
-        self.each_sample(&params.into(), samples, outputs, |output| {
-            all.push(output);
-            Ok(())
-        })?;
-        Ok(Tensor::f_stack(&all, 0)?)
+        check::count("samples", samples)?;
+        predict_samples(&params.into(), samples, |k| self.sample(k as u64), outputs)
     }
+}
 
-    fn each_sample<L: IntoTensor>(
-        &self,
-        params: &Params,
-        samples: usize,
-        mut closure: impl FnMut() -> L,
-        mut take: impl FnMut(Tensor) -> Result<()>,
-    ) -> Result<()> {
-        crate::check::count("samples", samples)?;
-        let _no_grad = tch::no_grad_guard();
-        for k in 0..samples as u64 {
-            let changes = Self::in_model(params, self.sample(k)?)?;
-            let _guard = Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))?;
-            let output = closure().into_tensor()?;
-            if !output.defined() {
-                return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
-            }
-            // A copy: the output may be a variable itself, which does not stay at this sample.
-            take(output.copy())?;
+/// A value for each parameter of a posterior, by name.
+type Sample = Vec<(String, Tensor)>;
+
+/// [`DiagonalGaussian::predict`] for any family: the mean with a weight for each sample.
+pub(super) fn predict<L: IntoTensor>(
+    params: &Params,
+    weights: &[f64],
+    sample: impl Fn(usize) -> Result<Sample>,
+    mut probabilities: impl FnMut() -> L,
+) -> Result<Predictive> {
+    let mut total: Option<(Tensor, Tensor)> = None;
+    for (k, weight) in weights.iter().enumerate() {
+        let p = at(params, sample(k)?, &mut probabilities)?;
+        if p.dim() != 2 {
+            return Err(Error::Posterior(format!(
+                "the closure returned shape {:?}: expected probabilities [B, C]",
+                p.size()
+            )));
         }
-        Ok(())
+        let entropy = metrics::entropy(&p)? * *weight;
+        let p = match p.kind() {
+            Kind::Float | Kind::Double => p,
+            // Rows of so few digits sum to one within a percent only.
+            _ => {
+                let p = p.to_kind(Kind::Float);
+                &p / p.sum_dim_intlist(1, true, None::<Kind>)
+            }
+        };
+        let p = p * *weight;
+        total = Some(match total.take() {
+            Some((sum, _)) if sum.size() != p.size() => {
+                let (first, now) = (sum.size(), p.size());
+                return Err(Error::Posterior(format!(
+                    "the closure returned shape {now:?} after {first:?}: expected the same examples each time"
+                )));
+            }
+            None => (p, entropy),
+            Some((sum, entropies)) => (sum + p, entropies + entropy),
+        });
     }
+    let (sum, entropies) = total.ok_or_else(|| Error::Posterior("there are no samples".to_owned()))?;
+    let weight = weights.iter().sum::<f64>();
+    let mean = sum / weight;
+    let entropy = metrics::entropy(&mean)?;
+    let mutual_information = (&entropy - entropies / weight).clamp_min(0.0);
+    Ok(Predictive { mean, entropy, mutual_information, samples: weights.len() })
+}
+
+/// [`DiagonalGaussian::predict_samples`] for any family.
+pub(super) fn predict_samples<L: IntoTensor>(
+    params: &Params,
+    samples: usize,
+    sample: impl Fn(usize) -> Result<Sample>,
+    mut outputs: impl FnMut() -> L,
+) -> Result<Tensor> {
+    let all = (0..samples).map(|k| at(params, sample(k)?, &mut outputs)).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_stack(&all, 0)?)
+}
+
+/// The closure's output with this sample in the model's variables, without gradients.
+fn at<L: IntoTensor>(params: &Params, sample: Sample, closure: &mut impl FnMut() -> L) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let _guard = Perturbed::enter(DiagonalGaussian::in_model(params, sample)?)?;
+    let output = closure().into_tensor()?;
+    if !output.defined() {
+        return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
+    }
+    // A copy: the output may be a variable itself, which does not stay at this sample.
+    Ok(output.copy())
 }
