@@ -32,6 +32,7 @@
 //! | [`Sgd`] | Gaussian, fixed covariance | at the mean (delta method) | 1 |
 //! | [`RmsProp`] | Gaussian, diagonal | at the mean | root of averaged squared gradients |
 //! | [`Adam`], [`AdamW`] | Gaussian, diagonal | at the mean, averaged | root of averaged squared gradients |
+//! | [`Vadam`], [`Vadam::vprop`], [`Vadam::noisy_adam`] | Gaussian, diagonal | at samples | averaged squared gradients |
 //! | OGN, [`Von::ogn`] | Gaussian, diagonal | at the mean | Gauss-Newton, per-example squares |
 //! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
 //! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
@@ -42,6 +43,9 @@
 //! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
 //! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
 //! | [`Evon`] | Gaussian, diagonal in a Kronecker basis | at samples | Price's theorem in the basis, kept positive |
+//! | [`Ste`] | Bernoulli | at the mode (delta method) | none |
+//! | [`BayesBiNN`] | Bernoulli | at relaxed samples | none |
+//! | [`MixtureOfGaussians`] | mixture of diagonal Gaussians | at samples, nodes or the means | exact |
 //!
 //! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
 //! [`StructuredRule`], and [`StructuredOptimizer`] drives them.
@@ -137,18 +141,19 @@ mod structured;
 
 pub use curvature::Curvature;
 pub use error::{Error, Result};
-pub use expectation::{Expectation, Perturbed};
+pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
 pub use kernel::{Given, Noise, Pack, Philox, Real};
 pub use optim::{
-    Adam, AdamW, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, Momentum, PrecisionInStep, RmsProp,
-    Rule, Sam, SamRmsProp, Sgd, Site, Vogn, Von, VonCurvature, When,
+    Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
+    MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
 };
 pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton};
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Natural, Predictive, combine,
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
+    Predictive, combine,
 };
 pub use prior::Prior;
 pub use schedule::Schedule;

@@ -3,7 +3,7 @@
 use crate::optim::Rule;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
-use crate::{Error, Params, Result};
+use crate::{Error, Link, Params, Result};
 use tch::Tensor;
 
 /// The prior N(m₀, P₀⁻¹) of an optimizer, on the scale of the posterior's own precision (not divided by ess).
@@ -148,6 +148,12 @@ impl PriorOf {
     pub(crate) fn admits<R: Rule>(&self, config: R) -> Result<()> {
         if matches!(self, PriorOf::Isotropic(Isotropic::WeightDecay)) {
             return config.validate();
+        }
+        if config.link() != Link::Identity {
+            return Err(Error::Posterior(format!(
+                "a Gaussian prior was given to the binary weights of `{}`: leave it out (BayesBiNN has prior_natural)",
+                R::NAME
+            )));
         }
         if config.effective_sample_size().is_none() {
             return Err(Error::HyperParameter {

@@ -12,8 +12,9 @@ use std::path::Path;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    Adam, AdamW, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon, Momentum,
-    Optimizer, Params, Philox, Prior, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Vogn, Von, VonCurvature,
+    Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon,
+    Momentum, Optimizer, Params, Philox, Prior, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Ste, Vadam, Vogn, Von,
+    VonCurvature,
 };
 
 const F32: Place = Place { kind: Kind::Float, device: Device::Cpu };
@@ -122,6 +123,68 @@ fn adamw() {
     ));
     bad.extend(each(&NOT_POSITIVE, &[("eps", |x| AdamW::default().eps(x)), ("ess", |x| AdamW::default().ess(x))]));
     refuses(AdamW::default(), bad);
+}
+
+fn good_vadam() -> Vadam {
+    Vadam::default().ess(100.0)
+}
+
+#[test]
+fn vadam() {
+    let mut bad = each(
+        &NEGATIVE,
+        &[
+            ("lr", |x| good_vadam().lr(x)),
+            ("weight_decay", |x| good_vadam().weight_decay(x)),
+            ("square_init", |x| good_vadam().square_init(x)),
+            ("damping", |x| good_vadam().damping(x)),
+        ],
+    );
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| good_vadam().beta1(x)), ("beta2", |x| good_vadam().beta2(x))]));
+    bad.extend(each(&NOT_POSITIVE, &[("ess", |x| good_vadam().ess(x))]));
+    bad.push((Vadam::default(), "ess", "not set"));
+    bad.push((good_vadam().mc_samples(0), "mc_samples", "0"));
+    bad.push((good_vadam().weight_decay(0.0), "square_init + weight_decay", "0.0"));
+    let forgets = good_vadam().weight_decay(0.0).square_init(1.0).beta2(0.0);
+    bad.push((forgets, "square_init + weight_decay", "0.0"));
+    refuses(good_vadam(), bad);
+}
+
+#[test]
+fn ste() {
+    let mut bad =
+        each(&NEGATIVE, &[("lr", |x| Ste::default().lr(x)), ("weight_decay", |x| Ste::default().weight_decay(x))]);
+    bad.extend(each(&OUT_OF_RATE, &[("momentum", |x| Ste::default().momentum(x))]));
+    bad.push((Ste::default().clip_radius(0.0), "clip_radius", "0.0"));
+    bad.push((Ste::default().clip_radius(f64::NAN), "clip_radius", "NaN"));
+    refuses(Ste::default(), bad);
+}
+
+fn good_bayesbinn() -> BayesBiNN {
+    BayesBiNN::default().ess(100.0)
+}
+
+#[test]
+fn bayesbinn() {
+    let mut bad =
+        each(&NEGATIVE, &[("lr", |x| good_bayesbinn().lr(x)), ("kl_weight", |x| good_bayesbinn().kl_weight(x))]);
+    bad.extend(each(&OUT_OF_RATE, &[("beta1", |x| good_bayesbinn().beta1(x))]));
+    bad.extend(each(
+        &NOT_POSITIVE,
+        &[
+            ("ess", |x| good_bayesbinn().ess(x)),
+            ("relaxation", |x| good_bayesbinn().relaxation(x)),
+            ("natural_init", |x| good_bayesbinn().natural_init(x)),
+            ("eps", |x| good_bayesbinn().eps(x)),
+        ],
+    ));
+    bad.push((BayesBiNN::default(), "ess", "not set"));
+    bad.push((good_bayesbinn().prior_natural(f64::INFINITY), "prior_natural", "inf"));
+    refuses(good_bayesbinn(), bad);
+    let net = Net::new(F64);
+    let gaussian = rows::posterior(&net.vs);
+    refused(good_bayesbinn().prior(&gaussian).build(&net.vs, 0.1), &["Gaussian prior", "bayesbinn"]);
+    refused(Ste::default().prior(Prior::isotropic(1.0)).build(&net.vs, 0.1), &["Gaussian prior", "ste"]);
 }
 
 fn good_von() -> Von {

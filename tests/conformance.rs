@@ -10,8 +10,8 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::Tensor;
 use tch_blr::{
-    Adam, AdamW, BayesianSam, DeltaRule, Error, Expectation, Ivon, Optimizer, Philox, Prior, RmsProp, Rule, Sam,
-    SamRmsProp, Schedule, Sgd, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, Error, Expectation, Ivon, Optimizer, Philox, Prior, RmsProp, Rule,
+    Sam, SamRmsProp, Schedule, Sgd, Vadam, Von,
 };
 
 macro_rules! checks {
@@ -48,6 +48,7 @@ macro_rules! suite {
 
 suite!(
     sgd sgd_nesterov sgd_prior rmsprop adam adam_amsgrad adam_prior adamw
+    vadam vprop noisy_adam
     ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
     sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
 );
@@ -65,6 +66,31 @@ fn assert_paths<R: Rule>(ours: &[Vec<u8>; 3], expected: &[Vec<u8>; 3], apart: &[
         assert_eq!(ours[i], expected[i], "{place:?}: {}", ["a", "b", "late"][i]);
     }
 }
+/// Rows that learn binary weights: what the loss, and weights from elsewhere, come to is in tests/binary.rs.
+macro_rules! binary {
+    ($($row:ident: $($further:ident)*;)*) => {
+        $(checks!($row:
+            undefined_gradient_touches_nothing
+            tied_variable_steps_once
+            overrides_apply
+            settings_apply
+            schedule_multiplies_the_learning_rate
+            failure_changes_nothing
+            resumed_run_is_identical
+            guard_equals_closure
+            variables_hold_the_mean
+            other_thread_gives_the_same
+            $($further)*
+        );)*
+    };
+}
+
+binary!(
+    // A step need not change any sign; tests/binary.rs freezes its weights.
+    ste: ;
+    bayesbinn: frozen_variable_is_untouched;
+    bayesbinn_antithetic: frozen_variable_is_untouched;
+);
 
 fn loss_decreases<R: Rule>(row: &Row<R>) {
     for place in places() {
@@ -246,6 +272,8 @@ fn overrides_of_a_rows_own_hyper_parameters() {
     named_override::<RmsProp>(&rows::rmsprop(), |c| c.alpha(0.5).centered(false));
     named_override::<Adam>(&rows::adam(), |c| c.beta1(0.5).beta2(0.9));
     named_override::<AdamW>(&rows::adamw(), |c| c.weight_decay(0.3));
+    named_override::<Vadam>(&rows::vadam(), |c| c.beta1(0.5).ess(500.0));
+    named_override::<BayesBiNN>(&rows::bayesbinn(), |c| c.beta1(0.5).ess(500.0));
     named_override::<Von>(&rows::vogn(), |c| c.damping(0.2).beta1(0.5));
     named_override::<Ivon>(&rows::ivon(), |c| c.beta1(0.5).ess(500.0));
     named_override::<Sam>(&rows::sam(), |c| c.rho(0.5).momentum(0.5));
@@ -654,7 +682,7 @@ macro_rules! at_the_mean {
     };
 }
 
-at_the_mean!(sgd sgd_nesterov sgd_prior rmsprop adam adam_prior adamw ogn);
+at_the_mean!(sgd sgd_nesterov sgd_prior rmsprop adam adam_prior adamw ogn ste);
 
 fn micro_batches_equal_one_batch<R: Rule>(row: &Row<R>) {
     let (net, other) = (Net::new(F64), Net::new(F64));
@@ -691,6 +719,7 @@ fn backward_step_equals_step() {
     check(&rows::rmsprop());
     check(&rows::adam());
     check(&rows::adamw());
+    check(&rows::ste());
 }
 
 /// As above, between the evaluation and the update.

@@ -11,7 +11,7 @@ use support::{
     Quadrature, all_close, close, given, mean_and_error, params, state, values, weight, with_exact_expectations,
 };
 use tch::{Kind, Tensor};
-use tch_blr::{Adam, Expectation, Ivon, Optimizer, Philox, RmsProp, Rule, Sgd, Von, VonCurvature};
+use tch_blr::{Adam, Expectation, Ivon, Optimizer, Philox, RmsProp, Rule, Sgd, Vadam, Von, VonCurvature};
 
 /// The means after steps with these gradients, from 0.5.
 fn trajectory(rule: impl Rule, lr: f64, gradients: [f64; 3]) -> [f64; 3] {
@@ -53,6 +53,22 @@ fn ivon_takes_the_reference_step() {
         close(state(&opt, "momentum")[0], 0.11809068067466578, 1e-15);
         close(values(&w)[0], mean, 1e-15);
     }
+}
+
+/// L = θ², ten examples, prior and initial precision 1.
+#[test]
+fn vadam_takes_the_reference_step() {
+    let w = weight(&[0.5]);
+    let rule = Vadam::default().ess(10.0).weight_decay(0.1);
+    let mut opt = rule.noise(given(1, &[&[0.3]])).build(params(&w), 0.01).unwrap();
+    let mut theta = 0.0;
+    opt.step(|| {
+        theta = values(&w)[0];
+        w.square().sum(Kind::Double)
+    })
+    .unwrap();
+    close(theta, 0.8, 1e-15);
+    close(values(&w)[0], 0.4902941176470588, 1e-15);
 }
 
 /// Two points on a line: x = (1, 2), y = (1, 3), unit noise, prior precision 1. Its posterior is N(7/6, 1/6).

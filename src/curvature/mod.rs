@@ -27,6 +27,9 @@ pub enum Curvature {
     GgnMonteCarlo,
     /// e·ĝ, which times the noise's precision estimates the Hessian without bias (Price's theorem).
     Price,
+    /// (1-w²)·ĝ at relaxed binary weights w = tanh((λ+d)/τ): τ times the derivative of the loss by λ. Binary rows need no
+    /// Hessian; this stands in its place.
+    Relaxed,
     /// |ĝ₁|, the size of the gradient at the first point of [`Expectation::Adversarial`].
     AbsoluteGradient,
 }

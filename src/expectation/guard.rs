@@ -1,6 +1,7 @@
 //! Weights that are perturbed for a while.
 
 use crate::kernel;
+use std::borrow::Borrow;
 use tch::Tensor;
 
 /// Holds variables at perturbed values; dropping it brings the original values back, bit by bit, also while a panic
@@ -26,11 +27,11 @@ struct Exchanged {
 
 impl Perturbed {
     /// Gives each variable the storage of its new value.
-    pub(crate) fn enter<'a>(changes: impl IntoIterator<Item = (&'a Tensor, Tensor)>) -> crate::Result<Self> {
+    pub(crate) fn enter(changes: impl IntoIterator<Item = (impl Borrow<Tensor>, Tensor)>) -> crate::Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let mut guard = Perturbed::default();
         for (variable, value) in changes {
-            let (mut variable, original) = (variable.shallow_clone(), variable.detach());
+            let (mut variable, original) = (variable.borrow().shallow_clone(), variable.borrow().detach());
             variable.f_set_data(&value)?;
             kernel::note_write(&variable);
             guard.exchanged.push(Exchanged { variable, original, value });

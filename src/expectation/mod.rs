@@ -1,8 +1,11 @@
 //! Where E_q\[∇ℓ\] is evaluated, and the guard that brings the mean back.
 
 mod guard;
+mod link;
 
 pub use guard::Perturbed;
+pub use link::Link;
+pub(crate) use link::{half_logistic, sign};
 
 use crate::Result;
 use crate::check;

@@ -9,7 +9,7 @@ mod threads;
 mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, STEPS, groups, words};
+pub(crate) use noise::{Draw, Drawn, STEPS, groups, words};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 
@@ -107,6 +107,11 @@ pub(crate) fn tensor(field: Field, like: &Tensor) -> Tensor {
     let t = like.detach().empty_like();
     run([Job { f: First, inputs: [field].into_iter().collect(), outputs: [Some(&t)].into_iter().collect() }]);
     t
+}
+
+/// Standard normals as a tensor like `like`.
+pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
+    tensor(Field::Noise { seed, at }, like)
 }
 
 /// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate

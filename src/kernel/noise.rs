@@ -113,6 +113,14 @@ pub(crate) enum Drawn {
 }
 
 impl Drawn {
+    /// As a tensor like `like`.
+    pub(crate) fn tensor(self, like: &Tensor) -> Tensor {
+        match self {
+            Drawn::Counter { seed, at } => super::normals(seed, at, like),
+            Drawn::Tensor(z) => z,
+        }
+    }
+
     /// As an input of the kernel.
     pub(crate) fn field(&self) -> Field<'_> {
         match self {

@@ -13,6 +13,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// |x|
     fn abs(self) -> Self;
+    /// tanh x
+    fn tanh(self) -> Self;
     /// The smaller of two numbers; a NaN in `self` stays.
     fn min(self, other: Self) -> Self;
     /// The larger of two numbers; a NaN in `self` stays.
@@ -33,6 +35,10 @@ macro_rules! float {
             #[inline(always)]
             fn abs(self) -> Self {
                 <$t>::abs(self)
+            }
+            #[inline(always)]
+            fn tanh(self) -> Self {
+                <$t>::tanh(self)
             }
             #[inline(always)]
             fn min(self, other: Self) -> Self {

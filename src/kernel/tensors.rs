@@ -97,6 +97,9 @@ impl Real for Expr<'_> {
     fn abs(self) -> Self {
         self.unary(f64::abs, Tensor::abs)
     }
+    fn tanh(self) -> Self {
+        self.unary(f64::tanh, Tensor::tanh)
+    }
     // libtorch's minimum and maximum pass a NaN on from either side, so one in `self` stays.
     fn min(self, other: Self) -> Self {
         self.binary(other, Real::min, Tensor::minimum)

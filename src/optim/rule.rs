@@ -1,6 +1,6 @@
 //! What a row of the table has to say; the driver ([`Optimizer`](crate::Optimizer)) does the rest.
 
-use crate::{Builder, Curvature, Expectation, Noise, Optimizer, Params, Prior, Real, Result, kernel::Pack};
+use crate::{Builder, Curvature, Expectation, Link, Noise, Optimizer, Params, Prior, Real, Result, kernel::Pack};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// What an update sees of one weight, beside the row's own state. All on the scale of the mean loss L.
@@ -122,6 +122,10 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
     fn curvature(&self) -> Curvature {
         Curvature::Unused
     }
+    /// What the variables hold: the mean that is learned itself, or binary weights.
+    fn link(&self) -> Link {
+        Link::Identity
+    }
     /// State before the first update; `posterior_prior` says that the prior is a posterior with a precision of its own.
     fn initial(&self, posterior_prior: bool) -> Self::State<f64>;
     /// Whether this configuration keeps the state `STATE[state]`. A state that is not kept costs no memory: an update reads
@@ -138,6 +142,10 @@ pub trait Rule: Copy + std::fmt::Debug + Send + Sync + Serialize + DeserializeOw
     fn precision<T: Real>(&self, k: Self::Coefficients<T>, delta: T, state: Self::State<T>) -> T {
         let _ = (k, delta, state);
         T::real(f64::INFINITY)
+    }
+    /// Where the loss is evaluated: from the mean (of binary rows, λ), the noise z of the row's [`Link`] and its sign, ±1.
+    fn point<T: Real>(&self, k: Self::Coefficients<T>, mean: T, z: T, sign: T, delta: T, state: Self::State<T>) -> T {
+        mean + sign * z / self.precision(k, delta, state).sqrt()
     }
 
     /// ε of [`Expectation::Adversarial`] at one weight: by how much the second evaluation takes place beside the mean.

@@ -165,6 +165,7 @@ impl<R: Rule> Builder<R> {
             taps_checked: false,
         };
         optimizer.add_slots()?;
+        optimizer.follow();
         Ok(optimizer)
     }
 }

@@ -1,11 +1,11 @@
 //! One evaluation of the loss: perturb, call, differentiate, restore.
 
-use super::programs::{Ascend, Displacement, Form, Perturb, Square, Statistic};
+use super::programs::{Ascend, Displacement, Form, Perturb, Relaxed, Square, Statistic};
 use super::{Optimizer, sums::Sums};
 use crate::curvature::{self, Curvature};
-use crate::expectation::Perturbed;
+use crate::expectation::{Link, Perturbed};
 use crate::gradient::{IntoTensor, Loss};
-use crate::kernel::{self, Draw, Field, Job, Noise};
+use crate::kernel::{self, Draw, Drawn, Field, Job, Noise};
 use crate::nn::tape::{Output, Recording, Tape};
 use crate::optim::Rule;
 use crate::params::Leaf;
@@ -49,10 +49,15 @@ impl<R: Rule> Optimizer<R> {
         let known = self.slots.len();
         self.add_slots()?;
         self.taps_checked &= self.slots.len() == known;
+        self.follow();
+        Ok(())
+    }
+
+    /// Takes over what was changed from outside.
+    pub(super) fn follow(&mut self) {
         for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
             slot.follow(leaf);
         }
-        Ok(())
     }
 
     /// Moves the trainable variables to the point of evaluation number `k` of this step.
@@ -83,7 +88,11 @@ impl<R: Rule> Optimizer<R> {
         let mut noise = Vec::with_capacity(self.slots.len());
         for (parameter, (slot, leaf)) in self.slots.iter_mut().zip(self.params.leaves()).enumerate() {
             let at = Draw { step: self.steps, sample, parameter, group: slot.noise_group };
-            noise.push(leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?);
+            let z = leaf.trainable().then(|| self.noise.draw(at, slot.mean(leaf))).transpose()?;
+            noise.push(match slot.config.link() {
+                Link::Identity => z,
+                link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(slot.mean(leaf))))),
+            });
             slot.make_point(leaf);
         }
         let factor = self.schedule.factor(self.steps);
@@ -267,6 +276,7 @@ impl<R: Rule> Optimizer<R> {
             | Curvature::AbsoluteGradient => {}
             Curvature::SquaredGradient => self.form_by(Square, sums),
             Curvature::Price => self.form_by(Displacement, sums),
+            Curvature::Relaxed => self.form_by(Relaxed, sums),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::optim::{DeltaRule, GaussianRule, Rule, When};
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
 use crate::{Curvature, Error, Params, Prior, Result, Schedule, check};
-use programs::{Displacement, Given, Square, Statistic, Update};
+use programs::{Displacement, Given, Relaxed, Square, Statistic, Update};
 use slot::Slot;
 use sums::Sums;
 use tch::Tensor;
@@ -184,6 +184,7 @@ impl<R: Rule> Optimizer<R> {
         Ok(match self.config.curvature() {
             Curvature::SquaredGradient if sums.evaluations == 1 => self.apply(&sums, Square),
             Curvature::Price if sums.evaluations == 1 => self.apply(&sums, Displacement),
+            Curvature::Relaxed if sums.evaluations == 1 => self.apply(&sums, Relaxed),
             _ => self.apply(&sums, Given),
         })
     }
@@ -191,9 +192,7 @@ impl<R: Rule> Optimizer<R> {
     fn apply<S: Statistic>(&mut self, sums: &Sums, statistic: S) -> f64 {
         let _no_grad = tch::no_grad_guard();
         let factor = self.schedule.factor(self.steps);
-        for (slot, leaf) in self.slots.iter_mut().zip(self.params.leaves()) {
-            slot.follow(leaf);
-        }
+        self.follow();
         let gradient = |i: usize, leaf: &Leaf| sums.gradients.get(i)?.as_ref().filter(|_| leaf.trainable());
         let curvature = |i: usize| sums.curvature.get(i)?.as_ref();
         let leaves = self.params.leaves().iter().enumerate();
@@ -211,7 +210,7 @@ impl<R: Rule> Optimizer<R> {
         for (slot, (i, leaf)) in self.slots.iter_mut().zip(leaves) {
             if gradient(i, leaf).is_some() {
                 if let Some(mean) = &slot.mean {
-                    leaf.tensor.shallow_clone().copy_(mean);
+                    leaf.tensor.shallow_clone().copy_(&slot.config.link().weight(mean));
                 }
                 kernel::note_write(&leaf.tensor);
                 slot.steps += 1;
@@ -414,6 +413,14 @@ impl<R: DeltaRule> Optimizer<R> {
         let result = self.backward_step(loss);
         self.clip = usual;
         result
+    }
+}
+
+impl<R: Rule> Optimizer<R> {
+    /// What is learned of each trainable parameter: the mean, or the λ of binary weights.
+    pub(crate) fn learned(&self) -> Vec<(&str, Tensor)> {
+        let all = self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable());
+        all.map(|(slot, leaf)| (leaf.name(), slot.mean_now(leaf).detach())).collect()
     }
 }
 

@@ -52,6 +52,10 @@ pub(super) struct Square;
 #[derive(Clone, Copy)]
 pub(super) struct Displacement;
 
+/// (1-w²)ĝ, where w = c is the point of the evaluation.
+#[derive(Clone, Copy)]
+pub(super) struct Relaxed;
+
 impl Statistic for Given {
     #[inline(always)]
     fn of<T: Real>(self, _: T, _: T, c: T) -> T {
@@ -69,6 +73,14 @@ impl Statistic for Displacement {
     #[inline(always)]
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T {
         (c - mean) * gradient
+    }
+}
+
+impl Statistic for Relaxed {
+    const AT_POINT: bool = true;
+    #[inline(always)]
+    fn of<T: Real>(self, _: T, gradient: T, w: T) -> T {
+        gradient - w * w * gradient
     }
 }
 
@@ -111,7 +123,7 @@ impl<R: Rule, S: Statistic> Elementwise for Update<R, S> {
     }
 }
 
-/// (m, z, sign, δ, state…) → m+e with e = sign·z/√precision
+/// (m, z, sign, δ, state…) → m+e with e = sign·z/√precision, or what the rule has in its place
 pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Perturb<R> {
@@ -124,8 +136,7 @@ impl<R: Rule> Elementwise for Perturb<R> {
     fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
-        let precision = self.0.rule.precision(k, delta, state);
-        write(0, mean + sign * z / precision.sqrt());
+        write(0, self.0.rule.point(k, mean, z, sign, delta, state));
     }
 }
 

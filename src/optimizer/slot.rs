@@ -1,6 +1,7 @@
 //! What the optimizer keeps for one parameter.
 
 use super::programs::Pass;
+use crate::expectation::Link;
 use crate::kernel::{self, Field, Inputs, Pack};
 use crate::optim::{Rule, When};
 use crate::params::Leaf;
@@ -13,7 +14,7 @@ pub(super) struct Slot<R: Rule> {
     pub config: R,
     /// Updates so far.
     pub steps: u64,
-    /// The mean in f32, for weights of less precision.
+    /// The mean in f32, for weights of less precision; the λ of binary weights.
     pub mean: Option<Tensor>,
     /// One tensor per name in [`Rule::STATE`] that the configuration keeps.
     pub state: Vec<Option<Tensor>>,
@@ -46,10 +47,11 @@ impl<R: Rule> Slot<R> {
             }
         }
         let _no_grad = tch::no_grad_guard();
+        let apart = config.link() != Link::Identity || leaf.tensor.kind() != leaf.state_kind();
         let mut slot = Slot {
             config,
             steps: 0,
-            mean: (leaf.tensor.kind() != leaf.state_kind()).then(|| leaf.tensor.to_kind(leaf.state_kind())),
+            mean: apart.then(|| config.link().learned(&leaf.tensor.to_kind(leaf.state_kind()))),
             state: R::STATE.iter().map(|_| None).collect(),
             prior,
             delta: None,
@@ -147,16 +149,25 @@ impl<R: Rule> Slot<R> {
     pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };
         let _no_grad = tch::no_grad_guard();
-        let unchanged = mean.to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
-        mean.where_self(&unchanged, &leaf.tensor.to_kind(Kind::Float))
+        let link = self.config.link();
+        let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+        mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
     }
 
-    /// Takes over what [`Slot::mean_now`] finds.
+    /// Takes over what [`Slot::mean_now`] finds, and makes binary weights what they are by their link.
     pub(super) fn follow(&mut self, leaf: &Leaf) {
         if self.mean.is_some() {
             let now = self.mean_now(leaf);
             let _no_grad = tch::no_grad_guard();
             self.mean.iter_mut().for_each(|mean| mean.copy_(&now));
+            let link = self.config.link();
+            if link != Link::Identity && leaf.trainable() {
+                let weight = link.weight(&now).to_kind(leaf.tensor.kind());
+                // Not written without need: a graph may have been recorded at them.
+                if !weight.equal(&leaf.tensor) {
+                    leaf.tensor.shallow_clone().copy_(&weight);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Optimizer ↔ one checkpoint file.
 
 use super::{Optimizer, sums::Sums};
+use crate::expectation::Link;
 use crate::gradient::Clip;
 use crate::kernel::{self, Noise, Philox};
 use crate::optim::Rule;
@@ -157,7 +158,10 @@ impl<R: Rule> Optimizer<R> {
         let _no_grad = tch::no_grad_guard();
         let mut sums = Sums { weight, evaluations, loss, per_example, ..Sums::default() };
         for ((slot, leaf), saved) in self.slots.iter_mut().zip(self.params.leaves()).zip(restored) {
-            leaf.tensor.shallow_clone().copy_(&saved.mean);
+            let link = saved.config.link();
+            if link == Link::Identity || leaf.trainable() {
+                leaf.tensor.shallow_clone().copy_(&link.weight(&saved.mean));
+            }
             if let Some(own) = &mut slot.mean {
                 own.copy_(&saved.mean);
             }

@@ -192,16 +192,21 @@ impl DiagonalGaussian {
                 "sample {k} was asked for: a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)"
             )));
         }
+        Ok(self.sample_of(self.seed, k))
+    }
+
+    /// As [`DiagonalGaussian::sample`], of another seed.
+    pub(super) fn sample_of(&self, seed: u64, k: u64) -> Vec<(String, Tensor)> {
         let mut group = 0;
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
         kernel::run(self.entries.iter().zip(&samples).enumerate().map(|(parameter, (e, (_, theta)))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(e.mean.numel());
-            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed: self.seed, at }];
+            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed, at }];
             Job { f: Sample, inputs: inputs.into_iter().collect(), outputs: [Some(theta)].into_iter().collect() }
         }));
-        Ok(samples)
+        samples
     }
 
     /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
@@ -212,7 +217,7 @@ impl DiagonalGaussian {
     pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
         let params = params.into();
         let changes = Self::in_model(&params, self.sample(k)?)?;
-        Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))
+        Perturbed::enter(changes)
     }
 
     /// Puts the mean into the variables of a model, for good.
@@ -261,8 +266,11 @@ impl DiagonalGaussian {
     /// # Errors
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
-        let params = params.into();
-        let pairs = Self::in_model(&params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
+        self.log_prob_at(&params.into())
+    }
+
+    pub(super) fn log_prob_at(&self, params: &Params) -> Result<f64> {
+        let pairs = Self::in_model(params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
         let _no_grad = tch::no_grad_guard();
         let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
             let s = e.precision.to_kind(Kind::Double);
@@ -315,7 +323,7 @@ impl DiagonalGaussian {
         natural.collect()
     }
 
-    fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
+    pub(super) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
         let missing =
             |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
         if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {

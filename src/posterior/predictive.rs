@@ -3,7 +3,7 @@
 use super::DiagonalGaussian;
 use crate::expectation::Perturbed;
 use crate::gradient::IntoTensor;
-use crate::{Error, Params, Result, metrics};
+use crate::{Error, Params, Result, check, metrics};
 use tch::{Kind, Tensor};
 
 /// Class probabilities averaged over samples of a posterior, with two measures of uncertainty in nats.
@@ -33,7 +33,8 @@ impl DiagonalGaussian {
         samples: usize,
         probabilities: impl FnMut() -> L,
     ) -> Result<Predictive> {
-        predict(|k| self.sample(k), &params.into(), samples, probabilities)
+        check::count("samples", samples)?;
+        predict(&params.into(), &vec![1.0; samples], |k| self.sample(k as u64), probabilities)
     }
 
     /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits, regressions).
@@ -46,26 +47,31 @@ impl DiagonalGaussian {
         samples: usize,
         outputs: impl FnMut() -> L,
     ) -> Result<Tensor> {
-        predict_samples(|k| self.sample(k), &params.into(), samples, outputs)
+        check::count("samples", samples)?;
+        predict_samples(&params.into(), samples, |k| self.sample(k as u64), outputs)
     }
 }
 
-/// What [`DiagonalGaussian::predict`] says, for any posterior's sample k.
+/// A value for each parameter of a posterior, by name.
+type Sample = Vec<(String, Tensor)>;
+
+/// [`DiagonalGaussian::predict`] for any family: the mean with a weight for each sample.
 pub(super) fn predict<L: IntoTensor>(
-    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
     params: &Params,
-    samples: usize,
-    probabilities: impl FnMut() -> L,
+    weights: &[f64],
+    sample: impl Fn(usize) -> Result<Sample>,
+    mut probabilities: impl FnMut() -> L,
 ) -> Result<Predictive> {
     let mut total: Option<(Tensor, Tensor)> = None;
-    each_sample(sample, params, samples, probabilities, |p| {
+    for (k, weight) in weights.iter().enumerate() {
+        let p = at(params, sample(k)?, &mut probabilities)?;
         if p.dim() != 2 {
             return Err(Error::Posterior(format!(
                 "the closure returned shape {:?}: expected probabilities [B, C]",
                 p.size()
             )));
         }
-        let entropy = metrics::entropy(&p)?;
+        let entropy = metrics::entropy(&p)? * *weight;
         let p = match p.kind() {
             Kind::Float | Kind::Double => p,
             // Rows of so few digits sum to one within a percent only.
@@ -74,6 +80,7 @@ pub(super) fn predict<L: IntoTensor>(
                 &p / p.sum_dim_intlist(1, true, None::<Kind>)
             }
         };
+        let p = p * *weight;
         total = Some(match total.take() {
             Some((sum, _)) if sum.size() != p.size() => {
                 let (first, now) = (sum.size(), p.size());
@@ -84,51 +91,38 @@ pub(super) fn predict<L: IntoTensor>(
             None => (p, entropy),
             Some((sum, entropies)) => (sum + p, entropies + entropy),
         });
-        Ok(())
-    })?;
-    let (sum, entropies) = total.expect("each_sample calls at least once");
-    let mean = sum / samples as f64;
+    }
+    let (sum, entropies) = total.ok_or_else(|| Error::Posterior("there are no samples".to_owned()))?;
+    let weight = weights.iter().sum::<f64>();
+    let mean = sum / weight;
     let entropy = metrics::entropy(&mean)?;
-    let mutual_information = (&entropy - entropies / samples as f64).clamp_min(0.0);
-    Ok(Predictive { mean, entropy, mutual_information, samples })
+    let mutual_information = (&entropy - entropies / weight).clamp_min(0.0);
+    Ok(Predictive { mean, entropy, mutual_information, samples: weights.len() })
 }
 
-/// What [`DiagonalGaussian::predict_samples`] says, for any posterior's sample k.
+/// [`DiagonalGaussian::predict_samples`] for any family.
 pub(super) fn predict_samples<L: IntoTensor>(
-    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
     params: &Params,
     samples: usize,
-    outputs: impl FnMut() -> L,
+    sample: impl Fn(usize) -> Result<Sample>,
+    mut outputs: impl FnMut() -> L,
 ) -> Result<Tensor> {
-    let mut all = Vec::new();
-    each_sample(sample, params, samples, outputs, |output| {
-        all.push(output);
-        Ok(())
-    })?;
+    let all = (0..samples).map(|k| at(params, sample(k)?, &mut outputs)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_stack(&all, 0)?)
 }
 
-fn each_sample<L: IntoTensor>(
-    sample: impl Fn(u64) -> Result<Vec<(String, Tensor)>>,
-    params: &Params,
-    samples: usize,
-    mut closure: impl FnMut() -> L,
-    mut take: impl FnMut(Tensor) -> Result<()>,
-) -> Result<()> {
-    crate::check::count("samples", samples)?;
+/// The closure's output with this sample in the model's variables, without gradients.
+fn at<L: IntoTensor>(params: &Params, sample: Sample, closure: &mut impl FnMut() -> L) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
-    for k in 0..samples as u64 {
-        let changes = DiagonalGaussian::in_model(params, sample(k)?)?;
-        let _guard = Perturbed::enter(changes.iter().map(|(variable, value)| (variable, value.shallow_clone())))?;
-        let output = closure().into_tensor()?;
-        if !output.defined() {
-            return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
-        }
-        // A copy: the output may be a variable itself, which does not stay at this sample.
-        take(output.copy())?;
+    let _guard = Perturbed::enter(DiagonalGaussian::in_model(params, sample)?)?;
+    let output = closure().into_tensor()?;
+    if !output.defined() {
+        return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
     }
-    Ok(())
+    // A copy: the output may be a variable itself, which does not stay at this sample.
+    Ok(output.copy())
 }
+
 /// Use of a posterior's samples in a model, for types with `sample(k)`, `means()` and a field `seed`.
 macro_rules! in_a_model {
     ($Posterior:ident) => {
@@ -173,7 +167,9 @@ macro_rules! in_a_model {
                 samples: usize,
                 probabilities: impl FnMut() -> L,
             ) -> $crate::Result<$crate::Predictive> {
-                $crate::posterior::predictive::predict(|k| self.sample(k), &params.into(), samples, probabilities)
+                $crate::check::count("samples", samples)?;
+                let sample = |k| self.sample(k as u64);
+                $crate::posterior::predictive::predict(&params.into(), &vec![1.0; samples], sample, probabilities)
             }
 
             /// The outputs of `samples` samples one by one, stacked to `[K, …]`, as
@@ -187,7 +183,13 @@ macro_rules! in_a_model {
                 samples: usize,
                 outputs: impl FnMut() -> L,
             ) -> $crate::Result<tch::Tensor> {
-                $crate::posterior::predictive::predict_samples(|k| self.sample(k), &params.into(), samples, outputs)
+                $crate::check::count("samples", samples)?;
+                $crate::posterior::predictive::predict_samples(
+                    &params.into(),
+                    samples,
+                    |k| self.sample(k as u64),
+                    outputs,
+                )
             }
         }
     };

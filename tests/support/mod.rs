@@ -92,6 +92,12 @@ impl Quadrature {
         Quadrature(nodes)
     }
 
+    /// Nodes z and their weights, as tensors `[n, 1]` and `[n]`.
+    pub fn nodes(&self) -> (Tensor, Tensor) {
+        let (z, weights): (Vec<f64>, Vec<f64>) = self.0.iter().copied().unzip();
+        (Tensor::from_slice(&z).unsqueeze(1), Tensor::from_slice(&weights))
+    }
+
     /// E\[f(z)\], z ~ N(0, 1)
     pub fn expect(&self, f: impl Fn(f64) -> f64) -> f64 {
         self.0.iter().map(|(z, w)| w * f(*z)).sum()

@@ -1,0 +1,89 @@
+//! Straight-through estimator: binary weights, delta method.
+
+use super::rule::{DeltaRule, Rule, Site, When, config, fields};
+use crate::{Link, Real, Result, check};
+
+config! {
+    /// Straight-through estimator for binary weights.
+    ///
+    /// Row of the table: Bernoulli; delta method, stochastic approximation. [`BayesBiNN`](crate::BayesBiNN) with its scale s ≡ 1,
+    /// without the pull of its prior, and with the gradient at the mode instead of a sample.
+    ///
+    /// ```text
+    /// ĝ = ∇L(sign λ)
+    /// b ← μ b + ĝ + δλ
+    /// λ ← clip( λ - α b, ±ξ )
+    /// ```
+    ///
+    /// λ are the latent real weights. The variables hold the binary weights sign λ ([`Link::Sign`]); the
+    /// values that they have when the optimizer is built are the first λ. A posterior prior is an error.
+    ///
+    /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.5; Courbariaux, Bengio and David,
+    /// *BinaryConnect* (NeurIPS 2015), for the clipping.
+    pub struct Ste {
+        /// Learning rate α ≥ 0; default 1e-2. The argument of `build` takes its place.
+        lr: f64 = 1e-2;
+        /// Momentum μ in [0, 1); default 0.
+        momentum: f64 = 0.0;
+        /// ξ > 0, possibly infinite: the latent weights stay within ±ξ; default 1.
+        clip_radius: f64 = 1.0;
+        /// δ ≥ 0, decay of the latent weights; default 0.
+        weight_decay: f64 = 0.0;
+    }
+}
+
+impl Rule for Ste {
+    const NAME: &'static str = "ste";
+    const STATE: &'static [&'static str] = &["momentum"];
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 3];
+    fields!(lr weight_decay);
+
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::rate("momentum", self.momentum)?;
+        check::that("clip_radius", self.clip_radius, self.clip_radius > 0.0, "a number > 0")?;
+        check::non_negative("weight_decay", self.weight_decay)
+    }
+    fn link(&self) -> Link {
+        Link::Sign
+    }
+    fn initial(&self, _: bool) -> [f64; 1] {
+        [0.0]
+    }
+    fn keeps(&self, _: usize) -> bool {
+        self.momentum > 0.0
+    }
+    fn coefficients(&self, when: When) -> [f64; 3] {
+        [self.lr * when.lr_factor, self.momentum, self.clip_radius]
+    }
+    fn update<T: Real>(&self, [lr, mu, xi]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
+        let b = mu * b + x.gradient + x.delta * x.mean;
+        ((x.mean - lr * b).min(xi).max(-xi), [b])
+    }
+}
+
+impl DeltaRule for Ste {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// b = ½·1 + 3 + ½·(-0.5) = 3.25
+    #[test]
+    fn one_step_by_hand() {
+        let site = Site { mean: -0.5, gradient: 3.0, curvature: 0.0, prior_mean: 0.0, delta: 0.5 };
+        let rule = Ste::default().lr(0.2).momentum(0.5);
+        for (rule, expected) in [(rule, -0.825), (rule.clip_radius(0.75), -0.75), (rule.lr(-2.0), 1.0)] {
+            let (m, b) = rule.update(rule.coefficients(When { t: 2, lr_factor: 0.5 }), site, [1.0]);
+            assert!((m - expected).abs() < 1e-15, "{m}");
+            assert_eq!(b, [3.25]);
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_binaryconnect() {
+        let Ste { momentum, clip_radius, weight_decay, .. } = Ste::default();
+        assert_eq!((momentum, clip_radius, weight_decay), (0.0, 1.0, 0.0));
+    }
+}

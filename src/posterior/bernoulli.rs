@@ -1,0 +1,249 @@
+//! Binary weights, independent of each other.
+
+use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
+use super::predictive::{self, Predictive};
+use crate::expectation::{Perturbed, half_logistic, sign};
+use crate::gradient::IntoTensor;
+use crate::kernel::{self, Draw};
+use crate::{Error, Params, Result, check, checkpoint};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// q(w) = Πᵢ exp(λᵢwᵢ)/(2 cosh λᵢ) over w ∈ {-1, 1}: the posterior that [`BayesBiNN`](crate::BayesBiNN) learns.
+///
+/// One natural parameter λ for every weight, by the name of the parameter:
+///
+/// ```text
+/// P(w = 1) = 1/(1 + exp(-2λ)),  mean tanh λ,  mode sign λ (1 for λ = 0)
+/// ```
+///
+/// It owns its tensors, can be saved and can predict. Sample k of one seed is always the same
+/// ([`MeanFieldBernoulli::with_seed`], default 0).
+#[derive(Debug)]
+pub struct MeanFieldBernoulli {
+    /// (name, λ); λ in f32 or f64.
+    entries: Vec<(String, Tensor)>,
+    seed: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    seed: u64,
+    /// In order; the file sorts its tensors.
+    names: Vec<String>,
+}
+
+const FORM: &str = "mean-field Bernoulli posterior";
+
+impl MeanFieldBernoulli {
+    /// A posterior from (name, λ) of each parameter, which it copies.
+    ///
+    /// # Errors
+    /// No entry, a name twice, a kind other than f32 and f64, a λ that is not finite.
+    pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
+        let mut q = MeanFieldBernoulli { entries: Vec::new(), seed: 0 };
+        for (name, natural) in entries {
+            let name = name.into();
+            if q.natural(&name).is_some() {
+                return Err(Error::parameter(&name, "it is given twice"));
+            }
+            if !natural.defined() || !matches!(natural.kind(), Kind::Float | Kind::Double) {
+                let form = if natural.defined() { format!("{:?}", natural.kind()) } else { "undefined".to_owned() };
+                return Err(Error::parameter(&name, format!("its natural parameter is {form}: expected f32 or f64")));
+            }
+            if let Some(value) = kernel::first_non_finite(&natural) {
+                return Err(Error::parameter(&name, format!("its natural parameter is not finite ({value})")));
+            }
+            q.entries.push((name, natural.detach().copy()));
+        }
+        if q.entries.is_empty() {
+            return Err(Error::Posterior("it has no parameter".to_owned()));
+        }
+        Ok(q)
+    }
+
+    /// The same posterior with other samples; default seed 0.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Names of the parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> usize {
+        self.entries.iter().map(|(_, natural)| natural.numel()).sum()
+    }
+
+    /// λ of one parameter.
+    pub fn natural(&self, name: &str) -> Option<&Tensor> {
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, natural)| natural)
+    }
+
+    /// tanh λ of one parameter.
+    pub fn mean(&self, name: &str) -> Option<Tensor> {
+        self.natural(name).map(Tensor::tanh)
+    }
+
+    /// sign λ of one parameter: its most probable weights.
+    pub fn mode(&self, name: &str) -> Option<Tensor> {
+        self.natural(name).map(sign)
+    }
+
+    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Vec<(String, Tensor)> {
+        self.entries.iter().map(|(name, natural)| (name.clone(), f(natural))).collect()
+    }
+
+    /// Sample `k` = 0, 1, … of every parameter, in order: sign(λ+d) with d half a standard logistic, the relaxed samples of
+    /// the training for τ → 0.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
+        let _no_grad = tch::no_grad_guard();
+        let mut group = 0;
+        let samples = self.entries.iter().enumerate().map(|(parameter, (name, natural))| {
+            let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
+            group += kernel::groups(natural.numel());
+            let z = kernel::normals(self.seed, at, natural);
+            (name.clone(), sign(&(natural + half_logistic(&z))))
+        });
+        Ok(samples.collect())
+    }
+
+    /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
+    /// know stay as they are.
+    ///
+    /// # Errors
+    /// A parameter of the posterior that the model has not, or has in another shape.
+    pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
+        Perturbed::enter(DiagonalGaussian::in_model(&params.into(), self.sample(k)?)?)
+    }
+
+    /// As [`MeanFieldBernoulli::perturb`] with the mode.
+    ///
+    /// # Errors
+    /// As [`MeanFieldBernoulli::perturb`].
+    pub fn perturb_to_mode(&self, params: impl Into<Params>) -> Result<Perturbed> {
+        Perturbed::enter(DiagonalGaussian::in_model(&params.into(), self.map(sign))?)
+    }
+
+    /// Puts the mode into the variables of a model, for good.
+    ///
+    /// # Errors
+    /// As [`MeanFieldBernoulli::perturb`].
+    pub fn copy_mode_to(&self, params: impl Into<Params>) -> Result<()> {
+        self.copy_to(&params.into(), sign)
+    }
+
+    /// Puts the mean into the variables of a model, for good.
+    ///
+    /// # Errors
+    /// As [`MeanFieldBernoulli::perturb`].
+    pub fn copy_mean_to(&self, params: impl Into<Params>) -> Result<()> {
+        self.copy_to(&params.into(), Tensor::tanh)
+    }
+
+    fn copy_to(&self, params: &Params, f: impl Fn(&Tensor) -> Tensor) -> Result<()> {
+        let changes = DiagonalGaussian::in_model(params, self.map(f))?;
+        let _no_grad = tch::no_grad_guard();
+        changes.into_iter().try_for_each(|(mut variable, value)| Ok(variable.f_copy_(&value)?))
+    }
+
+    fn sum(&self, f: impl Fn(&Tensor) -> Tensor) -> f64 {
+        let terms = self.entries.iter().map(|(_, natural)| f(&natural.to_kind(Kind::Double)));
+        terms.map(|t| t.sum(Kind::Double).double_value(&[])).sum()
+    }
+
+    /// Entropy Σ ( ln(1 + exp(-2|λ|)) + |λ| (1 - tanh|λ|) ), in nats.
+    pub fn entropy(&self) -> f64 {
+        self.sum(|natural| {
+            let l = natural.abs();
+            (&l * -2.0).exp().log1p() + &l * (-l.tanh() + 1.0)
+        })
+    }
+
+    /// KL(self ‖ p) = Σ ( (λ - λ_p) tanh λ - ln cosh λ + ln cosh λ_p ), in nats.
+    ///
+    /// # Errors
+    /// If the two do not have the same parameters.
+    pub fn kl(&self, p: &MeanFieldBernoulli) -> Result<f64> {
+        let missing = |a: &Self, b: &Self| a.names().find(|name| b.natural(name).is_none()).map(ToOwned::to_owned);
+        if let Some(name) = missing(self, p).or_else(|| missing(p, self)) {
+            return Err(Error::parameter(&name, "one posterior has it and the other has not"));
+        }
+        // ln cosh x = |x| + ln(1 + exp(-2|x|)) - ln 2, whose last term cancels.
+        let ln_cosh = |x: &Tensor| x.abs() + (x.abs() * -2.0).exp().log1p();
+        let terms = self.entries.iter().map(|(name, natural)| {
+            let (a, b) = (natural.to_kind(Kind::Double), p.natural(name).expect("found above"));
+            if a.size() != b.size() {
+                return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", a.size(), b.size())));
+            }
+            let b = b.to_device(a.device()).to_kind(Kind::Double);
+            let terms = (&a - &b) * a.tanh() - ln_cosh(&a) + ln_cosh(&b);
+            Ok(terms.sum(Kind::Double).double_value(&[]))
+        });
+        terms.sum()
+    }
+
+    /// Monte-Carlo prediction with samples 0, 1, … of q in the model's variables; as [`DiagonalGaussian::predict`].
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::predict`].
+    pub fn predict<L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        samples: usize,
+        probabilities: impl FnMut() -> L,
+    ) -> Result<Predictive> {
+        check::count("samples", samples)?;
+        predictive::predict(&params.into(), &vec![1.0; samples], |k| self.sample(k as u64), probabilities)
+    }
+
+    /// The outputs of `samples` samples, stacked to `[K, …]`; as [`DiagonalGaussian::predict_samples`].
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::predict_samples`].
+    pub fn predict_samples<L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        samples: usize,
+        outputs: impl FnMut() -> L,
+    ) -> Result<Tensor> {
+        check::count("samples", samples)?;
+        predictive::predict_samples(&params.into(), samples, |k| self.sample(k as u64), outputs)
+    }
+
+    /// Writes one safetensors file: tensor `<name>` is λ. The file is replaced atomically.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let names = self.names().map(str::to_owned).collect();
+        checkpoint::save(path.as_ref(), FORM, &self.map(Tensor::shallow_clone), &Content { seed: self.seed, names })
+    }
+
+    /// Reads what [`MeanFieldBernoulli::save`] wrote, onto the CPU.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is broken, or holds something else.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let mut entries = Vec::new();
+        for name in content.names {
+            let natural = tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
+            entries.push((name, natural));
+        }
+        if let Some(extra) = tensors.keys().next() {
+            return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
+        }
+        Ok(Self::new(entries).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
+    }
+}
