@@ -56,9 +56,20 @@ pub fn train<R: Rule>(
     what: &str,
     net: &Mlp,
     opt: &mut Optimizer<R>,
+    data: (&Tensor, &Tensor),
+    epochs_and_size: (u64, usize),
+    seed: u64,
+) -> Result<Vec<(f64, f64)>> {
+    train_by(what, data, epochs_and_size, seed, |x, y| opt.step(|| net.logits(x).cross_entropy_for_logits(y)))
+}
+
+/// The same with any step: from a mini-batch to its loss.
+pub fn train_by(
+    what: &str,
     (x, y): (&Tensor, &Tensor),
     (epochs, size): (u64, usize),
     seed: u64,
+    mut step: impl FnMut(&Tensor, &Tensor) -> Result<f64>,
 ) -> Result<Vec<(f64, f64)>> {
     let per_epoch = (x.size()[0] as u64).div_ceil(size as u64);
     let bar = progress(what, epochs * per_epoch);
@@ -66,7 +77,7 @@ pub fn train<R: Rule>(
     let (mut curve, mut sum, mut count) = (Vec::new(), 0.0, 0);
     for epoch in 0..epochs {
         for (i, (x, y)) in batches(x, y, size, seed + epoch, Last::Keep).enumerate() {
-            sum += opt.step(|| net.logits(&x).cross_entropy_for_logits(&y))?;
+            sum += step(&x, &y)?;
             count += 1;
             bar.inc(1);
             if count == every {

@@ -1,0 +1,56 @@
+//! Published and promised numbers, run again: `make reproduce`, or
+//! `cargo run --release --example reproduce [-- TABLE.. --seeds N --epochs N]`.
+//!
+//! Without names all tables are run; some take hours on two cores. Each run of a row and seed is kept in
+//! `target/reproduce/runs/`, so an interrupted job goes on where it stopped (delete the file to run it again).
+//! `target/reproduce/TABLE.json` holds the figures, `docs/results.md` the rendered tables. The data (MNIST, USPS, ..) are
+//! read from `$TCH_BLR_DATA`.
+
+#[path = "../common/digits.rs"]
+mod digits;
+#[path = "../common/model.rs"]
+mod model;
+
+mod mnist;
+mod report;
+
+use report::{Job, Outcome, Section};
+
+type Table = (&'static str, fn(&Job) -> Outcome<Section>);
+
+const TABLES: &[Table] = &[("mnist", mnist::table)];
+
+fn main() -> Outcome<()> {
+    let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
+    let (mut wanted, mut seeds, mut epochs) = (Vec::new(), None, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if let Some(table) = TABLES.iter().find(|(name, _)| *name == argument) {
+            wanted.push(table);
+            continue;
+        }
+        let option = match argument.as_str() {
+            "--seeds" => &mut seeds,
+            "--epochs" => &mut epochs,
+            _ => {
+                return Err(
+                    format!("unknown argument {argument}: expected --seeds N, --epochs N, or of {names:?}").into()
+                );
+            }
+        };
+        let value = arguments.next().ok_or_else(|| format!("{argument} needs a number"))?;
+        let number = value.parse().ok().filter(|n| *n > 0);
+        *option = Some(number.ok_or_else(|| format!("{argument} {value}: expected a number of at least 1"))?);
+    }
+    if wanted.is_empty() {
+        wanted.extend(TABLES);
+    }
+    for (name, table) in wanted {
+        let job = Job::new(name, seeds, epochs)?;
+        let section = table(&job)?;
+        job.write(&section)?;
+        println!("\n{}", section.markdown());
+    }
+    println!("Written: docs/results.md, target/reproduce/");
+    Ok(())
+}
