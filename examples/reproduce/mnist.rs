@@ -34,9 +34,9 @@ const ROWS: &[Row] = &[
     row("AdamW", "lr 1e-3, decay 0.01", |t| t.point(AdamW::default(), 1e-3)),
     row("SAM", "lr 0.1, momentum 0.9, ρ 0.05", |t| t.point(Sam::default().rho(0.05), 0.1)),
     row("SAM with RMSprop", "lr 1e-3, ρ 0.05", |t| t.point(SamRmsProp::default().rho(0.05), 1e-3)),
-    row("Vadam", "lr 1e-3, δ 2e-5", |t| t.gaussian(Vadam::default().ess(t.ess()).weight_decay(2e-5), 1e-3)),
-    row("Vprop", "lr 1e-3, δ 2e-5", |t| t.gaussian(Vadam::vprop().ess(t.ess()).weight_decay(2e-5), 1e-3)),
-    row("noisy Adam", "lr 1e-3, δ 2e-5", |t| t.gaussian(Vadam::noisy_adam().ess(t.ess()).weight_decay(2e-5), 1e-3)),
+    row("Vadam", "lr 1e-2, δ 5e-3", |t| t.gaussian(Vadam::default().ess(t.ess()).weight_decay(5e-3), 1e-2)),
+    row("Vprop", "lr 1e-2, δ 5e-3", |t| t.gaussian(Vadam::vprop().ess(t.ess()).weight_decay(5e-3), 1e-2)),
+    row("noisy Adam", "lr 2e-3, δ 1e-4", |t| t.gaussian(Vadam::noisy_adam().ess(t.ess()).weight_decay(1e-4), 2e-3)),
     row("OGN", "lr 0.03, h₀ 0.01, damping 0.01, δ 2e-5, β₂ 0.999", |t| {
         t.gaussian(Von::ogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
     }),
@@ -47,8 +47,8 @@ const ROWS: &[Row] = &[
         let rule = Von::vogn().curvature(VonCurvature::Price).ess(t.ess()).hess_init(0.1).weight_decay(2e-5);
         t.gaussian(rule.beta2(0.9999), 0.05)
     }),
-    row("bSAM", "lr 0.03, ρ 0.01, δ 2e-5", |t| {
-        t.gaussian(BayesianSam::default().ess(t.ess()).rho(0.01).weight_decay(2e-5), 0.03)
+    row("bSAM", "lr 1, ρ 0.01, δ 2e-5", |t| {
+        t.gaussian(BayesianSam::default().ess(t.ess()).rho(0.01).weight_decay(2e-5), 1.0)
     }),
     row("IVON", "lr 0.5, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| t.gaussian(ivon(t), 0.5)),
     row("Multi-IVON", "3 runs of IVON", |t| t.multi_ivon(3)),

@@ -65,10 +65,11 @@ pub(crate) fn sign(x: &Tensor) -> Tensor {
 }
 
 /// ½ ln(u/(1-u)) with u = Φ(z): standard normals to half a standard logistic, exactly, one for one, and odd in z. So it
-/// has the counter, the antithetic pairs and the given tensors of the normals. Both logarithms keep their digits in the
-/// tails, where Φ(z) itself would round to 1.
+/// has the counter, the antithetic pairs and the given tensors of the normals. The logarithm of the smaller of Φ(z) and
+/// 1-Φ(z) keeps its digits in the tails, where the larger one would round to 1.
 pub(crate) fn half_logistic(z: &Tensor) -> Tensor {
-    (z.special_log_ndtr() - (-z).special_log_ndtr()) * 0.5
+    let tail = (-z.abs()).special_log_ndtr();
+    ((-tail.exp()).log1p() - tail) * z.sign() * 0.5
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! How good predictive probabilities are: accuracy, NLL, Brier score, calibration, separation of out-of-distribution inputs.
+//! [`AccuracyMatrix`]: what a sequence of tasks does to each of them.
 //!
 //! Every function takes what a predictive distribution gives, whichever optimizer or posterior it came from:
 //!
@@ -15,6 +16,10 @@
 //! [`Error::Metric`] says which argument is wrong and what was expected: a shape or kind other than the table's, no
 //! examples, a label outside of `0..C`, a value that is NaN or not in [0, 1], a row that does not sum to one
 //! (within 10⁻³; 10⁻² for half and bfloat16), which is what logits look like.
+
+mod transfer;
+
+pub use transfer::AccuracyMatrix;
 
 use tch::{Device, Kind, Tensor};
 
