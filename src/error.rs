@@ -107,6 +107,9 @@ pub enum Error {
         /// Largest change in the last step, relative to the largest parameter.
         change: f64,
     },
+    /// A memory of past examples does not fit the model, or lacks what is asked of it.
+    #[error("memory: {0}")]
+    Memory(String),
     /// Inputs of a metric do not fit together.
     #[error("metric: {0}")]
     Metric(String),

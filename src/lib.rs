@@ -117,11 +117,13 @@
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
 mod check;
 mod checkpoint;
+pub mod continual;
 mod curvature;
 mod error;
 mod expectation;

@@ -4,15 +4,21 @@ use super::tape::{self, Output};
 use crate::{Error, Result};
 use tch::{Kind, Reduction, Tensor};
 
-/// p(y | z) of an output z, one row per example.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Likelihood {
-    /// softmax(z) over the columns.
+/// p(y | z) of a model's output z, one row per example.
+///
+/// Its negative logarithm is the loss of [`cross_entropy`], [`binary_cross_entropy`] or [`squared_error`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Likelihood {
+    /// p(y) = softmax(z)ᵧ over the columns of logits `[B, C]`, C ≥ 2.
     Categorical,
-    /// sigmoid(z), each column on its own.
+    /// p(y=1) = sigmoid(z), each logit of `[B]` or `[B, D]` on its own.
     Bernoulli,
-    /// N(z, variance·I)
-    Gaussian { variance: f64 },
+    /// y ~ N(z, variance·I), for outputs `[B]` or `[B, D]`.
+    Gaussian {
+        /// σ² > 0 of the noise, in the square of the output's unit.
+        variance: f64,
+    },
 }
 
 /// Losses -ln softmax(z)ᵧ `[B]` of logits z `[B, C]` and classes y `[B]` (`i64`), as tch's `cross_entropy_for_logits`

@@ -1,0 +1,298 @@
+//! Examples that are kept, and the losses on them that stand for all of the past.
+
+use super::past::{Model, Regularizer};
+use crate::nn::Likelihood;
+use crate::{Error, Result, check};
+use tch::{Kind, Tensor};
+
+/// Examples of the past: inputs, what is known of their labels, and which outputs of the model are theirs.
+#[derive(Debug)]
+pub struct Memory {
+    inputs: Tensor,
+    likelihood: Likelihood,
+    targets: Option<Tensor>,
+    weights: Option<Tensor>,
+    labels: Option<Vec<i64>>,
+}
+
+impl Memory {
+    /// Inputs, example by example in the first dimension, whose targets are not kept. The handle is shared, not copied.
+    pub fn new(inputs: &Tensor, likelihood: Likelihood) -> Self {
+        Memory { inputs: inputs.detach(), likelihood, targets: None, weights: None, labels: None }
+    }
+
+    /// With targets: classes `[M]` of kind i64 (a categorical likelihood), or values in the shape of the outputs.
+    #[must_use]
+    pub fn targets(mut self, targets: &Tensor) -> Self {
+        self.targets = Some(targets.detach());
+        self
+    }
+
+    /// With a weight `[M]` for each example, the number of past examples that it stands for; default 1.
+    #[must_use]
+    pub fn weights(mut self, weights: &Tensor) -> Self {
+        self.weights = Some(weights.detach());
+        self
+    }
+
+    /// With the outputs that are this task's (a head, or the classes seen): the softmax is over these, and classes are
+    /// given as labels of the whole model. Default: all.
+    #[must_use]
+    pub fn labels(mut self, labels: &[i64]) -> Self {
+        self.labels = Some(labels.to_vec());
+        self
+    }
+
+    /// M
+    pub fn len(&self) -> usize {
+        self.inputs.size().first().map_or(0, |n| *n as usize)
+    }
+
+    /// Whether there are no examples.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The inputs, `[M, ..]`.
+    pub fn inputs(&self) -> &Tensor {
+        &self.inputs
+    }
+
+    /// The examples at these positions, in their order.
+    ///
+    /// # Errors
+    /// A position outside.
+    pub fn select(&self, positions: &[i64]) -> Result<Self> {
+        let m = self.len() as i64;
+        if let Some(bad) = positions.iter().find(|i| !(0..m).contains(*i)) {
+            return Err(memory(format!("position {bad} of {m} examples: expected 0 to {}", m - 1)));
+        }
+        let at = Tensor::from_slice(positions).to_device(self.inputs.device());
+        let pick = |t: &Tensor| t.f_index_select(0, &at.to_device(t.device()));
+        Ok(Memory {
+            inputs: pick(&self.inputs)?,
+            likelihood: self.likelihood,
+            targets: self.targets.as_ref().map(pick).transpose()?,
+            weights: self.weights.as_ref().map(pick).transpose()?,
+            labels: self.labels.clone(),
+        })
+    }
+
+    /// The model's outputs on the memory, `[M, C]` of this task's labels.
+    fn outputs(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
+        if self.is_empty() {
+            return Err(memory("it is empty: leave it out of the sum, or select at least one example".to_owned()));
+        }
+        let f = forward(&self.inputs);
+        if !f.defined() || !f.is_floating_point() || !matches!(f.size()[..], [m, ..] if m == self.len() as i64) {
+            let form = if f.defined() { format!("{:?} {:?}", f.kind(), f.size()) } else { "undefined".to_owned() };
+            return Err(memory(format!("the outputs on {} examples are {form}: expected a row for each", self.len())));
+        }
+        let Some(labels) = &self.labels else { return Ok(f) };
+        let columns = f.size().get(1).copied().unwrap_or(1);
+        if let Some(bad) = labels.iter().find(|c| !(0..columns).contains(*c)) {
+            return Err(memory(format!("label {bad} is active, but the model has the outputs 0 to {}", columns - 1)));
+        }
+        Ok(f.f_index_select(1, &Tensor::from_slice(labels).to_device(f.device()))?)
+    }
+
+    /// The targets as predictions in the shape of the outputs: classes become rows of zeros and a one.
+    fn hard(&self, outputs: &Tensor) -> Result<Tensor> {
+        let Some(targets) = &self.targets else {
+            return Err(memory("it has no targets; give them with .targets(..)".to_owned()));
+        };
+        let size = outputs.size();
+        if self.likelihood != Likelihood::Categorical {
+            if targets.size() != size {
+                return Err(memory(format!(
+                    "its targets are {:?} and the outputs {size:?}: expected the same",
+                    targets.size()
+                )));
+            }
+            return Ok(targets.f_to_kind(outputs.kind())?);
+        }
+        if targets.kind() != Kind::Int64 || targets.size() != [size[0]] {
+            let form = format!("{:?} {:?}", targets.kind(), targets.size());
+            return Err(memory(format!("its targets are {form}: expected classes Int64 [{}]", size[0])));
+        }
+        let all: Vec<i64> = (0..size[1]).collect();
+        let labels = self.labels.as_ref().unwrap_or(&all);
+        let hot = targets.f_unsqueeze(1)?.f_eq_tensor(&Tensor::from_slice(labels).to_device(targets.device()))?;
+        let found = hot.f_any_dim(1, false)?;
+        if found.all().int64_value(&[]) == 0 {
+            let at = found.to_kind(Kind::Int64).argmin(0, false).int64_value(&[]);
+            let class = targets.int64_value(&[at]);
+            return Err(memory(format!("example {at} has class {class}, which is not one of the labels {labels:?}")));
+        }
+        Ok(hot.f_to_kind(outputs.kind())?)
+    }
+
+    /// Σ wᵢ xᵢ
+    fn weighted_sum(&self, each: &Tensor) -> Result<Tensor> {
+        let Some(weights) = &self.weights else { return Ok(each.f_sum(None::<Kind>)?) };
+        if weights.size() != [self.len() as i64] {
+            return Err(memory(format!("its weights are {:?}: expected [{}]", weights.size(), self.len())));
+        }
+        Ok((each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
+    }
+}
+
+fn memory(problem: String) -> Error {
+    Error::Memory(problem)
+}
+
+/// What an output predicts: softmax, sigmoid, or itself.
+fn prediction(likelihood: Likelihood, f: &Tensor) -> Result<Tensor> {
+    Ok(match likelihood {
+        Likelihood::Categorical => f.f_softmax(-1, None::<Kind>)?,
+        Likelihood::Bernoulli => f.f_sigmoid()?,
+        Likelihood::Gaussian { .. } => f.shallow_clone(),
+    })
+}
+
+/// Sum over the columns, `[M]`.
+fn rows(each: &Tensor) -> Result<Tensor> {
+    Ok(each.f_reshape([each.size()[0], -1])?.f_sum_dim_intlist(1, false, None::<Kind>)?)
+}
+
+/// -ln p(t | f) of each example for targets in the form of predictions; for a Gaussian up to a constant.
+fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
+    if f.size() != t.size() {
+        return Err(memory(format!("the outputs are {:?} and were {:?} when it was filled", f.size(), t.size())));
+    }
+    rows(&match likelihood {
+        Likelihood::Categorical => -(f.f_log_softmax(-1, None::<Kind>)? * t),
+        Likelihood::Bernoulli => f.f_softplus()? - f * t,
+        Likelihood::Gaussian { variance } => (f - t).f_square()? * (0.5 / variance),
+    })
+}
+
+/// Σ w CE(p_old, p(θ)): the model's own predictions as labels on the memory.
+///
+/// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
+/// T² Σ w CE(softmax(f_old/T), softmax(f/T)). Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's loss, exactly where
+/// the model is linear in its weights and the memory holds all data, and θ_old is their optimum with a prior (whose
+/// [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small memory by the size of Λ
+/// ([K-priors, FROMP](super)), which suits these soft labels.
+#[derive(Debug)]
+pub struct SoftLabels {
+    memory: Memory,
+    old: Tensor,
+    temperature: f64,
+}
+
+impl SoftLabels {
+    /// What the model predicts now. Another model may be trained with it then: that is the K-prior for a change of model.
+    ///
+    /// # Errors
+    /// An empty memory, outputs that do not fit it or are not finite.
+    pub fn of(memory: Memory, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
+        Self::at_temperature(memory, 1.0, forward)
+    }
+
+    /// The same, with predictions softened by T > 0.
+    ///
+    /// # Errors
+    /// As [`SoftLabels::of`]; T that is not finite and positive, or not 1 for outputs that are no logits.
+    pub fn at_temperature(memory: Memory, temperature: f64, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
+        check::positive("temperature", temperature)?;
+        let logits = !matches!(memory.likelihood, Likelihood::Gaussian { .. });
+        check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
+        let old = tch::no_grad(|| prediction(memory.likelihood, &(memory.outputs(&forward)? / temperature)))?;
+        if let Some(value) = crate::kernel::first_non_finite(&old) {
+            return Err(self::memory(format!("the model's predictions on it are not finite ({value})")));
+        }
+        Ok(SoftLabels { memory, old, temperature })
+    }
+
+    /// p_old, in the shape of the outputs.
+    pub fn predictions(&self) -> &Tensor {
+        &self.old
+    }
+}
+
+impl Regularizer for SoftLabels {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let f = self.memory.outputs(model.forward)? / self.temperature;
+        let each = losses(self.memory.likelihood, &f, &self.old)?;
+        Ok(self.memory.weighted_sum(&each)? * (self.temperature * self.temperature))
+    }
+}
+
+/// Σ w (p_old - y)ᵀ f(θ): what soft labels leave out of the past data's gradient (for a Gaussian divided by σ²).
+///
+/// [`SoftLabels`] at temperature 1 plus this has the gradient Σ w Jᵢᵀ(pᵢ - yᵢ) of [`Replay`]. It matters where the model is not
+/// linear in its weights and the labels are not fitted (Daxberger et al. 2023).
+#[derive(Debug)]
+pub struct LabelNoise {
+    memory: Memory,
+    residual: Tensor,
+}
+
+impl LabelNoise {
+    /// With what the model predicts now.
+    ///
+    /// # Errors
+    /// As [`SoftLabels::of`]; a memory without targets, or whose classes are not among its labels.
+    pub fn of(memory: Memory, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let f = memory.outputs(&forward)?;
+        let residual = prediction(memory.likelihood, &f)? - memory.hard(&f)?;
+        let scale = if let Likelihood::Gaussian { variance } = memory.likelihood { 1.0 / variance } else { 1.0 };
+        Ok(LabelNoise { residual: residual * scale, memory })
+    }
+}
+
+impl Regularizer for LabelNoise {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let f = self.memory.outputs(model.forward)?;
+        if f.size() != self.residual.size() {
+            let (now, then) = (f.size(), self.residual.size());
+            return Err(memory(format!("the outputs are {now:?} and were {then:?} when it was filled")));
+        }
+        self.memory.weighted_sum(&rows(&(f * &self.residual))?)
+    }
+}
+
+/// w Σ wᵢ ℓ(yᵢ, fᵢ(θ)): the past's own examples again. With the weight -1 their removal, which in a K-prior whose memory
+/// holds them leaves a convex problem.
+#[derive(Debug)]
+pub struct Replay {
+    memory: Memory,
+    weight: f64,
+}
+
+impl Replay {
+    /// The loss on a memory with targets.
+    ///
+    /// # Errors
+    /// An empty memory, one without targets.
+    pub fn new(memory: Memory) -> Result<Self> {
+        Self::weighted(memory, 1.0)
+    }
+
+    /// The loss times w, which may be negative.
+    ///
+    /// # Errors
+    /// As [`Replay::new`]; w that is not finite.
+    pub fn weighted(memory: Memory, w: f64) -> Result<Self> {
+        check::that("w", w, w.is_finite(), "a finite number")?;
+        if memory.is_empty() {
+            return Err(self::memory(
+                "it is empty: leave it out of the sum, or select at least one example".to_owned(),
+            ));
+        }
+        if memory.targets.is_none() {
+            return Err(self::memory("it has no targets; give them with .targets(..)".to_owned()));
+        }
+        Ok(Replay { memory, weight: w })
+    }
+}
+
+impl Regularizer for Replay {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let f = self.memory.outputs(model.forward)?;
+        let targets = self.memory.hard(&f)?;
+        Ok(self.memory.weighted_sum(&losses(self.memory.likelihood, &f, &targets)?)? * self.weight)
+    }
+}

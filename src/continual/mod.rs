@@ -1,0 +1,68 @@
+//! Continual learning: yesterday's posterior as today's prior, with memory.
+//!
+//! To learn task 2 after task 1 is to need the gradient of the past without its data. Every method rebuilds that gradient
+//! from one or more of three sources (Daxberger et al. 2023; Khan and Swaroop 2021), and what they give adds up:
+//!
+//! ```text
+//! K(θ) = ½ (θ-m)ᵀ S (θ-m)  +  Σ_{i ∈ M₁} CE(pᵢ(m), pᵢ(θ))  +  Σ_{i ∈ M₂} (pᵢ(m) - yᵢ)ᵀ fᵢ(θ)
+//!        weights              functions on a memory            noise of the labels in a memory
+//! ```
+//!
+//! with m the weights that the past left, fᵢ the model's outputs and pᵢ what they predict. Each source is a
+//! [`Regularizer`] here, and [`Past`] is their sum:
+//!
+//! | source | type | methods |
+//! |---|---|---|
+//! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], a variational posterior |
+//! | functions | [`SoftLabels`] | K-priors, functional regularization, distillation |
+//! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
+//!
+//! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can be
+//! added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+//! use tch_blr::continual::{Memory, Past, Quadratic, SoftLabels};
+//! use tch_blr::nn::{self, Likelihood};
+//! use tch_blr::{Adam, Params, Rule};
+//! # fn main() -> tch_blr::Result<()> {
+//! # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
+//! let vs = VarStore::new(Device::Cpu);
+//! let net = nn::linear(vs.root(), 4, 3, Default::default());
+//! let params = Params::from(&vs);
+//! # let old = data(50);
+//! // .. train on the first task, then keep some of its inputs and what the model says about them:
+//! let memory = Memory::new(&old.0, Likelihood::Categorical);
+//! let past = Past::new()
+//!     .with(Quadratic::isotropic(&params, 1.0)?)
+//!     .with(SoftLabels::of(memory, |x| net.forward(x))?);
+//!
+//! # let (x, y) = data(80);
+//! let n = 80.0;
+//! let mut opt = Adam::default().build(&vs, 1e-2)?;
+//! for _ in 0..10 {
+//!     opt.step(|| {
+//!         let new = net.forward(&x).cross_entropy_for_logits(&y);
+//!         past.value(&params, &|x| net.forward(x)).map(|past| new + past / n)
+//!     })?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs into its
+//! prior instead, where the expectation over the posterior is exact: [`Rule::prior`](crate::Rule::prior) takes the last
+//! task's posterior, [`temper`](crate::DiagonalGaussian::temper) makes it count less, and
+//! [`combine`](crate::combine) forgets: `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left out
+//! of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
+//! [`Prior::elsewhere`](crate::Prior::elsewhere).
+
+mod memory;
+mod past;
+mod quadratic;
+mod synaptic;
+
+pub use memory::{LabelNoise, Memory, Replay, SoftLabels};
+pub use past::{Model, Past, Regularizer};
+pub use quadratic::Quadratic;
+pub use synaptic::SynapticIntelligence;

@@ -1,0 +1,111 @@
+//! The sum of all that stands for past data.
+
+use crate::{Error, Params, Result};
+use tch::{Device, Kind, Tensor};
+
+/// A model as a [`Regularizer`] sees it.
+#[derive(Clone, Copy)]
+pub struct Model<'a> {
+    /// The weights θ.
+    pub params: &'a Params,
+    /// From inputs to outputs f (logits, not probabilities), with a graph.
+    pub forward: &'a dyn Fn(&Tensor) -> Tensor,
+}
+
+impl std::fmt::Debug for Model<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("params", self.params).finish_non_exhaustive()
+    }
+}
+
+/// A function K(θ) that stands for the loss of past data, up to a constant.
+pub trait Regularizer: std::fmt::Debug {
+    /// K(θ), 0-dim with its graph, on the scale of the loss summed over examples.
+    ///
+    /// # Errors
+    /// If the model is another than the one that this was made for.
+    fn value(&self, model: &Model) -> Result<Tensor>;
+}
+
+/// A sum of [`Regularizer`]s; zero without any, so that the first task needs no loop of its own.
+#[derive(Debug, Default)]
+pub struct Past {
+    parts: Vec<Box<dyn Regularizer>>,
+}
+
+impl Past {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Past::default()
+    }
+
+    /// Plus one part.
+    #[must_use]
+    pub fn with(mut self, part: impl Regularizer + 'static) -> Self {
+        self.parts.push(Box::new(part));
+        self
+    }
+
+    /// K(θ) = Σ over the parts, as [`Regularizer::value`]: divide it by the number of examples that the mean loss beside it
+    /// stands for.
+    ///
+    /// # Errors
+    /// Those of the parts.
+    pub fn value(&self, params: &Params, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
+        Regularizer::value(self, &Model { params, forward })
+    }
+
+    /// How far K is from the past it stands for: ‖∇K - ∇L‖ / ‖∇L‖ at the present weights, with ∇L the gradient of `truth`,
+    /// the loss of the past data (summed, with its prior) while they are still there. 0 is exact; the constant part of the
+    /// gradient counts too, so L should include all that K includes.
+    ///
+    /// # Errors
+    /// As [`Past::value`]; a loss without a graph, or whose gradient is zero.
+    pub fn reconstruction_error(
+        &self,
+        params: &Params,
+        forward: &dyn Fn(&Tensor) -> Tensor,
+        truth: impl FnOnce() -> Tensor,
+    ) -> Result<f64> {
+        let (ours, theirs) = tch::with_grad(|| Ok::<_, Error>((self.value(params, forward)?, truth())))?;
+        let (ours, theirs) = (gradient(&ours, params)?, gradient(&theirs, params)?);
+        let norm = |t: &Tensor| t.square().sum(Kind::Double).double_value(&[]);
+        let (mut apart, mut size) = (0.0, 0.0);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            apart += norm(&(ours - theirs));
+            size += norm(theirs);
+        }
+        if size == 0.0 {
+            return Err(Error::Loss(
+                "the gradient of the past data's loss is zero: there is nothing to compare".to_owned(),
+            ));
+        }
+        Ok((apart / size).sqrt())
+    }
+}
+
+impl Regularizer for Past {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for part in &self.parts {
+            let value = part.value(model)?;
+            sum = Some(sum.map_or_else(|| value.shallow_clone(), |sum| sum + &value));
+        }
+        Ok(sum.unwrap_or_else(|| Tensor::zeros([], (Kind::Float, Device::Cpu))))
+    }
+}
+
+/// ∇ of a 0-dim loss by each trained parameter, in f64; zero where it does not depend on it.
+pub(crate) fn gradient(loss: &Tensor, params: &Params) -> Result<Vec<Tensor>> {
+    if !loss.size().is_empty() {
+        return Err(Error::Loss(format!("its shape is {:?}: expected a 0-dim sum", loss.size())));
+    }
+    let trained: Vec<&Tensor> = params.leaves().iter().filter(|l| l.trainable()).map(|l| &l.tensor).collect();
+    let zero = |t: &Tensor| Tensor::zeros(t.size(), (Kind::Double, t.device()));
+    if !loss.requires_grad() || trained.is_empty() {
+        return Ok(trained.into_iter().map(zero).collect());
+    }
+    let gradients = Tensor::f_run_backward(&[loss], &trained, false, false)?;
+    let wide = |(g, t): (Tensor, &Tensor)| if g.defined() { g.to_kind(Kind::Double) } else { zero(t) };
+    Ok(gradients.into_iter().zip(trained).map(wide).collect())
+}

@@ -1,0 +1,321 @@
+//! Weight-space priors: a Gaussian without its constant, with a precision that may vanish.
+
+use super::past::{Model, Regularizer};
+use crate::params::Leaf;
+use crate::posterior::{into_basis, matrix_shape};
+use crate::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, Params, Result, check};
+use tch::{Kind, Tensor};
+
+/// K(θ) = Σ ½ (θ-m)ᵀ S (θ-m), a sum of quadratic forms with S ≥ 0, on the scale of the loss summed over examples.
+///
+/// What the methods of weight regularization differ in is where S comes from, and around which m (t: the task just
+/// learned, F: its Fisher information at θₜ, from [`Fisher`](crate::Fisher)):
+///
+/// | method | m | S | here |
+/// |---|---|---|---|
+/// | L2 to the previous weights | θₜ | δI | [`Quadratic::isotropic`] |
+/// | online EWC = online Laplace, diagonal | θₜ | γ Sₜ₋₁ + F | `past.scaled(γ)?.recentred(&params)?.plus(&new)?`, from δI |
+/// | online Laplace, Kronecker or full | θₜ | Sₜ₋₁ + F | the same: Kronecker terms are kept as a list, for their sum is none |
+/// | separate EWC | each θₖ | λ Σ Fₖ | `past.plus(&new.scaled(λ)?)?`, without `recentred`: still two tensors |
+/// | Synaptic Intelligence | θₜ | 2cΩ | [`SynapticIntelligence`](super::SynapticIntelligence) |
+/// | a posterior | its mean | its precision | `Quadratic::from(&q)` |
+///
+/// Separate EWC counts the past twice, compared with Bayes: θ₂ was pulled to θ₁ already (Huszár 2018). Parameters that it
+/// does not name (new heads) are free.
+///
+/// Diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and s·m = s₁m₁ + s₂m₂, with the
+/// constant that this leaves, so values are those of the sum.
+#[derive(Debug)]
+pub struct Quadratic {
+    terms: Vec<Term>,
+    /// What completing the square has left over.
+    constant: f64,
+}
+
+#[derive(Debug)]
+enum Term {
+    /// `mean` and `precision` in the parameter's shape.
+    Diagonal { name: String, mean: Tensor, precision: Tensor },
+    /// `precision` in the basis, as in [`KroneckerGaussian`].
+    Kronecker { name: String, mean: Tensor, left: Option<Tensor>, right: Option<Tensor>, precision: Tensor },
+    /// `mean` `[n]` and `precision` `[n, n]` of all these together, in f64.
+    Full { parameters: Vec<(String, Vec<i64>)>, mean: Tensor, precision: Tensor },
+}
+
+impl Quadratic {
+    /// Diagonal, from (name, m, s) of each parameter, which it copies.
+    ///
+    /// # Errors
+    /// A name twice, shapes that differ, values that are not finite, a negative s.
+    pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
+        let mut terms: Vec<Term> = Vec::new();
+        for (name, mean, precision) in entries {
+            let name = name.into();
+            if terms.iter().any(|t| matches!(t, Term::Diagonal { name: other, .. } if *other == name)) {
+                return Err(Error::parameter(&name, "it is given twice"));
+            }
+            if mean.size() != precision.size() {
+                let problem = format!("m is {:?} and s {:?}: expected one shape", mean.size(), precision.size());
+                return Err(Error::parameter(&name, problem));
+            }
+            for (what, t) in [("m", &mean), ("s", &precision)] {
+                if let Some(value) = crate::kernel::first_non_finite(t) {
+                    return Err(Error::parameter(&name, format!("its {what} is not finite ({value})")));
+                }
+            }
+            if precision.numel() > 0 && precision.min().double_value(&[]) < 0.0 {
+                let smallest = precision.min().double_value(&[]);
+                return Err(Error::parameter(&name, format!("its smallest s is {smallest:e}: expected numbers ≥ 0")));
+            }
+            terms.push(Term::Diagonal { name, mean: mean.detach().copy(), precision: precision.detach().copy() });
+        }
+        Ok(Quadratic { terms, constant: 0.0 })
+    }
+
+    /// ½ δ‖θ - θ_now‖² with the present weights, δ ≥ 0: "L2 to the previous weights".
+    ///
+    /// # Errors
+    /// A δ that is negative or not finite.
+    pub fn isotropic(params: &Params, delta: f64) -> Result<Self> {
+        check::non_negative("delta", delta)?;
+        let entry = |l: &Leaf| {
+            let mean = l.tensor.detach().to_kind(l.state_kind());
+            (l.name().to_owned(), mean.copy(), mean.full_like(delta))
+        };
+        Self::new(params.leaves().iter().map(entry))
+    }
+
+    /// ½ δ‖θ‖², the prior N(0, 1/δ).
+    ///
+    /// # Errors
+    /// As [`Quadratic::isotropic`].
+    pub fn towards_zero(params: &Params, delta: f64) -> Result<Self> {
+        let mut all = Self::isotropic(params, delta)?;
+        for term in &mut all.terms {
+            *term.mean_mut() = term.mean_mut().zeros_like();
+        }
+        Ok(all)
+    }
+
+    /// w·K with w ≥ 0: λ of EWC, the forgetting γ, or 1/τ of a temperature.
+    ///
+    /// # Errors
+    /// A w that is negative or not finite.
+    pub fn scaled(&self, w: f64) -> Result<Self> {
+        check::non_negative("w", w)?;
+        let mut all = self.copy();
+        for term in &mut all.terms {
+            let (Term::Diagonal { precision, .. } | Term::Kronecker { precision, .. } | Term::Full { precision, .. }) =
+                term;
+            *precision = &*precision * w;
+        }
+        all.constant *= w;
+        Ok(all)
+    }
+
+    /// The same S around the present weights: Laplace's approximation moves to the newest mode.
+    ///
+    /// # Errors
+    /// Parameters that the model does not have in this shape.
+    pub fn recentred(&self, params: &Params) -> Result<Self> {
+        let mut all = self.copy();
+        for term in &mut all.terms {
+            let now = term.weights(params)?.detach();
+            let mean = term.mean_mut();
+            *mean = now.to_kind(mean.kind()).copy();
+        }
+        all.constant = 0.0;
+        Ok(all)
+    }
+
+    /// The sum of both.
+    ///
+    /// # Errors
+    /// Diagonal terms on one parameter in different shapes.
+    pub fn plus(&self, other: &Quadratic) -> Result<Self> {
+        let mut all = self.copy();
+        all.constant += other.constant;
+        for term in &other.terms {
+            all.add(term)?;
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, new: &Term) -> Result<()> {
+        let Term::Diagonal { name, mean, precision } = new else {
+            self.terms.push(new.copy());
+            return Ok(());
+        };
+        let there = self.terms.iter_mut().find_map(|t| match t {
+            Term::Diagonal { name: other, mean, precision } if other == name => Some((mean, precision)),
+            _ => None,
+        });
+        let Some((m, s)) = there else {
+            self.terms.push(new.copy());
+            return Ok(());
+        };
+        if m.size() != mean.size() {
+            return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", m.size(), mean.size())));
+        }
+        let _no_grad = tch::no_grad_guard();
+        let wide = |t: &Tensor| t.to_kind(Kind::Double).to_device(m.device());
+        let (m1, s1, m2, s2) = (wide(m), wide(s), wide(mean), wide(precision));
+        let sum = &s1 + &s2;
+        // m₁ + (m₂-m₁)s₂/s, which is m₁ where both know nothing
+        let share = (&s2 / &sum).f_masked_fill(&sum.f_eq(0.0)?, 0.0)?;
+        let apart = &m2 - &m1;
+        // ½s₁(m₁-m)² + ½s₂(m₂-m)² = ½ (s₁s₂/s)(m₂-m₁)²
+        self.constant += 0.5 * (&s1 * &share * apart.square()).sum(Kind::Double).double_value(&[]);
+        *m = (m1 + apart * share).to_kind(m.kind());
+        *s = sum.to_kind(s.kind());
+        Ok(())
+    }
+
+    fn copy(&self) -> Self {
+        Quadratic { terms: self.terms.iter().map(Term::copy).collect(), constant: self.constant }
+    }
+
+    /// s of a parameter, summed over its diagonal terms; `None` if there is none.
+    pub fn precision(&self, name: &str) -> Option<Tensor> {
+        self.terms.iter().find_map(|t| match t {
+            Term::Diagonal { name: other, precision, .. } if other == name => Some(precision.copy()),
+            _ => None,
+        })
+    }
+
+    /// m of a parameter's diagonal term; `None` if there is none.
+    pub fn mean(&self, name: &str) -> Option<Tensor> {
+        self.terms.iter().find_map(|t| match t {
+            Term::Diagonal { name: other, mean, .. } if other == name => Some(mean.copy()),
+            _ => None,
+        })
+    }
+}
+
+impl Term {
+    fn copy(&self) -> Self {
+        let copy = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        match self {
+            Term::Diagonal { name, mean, precision } => {
+                Term::Diagonal { name: name.clone(), mean: mean.shallow_clone(), precision: precision.shallow_clone() }
+            }
+            Term::Kronecker { name, mean, left, right, precision } => Term::Kronecker {
+                name: name.clone(),
+                mean: mean.shallow_clone(),
+                left: copy(left),
+                right: copy(right),
+                precision: precision.shallow_clone(),
+            },
+            Term::Full { parameters, mean, precision } => Term::Full {
+                parameters: parameters.clone(),
+                mean: mean.shallow_clone(),
+                precision: precision.shallow_clone(),
+            },
+        }
+    }
+
+    fn mean_mut(&mut self) -> &mut Tensor {
+        let (Term::Diagonal { mean, .. } | Term::Kronecker { mean, .. } | Term::Full { mean, .. }) = self;
+        mean
+    }
+
+    /// θ in the form of the mean, with its graph.
+    fn weights(&self, params: &Params) -> Result<Tensor> {
+        match self {
+            Term::Diagonal { name, mean, .. } | Term::Kronecker { name, mean, .. } => {
+                Ok(find(params, name, &mean.size())?.shallow_clone())
+            }
+            Term::Full { parameters, .. } => {
+                let parts = parameters
+                    .iter()
+                    .map(|(name, shape)| Ok(find(params, name, shape)?.f_reshape([-1])?.f_to_kind(Kind::Double)?));
+                Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+            }
+        }
+    }
+
+    /// ½ (θ-m)ᵀ S (θ-m)
+    fn value(&self, params: &Params) -> Result<Tensor> {
+        let theta = self.weights(params)?;
+        let apart =
+            |mean: &Tensor| Ok::<_, Error>(theta.f_to_kind(mean.kind())?.f_sub(&mean.to_device(theta.device()))?);
+        let twice = match self {
+            Term::Diagonal { mean, precision, .. } => apart(mean)?.square() * precision.to_device(theta.device()),
+            Term::Kronecker { mean, left, right, precision, .. } => {
+                let d = apart(mean)?.f_reshape(matrix_shape(&mean.size()))?;
+                let d = into_basis(&d, left.as_ref(), right.as_ref())?.f_reshape(mean.size())?;
+                d.square() * precision
+            }
+            Term::Full { mean, precision, .. } => {
+                let d = apart(mean)?;
+                precision.f_mv(&d)? * d
+            }
+        };
+        Ok(twice.f_sum(None::<Kind>)? * 0.5)
+    }
+}
+
+/// The variable of this name, in this shape.
+fn find<'a>(params: &'a Params, name: &str, shape: &[i64]) -> Result<&'a Tensor> {
+    let Some(leaf) = params.find(name) else {
+        return Err(Error::parameter(
+            name,
+            "the prior has it and the model has not; is it the prior of another model?",
+        ));
+    };
+    if leaf.tensor.size() != shape {
+        let now = leaf.tensor.size();
+        return Err(Error::parameter(name, format!("the prior has shape {shape:?} and the model {now:?}")));
+    }
+    Ok(&leaf.tensor)
+}
+
+impl Regularizer for Quadratic {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for term in &self.terms {
+            let value = term.value(model.params)?;
+            sum = Some(sum.map_or_else(|| value.shallow_clone(), |sum| sum + &value));
+        }
+        let sum = sum.ok_or_else(|| Error::Posterior("a quadratic of no parameters".to_owned()))?;
+        Ok(sum + self.constant)
+    }
+}
+
+impl From<&DiagonalGaussian> for Quadratic {
+    fn from(q: &DiagonalGaussian) -> Self {
+        let of = |name: &str| {
+            let (mean, precision) = (q.mean(name).expect("its name"), q.precision(name).expect("its name"));
+            Term::Diagonal { name: name.to_owned(), mean: mean.copy(), precision: precision.copy() }
+        };
+        Quadratic { terms: q.names().map(of).collect(), constant: 0.0 }
+    }
+}
+
+impl From<&KroneckerGaussian> for Quadratic {
+    fn from(q: &KroneckerGaussian) -> Self {
+        let of = |name: &str| {
+            let p = q.parameter(name).expect("its name");
+            Term::Kronecker {
+                name: name.to_owned(),
+                mean: p.mean.copy(),
+                left: p.left.as_ref().map(Tensor::copy),
+                right: p.right.as_ref().map(Tensor::copy),
+                precision: p.precision.copy(),
+            }
+        };
+        Quadratic { terms: q.names().map(of).collect(), constant: 0.0 }
+    }
+}
+
+impl From<&FullGaussian> for Quadratic {
+    fn from(q: &FullGaussian) -> Self {
+        let shape = |name: &str| (name.to_owned(), q.mean(name).expect("its name").size());
+        let term = Term::Full {
+            parameters: q.names().map(shape).collect(),
+            mean: q.mean_vector(),
+            precision: q.precision().copy(),
+        };
+        Quadratic { terms: vec![term], constant: 0.0 }
+    }
+}
