@@ -43,5 +43,5 @@ pub use conv2d::{Conv2D, conv2d};
 pub use embedding::{Embedding, embedding};
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use likelihood::{binary_cross_entropy, cross_entropy, squared_error};
+pub use likelihood::{Likelihood, binary_cross_entropy, cross_entropy, squared_error};
 pub use linear::{Linear, linear};
