@@ -62,6 +62,9 @@ pub enum Error {
     /// Per-example gradients cannot be had for this model and loss.
     #[error("per-example gradients: {0}")]
     PerExample(String),
+    /// The curvature at a solution cannot be had from this model, these data or these settings.
+    #[error("curvature: {0}")]
+    Curvature(String),
     /// A precision, or a Hessian that takes its place, has no inverse that is a covariance.
     #[error(
         "{what} is not positive definite ({problem}); nothing was changed (raise the weight decay or the damping, lower \

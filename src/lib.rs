@@ -141,7 +141,7 @@ mod prior;
 mod schedule;
 mod structured;
 
-pub use curvature::Curvature;
+pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher};
 pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;

@@ -125,6 +125,15 @@ impl Isotropic {
         }
     }
 
+    /// P₀ for N examples; a weight decay belongs to an optimizer and counts as none.
+    pub(crate) fn precision(self, examples: f64) -> f64 {
+        match self {
+            Isotropic::WeightDecay => 0.0,
+            Isotropic::Delta(delta) => examples * delta,
+            Isotropic::Precision(precision) => precision,
+        }
+    }
+
     pub(crate) fn validate(self) -> Result<()> {
         use crate::check;
         match self {

@@ -1,8 +1,11 @@
 //! How E_q\[∇²ℓ\] is estimated.
 
+mod fisher;
 mod ggn;
+mod linearized;
 mod per_example;
 
+pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher};
 pub(crate) use ggn::ggn;
 pub(crate) use per_example::per_example;
 

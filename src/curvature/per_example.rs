@@ -17,7 +17,7 @@ use tch::{Kind, Tensor, no_grad_guard};
 /// Elements of the temporaries that hold the per-example gradients of some examples at a time; one example may exceed it.
 ///
 /// 16 MiB in f32, which allocators keep for the next chunk instead of returning it to the system.
-const CHUNK_ELEMENTS: i64 = 1 << 22;
+pub(super) const CHUNK_ELEMENTS: i64 = 1 << 22;
 
 const WAYS_OUT: &str = "either build the model from the layers of `tch_blr::nn`, with the batch as leading dimension, or \
                         return the [B] per-example losses from the closure instead of their mean (slower: B backward \
@@ -160,13 +160,13 @@ fn validate(loss: &Tensor, losses: Option<&Tensor>) -> Result<Option<i64>> {
 }
 
 /// The index of a tap, and how the per-example gradients of a parameter that it uses follow from it.
-type Match<'a> = (usize, &'a dyn Rule);
+pub(super) type Match<'a> = (usize, &'a dyn Rule);
 
 /// For each parameter the taps that use it.
 ///
 /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's data
 /// were swapped for a perturbation.
-fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
+pub(super) fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
     let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
     for (p, (_, tensor)) in params.iter().enumerate() {
         at_address.entry(tensor.data_ptr()).or_default().push(p);
@@ -209,9 +209,9 @@ fn common_batch(params: &[(&str, &Tensor)], uses: &[Vec<Contribution>], used: &[
 }
 
 /// One use of a parameter, and δ = ∂L/∂z of that layer call.
-struct Contribution<'a> {
-    rule: &'a dyn Rule,
-    delta: &'a Tensor,
+pub(super) struct Contribution<'a> {
+    pub rule: &'a dyn Rule,
+    pub delta: &'a Tensor,
 }
 
 impl Contribution<'_> {
@@ -221,11 +221,11 @@ impl Contribution<'_> {
 }
 
 /// A parameter all of whose uses by layers are tapped.
-struct Parameter<'a> {
-    tensor: &'a Tensor,
-    uses: &'a [Contribution<'a>],
-    batch: i64,
-    elements: i64,
+pub(super) struct Parameter<'a> {
+    pub tensor: &'a Tensor,
+    pub uses: &'a [Contribution<'a>],
+    pub batch: i64,
+    pub elements: i64,
 }
 
 impl Parameter<'_> {
@@ -233,12 +233,20 @@ impl Parameter<'_> {
         accumulation_kind(self.tensor.kind())
     }
 
+    /// Elements of memory that the gradient of one example takes.
+    fn per_example(&self) -> i64 {
+        let scratch = |u: &Contribution| u.rule.scratch() + (u.delta.numel() as i64) / self.batch;
+        self.uses.iter().map(scratch).sum::<i64>() + 2 * self.tensor.numel() as i64
+    }
+
+    /// How many examples to take at a time.
+    pub(super) fn chunk(&self) -> i64 {
+        (self.elements / self.per_example().max(1)).clamp(1, self.batch)
+    }
+
     /// Σᵢ f(G̃ᵢ), a chunk of examples at a time; `f` keeps the shape.
     fn sum(&self, f: impl Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let per_example: i64 =
-            self.uses.iter().map(|u| u.rule.scratch() + (u.delta.numel() as i64) / self.batch).sum::<i64>()
-                + 2 * self.tensor.numel() as i64;
-        let chunk = (self.elements / per_example.max(1)).clamp(1, self.batch);
+        let chunk = self.chunk();
         let mut total: Option<Tensor> = None;
         let mut first = 0;
         while first < self.batch {
@@ -257,7 +265,7 @@ impl Parameter<'_> {
     }
 
     /// G̃ᵢ `[length, …]`, summed over the uses.
-    fn gradients(&self, first: i64, length: i64) -> Result<Tensor> {
+    pub(super) fn gradients(&self, first: i64, length: i64) -> Result<Tensor> {
         let of_use = |u: &Contribution| {
             let delta = u.delta.f_narrow(0, first, length)?.f_totype(self.kind())?;
             u.rule.gradients(first, &delta)
@@ -266,23 +274,38 @@ impl Parameter<'_> {
         tail.iter().try_fold(of_use(head)?, |sum, u| Ok(sum.f_add(&of_use(u)?)?))
     }
 
-    /// c = B Σᵢ G̃ᵢ².
-    fn squares(&self) -> Result<Tensor> {
+    /// Σᵢ G̃ᵢ
+    fn total(&self) -> Result<Tensor> {
+        if let [only] = self.uses {
+            let delta = only.delta.f_totype(self.kind())?;
+            if let Some(outer) = only.rule.outer(&delta)? {
+                return outer.total(&delta);
+            }
+        }
+        self.sum(Ok)
+    }
+
+    /// Σᵢ G̃ᵢ²
+    pub(super) fn sum_of_squares(&self) -> Result<Tensor> {
         let closed_form = match self.uses {
             [only] => only.rule.squares(&only.delta.f_totype(self.kind())?)?,
             _ => None,
         };
-        let mut sum = match closed_form {
-            Some(sum) => sum,
-            None => self.sum(|g| Ok(g.f_square()?))?,
-        };
-        Ok(sum.f_mul_scalar_(self.batch as f64)?)
+        match closed_form {
+            Some(sum) => Ok(sum),
+            None => self.sum(|g| Ok(g.f_square()?)),
+        }
+    }
+
+    /// c = B Σᵢ G̃ᵢ².
+    pub(super) fn squares(&self) -> Result<Tensor> {
+        Ok(self.sum_of_squares()?.f_mul_scalar_(self.batch as f64)?)
     }
 
     /// Whether g = Σᵢ G̃ᵢ up to rounding, given g, c and the scale of the whole model's per-example gradients.
-    fn explains(&self, g: &Tensor, c: &Tensor, all: f64) -> Result<bool> {
+    pub(super) fn explains(&self, g: &Tensor, c: &Tensor, all: f64) -> Result<bool> {
         let g = g.f_totype(self.kind())?;
-        let error = norm(&self.sum(Ok)?.f_sub(&g)?)?;
+        let error = norm(&self.total()?.f_sub(&g)?)?;
         // Rounding errors of examples add up like independent ones, so that they are measured against
         // (Σᵢ ‖G̃ᵢ‖²)^½ and not against ‖g‖ alone, which vanishes at an optimum. The scale of the whole model is there
         // for parameters on which the loss depends in form only (a bias in front of a normalization, the bias of
@@ -306,7 +329,7 @@ impl Parameter<'_> {
     }
 }
 
-fn accumulation_kind(kind: Kind) -> Kind {
+pub(super) fn accumulation_kind(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
@@ -320,7 +343,7 @@ fn root_sum(c: &Tensor, batch: i64) -> Result<f64> {
 }
 
 /// (Σᵢ ‖G̃ᵢ‖²)^½ over all tapped parameters.
-fn global_scale(squares: &[Option<Tensor>], batch: i64) -> Result<f64> {
+pub(super) fn global_scale(squares: &[Option<Tensor>], batch: i64) -> Result<f64> {
     let mut sum = 0.0;
     for c in squares.iter().flatten() {
         sum += root_sum(c, batch)?.powi(2);

@@ -9,7 +9,7 @@ mod threads;
 mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, Drawn, STEPS, groups, words};
+pub(crate) use noise::{Draw, Drawn, GROUP, STEPS, groups, words};
 pub use noise::{Given, Noise, Philox};
 pub use real::{Pack, Real};
 

@@ -179,7 +179,7 @@ fn round_keys(seed: u64) -> impl Iterator<Item = [u32; 2]> {
 /// Counters that are worked on together.
 const W: usize = 16;
 /// Normals of W counters. Position p of a draw has word ⌊p/W⌋ mod 4 of counter W·⌊p/64⌋ + (p mod W).
-const GROUP: usize = 4 * W;
+pub(crate) const GROUP: usize = 4 * W;
 
 /// Counters of a group: 48 bits of counter, 48 of step, 32 of sample, as `[word][counter]`.
 #[inline(always)]

@@ -95,12 +95,21 @@ fn rows(each: &Tensor) -> Result<Tensor> {
 impl Output {
     /// Number of vectors s_c with Σ_c s_c s_cᵀ = Λ, the Hessian of an example's loss with respect to its output.
     pub(crate) fn columns(&self) -> i64 {
-        self.z.size().get(1).copied().unwrap_or(1)
+        let columns = self.z.size().get(1).copied().unwrap_or(1);
+        // Adding a constant to all logits changes nothing, so that Λ of the softmax has one rank less.
+        columns - i64::from(matches!(self.likelihood, Likelihood::Categorical))
     }
 
     /// s_c of every example, in the shape of z.
     ///
-    /// Λ = diag(p) - ppᵀ = Σ_c p_c (e_c - p)(e_c - p)ᵀ of the softmax; diag(p(1-p)) of sigmoids; I/σ² of a Gaussian.
+    /// Λ is diag(p(1-p)) of sigmoids and I/σ² of a Gaussian. For the softmax it is diag(p) - ppᵀ, and s_c a column of its
+    /// Cholesky factor: class c against those after it, whose probabilities add up to q,
+    ///
+    /// ```text
+    /// s_c = √(p_c q / (p_c + q)) (e_c - p_after/q)
+    /// ```
+    ///
+    /// which subtracts no numbers that are close to each other.
     pub(crate) fn root(&self, c: i64) -> Result<Tensor> {
         let z = self.z.detach();
         let z = if z.dim() == 1 { z.f_unsqueeze(1)? } else { z };
@@ -109,12 +118,29 @@ impl Output {
         let s = match self.likelihood {
             Likelihood::Categorical => {
                 let p = z.f_softmax(1, None::<Kind>)?;
-                (unit - &p) * p.f_narrow(1, c, 1)?.f_sqrt()?
+                let (one, after) = (p.f_narrow(1, c, 1)?, p.f_narrow(1, c + 1, p.size()[1] - c - 1)?);
+                let q = after.f_sum_dim_intlist(1, true, None::<Kind>)?;
+                // Classes of no probability at all have no part in it.
+                let shares = (&after / &q).f_masked_fill(&q.f_eq(0.0)?, 0.0)?;
+                let both = &one + &q;
+                let size = (&one * &q / &both).f_masked_fill(&both.f_eq(0.0)?, 0.0)?.f_sqrt()?;
+                _ = unit.f_narrow(1, c + 1, after.size()[1])?.f_copy_(&-shares)?;
+                unit * size
             }
             Likelihood::Bernoulli => unit * deviation(&z)?,
             Likelihood::Gaussian { variance } => unit / variance.sqrt(),
         };
         Ok(s.f_reshape(self.z.size())?)
+    }
+
+    /// ∂ℓᵢ/∂zᵢ for the labels of the data, as probabilities (the softmax; sigmoids) or values in the shape of z.
+    pub(crate) fn residual(&self, targets: &Tensor) -> Result<Tensor> {
+        let z = self.z.detach();
+        Ok(match self.likelihood {
+            Likelihood::Categorical => z.f_softmax(1, None::<Kind>)?.f_sub(targets)?,
+            Likelihood::Bernoulli => z.f_sigmoid()?.f_sub(targets)?,
+            Likelihood::Gaussian { variance } => z.f_sub(targets)?.f_div_scalar(variance)?,
+        })
     }
 
     /// One random s of every example with E\[ssᵀ\] = Λ, from standard normals in the shape of z: p - e_ŷ with ŷ ~ p of the
@@ -175,7 +201,7 @@ mod tests {
         let g = &Tensor::run_backward(&[losses.unwrap().sum(Kind::Double)], &[&z], true, true)[0];
         let g = g.reshape([3, -1]);
         let row = |c| Tensor::run_backward(&[g.select(1, c).sum(Kind::Double)], &[&z], true, false)[0].reshape([3, -1]);
-        Tensor::stack(&(0..output.columns()).map(row).collect::<Vec<_>>(), 1)
+        Tensor::stack(&(0..g.size()[1]).map(row).collect::<Vec<_>>(), 1)
     }
 
     fn outer(s: &Tensor) -> Tensor {
@@ -189,6 +215,19 @@ mod tests {
             let sum = (0..output.columns()).map(|c| outer(&output.root(c).unwrap())).reduce(|a, b| a + b).unwrap();
             let error = (sum - hessian(&output)).abs().max().double_value(&[]);
             assert!(error < 1e-15, "{output:?}: {error}");
+        }
+    }
+
+    /// Probabilities that underflow have no part in it, instead of making it NaN.
+    #[test]
+    fn roots_of_certain_predictions_are_zero() {
+        let z = Tensor::from_slice(&[0.0f32, 3e4, -3e4, 9e4]).repeat([3, 1]);
+        for order in [[0i64, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
+            let z = z.index_select(1, &Tensor::from_slice(&order));
+            let output = Output { z, likelihood: Likelihood::Categorical };
+            for c in 0..output.columns() {
+                assert_eq!(output.root(c).unwrap().abs().max().double_value(&[]), 0.0);
+            }
         }
     }
 

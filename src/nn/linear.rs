@@ -1,6 +1,6 @@
 //! z = a Wᵀ + b.
 
-use super::tape::{Features, Rule, Shift, Tap, row_elements, rows};
+use super::tape::{Features, Outer, Rule, Shift, Tap, row_elements, rows};
 use crate::Result;
 use std::borrow::Borrow;
 use tch::Tensor;
@@ -46,7 +46,7 @@ struct Weight {
 
 impl Weight {
     /// Positions per example.
-    fn positions(&self) -> i64 {
+    fn length(&self) -> i64 {
         let size = self.input.size();
         size[1..size.len() - 1].iter().product()
     }
@@ -54,7 +54,7 @@ impl Weight {
     /// `[b, …, features]` → `[b, T, features]`
     fn flat(&self, x: &Tensor) -> Result<Tensor> {
         let size = x.size();
-        Ok(x.f_reshape([size[0], self.positions(), size[size.len() - 1]])?)
+        Ok(x.f_reshape([size[0], self.length(), size[size.len() - 1]])?)
     }
 }
 
@@ -64,14 +64,16 @@ impl Rule for Weight {
         Ok(self.flat(delta)?.f_transpose(1, 2)?.f_bmm(&a)?)
     }
 
-    /// With one position, Gᵢ² = δᵢ² (aᵢ²)ᵀ elementwise, so that Σᵢ Gᵢ² = (δ²)ᵀ(a²) is one matrix product.
-    fn squares(&self, delta: &Tensor) -> Result<Option<Tensor>> {
-        if self.positions() != 1 {
+    fn outer(&self, delta: &Tensor) -> Result<Option<Outer>> {
+        if self.length() != 1 {
             return Ok(None);
         }
-        let a = self.flat(&rows(&self.input, 0, delta)?)?.f_squeeze_dim(1)?;
-        let delta = self.flat(delta)?.f_squeeze_dim(1)?;
-        Ok(Some(delta.f_square()?.f_tr()?.f_matmul(&a.f_square()?)?))
+        Ok(Some(Outer::Input(self.flat(&rows(&self.input, 0, delta)?)?.f_squeeze_dim(1)?)))
+    }
+
+    fn positions(&self, first: i64, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        let a = rows(&self.input, first, delta)?;
+        Ok(Some([self.flat(&a)?.f_flatten(0, 1)?, self.flat(delta)?.f_flatten(0, 1)?]))
     }
 
     fn scratch(&self) -> i64 {

@@ -90,13 +90,58 @@ pub(crate) trait Rule: Debug + Send {
     fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor>;
 
     /// Σᵢ Gᵢ² over all examples where that needs no Gᵢ; `delta`: all of δ, `[B, …]`.
-    fn squares(&self, _delta: &Tensor) -> Result<Option<Tensor>> {
+    fn squares(&self, delta: &Tensor) -> Result<Option<Tensor>> {
+        self.outer(delta)?.map(|outer| outer.squares(&delta.f_square()?)).transpose()
+    }
+
+    /// The vectors aᵢ if Gᵢ = δᵢ aᵢᵀ; `delta`: all of δ.
+    fn outer(&self, _delta: &Tensor) -> Result<Option<Outer>> {
+        Ok(None)
+    }
+
+    /// a `[n, in]` and δ `[n, out]` at all n positions of the examples `first..first + b`, if Gᵢ = Σₜ δᵢₜ aᵢₜᵀ.
+    fn positions(&self, _first: i64, _delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
         Ok(None)
     }
 
     /// Elements per example that [`Rule::gradients`] allocates beside its arguments and its result.
     fn scratch(&self) -> i64 {
         0
+    }
+}
+
+/// Gᵢ = δᵢ aᵢᵀ, so that Gᵢ² = δᵢ² (aᵢ²)ᵀ elementwise and what is linear in Gᵢ or in Gᵢ² needs no Gᵢ.
+#[derive(Debug)]
+pub(crate) enum Outer {
+    /// a `[B, in]`; Gᵢ is `[out, in]`.
+    Input(Tensor),
+    /// a = 1; Gᵢ is δᵢ itself.
+    One,
+}
+
+impl Outer {
+    /// Σᵢ Gᵢ
+    pub(crate) fn total(&self, delta: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Outer::Input(a) => delta.f_reshape([a.size()[0], -1])?.f_tr()?.f_matmul(a)?,
+            Outer::One => delta.f_sum_dim_intlist(0, false, None::<Kind>)?,
+        })
+    }
+
+    /// Σᵢ Gᵢ² from δ²; the sum of the δ² of several backward passes gives the sum of their results.
+    pub(crate) fn squares(&self, delta_squared: &Tensor) -> Result<Tensor> {
+        match self {
+            Outer::Input(a) => Outer::Input(a.f_square()?).total(delta_squared),
+            Outer::One => self.total(delta_squared),
+        }
+    }
+
+    /// W `[B, out]` (or one row for all) with Σ V ⊙ Gᵢ² = Σ Wᵢ ⊙ δᵢ², for V in the parameter's shape.
+    pub(crate) fn spread(&self, v: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Outer::Input(a) => a.f_square()?.f_matmul(&v.f_tr()?)?,
+            Outer::One => v.f_unsqueeze(0)?,
+        })
     }
 }
 
@@ -172,6 +217,10 @@ pub(crate) struct Shift(pub Features);
 impl Rule for Shift {
     fn gradients(&self, _first: i64, delta: &Tensor) -> Result<Tensor> {
         self.0.sum_positions(delta)
+    }
+
+    fn outer(&self, delta: &Tensor) -> Result<Option<Outer>> {
+        Ok((delta.dim() == 2).then_some(Outer::One))
     }
 }
 

@@ -8,8 +8,8 @@ use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Drawn, Field, Job, Noise};
 use crate::nn::tape::{Output, Recording, Tape};
 use crate::optim::Rule;
-use crate::params::Leaf;
-use crate::{Error, Params, Result};
+use crate::params::{Buffers, Leaf};
+use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
 /// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
@@ -315,44 +315,4 @@ impl<R: Rule> Optimizer<R> {
 fn dense(g: Tensor, leaf: &Leaf) -> Tensor {
     let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
     if g.kind() == leaf.state_kind() { g } else { g.to_kind(leaf.state_kind()) }
-}
-
-/// The tensors of a store that are not trained, with copies of what they held.
-#[derive(Default)]
-struct Buffers(Vec<(String, Tensor, Tensor)>);
-
-impl Buffers {
-    fn new(params: &Params) -> Self {
-        let _no_grad = tch::no_grad_guard();
-        Buffers(
-            params
-                .buffers()
-                .into_iter()
-                .map(|(name, t)| {
-                    let before = t.detach().copy();
-                    (name, t, before)
-                })
-                .collect(),
-        )
-    }
-
-    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
-    /// example's loss depends on the whole batch. The buffers get their values back before the error.
-    fn unchanged(self) -> Result<()> {
-        let _no_grad = tch::no_grad_guard();
-        // A NaN is as it was, too.
-        let same = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.allclose(b, 0.0, 0.0, true);
-        let changed = self.0.iter().position(|(_, now, before)| !same(now, before));
-        let Some(i) = changed else { return Ok(()) };
-        for (_, now, before) in &self.0 {
-            now.shallow_clone().copy_(before);
-        }
-        Err(Error::PerExample(format!(
-            "the closure changed the buffer `{}`, as batch normalization in training mode does; each example's loss \
-             then depends on the whole batch, so per-example gradients do not exist. Use group or layer normalization \
-             (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no per-example \
-             gradients",
-            self.0[i].0
-        )))
-    }
 }

@@ -1,5 +1,9 @@
 //! What is learned: the trainable variables in order, by name, each once.
 
+mod buffers;
+
+pub(crate) use buffers::Buffers;
+
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -221,6 +225,18 @@ impl Params {
                 "`{a}` and `{b}` share some of their memory; a parameter must be the whole tensor or have its own copy"
             )))
         })
+    }
+
+    /// Those that are trained, at their present values, in the kind of an optimizer's state.
+    pub(crate) fn at_present(&self) -> Params {
+        let _no_grad = tch::no_grad_guard();
+        let trained = self.leaves.iter().filter(|l| l.trainable());
+        let copies = trained.map(|l| {
+            let value = l.tensor.detach().to_kind(l.state_kind()).contiguous();
+            let value = if value.data_ptr() == l.tensor.data_ptr() { value.copy() } else { value };
+            Leaf::new(l.names.clone(), value, l.group)
+        });
+        Params { store: None, seen: 0, leaves: copies.collect() }
     }
 
     /// The store's tensors that are not trained (batch-norm statistics), by name.

@@ -1,0 +1,45 @@
+//! What a model keeps beside its parameters must not move while its curvature is computed.
+
+use super::Params;
+use crate::{Error, Result};
+use tch::Tensor;
+
+/// The tensors of a store that are not trained, with copies of what they held.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers(Vec<(String, Tensor, Tensor)>);
+
+impl Buffers {
+    pub(crate) fn new(params: &Params) -> Self {
+        let _no_grad = tch::no_grad_guard();
+        Buffers(
+            params
+                .buffers()
+                .into_iter()
+                .map(|(name, t)| {
+                    let before = t.detach().copy();
+                    (name, t, before)
+                })
+                .collect(),
+        )
+    }
+
+    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
+    /// example's loss depends on the whole batch. The buffers get their values back before the error.
+    pub(crate) fn unchanged(self) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        // A NaN is as it was, too.
+        let same = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.allclose(b, 0.0, 0.0, true);
+        let changed = self.0.iter().position(|(_, now, before)| !same(now, before));
+        let Some(i) = changed else { return Ok(()) };
+        for (_, now, before) in &self.0 {
+            now.shallow_clone().copy_(before);
+        }
+        Err(Error::PerExample(format!(
+            "the closure changed the buffer `{}`, as batch normalization in training mode does; each example's loss \
+             then depends on the whole batch, so per-example gradients do not exist. Use group or layer normalization \
+             (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no per-example \
+             gradients",
+            self.0[i].0
+        )))
+    }
+}

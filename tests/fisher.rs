@@ -1,0 +1,475 @@
+//! The Fisher information at a solution: closed forms, explicit Jacobians, and the mistakes that it must not make.
+
+mod support;
+
+use support::{all_close, close, mean_and_error, values};
+use tch::nn::{ConvConfig, Module, Path, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_blr::nn::Likelihood;
+use tch_blr::{Batch, DiagonalFisher, Error, Estimator, Fisher, Params, Prior, nn};
+
+const GAUSSIAN: Likelihood = Likelihood::Gaussian { variance: 1.0 };
+
+/// Numbers without a pattern.
+fn wave(shape: &[i64], phase: f64) -> Tensor {
+    let n = shape.iter().product::<i64>();
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 1.7 + phase).sin().reshape(shape)
+}
+
+fn store(make: impl FnOnce(&VarStore)) -> VarStore {
+    let mut vs = VarStore::new(Device::Cpu);
+    make(&vs);
+    vs.set_kind(Kind::Double);
+    for (i, mut w) in vs.trainable_variables().into_iter().enumerate() {
+        let value = wave(&w.size(), i as f64) * 0.7;
+        tch::no_grad(|| w.copy_(&value));
+    }
+    vs
+}
+
+/// A model, its inputs, and what it is called in messages.
+struct Case {
+    name: &'static str,
+    vs: VarStore,
+    net: Box<dyn Fn(&Tensor) -> Tensor>,
+    x: Tensor,
+}
+
+fn perceptron(outputs: i64) -> Case {
+    let mut layers = Vec::new();
+    let vs = store(|vs| {
+        for (name, i, o) in [("first", 3, 4), ("second", 4, outputs)] {
+            layers.push(linear(vs.root() / name, i, o));
+        }
+    });
+    let net = move |x: &Tensor| layers[1].forward(&layers[0].forward(x).tanh());
+    Case { name: "perceptron", vs, net: Box::new(net), x: wave(&[7, 3], 0.4) }
+}
+
+fn linear(path: Path, i: i64, o: i64) -> nn::Linear {
+    nn::linear(path, i, o, tch::nn::LinearConfig::default())
+}
+
+/// Networks with every kind of layer and of use; 3 outputs.
+fn cases() -> Vec<Case> {
+    let mut all = vec![perceptron(3)];
+
+    let mut layers = None;
+    let vs = store(|vs| {
+        let r = vs.root();
+        let config = |groups| ConvConfig { padding: 1, stride: 2, groups, ..Default::default() };
+        let conv = [nn::conv2d(&r / "c1", 1, 4, 3, config(1)), nn::conv2d(&r / "c2", 4, 2, 3, config(2))];
+        let norm = nn::group_norm(&r / "norm", 2, 4, tch::nn::GroupNormConfig::default());
+        layers = Some((conv, norm, linear(&r / "out", 8, 3)));
+    });
+    let ([c1, c2], norm, out) = layers.unwrap();
+    let net = move |x: &Tensor| {
+        let h = norm.forward(&c1.forward(x)).tanh();
+        out.forward(&c2.forward(&h).tanh().flatten(1, -1))
+    };
+    all.push(Case { name: "convolutions", vs, net: Box::new(net), x: wave(&[5, 1, 8, 8], 0.1) });
+
+    let mut layers = None;
+    let vs = store(|vs| {
+        let r = vs.root();
+        let table = nn::embedding(&r / "table", 6, 3, tch::nn::EmbeddingConfig::default());
+        layers = Some((table, linear(&r / "twice", 3, 3), linear(&r / "other head", 3, 2)));
+    });
+    let (table, twice, other) = layers.unwrap();
+    let net = move |tokens: &Tensor| {
+        let h = twice.forward(&table.forward(tokens)).tanh();
+        let _ignored = other.forward(&h);
+        let h = twice.forward(&h).tanh().mean_dim(1, false, None::<Kind>);
+        // Tied to the table's rows by hand, for which there is no tap.
+        h.matmul(&table.ws.narrow(0, 0, 3).tr())
+    };
+    let tokens = Tensor::from_slice(&[1i64, 3, 1, 0, 4, 3, 5, 5, 2, 0, 1, 2]).reshape([4, 3]);
+    all.push(Case { name: "tied, positions, unused", vs, net: Box::new(net), x: tokens });
+
+    let vs = store(|vs| {
+        let _ = vs.root().zeros("w", &[3, 2]);
+        let _ = vs.root().zeros("scale", &[]);
+    });
+    let [w, scale] = [vs.trainable_variables().remove(0), vs.trainable_variables().remove(1)];
+    let net = move |x: &Tensor| x.matmul(&w.tr()).tanh() * (&scale + 1.5);
+    all.push(Case { name: "no layers", vs, net: Box::new(net), x: wave(&[4, 2], 0.9) });
+    all
+}
+
+/// J `[B, C, P]`, one backward pass per row; parameters in the order of their names in `Params`.
+fn jacobian(vs: &VarStore, z: &Tensor) -> Tensor {
+    let variables = vs.trainable_variables();
+    let z = z.reshape([z.size()[0], -1]);
+    let row = |i, c| {
+        let found = Tensor::run_backward(&[z.get(i).get(c)], &variables, true, false);
+        let flat = found.iter().zip(&variables).map(|(g, w)| {
+            if g.defined() { g.reshape([-1]) } else { Tensor::zeros([w.numel() as i64], (Kind::Double, Device::Cpu)) }
+        });
+        Tensor::cat(&flat.collect::<Vec<_>>(), 0)
+    };
+    let rows = |i| Tensor::stack(&(0..z.size()[1]).map(|c| row(i, c)).collect::<Vec<_>>(), 0);
+    Tensor::stack(&(0..z.size()[0]).map(rows).collect::<Vec<_>>(), 0)
+}
+
+/// Λ `[B, C, C]`, the textbook's formulas.
+fn lambda(z: &Tensor, likelihood: Likelihood) -> Tensor {
+    let z = z.detach().reshape([z.size()[0], -1]);
+    match likelihood {
+        Likelihood::Categorical => {
+            let p = z.softmax(-1, Kind::Double);
+            p.diag_embed(0, -2, -1) - p.unsqueeze(2) * p.unsqueeze(1)
+        }
+        Likelihood::Bernoulli => (z.sigmoid() * (-z.sigmoid() + 1.0)).diag_embed(0, -2, -1),
+        Likelihood::Gaussian { variance } => (z.ones_like() / variance).diag_embed(0, -2, -1),
+        other => unreachable!("{other:?}"),
+    }
+}
+
+/// Σᵢ JᵢᵀΛᵢJᵢ `[P, P]`
+fn gauss_newton(vs: &VarStore, z: &Tensor, likelihood: Likelihood) -> Tensor {
+    let j = jacobian(vs, z);
+    j.transpose(1, 2).matmul(&lambda(z, likelihood)).matmul(&j).sum_dim_intlist(0, false, None::<Kind>)
+}
+
+/// The parts of a diagonal, in order, as one vector.
+fn flat(f: &DiagonalFisher) -> Vec<f64> {
+    f.names().flat_map(|name| values(f.get(name).unwrap())).collect()
+}
+
+fn diagonal(case: &Case, fisher: &Fisher, size: i64) -> Vec<f64> {
+    flat(&fisher.diagonal(&case.vs, case.x.split(size, 0), &case.net).unwrap())
+}
+
+fn largest(x: &Tensor) -> f64 {
+    x.abs().max().double_value(&[])
+}
+
+#[test]
+fn the_exact_diagonal_is_that_of_the_matrix_written_out_for_any_batch_size() {
+    for case in cases() {
+        for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, Likelihood::Gaussian { variance: 4.0 }] {
+            let expected = gauss_newton(&case.vs, &(case.net)(&case.x), likelihood).diagonal(0, 0, 1);
+            assert!(largest(&expected) > 1e-3, "{} tests nothing", case.name);
+            for size in [1, 3, 100] {
+                let found = diagonal(&case, &Fisher::exact().likelihood(likelihood), size);
+                all_close(&found, &values(&expected), 1e-12 * largest(&expected));
+            }
+        }
+    }
+}
+
+/// F = Σ βᵢ xᵢxᵢᵀ with βᵢ = pᵢ(1-pᵢ); as one logit or as the difference of two.
+#[test]
+fn logistic_regression_in_closed_form() {
+    let vs = store(|vs| {
+        let _ = linear(vs.root(), 3, 1);
+    });
+    let [w, b] = ["weight", "bias"].map(|n| vs.variables()[n].shallow_clone());
+    let layer = nn::Linear { ws: w, bs: Some(b) };
+    let x = wave(&[9, 3], 0.2);
+    let p = layer.forward(&x).detach().sigmoid();
+    let beta: Tensor = &p * (-&p + 1.0);
+    let weight = values(&(&beta * x.square()).sum_dim_intlist(0, false, None::<Kind>));
+    let bias = values(&beta.sum(Kind::Double));
+    let bernoulli = Fisher::exact().likelihood(Likelihood::Bernoulli);
+    let two = |x: &Tensor| Tensor::cat(&[layer.forward(x), layer.forward(x).zeros_like()], 1);
+    for f in [
+        bernoulli.diagonal(&vs, [&x], |x| layer.forward(x)).unwrap(),
+        bernoulli.diagonal(&vs, [&x], |x| layer.forward(x).squeeze_dim(1)).unwrap(),
+        Fisher::exact().diagonal(&vs, [&x], two).unwrap(),
+    ] {
+        all_close(&values(f.get("weight").unwrap()), &weight, 1e-14);
+        all_close(&values(f.get("bias").unwrap()), &bias, 1e-14);
+        assert_eq!((f.examples(), f.estimator()), (9, Estimator::Exact));
+    }
+}
+
+#[test]
+fn evaluation_changes_nothing() {
+    let case = perceptron(3);
+    let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
+    (case.net)(&case.x).cross_entropy_for_logits(&y).backward();
+    let all =
+        || -> Vec<_> { case.vs.trainable_variables().iter().flat_map(|w| [values(w), values(&w.grad())]).collect() };
+    let before = all();
+    for fisher in [Fisher::exact(), Fisher::monte_carlo(3), Fisher::empirical()] {
+        fisher.diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
+        // The same from within no_grad, which is still in force afterwards.
+        tch::no_grad(|| {
+            fisher.diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
+            assert!(!(case.net)(&case.x).requires_grad());
+        });
+    }
+    assert_eq!(before, all());
+}
+
+/// Laplace's approximation is N(θ, (F + P₀)⁻¹), and a copy.
+#[test]
+fn laplace_adds_the_prior_precision_once() {
+    let case = perceptron(3);
+    let f = Fisher::exact().diagonal(&case.vs, [&case.x], &case.net).unwrap();
+    let q = f.laplace(Prior::isotropic(2.5)).unwrap();
+    let next = f.laplace(&q).unwrap();
+    for (name, w) in case.vs.variables() {
+        let fisher = values(f.get(&name).unwrap());
+        assert_eq!(values(q.mean(&name).unwrap()), values(&w));
+        let sum = |times: f64| fisher.iter().map(|f| times * f + 2.5).collect::<Vec<_>>();
+        all_close(&values(q.precision(&name).unwrap()), &sum(1.0), 1e-14);
+        all_close(&values(next.precision(&name).unwrap()), &sum(2.0), 1e-14);
+    }
+    tch::no_grad(|| case.vs.trainable_variables()[0].fill_(9.0));
+    assert!(largest(q.mean("first.bias").unwrap()) < 1.0);
+
+    // A prior that knows one layer only; N = 7 examples.
+    let first = q.select(|name| name.starts_with("first")).unwrap();
+    let e = f.laplace(&first).unwrap_err().to_string();
+    assert!(e.contains("second") && e.contains("elsewhere"), "{e}");
+    let q = f.laplace(Prior::from(&first).elsewhere(0.5)).unwrap();
+    let expected: Vec<f64> = values(f.get("second.bias").unwrap()).iter().map(|f| f + 3.5).collect();
+    all_close(&values(q.precision("second.bias").unwrap()), &expected, 1e-14);
+    let e = f.laplace(Prior::isotropic(-1.0)).unwrap_err().to_string();
+    assert!(e.contains("prior precision"), "{e}");
+}
+
+/// Each of n draws is unbiased: |mean - F| < 4.5 standard errors for each of 31 weights (2e-4 for a right sampler), the
+/// spread of the n-sample estimate is that of one over √n, and `samples(n)` is the mean of n estimates of its own.
+#[test]
+fn monte_carlo_converges_to_the_exact_diagonal() {
+    let case = perceptron(3);
+    for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, GAUSSIAN] {
+        let exact = diagonal(&case, &Fisher::exact().likelihood(likelihood), 100);
+        let estimates = |samples, seeds: std::ops::Range<u64>| -> Vec<Vec<f64>> {
+            let of = |seed| Fisher::monte_carlo(seed).samples(samples).likelihood(likelihood);
+            seeds.map(|seed| diagonal(&case, &of(seed), 100)).collect()
+        };
+        let spread = |draws: &[Vec<f64>]| {
+            let mut variance = 0.0;
+            for (i, expected) in exact.iter().enumerate() {
+                let (mean, error) = mean_and_error(&draws.iter().map(|d| d[i]).collect::<Vec<_>>());
+                close(mean, *expected, 4.5 * error + 1e-12);
+                variance += error.powi(2) * draws.len() as f64;
+            }
+            variance
+        };
+        let (one, many) = (spread(&estimates(1, 0..400)), spread(&estimates(16, 1000..1400)));
+        // Variances from 400 draws are known within 7 % (one standard error, were they normal): 4 errors of a ratio of two.
+        assert!((one / many / 16.0 - 1.0).abs() < 0.4, "{}", one / many);
+    }
+}
+
+#[test]
+fn monte_carlo_labels_depend_on_the_seed_and_the_example_alone() {
+    for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, GAUSSIAN] {
+        let case = perceptron(3);
+        let of = |seed, size| diagonal(&case, &Fisher::monte_carlo(seed).samples(2).likelihood(likelihood), size);
+        let whole = of(5, 100);
+        for size in [1, 2, 3] {
+            all_close(&of(5, size), &whole, 1e-13);
+        }
+        assert!(of(6, 100) != whole);
+        // Two examples that are the same have labels of their own.
+        let twin = Case { x: case.x.narrow(0, 0, 1).expand([7, 3], false).copy(), ..perceptron(3) };
+        let each = |i: i64| {
+            let one = Fisher::monte_carlo(5).likelihood(likelihood);
+            Tensor::from_slice(&flat(&one.diagonal(&twin.vs, twin.x.narrow(0, 0, i).split(1, 0), &twin.net).unwrap()))
+        };
+        let increments: Vec<Tensor> = (1..7).map(|i| each(i + 1) - each(i)).collect();
+        assert!(increments.iter().any(|d| largest(&(d - &increments[0])) > 1e-3), "{likelihood:?}");
+    }
+}
+
+/// Adding a constant to all logits changes no probability: no curvature that way, whatever the estimator.
+#[test]
+fn the_softmax_has_no_curvature_along_a_common_shift() {
+    let case = perceptron(3);
+    let shift = Tensor::from(0.3f64).set_requires_grad(true);
+    let params = || Params::named([("shift", shift.shallow_clone())]).unwrap();
+    let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
+    for fisher in [Fisher::exact(), Fisher::monte_carlo(1), Fisher::empirical()] {
+        let f = fisher.diagonal(params(), [(&case.x, &y)], |x| (case.net)(x) + &shift).unwrap();
+        assert!(values(f.get("shift").unwrap())[0] < 1e-28);
+        // Along one logit there is.
+        let one = |x: &Tensor| (case.net)(x) + &shift * Tensor::from_slice(&[1.0, 0.0, 0.0]);
+        let f = fisher.diagonal(params(), [(&case.x, &y)], one).unwrap();
+        assert!(values(f.get("shift").unwrap())[0] > 1e-3);
+    }
+}
+
+/// y = 3 + noise of variance 4 where the model says θx with unit noise: the empirical Fisher is Σ xᵢ²rᵢ² and not Σ xᵢ².
+#[test]
+fn the_empirical_fisher_is_another_number() {
+    let theta = Tensor::from_slice(&[0.5f64]).set_requires_grad(true);
+    let params = || Params::named([("θ", theta.shallow_clone())]).unwrap();
+    let x = wave(&[50], 0.3);
+    let y: Tensor = wave(&[50], 2.0) * 2.0 * 2f64.sqrt() + 3.0;
+    let of = |fisher: Fisher| {
+        let f = fisher.likelihood(GAUSSIAN).diagonal(params(), [(&x, &y)], |x| x * &theta).unwrap();
+        values(f.get("θ").unwrap())[0]
+    };
+    let (exact, empirical) = (of(Fisher::exact()), of(Fisher::empirical()));
+    close(exact, values(&x.square().sum(Kind::Double))[0], 1e-12);
+    let r: Tensor = &x * 0.5 - &y;
+    close(empirical, values(&(x.square() * r.square()).sum(Kind::Double))[0], 1e-11);
+    assert!(empirical > 5.0 * exact, "{empirical} {exact}");
+    // With one output, a random sign is exact.
+    close(of(Fisher::monte_carlo(0)), exact, 1e-12);
+    // Fitted data have none of the one and all of the other.
+    let fitted = Fisher::empirical().likelihood(GAUSSIAN);
+    let f = fitted.diagonal(params(), [(&x, &(&x * 0.5))], |x| x * &theta).unwrap();
+    assert!(values(f.get("θ").unwrap())[0] < 1e-28);
+}
+
+/// The labels of the data through autograd, for every likelihood.
+#[test]
+fn the_empirical_fisher_is_the_sum_of_squared_gradients_of_the_losses() {
+    let case = perceptron(3);
+    let classes = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
+    let numbers: Tensor = (wave(&[7, 3], 5.0) + 1.0) * 0.5;
+    let z = (case.net)(&case.x);
+    let gaussian = Likelihood::Gaussian { variance: 4.0 };
+    for (likelihood, y, losses) in [
+        (Likelihood::Categorical, &classes, nn::cross_entropy(&z, &classes)),
+        (Likelihood::Bernoulli, &numbers, nn::binary_cross_entropy(&z, &numbers)),
+        (gaussian, &numbers, nn::squared_error(&z, &numbers, 4.0)),
+    ] {
+        let j = jacobian(&case.vs, &losses.unwrap());
+        let expected = values(&j.square().sum_dim_intlist([0, 1].as_slice(), false, None::<Kind>));
+        for size in [2, 7] {
+            let batches = case.x.split(size, 0).into_iter().zip(y.split(size, 0));
+            let f = Fisher::empirical().likelihood(likelihood).diagonal(&case.vs, batches, &case.net).unwrap();
+            all_close(&flat(&f), &expected, 1e-13);
+        }
+    }
+}
+
+/// The mistake of several libraries: the squared gradient of a batch's mean loss, averaged over batches, has the expectation
+/// (1/B) E[g²] + (1-1/B) (E g)² over draws with replacement. All batches of two out of N give it exactly.
+#[test]
+fn the_squared_gradient_of_a_batch_is_not_what_is_computed() {
+    let case = perceptron(3);
+    let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
+    let n = 7.0;
+    let losses = nn::cross_entropy(&(case.net)(&case.x), &y).unwrap();
+    let g = jacobian(&case.vs, &losses).squeeze_dim(1);
+    let pairs: Tensor = (g.unsqueeze(0) + g.unsqueeze(1)) * 0.5;
+    let batched = pairs.square().mean_dim([0, 1].as_slice(), false, None::<Kind>);
+    let mean = |t: &Tensor| t.mean_dim(0, false, None::<Kind>);
+    let (squares, square) = (mean(&g.square()), mean(&g).square());
+    all_close(&values(&batched), &values(&(&squares * 0.5 + square * 0.5)), 1e-15);
+    // Ours is N E[g²] for any batches: twice as much as the batches of two are worth where E g = 0.
+    let f =
+        Fisher::empirical().diagonal(&case.vs, case.x.split(2, 0).into_iter().zip(y.split(2, 0)), &case.net).unwrap();
+    all_close(&flat(&f), &values(&(squares * n)), 1e-13);
+    assert!(largest(&(batched * n - Tensor::from_slice(&flat(&f)))) > 0.1);
+}
+
+#[test]
+fn the_active_labels_are_part_of_the_model() {
+    let case = perceptron(5);
+    let all = diagonal(&case, &Fisher::exact(), 3);
+    let two = diagonal(&case, &Fisher::exact().labels(&[3, 1]), 3);
+    let columns = Tensor::from_slice(&[3i64, 1]);
+    let net = |x: &Tensor| (case.net)(x).index_select(1, &columns);
+    let expected = gauss_newton(&case.vs, &net(&case.x), Likelihood::Categorical).diagonal(0, 0, 1);
+    all_close(&two, &values(&expected), 1e-13);
+    assert!(largest(&(Tensor::from_slice(&all) - Tensor::from_slice(&two))) > 0.1);
+    // The order of the labels does not count; heads that are not active have no curvature.
+    all_close(&two, &diagonal(&case, &Fisher::exact().labels(&[1, 3]), 7), 1e-13);
+    let f = Fisher::exact().labels(&[3, 1]).diagonal(&case.vs, [&case.x], &case.net).unwrap();
+    let bias = values(f.get("second.bias").unwrap());
+    assert!(bias[0] == 0.0 && bias[2] == 0.0 && bias[4] == 0.0 && bias[1] > 0.0);
+    close(bias[1], bias[3], 1e-14);
+    assert_eq!(f.labels(), Some(&[3, 1][..]));
+
+    // Targets keep their numbers.
+    let y = Tensor::from_slice(&[3i64, 1, 3, 3, 1, 1, 3]);
+    let f = Fisher::empirical().labels(&[3, 1]).diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
+    let losses = nn::cross_entropy(&net(&case.x), &y.eq(1).to_kind(Kind::Int64)).unwrap();
+    let expected = jacobian(&case.vs, &losses).square().sum_dim_intlist([0, 1].as_slice(), false, None::<Kind>);
+    all_close(&flat(&f), &values(&expected), 1e-13);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let case = perceptron(3);
+    let before: Vec<_> = case.vs.trainable_variables().iter().map(values).collect();
+    let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
+    let message = |fisher: Fisher, batch: Batch| {
+        let e = fisher.diagonal(&case.vs, [batch], &case.net).unwrap_err();
+        assert!(matches!(e, Error::Curvature(_) | Error::HyperParameter { .. }), "{e:?}");
+        e.to_string()
+    };
+    let says = |fisher, batch: Batch, what: &str| {
+        let e = message(fisher, batch);
+        assert!(e.contains(what), "{e}");
+    };
+    let x = || Batch::from(&case.x);
+    says(Fisher::exact(), case.x.narrow(0, 0, 0).into(), "no examples");
+    let none = Fisher::exact().diagonal(&case.vs, Vec::<Tensor>::new(), &case.net).unwrap_err();
+    assert!(none.to_string().contains("no examples"));
+    says(Fisher::empirical(), x(), "needs targets");
+    says(Fisher::empirical().labels(&[0, 1]), (&case.x, &y).into(), "label 2");
+    says(Fisher::empirical(), (&case.x, &(&y + 1)).into(), "label 3");
+    says(Fisher::empirical(), (&case.x, &y.narrow(0, 0, 3)).into(), "[7] of kind Int64");
+    says(Fisher::empirical().likelihood(GAUSSIAN), (&case.x, &y).into(), "[7, 3]");
+    says(Fisher::exact().labels(&[1, 7]), x(), "label 7");
+    says(Fisher::exact().labels(&[1]), x(), "`labels`");
+    says(Fisher::exact().labels(&[1, 1]), x(), "`labels`");
+    says(Fisher::exact().labels(&[1, 2]).likelihood(GAUSSIAN), x(), "`labels`");
+    says(Fisher::monte_carlo(0).samples(0), x(), "`samples`");
+    says(Fisher::exact().likelihood(Likelihood::Gaussian { variance: 0.0 }), x(), "`variance`");
+    says(Fisher::exact(), (&case.x * f64::NAN).into(), "not finite");
+    let refused =
+        |net: &dyn Fn(&Tensor) -> Tensor| Fisher::exact().diagonal(&case.vs, [&case.x], net).unwrap_err().to_string();
+    assert!(refused(&|x| (case.net)(x).detach()).contains("no graph"));
+    assert!(refused(&|x| (case.net)(x).narrow(1, 0, 1)).contains("Likelihood::Bernoulli"));
+    assert!(refused(&|x| (case.net)(x).sum(Kind::Double)).contains("[B, C]"));
+    let fails = |_: &Tensor| Err::<Tensor, _>("on purpose");
+    let e = Fisher::exact().diagonal(&case.vs, [&case.x], fails).unwrap_err();
+    assert!(matches!(e, Error::Closure(_)), "{e}");
+    assert_eq!(before, case.vs.trainable_variables().iter().map(values).collect::<Vec<_>>());
+
+    // Finite outputs of weights whose squared gradients overflow.
+    let w = Tensor::from_slice(&[1e-200f64]).set_requires_grad(true);
+    let params = Params::named([("w", w.shallow_clone())]).unwrap();
+    let huge = Tensor::from_slice(&[1e200f64]);
+    let e = Fisher::exact().likelihood(GAUSSIAN).diagonal(params, [&huge], |x| x * &w).unwrap_err();
+    assert!(e.to_string().contains("`w`") && e.to_string().contains("not finite"), "{e}");
+}
+
+#[test]
+fn batch_normalization_in_training_mode_is_refused_and_undone() {
+    let vs = store(|_| {});
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, tch::nn::BatchNormConfig::default());
+    let mut vs = vs;
+    vs.set_kind(Kind::Double);
+    let x: Tensor = wave(&[6, 3], 0.4) + 2.0;
+    let statistics = || values(&norm.running_mean);
+    let before = statistics();
+    let run = |train| Fisher::exact().diagonal(&vs, [&x], |x| x.apply_t(&norm, train));
+    let e = run(true).unwrap_err();
+    assert!(matches!(e, Error::PerExample(_)) && e.to_string().contains("norm.running_"), "{e}");
+    assert_eq!(before, statistics());
+    let expected = gauss_newton(&vs, &x.apply_t(&norm, false), Likelihood::Categorical).diagonal(0, 0, 1);
+    all_close(&flat(&run(false).unwrap()), &values(&expected), 1e-13);
+}
+
+/// f32, and bf16 weights with sums in f32; frozen parameters are left out.
+#[test]
+fn kinds_and_frozen_parameters() {
+    let mut case = perceptron(3);
+    let exact = diagonal(&case, &Fisher::exact(), 3);
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 0.05)] {
+        case.vs.set_kind(kind);
+        case.x = case.x.to_kind(kind);
+        let f = Fisher::exact().diagonal(&case.vs, case.x.split(3, 0), &case.net).unwrap();
+        assert!(f.names().all(|name| f.get(name).unwrap().kind() == Kind::Float));
+        all_close(&flat(&f), &exact, tolerance * exact.iter().copied().fold(0.0, f64::max));
+        assert_eq!(f.laplace(Prior::isotropic(1.0)).unwrap().mean("first.bias").unwrap().kind(), Kind::Float);
+    }
+    case.vs.set_kind(Kind::Double);
+    let _ = case.vs.variables()["first.weight"].set_requires_grad(false);
+    let f = Fisher::exact().diagonal(&case.vs, [case.x.to_kind(Kind::Double)], &case.net).unwrap();
+    assert_eq!(f.names().count(), 3);
+    assert!(f.get("first.weight").is_none());
+}
