@@ -2,11 +2,15 @@
 
 use super::deep_learning::train;
 use super::pictures::planes::{Panel, Point, ellipse, field, planes};
+use super::posteriors::sums;
 use super::table::Outcome;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use tch_blr::family::{ExponentialFamily, Gaussian, MeanFieldGaussian, rule_step};
-use tch_blr::{Adam, Expectation, GaussianRule, Ivon, Params, Philox, Rule, Sgd, Von, VonCurvature};
+use tch_blr::{
+    Adam, BayesianSam, Expectation, GaussianRule, Ivon, MixtureOfGaussians, Params, Philox, Rule, Sam, Sgd, Von,
+    VonCurvature,
+};
 
 /// Draws all pictures into the folder and returns their files.
 pub fn all(folder: &Path) -> Outcome<Vec<PathBuf>> {
@@ -41,6 +45,12 @@ const METHODS: &[Method] = &[
         let rule = Ivon::default().ess(ESS).weight_decay(0.02).beta2(0.98).antithetic(true);
         posterior_way(rule, 0.03)
     }),
+    ("SAM", || way(|w| Sam::default().rho(0.4).momentum(0.0).build(w, 0.05))),
+    ("bSAM", || {
+        let rule = BayesianSam::default().ess(ESS).rho(0.4).weight_decay(0.02).beta1(0.0).beta2(0.98).damping(0.1);
+        posterior_way(rule, 0.03)
+    }),
+    ("mixture", mixture),
 ];
 
 const START: Point = (-1.9, 0.9);
@@ -59,12 +69,17 @@ fn expected_loss(x: f64, y: f64, v: f64) -> f64 {
     BOWL * (x * x + y * y + 2.0 * v) - holes.iter().sum::<f64>()
 }
 
-fn loss(w: &Tensor, _: usize) -> Tensor {
+/// L of each row of `[n, 2]`.
+fn losses(w: &Tensor) -> Tensor {
     let holes = HOLES.map(|((a, b), width, depth)| {
-        let apart = (w - Tensor::from_slice(&[a, b])).square().sum(Kind::Double);
+        let apart = sums(&(w - Tensor::from_slice(&[a, b])).square());
         (apart * (-0.5 / (width * width))).exp() * depth
     });
-    w.square().sum(Kind::Double) * BOWL - holes.into_iter().sum::<Tensor>()
+    sums(&w.square()) * BOWL - holes.into_iter().sum::<Tensor>()
+}
+
+fn loss(w: &Tensor, _: usize) -> Tensor {
+    losses(&w.unsqueeze(0)).sum(Kind::Double)
 }
 
 fn points(path: &[Vec<f64>]) -> Vec<Point> {
@@ -82,6 +97,23 @@ fn posterior_way(rule: impl GaussianRule, lr: f64) -> Outcome<Vec<Way>> {
     let variance = opt.posterior()?.variance("w").expect("its name");
     let deviation = |i| variance.double_value(&[i]).sqrt();
     Ok(vec![Way { points: points(&path), deviations: Some((deviation(0), deviation(1))) }])
+}
+
+/// Two components that start beside each other: ln q pushes them apart, and each gets a ring of its own.
+fn mixture() -> Outcome<Vec<Way>> {
+    let starts = Tensor::from_slice(&[START.0, START.1, START.0 + 0.3, START.1 + 0.3]).reshape([2, 2]);
+    let mut q = MixtureOfGaussians::new(&starts, ESS)?.lr(0.03).weight_lr(0.03).seed(1);
+    let mut ways = vec![Way { points: Vec::new(), deviations: None }, Way { points: Vec::new(), deviations: None }];
+    for _ in 0..=STEPS {
+        let (means, variances) = (q.means(), q.precisions().reciprocal());
+        for (c, way) in ways.iter_mut().enumerate() {
+            let at = |t: &Tensor, i: i64| t.double_value(&[c as i64, i]);
+            way.points.push((at(&means, 0), at(&means, 1)));
+            way.deviations = Some((at(&variances, 0).sqrt(), at(&variances, 1).sqrt()));
+        }
+        q.step(|theta| losses(theta) * ESS)?;
+    }
+    Ok(ways)
 }
 
 /// Left the loss, right what an average over weights sees of it, at the standard deviation where IVON ends.
