@@ -108,7 +108,7 @@ fn the_documented_proofs_exist() {
         };
         let source = text(&file);
         let lines: Vec<&str> = source.lines().map(str::trim).collect();
-        let head = format!("fn {test}()");
+        let head = format!("fn {test}(");
         assert!(lines.windows(2).any(|l| l[0] == "#[test]" && l[1].starts_with(&head)), "{name} is not in {file}");
     }
     assert!(names.len() > 90, "{}", names.len());
