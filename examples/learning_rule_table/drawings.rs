@@ -38,7 +38,7 @@ type Method = (&'static str, fn() -> Outcome<Vec<Way>>);
 const POINTS: &[Method] = &[
     // The last one lies on top.
     ("Adam", || way(|w| Adam::default().build(w, 0.02))),
-    ("SAM", || way(|w| Sam::default().rho(1.0).momentum(0.0).build(w, 0.05))),
+    ("SAM", || way(|w| Sam::default().rho(0.7).momentum(0.0).build(w, 0.2))),
     ("SGD", || way(|w| Sgd::default().build(w, 0.05))),
 ];
 
