@@ -40,7 +40,7 @@ fn vogn_without_noise_is_ogn() {
 }
 
 /// For batches of one example the squared gradient is the sum of per-example squares: OGN's h, from h₀ = 0, and RMSprop's
-/// v are one scale vector. For two examples v is smaller or larger, for the square of a mean is not a mean of squares.
+/// v are one scale vector. For two examples v is smaller, as the square of a mean is below the mean of squares.
 #[test]
 fn ogn_has_the_scale_vector_of_rmsprop_for_single_examples() {
     for (size, same) in [(1, true), (2, false)] {
