@@ -416,7 +416,7 @@ impl<'a> Linearized<'a> {
                     let n = self.leaves[p].tensor.numel() as i64;
                     if !uses.is_empty() {
                         let g = self.parameter(p, uses).gradients(first, length)?;
-                        _ = rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
+                        rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
                     }
                     starts.push((start, n));
                     start += n;
@@ -424,7 +424,7 @@ impl<'a> Linearized<'a> {
                 for i in 0..if self.loops() { length } else { 0 } {
                     for (p, g) in self.of_example(&column, first + i)? {
                         let (start, n) = starts[p];
-                        _ = rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
+                        rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
                     }
                 }
                 _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;

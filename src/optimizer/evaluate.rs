@@ -26,7 +26,7 @@ pub(super) struct Begun {
     buffers: Buffers,
 }
 
-/// A loss and its derivatives at one point, one per parameter in the order of [`Params::names`], each of its parameter's
+/// A loss and its derivatives at one point, one per parameter in the order of [`Params::names`](crate::Params::names), each of its parameter's
 /// shape; `None` where the loss does not depend on it.
 #[derive(Debug)]
 pub struct Derivatives {
