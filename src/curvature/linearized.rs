@@ -316,6 +316,7 @@ impl<'a> Linearized<'a> {
             let mut rest = Vec::new();
             for (p, part) in parts.iter_mut().enumerate() {
                 match part {
+                    Part::Factors(_) | Part::Bias if self.ways[p] == Way::Loop => return Err(self.changed(p)),
                     Part::Factors(factors) => self.add_to_factors(p, &column, c == 0, factors)?,
                     Part::Bias => {}
                     Part::Diagonal(_) => rest.push(p),
@@ -492,30 +493,20 @@ impl<'a> Linearized<'a> {
         for (p, v) in v.iter().enumerate() {
             let Some(v) = v else { continue };
             let uses: Vec<Vec<Contribution>> = columns.iter().map(|c| self.contributions(p, c)).collect();
-            let Some(used) = uses.iter().find(|uses| !uses.is_empty()) else { continue };
-            // An output that the parameter has no part in has no δ.
-            let stack = |rows: Vec<Option<Tensor>>, n: i64| {
-                let width = v.numel() as i64;
-                let row = |row: Option<Tensor>| match row {
-                    Some(row) => Ok(row.f_reshape([n, -1])?),
-                    None => Ok(Tensor::f_zeros([n, width], (v.kind(), v.device()))?),
-                };
-                Ok::<_, Error>(Tensor::f_stack(&rows.into_iter().map(row).collect::<Result<Vec<_>>>()?, 1)?)
-            };
-            if let (Some((_, outer)), true) = (self.outer(p, used)?, uses.iter().all(|u| u.len() == 1)) {
-                let deltas = uses.iter().map(|u| Ok(self.outer(p, u)?.map(|(delta, _)| delta)));
-                let deltas = stack(deltas.collect::<Result<Vec<_>>>()?, batch)?;
+            // The outputs are one tensor, so that a layer has a part in all of them or in none.
+            let Some(first_uses) = uses.first().filter(|uses| !uses.is_empty()) else { continue };
+            if let Some((_, outer)) = self.outer(p, first_uses)? {
+                let deltas = uses.iter().flatten().map(|u| Ok(u.delta.f_totype(v.kind())?.f_reshape([batch, -1])?));
+                let deltas = Tensor::f_stack(&deltas.collect::<Result<Vec<_>>>()?, 1)?;
                 let weighted = deltas.f_mul(&outer.spread(v)?.f_unsqueeze(1)?)?;
                 _ = sum.shallow_clone().f_add_(&weighted.f_bmm(&deltas.f_transpose(1, 2)?)?)?;
                 continue;
             }
-            self.in_chunks(p, used, outputs, |first, g| {
+            self.in_chunks(p, first_uses, outputs, |first, g| {
                 let n = g.size()[0];
-                let rows = uses.iter().map(|uses| match &uses[..] {
-                    [] => Ok(None),
-                    uses => self.parameter(p, uses).gradients(first, n).map(Some),
-                });
-                let rows = stack(rows.collect::<Result<Vec<_>>>()?, n)?;
+                let rows =
+                    uses.iter().map(|uses| Ok(self.parameter(p, uses).gradients(first, n)?.f_reshape([n, -1])?));
+                let rows = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 1)?;
                 let weighted = rows.f_mul(&v.f_reshape([-1])?)?;
                 _ = sum.f_narrow(0, first, n)?.f_add_(&weighted.f_bmm(&rows.f_transpose(1, 2)?)?)?;
                 Ok(())
