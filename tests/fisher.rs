@@ -668,6 +668,25 @@ fn parameters_without_factors_have_their_diagonal() {
     }
 }
 
+/// A weight that a layer uses, and the model by hand too, for more examples than a look at the model takes.
+#[test]
+fn a_weight_used_by_a_layer_and_by_hand() {
+    let mut layers = Vec::new();
+    let vs = store(|vs| layers.extend(["a", "b"].map(|n| linear(vs.root() / n, 3, 3))));
+    let x = wave(&[40, 3], 0.2);
+    for by_hand in [0.0, 0.1] {
+        let net = |x: &Tensor| {
+            let h = layers[0].forward(x).tanh();
+            layers[1].forward(&h) + by_hand * h.matmul(&layers[1].ws.tr()).sin()
+        };
+        let expected = values(&gauss_newton(&vs, &net(&x), Likelihood::Categorical).diagonal(0, 0, 1));
+        for size in [7, 18, 40] {
+            let f = Fisher::exact().diagonal(&vs, x.split(size, 0), net).unwrap();
+            all_close(&flat(&f), &expected, 1e-12);
+        }
+    }
+}
+
 /// A weight that a later batch uses by hand has an exact diagonal all the same, and no factors.
 #[test]
 fn a_model_that_changes_between_batches() {
