@@ -117,6 +117,7 @@
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
+//! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -129,6 +130,7 @@ pub mod family;
 mod gradient;
 mod kernel;
 mod linalg;
+pub mod merge;
 pub mod metrics;
 pub mod nn;
 mod optim;
