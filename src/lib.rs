@@ -174,3 +174,6 @@ struct Porting;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/merging.md")]
+struct Merging;

@@ -26,7 +26,9 @@ pub(crate) trait Number: Float + Default + Send + Sync + 'static {
     /// A number that orders non-negative values as they are ordered.
     fn magnitude(self) -> u64;
     fn of(x: f64) -> Self;
+    fn from_single(x: f32) -> Self;
     fn wide(self) -> f64;
+    fn single(self) -> f32;
 }
 
 impl Number for f32 {
@@ -37,8 +39,14 @@ impl Number for f32 {
     fn of(x: f64) -> Self {
         x as f32
     }
+    fn from_single(x: f32) -> Self {
+        x
+    }
     fn wide(self) -> f64 {
         f64::from(self)
+    }
+    fn single(self) -> f32 {
+        self
     }
 }
 
@@ -50,8 +58,14 @@ impl Number for f64 {
     fn of(x: f64) -> Self {
         x
     }
+    fn from_single(x: f32) -> Self {
+        f64::from(x)
+    }
     fn wide(self) -> f64 {
         self
+    }
+    fn single(self) -> f32 {
+        self as f32
     }
 }
 

@@ -17,7 +17,7 @@
 //!
 //! For posteriors q_t = N(θ_t, (H₀+H_t)⁻¹) learned with the prior q₀ = N(θ₀, H₀⁻¹) that is a sum of natural parameters, (1-Σa_t) of
 //! q₀ and a_t of q_t: [`gradient_matching`]. Without posteriors, [`merge`] does it on named tensors, and so it does the methods
-//! that know no curvature: [`Method`]. `merge_files` streams the same through safetensors files that need not fit into memory; the
+//! that know no curvature: [`Method`]. [`merge_files`] streams the same through safetensors files that need not fit into memory; the
 //! command `tch-blr` (feature `cli`) calls it.
 //!
 //! ```
@@ -38,14 +38,18 @@
 
 mod diagnostics;
 mod engine;
+mod files;
 mod method;
 mod posteriors;
 mod tensors;
+mod weight_file;
 
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
+pub use files::{Difference, FileModel, Merged, diff_files, merge_files, remove_files};
 pub use method::{Keep, Method, Rescale, TaskVectors};
 pub use posteriors::{NaturalSum, federated, gradient_matching, largest_removal, remove};
 pub use tensors::{Model, Tensors, merge};
+pub use weight_file::{StoredTensor, WeightFile};
 
 use crate::{Error, Result};
 use std::collections::BTreeMap;
