@@ -119,6 +119,7 @@
 //! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory.
+//! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -132,6 +133,7 @@ pub mod family;
 mod gradient;
 mod kernel;
 mod linalg;
+pub mod merge;
 pub mod metrics;
 pub mod nn;
 mod optim;
@@ -175,3 +177,6 @@ struct Porting;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/merging.md")]
+struct Merging;
