@@ -88,8 +88,21 @@ impl Memory {
             let form = if f.defined() { format!("{:?} {:?}", f.kind(), f.size()) } else { "undefined".to_owned() };
             return Err(memory(format!("the outputs on {} examples are {form}: expected a row for each", self.len())));
         }
+        let size = f.size();
+        match self.likelihood {
+            Likelihood::Gaussian { variance } => check::positive("variance", variance)?,
+            Likelihood::Categorical if !matches!(size[..], [_, c] if c >= 2) => {
+                return Err(memory(format!(
+                    "the outputs are {size:?}: a categorical likelihood needs logits [M, C] of C ≥ 2 classes; for one logit \
+                     per example choose Likelihood::Bernoulli"
+                )));
+            }
+            _ => (),
+        }
         let Some(labels) = &self.labels else { return Ok(f) };
-        let columns = f.size().get(1).copied().unwrap_or(1);
+        let &[_, columns] = &size[..] else {
+            return Err(memory(format!("the outputs are {size:?} and labels are named: expected columns to choose from")));
+        };
         if let Some(bad) = labels.iter().find(|c| !(0..columns).contains(*c)) {
             return Err(memory(format!("label {bad} is active, but the model has the outputs 0 to {}", columns - 1)));
         }
@@ -109,7 +122,7 @@ impl Memory {
                     targets.size()
                 )));
             }
-            return Ok(targets.f_to_kind(outputs.kind())?);
+            return Ok(targets.f_to_device(outputs.device())?.f_to_kind(outputs.kind())?);
         }
         if targets.kind() != Kind::Int64 || targets.size() != [size[0]] {
             let form = format!("{:?} {:?}", targets.kind(), targets.size());
@@ -124,16 +137,32 @@ impl Memory {
             let class = targets.int64_value(&[at]);
             return Err(memory(format!("example {at} has class {class}, which is not one of the labels {labels:?}")));
         }
-        Ok(hot.f_to_kind(outputs.kind())?)
+        Ok(hot.f_to_device(outputs.device())?.f_to_kind(outputs.kind())?)
     }
 
     /// Σ wᵢ xᵢ
     fn weighted_sum(&self, each: &Tensor) -> Result<Tensor> {
         let Some(weights) = &self.weights else { return Ok(each.f_sum(None::<Kind>)?) };
+        Ok((each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
+    }
+
+    /// What a constructor looks at, so that training does not run into it: weights in their shape, outputs that are finite.
+    fn check(&self, outputs: &Tensor) -> Result<()> {
+        if let Some(value) = crate::kernel::first_non_finite(&outputs.detach()) {
+            return Err(memory(format!("the model's outputs on it are not finite ({value})")));
+        }
+        self.check_weights()
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let Some(weights) = &self.weights else { return Ok(()) };
         if weights.size() != [self.len() as i64] {
             return Err(memory(format!("its weights are {:?}: expected [{}]", weights.size(), self.len())));
         }
-        Ok((each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
+        match crate::kernel::first_non_finite(weights) {
+            Some(value) => Err(memory(format!("its weights are not finite ({value})"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -158,8 +187,13 @@ fn rows(each: &Tensor) -> Result<Tensor> {
 /// -ln p(t | f) of each example for targets in the form of predictions; for a Gaussian up to a constant.
 fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
     if f.size() != t.size() {
-        return Err(memory(format!("the outputs are {:?} and were {:?} when it was filled", f.size(), t.size())));
+        return Err(memory(format!(
+            "the outputs are {:?} and were {:?} when it was filled: for a model of other outputs, fill it again",
+            f.size(),
+            t.size()
+        )));
     }
+    let t = &t.to_device(f.device());
     rows(&match likelihood {
         Likelihood::Categorical => -(f.f_log_softmax(-1, None::<Kind>)? * t),
         Likelihood::Bernoulli => f.f_softplus()? - f * t,
@@ -198,10 +232,10 @@ impl SoftLabels {
         check::positive("temperature", temperature)?;
         let logits = !matches!(memory.likelihood, Likelihood::Gaussian { .. });
         check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
-        let old = tch::no_grad(|| prediction(memory.likelihood, &(memory.outputs(&forward)? / temperature)))?;
-        if let Some(value) = crate::kernel::first_non_finite(&old) {
-            return Err(self::memory(format!("the model's predictions on it are not finite ({value})")));
-        }
+        let _no_grad = tch::no_grad_guard();
+        let f = memory.outputs(&forward)?;
+        memory.check(&f)?;
+        let old = prediction(memory.likelihood, &(f / temperature))?;
         Ok(SoftLabels { memory, old, temperature })
     }
 
@@ -237,6 +271,7 @@ impl LabelNoise {
     pub fn of(memory: Memory, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let f = memory.outputs(&forward)?;
+        memory.check(&f)?;
         let residual = prediction(memory.likelihood, &f)? - memory.hard(&f)?;
         let scale = if let Likelihood::Gaussian { variance } = memory.likelihood { 1.0 / variance } else { 1.0 };
         Ok(LabelNoise { residual: residual * scale, memory })
@@ -285,6 +320,7 @@ impl Replay {
         if memory.targets.is_none() {
             return Err(self::memory("it has no targets; give them with .targets(..)".to_owned()));
         }
+        memory.check_weights()?;
         Ok(Replay { memory, weight: w })
     }
 }
