@@ -116,6 +116,7 @@
 //!   the numbers of other codes in ours.
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
+//! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
@@ -141,7 +142,7 @@ mod prior;
 mod schedule;
 mod structured;
 
-pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher};
+pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;

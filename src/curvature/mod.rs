@@ -5,8 +5,9 @@ mod ggn;
 mod linearized;
 mod per_example;
 
-pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher};
+pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub(crate) use ggn::ggn;
+pub(crate) use linearized::{Forward, Linearized, Looked};
 pub(crate) use per_example::per_example;
 
 use crate::{Expectation, Result, check};
