@@ -118,8 +118,8 @@
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
-//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory.
 //! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -134,6 +134,7 @@ mod gradient;
 mod kernel;
 mod linalg;
 pub mod merge;
+pub mod memory;
 pub mod metrics;
 pub mod nn;
 mod optim;
