@@ -14,7 +14,7 @@
 //! | source | type | methods |
 //! |---|---|---|
 //! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], a variational posterior |
-//! | functions | [`SoftLabels`] | K-priors, functional regularization, distillation |
+//! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
 //! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
 //!
 //! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can be
@@ -57,11 +57,13 @@
 //! of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
+mod fromp;
 mod memory;
 mod past;
 mod quadratic;
 mod synaptic;
 
+pub use fromp::{Fromp, Kernel};
 pub use memory::{LabelNoise, Memory, Replay, SoftLabels};
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;
