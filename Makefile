@@ -32,7 +32,7 @@ lint: setup ## formatting, clippy and documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
 
 bench: setup ## criterion benchmarks, a few minutes
-	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example checkpoint)
+	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example fromp checkpoint)
 
 bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 	-@scripts/peers.sh # without it the peers of tch are measured

@@ -43,6 +43,19 @@ impl Memory {
         self
     }
 
+    /// Another handle to the same examples.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        let share = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        Memory {
+            inputs: self.inputs.shallow_clone(),
+            likelihood: self.likelihood,
+            targets: share(&self.targets),
+            weights: share(&self.weights),
+            labels: self.labels.clone(),
+        }
+    }
+
     /// M
     pub fn len(&self) -> usize {
         self.inputs.size().first().map_or(0, |n| *n as usize)
@@ -85,6 +98,14 @@ impl Memory {
             weights: self.weights.as_ref().map(pick).transpose()?,
             labels: self.labels.clone(),
         })
+    }
+
+    pub(super) fn likelihood(&self) -> Likelihood {
+        self.likelihood
+    }
+
+    pub(super) fn labels_of_task(&self) -> Option<&[i64]> {
+        self.labels.as_deref()
     }
 
     /// The model's outputs on the memory, `[M, C]` of this task's labels.
@@ -177,12 +198,12 @@ impl Memory {
     }
 }
 
-fn memory(problem: String) -> Error {
+pub(super) fn memory(problem: String) -> Error {
     Error::Memory(problem)
 }
 
 /// What an output predicts: softmax, sigmoid, or itself.
-fn prediction(likelihood: Likelihood, f: &Tensor) -> Result<Tensor> {
+pub(super) fn prediction(likelihood: Likelihood, f: &Tensor) -> Result<Tensor> {
     Ok(match likelihood {
         Likelihood::Categorical => f.f_softmax(-1, None::<Kind>)?,
         Likelihood::Bernoulli => f.f_sigmoid()?,

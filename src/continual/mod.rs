@@ -14,7 +14,7 @@
 //! | source | type | methods |
 //! |---|---|---|
 //! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], a variational posterior |
-//! | functions | [`SoftLabels`] | K-priors, functional regularization, distillation |
+//! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
 //! | | [`StoredOutputs`] | DER, DER++ |
 //! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
 //!
@@ -61,12 +61,14 @@
 //! of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
+mod fromp;
 pub mod gem;
 mod memory;
 mod past;
 mod quadratic;
 mod synaptic;
 
+pub use fromp::{Fromp, Kernel};
 pub use memory::{LabelNoise, Memory, Replay, SoftLabels, StoredOutputs};
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;

@@ -100,7 +100,7 @@ pub(crate) struct Looked(Option<Vec<Way>>);
 pub(crate) struct Linearized<'a> {
     /// `[B, C]`
     z: Tensor,
-    leaves: Vec<&'a Leaf>,
+    pub(super) leaves: Vec<&'a Leaf>,
     tape: &'a Tape,
     uses: Vec<Vec<Match<'a>>>,
     ways: Vec<Way>,
@@ -158,7 +158,7 @@ impl<'a> Linearized<'a> {
         self.leaves.len()
     }
 
-    fn batch(&self) -> i64 {
+    pub(super) fn batch(&self) -> i64 {
         self.z.size()[0]
     }
 
@@ -236,7 +236,7 @@ impl<'a> Linearized<'a> {
         Ok(Column { losses, deltas })
     }
 
-    fn contributions<'b>(&self, p: usize, column: &'b Column) -> Vec<Contribution<'b>>
+    pub(super) fn contributions<'b>(&self, p: usize, column: &'b Column) -> Vec<Contribution<'b>>
     where
         'a: 'b,
     {
@@ -244,24 +244,24 @@ impl<'a> Linearized<'a> {
         uses.filter_map(|&(tap, rule)| Some(Contribution { rule, delta: column.deltas.get(&tap)? })).collect()
     }
 
-    fn parameter<'b>(&'b self, p: usize, uses: &'b [Contribution<'b>]) -> Parameter<'b> {
+    pub(super) fn parameter<'b>(&'b self, p: usize, uses: &'b [Contribution<'b>]) -> Parameter<'b> {
         Parameter { tensor: &self.leaves[p].tensor, uses, batch: self.batch(), elements: CHUNK_ELEMENTS }
     }
 
     /// Kind of what is summed for a parameter.
-    fn kind(&self, p: usize) -> Kind {
+    pub(super) fn kind(&self, p: usize) -> Kind {
         accumulation_kind(self.leaves[p].tensor.kind())
     }
 
     /// δ and aᵢ if Gᵢ = δᵢaᵢᵀ.
-    fn outer(&self, p: usize, uses: &[Contribution]) -> Result<Option<(Tensor, Outer)>> {
+    pub(super) fn outer(&self, p: usize, uses: &[Contribution]) -> Result<Option<(Tensor, Outer)>> {
         let [only] = uses else { return Ok(None) };
         let delta = only.delta.f_totype(self.kind(p))?;
         Ok(only.rule.outer(&delta)?.map(|outer| (delta, outer)))
     }
 
     /// Gᵢ of the parameters that no tap explains.
-    fn of_example(&self, column: &Column, i: i64) -> Result<Vec<(usize, Tensor)>> {
+    pub(super) fn of_example(&self, column: &Column, i: i64) -> Result<Vec<(usize, Tensor)>> {
         let looped: Vec<usize> = (0..self.ways.len()).filter(|&p| self.ways[p] == Way::Loop).collect();
         if looped.is_empty() {
             return Ok(Vec::new());
@@ -273,7 +273,7 @@ impl<'a> Linearized<'a> {
         found.map(|(p, g)| Ok((p, g.f_totype(self.kind(p))?))).collect()
     }
 
-    fn loops(&self) -> bool {
+    pub(super) fn loops(&self) -> bool {
         self.ways.contains(&Way::Loop)
     }
 
