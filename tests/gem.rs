@@ -7,7 +7,7 @@ use support::{all_close, close, values};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Model, Regularizer, StoredOutputs, gem};
 use tch_blr::nn::Likelihood;
-use tch_blr::{Adam, Derivatives, Error, Params, Rule, Sgd};
+use tch_blr::{Derivatives, Error, Params, Rule, Sgd};
 
 type Gradients = Vec<Option<Tensor>>;
 
@@ -116,9 +116,9 @@ fn parameters_without_a_part_in_a_loss() {
     all_close(&flat(&average), &[1.0, -1.6, 3.0, 0.8], 1e-6);
 }
 
-/// Through optimizers: a quadratic task that pulls against a past one, whose loss does not go up.
+/// Through an optimizer: a quadratic task that pulls against a past one, whose loss does not go up.
 #[test]
-fn every_optimizer_takes_the_projected_gradient() {
+fn an_optimizer_takes_the_projected_gradient() {
     fn run<R: Rule>(rule: R, project: bool) -> (f64, f64) {
         let w = Tensor::from_slice(&[0.0, 0.0]).set_requires_grad(true);
         let frozen = Tensor::from_slice(&[1.0]);
@@ -145,9 +145,9 @@ fn every_optimizer_takes_the_projected_gradient() {
     let nearest = 0.5 * (10f64.sqrt() - 2.0).powi(2);
     assert!(free > 1.0 && held < 0.01, "{free} {held}");
     close(new, nearest, 0.01);
-    let (held, new) = run(Adam::default(), true);
-    assert!(held < 0.1, "{held}");
-    close(new, nearest, 0.1);
+    let (held, new) = run(Sgd::default().momentum(0.5), true);
+    assert!(held < 0.01, "{held}");
+    close(new, nearest, 0.01);
 }
 
 #[track_caller]
