@@ -8,9 +8,17 @@
 
 #[path = "../common/digits.rs"]
 mod digits;
+#[path = "../common/four_moons.rs"]
+mod four_moons;
+#[path = "../common/logistic.rs"]
+mod logistic;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/parity.rs"]
+mod parity;
 
+mod d1;
+mod d2;
 mod mnist;
 mod report;
 
@@ -18,7 +26,7 @@ use report::{Job, Outcome, Section};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: &[Table] = &[("mnist", mnist::table)];
+const TABLES: &[Table] = &[("mnist", mnist::table), ("d1", d1::table), ("d2", d2::table)];
 
 fn main() -> Outcome<()> {
     let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
