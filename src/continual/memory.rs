@@ -100,10 +100,6 @@ impl Memory {
         })
     }
 
-    pub(super) fn likelihood(&self) -> Likelihood {
-        self.likelihood
-    }
-
     pub(super) fn labels_of_task(&self) -> Option<&[i64]> {
         self.labels.as_deref()
     }
