@@ -165,7 +165,11 @@ const PROBES: u64 = 1 << 31;
 /// Shape and kind of a block.
 fn form<R: StructuredRule>(members: &[&Leaf]) -> (Vec<i64>, Kind) {
     match members {
-        [leaf] if !R::JOINT => (matrix_shape(&leaf.tensor.size()).to_vec(), leaf.state_kind()),
+        [leaf] if !R::JOINT => {
+            let shape = leaf.tensor.size();
+            let shape = if shape.len() < 2 { vec![shape.iter().product()] } else { matrix_shape(&shape).to_vec() };
+            (shape, leaf.state_kind())
+        }
         _ => (vec![members.iter().map(|leaf| leaf.tensor.numel() as i64).sum()], Kind::Double),
     }
 }

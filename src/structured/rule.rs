@@ -60,7 +60,7 @@ pub struct Learned<'a> {
 /// functions of one block of weights.
 ///
 /// A block is either all trainable weights as one f64 vector `[n]` ([`StructuredRule::JOINT`]), or one parameter as the
-/// matrix `[r, c]` of its rows (`[1, n]` with fewer than two dimensions) in f64 for f64 weights and else in f32.
+/// matrix `[r, c]` of its rows (the vector `[n]` with fewer than two dimensions) in f64 for f64 weights and else in f32.
 ///
 /// An update returns the new mean and state instead of writing to them, so that an error (a precision that is not
 /// positive definite) leaves everything as it was.
