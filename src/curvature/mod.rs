@@ -1,9 +1,11 @@
 //! How E_q\[∇²ℓ\] is estimated.
 
 mod ggn;
+mod kfac;
 mod per_example;
 
 pub(crate) use ggn::ggn;
+pub(crate) use kfac::kfac;
 pub(crate) use per_example::per_example;
 
 use crate::{Expectation, Result, check};

@@ -160,13 +160,13 @@ fn validate(loss: &Tensor, losses: Option<&Tensor>) -> Result<Option<i64>> {
 }
 
 /// The index of a tap, and how the per-example gradients of a parameter that it uses follow from it.
-type Match<'a> = (usize, &'a dyn Rule);
+pub(super) type Match<'a> = (usize, &'a dyn Rule);
 
 /// For each parameter the taps that use it.
 ///
 /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's data
 /// were swapped for a perturbation.
-fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
+pub(super) fn match_uses<'a>(tape: &'a Tape, params: &[(&str, &Tensor)]) -> Result<Vec<Vec<Match<'a>>>> {
     let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
     for (p, (_, tensor)) in params.iter().enumerate() {
         at_address.entry(tensor.data_ptr()).or_default().push(p);

@@ -1,6 +1,6 @@
 //! z = W ∗ a + b on images.
 
-use super::tape::{Features, Rule, Shift, Tap, rows};
+use super::tape::{Features, Rule, Shift, Tap, channels_last, rows};
 use crate::Result;
 use std::borrow::Borrow;
 use tch::Tensor;
@@ -94,6 +94,14 @@ impl Rule for Weight {
         let patches = self.patches(first, delta)?;
         let delta = delta.f_reshape([b * self.groups, out / self.groups, down * right])?;
         Ok(delta.f_bmm(&patches.f_transpose(1, 2)?)?.f_reshape([b, out, channels, height, width])?)
+    }
+
+    /// With one group.
+    fn positions(&self, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        if self.groups != 1 {
+            return Ok(None);
+        }
+        Ok(Some([channels_last(&self.patches(0, delta)?)?, channels_last(delta)?]))
     }
 
     /// The patches; the padded input is small beside them.

@@ -74,6 +74,11 @@ impl Rule for Weight {
         Ok(Some(delta.f_square()?.f_tr()?.f_matmul(&a.f_square()?)?))
     }
 
+    fn positions(&self, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        let flat = |x: &Tensor| x.f_reshape([-1, x.size()[x.dim() - 1]]);
+        Ok(Some([flat(&rows(&self.input, 0, delta)?)?, flat(delta)?]))
+    }
+
     fn scratch(&self) -> i64 {
         row_elements(&self.input)
     }

@@ -94,6 +94,12 @@ pub(crate) trait Rule: Debug + Send {
         Ok(None)
     }
 
+    /// The positions of all examples as rows, where z = a Wᵀ at each: inputs a `[n, in]` and δ `[n, out]`, with
+    /// Σᵢ Gᵢ = δᵀa. A bias has the input 1. `None` for parameters that are used in another way; `delta`: all of δ.
+    fn positions(&self, _delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        Ok(None)
+    }
+
     /// Elements per example that [`Rule::gradients`] allocates beside its arguments and its result.
     fn scratch(&self) -> i64 {
         0
@@ -173,6 +179,22 @@ impl Rule for Shift {
     fn gradients(&self, _first: i64, delta: &Tensor) -> Result<Tensor> {
         self.0.sum_positions(delta)
     }
+
+    fn positions(&self, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        let rows = match self.0 {
+            Features::Last(1) => delta.f_reshape([-1, delta.size()[delta.dim() - 1]])?,
+            Features::Last(_) => return Ok(None),
+            Features::Channel => channels_last(delta)?,
+        };
+        let ones = rows.f_new_ones([rows.size()[0], 1], (rows.kind(), rows.device()))?;
+        Ok(Some([ones, rows]))
+    }
+}
+
+/// `[B, C, …]` → `[B·positions, C]`
+pub(crate) fn channels_last(x: &Tensor) -> Result<Tensor> {
+    let (b, c) = (x.size()[0], x.size()[1]);
+    Ok(x.f_reshape([b, c, -1])?.f_transpose(1, 2)?.f_reshape([-1, c])?)
 }
 
 /// The rows of a recorded input that belong to `delta`, in its kind.
