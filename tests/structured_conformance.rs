@@ -202,6 +202,9 @@ fn tied_variable_steps_once<R: StructuredRule>(rule: R, lr: f64) {
     }
 }
 
+/// A closure that goes wrong.
+type Failure = fn(&Model) -> Result<Tensor, std::io::Error>;
+
 fn failure_changes_nothing<R: StructuredRule>(rule: R, lr: f64) {
     for place in places() {
         let start = || {
@@ -215,7 +218,7 @@ fn failure_changes_nothing<R: StructuredRule>(rule: R, lr: f64) {
         let (model, mut opt) = start();
         let before = snapshot(&opt, &model);
         let evaluations = Cell::new(0);
-        let bad: [(&str, fn(&Model) -> Result<Tensor, std::io::Error>); 7] = [
+        let bad: [(&str, Failure); 7] = [
             ("the closure failed", |_| Err(std::io::Error::other("no more data"))),
             ("", |_| panic!("a panic on purpose")),
             ("the loss is NaN", |m| Ok(m.losses() * f64::NAN)),
@@ -329,8 +332,11 @@ fn changes_from_outside_are_taken_over<R: StructuredRule>(rule: R, lr: f64) {
         let (model, other) = (Model::new(place), Model::starting_at(place, 1.0));
         let mut opt = build(rule, lr, &model);
         opt.step(|| model.losses()).unwrap();
-        let copy = |(w, x): (&Tensor, &Tensor)| tch::no_grad(|| _ = w.shallow_clone().copy_(x));
-        model.weights().iter().zip(&other.weights()).for_each(copy);
+        tch::no_grad(|| {
+            for (w, x) in model.weights().iter_mut().zip(&other.weights()) {
+                w.copy_(x);
+            }
+        });
         // The step starts from there: with no learning rate it stays there.
         opt.set_lr(0.0).unwrap();
         opt.step(|| model.losses()).unwrap();
@@ -375,7 +381,7 @@ fn posterior_as_prior_is_refused<R: StructuredRule>(rule: R, lr: f64) {
     let q = DiagonalGaussian::new(
         weights.names().map(|n| (n.to_owned(), variables[n].detach().copy(), variables[n].detach().abs() + 1.0)),
     );
-    let e = rule.prior(&q.unwrap()).build(&model.vs, lr).unwrap_err();
+    let e = rule.prior(q.unwrap()).build(&model.vs, lr).unwrap_err();
     assert!(matches!(e, Error::Posterior(_)) && e.to_string().contains(R::NAME), "{e}");
     // The isotropic one is the weight decay.
     let paths = [rule.prior(Prior::isotropic(50.0)), rule.with_weight_decay(50.0 / 1e3).builder()].map(|builder| {

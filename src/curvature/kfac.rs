@@ -189,11 +189,12 @@ impl Parameter<'_> {
     /// Errors unless g = Σ δᵀa, as it is not if the parameter is also used outside of the tapped layers.
     fn explains(&self, g: &Tensor, positions: &[Positions]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let mut rest = g.f_to_kind(Kind::Double)?.f_reshape([-1])?;
+        // A copy: the gradient itself is still wanted.
+        let mut rest = g.f_to_kind(Kind::Double)?.f_reshape([-1])?.copy();
         let mut scale = 0.0;
         for x in positions {
             let part = x.deltas.f_tr()?.f_matmul(&x.inputs)?.f_to_kind(Kind::Double)?.f_reshape([-1])?;
-            rest = rest - part;
+            rest -= part;
             // Rounding errors of the positions' terms, whose sum may vanish.
             let norms = |x: &Tensor| x.f_norm_scalaropt_dim(2.0, [1i64], false);
             scale += f64::try_from((norms(&x.deltas)? * norms(&x.inputs)?).f_sum(Kind::Double)?)?;

@@ -100,12 +100,13 @@ impl<'a> Factors<'a> {
         Ok(s)
     }
 
-    fn into_basis(&self, x: &Tensor) -> Result<Tensor> {
+    /// Q_rᵀ X Q_c of X as a matrix.
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         into_basis(&x.f_reshape(matrix_shape(&x.size()))?, Some(self.bases[0]), Some(self.bases[1]))
     }
 
-    /// In the shape of `like`.
-    fn out_of_basis(&self, x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    /// Q_r X Q_cᵀ, in the shape of `like`.
+    fn back(&self, x: &Tensor, like: &Tensor) -> Result<Tensor> {
         Ok(out_of_basis(x, Some(self.bases[0]), Some(self.bases[1]))?.f_reshape(like.size())?)
     }
 }
@@ -157,7 +158,7 @@ impl StructuredRule for NoisyKfac {
     fn displacement(&self, z: &Tensor, state: &[Tensor]) -> Result<Tensor> {
         let factors = Factors::of(state);
         let s = factors.precision(self.weight_decay, self.split_damping)? * check::ess(self.ess)?;
-        factors.out_of_basis(&(z.f_reshape(s.size())? / s.sqrt()), z)
+        factors.back(&(z.f_reshape(s.size())? / s.sqrt()), z)
     }
     fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
         Ok(x.second.iter().map(Tensor::shallow_clone).collect())
@@ -179,7 +180,7 @@ impl StructuredRule for NoisyKfac {
         let s = factors.precision(self.weight_decay + self.damping, self.split_damping)?;
         let debias = 1.0 / (1.0 - self.beta1.powf(when.t as f64));
         let pull = &new[0] * debias + x.mean * self.weight_decay;
-        let step = factors.out_of_basis(&(factors.into_basis(&pull)? / s), x.mean)?;
+        let step = factors.back(&(factors.rotate(&pull)? / s), x.mean)?;
         Ok((x.mean - step * (self.lr * when.lr_factor), new))
     }
     fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {

@@ -85,13 +85,9 @@ pub(super) fn kronecker(
     let mut result = Derivatives { gradient: Vec::new(), second: Vec::new() };
     for ((_, p), (g, factors)) in blocks.iter().zip(found.gradient.into_iter().zip(found.factors)) {
         result.gradient.push(flat(&[p], &[g.unwrap_or_else(Tensor::new)])?.detach());
-        result.second.push(match factors {
-            Some(factors) => factors.into(),
-            None => {
-                let [r, c] = matrix_shape(&p.size());
-                [r, c].map(|n| Tensor::zeros([n, n], (p.kind(), p.device()))).into()
-            }
-        });
+        let [r, c] = matrix_shape(&p.size());
+        let zeros = || [r, c].map(|n| Tensor::zeros([n, n], (p.kind(), p.device())));
+        result.second.push(factors.unwrap_or_else(zeros).into());
     }
     Ok(result)
 }
