@@ -16,17 +16,28 @@ mod logistic;
 mod model;
 #[path = "../common/parity.rs"]
 mod parity;
+#[path = "../common/usps.rs"]
+mod usps;
 
 mod d1;
 mod d2;
+mod d4;
+mod merging;
 mod mnist;
 mod report;
+mod three_five;
 
 use report::{Job, Outcome, Section};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: &[Table] = &[("mnist", mnist::table), ("d1", d1::table), ("d2", d2::table)];
+const TABLES: &[Table] = &[
+    ("mnist", mnist::table),
+    ("d1", d1::table),
+    ("d2", d2::table),
+    ("d4", merging::table),
+    ("usps", three_five::table),
+];
 
 fn main() -> Outcome<()> {
     let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
