@@ -87,17 +87,18 @@ fn model(
 fn fisher(c: &mut Criterion) {
     let labels = [2, 3];
     let model = Model::new(|vs| common::mlp(&vs.root(), tch_blr::nn::linear));
-    let mut group = c.benchmark_group("per_example/fisher-784-256-256-10");
+    let (data, _) = common::images(8 * BATCH);
+    let mut group = c.benchmark_group("per_example/fisher-784-256-256-10, 1024 examples");
     let by_layers = || {
         let fisher = Fisher::exact().labels(&labels);
-        fisher.diagonal(&model.vs, [&model.x], |x| model.net.forward(x)).expect("a finite curvature")
+        fisher.diagonal(&model.vs, data.split(BATCH, 0), |x| model.net.forward(x)).expect("a finite curvature")
     };
     let columns = Tensor::from_slice(&labels);
     let one_by_one = || {
         let leaves = model.vs.trainable_variables();
         let mut squares: Vec<Tensor> = leaves.iter().map(|p| p.detach().zeros_like()).collect();
-        for i in 0..BATCH {
-            let logits = model.net.forward(&model.x.narrow(0, i, 1)).index_select(1, &columns);
+        for i in 0..8 * BATCH {
+            let logits = model.net.forward(&data.narrow(0, i, 1)).index_select(1, &columns);
             let log_p = logits.log_softmax(-1, None::<Kind>).squeeze();
             for c in 0..labels.len() as i64 {
                 let log_p = log_p.get(c);
@@ -110,14 +111,17 @@ fn fisher(c: &mut Criterion) {
         squares
     };
     let names: Vec<String> = by_layers().names().map(str::to_owned).collect();
+    let fast = by_layers();
     for (name, slow) in names.iter().zip(one_by_one()) {
-        let fast = by_layers().get(name).expect("a parameter").shallow_clone();
-        let error = (&fast - &slow).abs().max().double_value(&[]) / slow.abs().max().double_value(&[]);
+        let fast = fast.get(name).expect("a parameter");
+        let error = (fast - &slow).abs().max().double_value(&[]) / slow.abs().max().double_value(&[]);
         assert!(error < 1e-4, "{name}: {error:e}");
     }
     group.bench_function("by layers", |b| b.iter(|| black_box(by_layers())));
     group.bench_function("one example at a time", |b| b.iter(|| black_box(one_by_one())));
     let q = by_layers().laplace(Prior::isotropic(1.0)).expect("a positive precision");
+    group.finish();
+    let mut group = c.benchmark_group("per_example/outputs-784-256-256-10");
     group.bench_function("variance of ten outputs", |b| {
         b.iter(|| black_box(q.output_variance(&model.vs, || model.net.forward(&model.x)).expect("finite variances")));
     });

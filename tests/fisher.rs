@@ -668,6 +668,43 @@ fn parameters_without_factors_have_their_diagonal() {
     }
 }
 
+/// A weight that a layer uses, and the model by hand too, for more examples than a look at the model takes.
+#[test]
+fn a_weight_used_by_a_layer_and_by_hand() {
+    let mut layers = Vec::new();
+    let vs = store(|vs| layers.extend(["a", "b"].map(|n| linear(vs.root() / n, 3, 3))));
+    let x = wave(&[40, 3], 0.2);
+    for by_hand in [0.0, 0.1] {
+        let net = |x: &Tensor| {
+            let h = layers[0].forward(x).tanh();
+            layers[1].forward(&h) + by_hand * h.matmul(&layers[1].ws.tr()).sin()
+        };
+        let expected = values(&gauss_newton(&vs, &net(&x), Likelihood::Categorical).diagonal(0, 0, 1));
+        for size in [7, 18, 40] {
+            let f = Fisher::exact().diagonal(&vs, x.split(size, 0), net).unwrap();
+            all_close(&flat(&f), &expected, 1e-12);
+        }
+    }
+}
+
+/// A weight that a later batch uses by hand has an exact diagonal all the same, and no factors.
+#[test]
+fn a_model_that_changes_between_batches() {
+    let mut layer = None;
+    let vs = store(|vs| layer = Some(linear(vs.root() / "l", 3, 3)));
+    let layer = layer.unwrap();
+    let x = wave(&[6, 3], 0.2);
+    // The last batch has two rows.
+    let net = |x: &Tensor| {
+        if x.size()[0] == 4 { layer.forward(x) } else { x.matmul(&layer.ws.tr()) + layer.bs.as_ref().unwrap() }
+    };
+    let f = Fisher::exact().diagonal(&vs, x.split(4, 0), net).unwrap();
+    let expected = Fisher::exact().diagonal(&vs, [&x], |x| layer.forward(x)).unwrap();
+    all_close(&flat(&f), &flat(&expected), 1e-14);
+    let e = Fisher::exact().kronecker(&vs, x.split(4, 0), net).unwrap_err();
+    assert!(matches!(e, Error::Parameter { .. }) && e.to_string().contains("another way"), "{e}");
+}
+
 /// J S⁻¹ Jᵀ of explicit Jacobians, and its diagonal.
 #[test]
 fn variances_of_the_outputs_are_those_of_explicit_jacobians() {

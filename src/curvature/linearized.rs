@@ -13,6 +13,9 @@ use crate::{Error, IntoTensor, Params, Result, kernel};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, no_grad_guard};
 
+/// How many examples show whether a parameter is used outside of the tapped layers.
+const LOOK_AT: i64 = 16;
+
 /// One forward pass.
 #[derive(Debug)]
 pub(crate) struct Forward {
@@ -164,27 +167,33 @@ impl<'a> Linearized<'a> {
         self.z.size()[1]
     }
 
-    /// Compares the tapped gradients with plain ones, for a column of numbers without a pattern.
+    /// Compares the tapped gradients of a few examples with plain ones, for a column of numbers without a pattern.
     fn look(&mut self) -> Result<()> {
         let wave = Tensor::f_arange(self.z.numel() as i64, (self.z.kind(), self.z.device()))?;
         let s = wave.f_mul_scalar(1.7)?.f_add_scalar(0.3)?.f_sin()?.f_reshape(self.z.size())?;
-        let column = self.pull(&s)?;
+        let few = LOOK_AT.min(self.batch());
+        _ = s.f_narrow(0, few, self.batch() - few)?.f_zero_()?;
+        let mut column = self.pull(&s)?;
         let leaves: Vec<&Tensor> = self.leaves.iter().map(|l| &l.tensor).collect();
         let total = tch::with_grad(|| column.losses.f_sum(None::<Kind>))?;
         let plain = Tensor::f_run_backward(&[&total], &leaves, true, false)?;
         let _no_grad = no_grad_guard();
+        for delta in column.deltas.values_mut() {
+            *delta = delta.f_narrow(0, 0, few)?;
+        }
         let uses: Vec<Vec<Contribution>> = (0..plain.len()).map(|p| self.contributions(p, &column)).collect();
+        let parameter = |p: usize| Parameter { batch: few, ..self.parameter(p, &uses[p]) };
         let mut squares: Vec<Option<Tensor>> = Vec::with_capacity(plain.len());
         for (p, uses) in uses.iter().enumerate() {
-            let c = if uses.is_empty() { None } else { Some(self.parameter(p, uses).squares()?) };
+            let c = if uses.is_empty() { None } else { Some(parameter(p).squares()?) };
             squares.push(c);
         }
-        let all = global_scale(&squares, self.batch())?;
+        let all = global_scale(&squares, few)?;
         let mut outside = Vec::new();
         for (p, (g, c)) in plain.iter().zip(&squares).enumerate() {
             let explained = match c {
                 _ if !g.defined() => true,
-                Some(c) => self.parameter(p, &uses[p]).explains(g, c, all)?,
+                Some(c) => parameter(p).explains(g, c, all)?,
                 None => false,
             };
             if !explained {
@@ -316,6 +325,7 @@ impl<'a> Linearized<'a> {
             let mut rest = Vec::new();
             for (p, part) in parts.iter_mut().enumerate() {
                 match part {
+                    Part::Factors(_) | Part::Bias if self.ways[p] == Way::Loop => return Err(self.changed(p)),
                     Part::Factors(factors) => self.add_to_factors(p, &column, c == 0, factors)?,
                     Part::Bias => {}
                     Part::Diagonal(_) => rest.push(p),
@@ -416,7 +426,7 @@ impl<'a> Linearized<'a> {
                     let n = self.leaves[p].tensor.numel() as i64;
                     if !uses.is_empty() {
                         let g = self.parameter(p, uses).gradients(first, length)?;
-                        _ = rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
+                        rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
                     }
                     starts.push((start, n));
                     start += n;
@@ -424,7 +434,7 @@ impl<'a> Linearized<'a> {
                 for i in 0..if self.loops() { length } else { 0 } {
                     for (p, g) in self.of_example(&column, first + i)? {
                         let (start, n) = starts[p];
-                        _ = rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
+                        rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
                     }
                 }
                 _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;
@@ -492,30 +502,20 @@ impl<'a> Linearized<'a> {
         for (p, v) in v.iter().enumerate() {
             let Some(v) = v else { continue };
             let uses: Vec<Vec<Contribution>> = columns.iter().map(|c| self.contributions(p, c)).collect();
-            let Some(used) = uses.iter().find(|uses| !uses.is_empty()) else { continue };
-            // An output that the parameter has no part in has no δ.
-            let stack = |rows: Vec<Option<Tensor>>, n: i64| {
-                let width = v.numel() as i64;
-                let row = |row: Option<Tensor>| match row {
-                    Some(row) => Ok(row.f_reshape([n, -1])?),
-                    None => Ok(Tensor::f_zeros([n, width], (v.kind(), v.device()))?),
-                };
-                Ok::<_, Error>(Tensor::f_stack(&rows.into_iter().map(row).collect::<Result<Vec<_>>>()?, 1)?)
-            };
-            if let (Some((_, outer)), true) = (self.outer(p, used)?, uses.iter().all(|u| u.len() == 1)) {
-                let deltas = uses.iter().map(|u| Ok(self.outer(p, u)?.map(|(delta, _)| delta)));
-                let deltas = stack(deltas.collect::<Result<Vec<_>>>()?, batch)?;
+            // The outputs are one tensor, so that a layer has a part in all of them or in none.
+            let Some(first_uses) = uses.first().filter(|uses| !uses.is_empty()) else { continue };
+            if let Some((_, outer)) = self.outer(p, first_uses)? {
+                let deltas = uses.iter().flatten().map(|u| Ok(u.delta.f_totype(v.kind())?.f_reshape([batch, -1])?));
+                let deltas = Tensor::f_stack(&deltas.collect::<Result<Vec<_>>>()?, 1)?;
                 let weighted = deltas.f_mul(&outer.spread(v)?.f_unsqueeze(1)?)?;
                 _ = sum.shallow_clone().f_add_(&weighted.f_bmm(&deltas.f_transpose(1, 2)?)?)?;
                 continue;
             }
-            self.in_chunks(p, used, outputs, |first, g| {
+            self.in_chunks(p, first_uses, outputs, |first, g| {
                 let n = g.size()[0];
-                let rows = uses.iter().map(|uses| match &uses[..] {
-                    [] => Ok(None),
-                    uses => self.parameter(p, uses).gradients(first, n).map(Some),
-                });
-                let rows = stack(rows.collect::<Result<Vec<_>>>()?, n)?;
+                let rows =
+                    uses.iter().map(|uses| Ok(self.parameter(p, uses).gradients(first, n)?.f_reshape([n, -1])?));
+                let rows = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 1)?;
                 let weighted = rows.f_mul(&v.f_reshape([-1])?)?;
                 _ = sum.f_narrow(0, first, n)?.f_add_(&weighted.f_bmm(&rows.f_transpose(1, 2)?)?)?;
                 Ok(())
