@@ -207,7 +207,8 @@ fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
     let t = &t.to_device(f.device());
     rows(&match likelihood {
         Likelihood::Categorical => -(f.f_log_softmax(-1, None::<Kind>)? * t),
-        Likelihood::Bernoulli => f.f_softplus()? - f * t,
+        // ln(1 + eᶠ); libtorch's softplus is f from 20 on, and its gradient 1.
+        Likelihood::Bernoulli => -(f.f_neg()?.f_log_sigmoid()? + f * t),
         Likelihood::Gaussian { variance } => (f - t).f_square()? * (0.5 / variance),
     })
 }
