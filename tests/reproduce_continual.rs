@@ -87,3 +87,29 @@ fn a_digit_more() {
     let lambda = usps.run(Method::Replay, Choice::Lambda, 2.0).unwrap();
     assert!(random[0] > lambda[0] + 20.0, "{random:?} {lambda:?}");
 }
+
+#[test]
+fn broken_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    let moons = || four_moons::tasks(folder.path()).unwrap_err().to_string();
+    let usps = || parity::Images::load(folder.path(), "test").unwrap_err().to_string();
+    let says =
+        |e: String, what: [&str; 2]| assert!(what.iter().all(|w| e.contains(w)) && e.lines().count() == 1, "{e}");
+    says(moons(), ["make_moons.csv", "No such file"]);
+    write("four_moons/make_moons.csv", b"X,Y,label\n0.5,1.0,0\n0.5,1.0\n");
+    says(moons(), ["make_moons.csv", "line 3"]);
+    write("four_moons/make_moons.csv", b"X,Y,label\n0.5,1.0,0\n");
+    says(moons(), ["make_moons.csv", "500 points"]);
+    says(usps(), ["zip.test.gz", "No such file"]);
+    write("usps/zip.test.gz", b"no gzip");
+    says(usps(), ["zip.test.gz", ""]);
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(b"6.0 -1.0 0.5\n").unwrap();
+    write("usps/zip.test.gz", &gz.finish().unwrap());
+    says(usps(), ["zip.test.gz", "256 grey values"]);
+}

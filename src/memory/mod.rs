@@ -18,6 +18,8 @@
 //! | [`Reservoir`] | each of a stream with the same probability |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
+//! Class-balanced examples by chance are [`class_balanced`] of [`random_scores`].
+//!
 //! **The score belongs to the loss.** λ and its relatives pick the examples near the boundary. With soft labels
 //! ([`SoftLabels`](crate::continual::SoftLabels)) that is right: there the gradient of the past is. Replay of their *hard* labels
 //! sees nothing but hard cases and forgets the easy ones, and is better served by random examples: on USPS with 10 % of the past,
