@@ -1,7 +1,6 @@
 //! The example `systems`: each system has the properties that define it, and does what it is for.
 
 // Of the example, all but its `main`; what only that calls is not called here.
-#[allow(dead_code)]
 #[path = "../examples/common/digits.rs"]
 mod digits;
 #[allow(dead_code)]
@@ -10,7 +9,6 @@ mod maml;
 #[allow(dead_code)]
 #[path = "../examples/systems/matching.rs"]
 mod matching;
-#[allow(dead_code)]
 #[path = "../examples/common/pictures.rs"]
 mod pictures;
 #[allow(dead_code)]

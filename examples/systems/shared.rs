@@ -22,10 +22,8 @@ pub struct Setting {
 impl Setting {
     /// Images and labels of the training (or test) digits of these classes, at most `most` of them.
     pub fn part(&self, training: bool, classes: &[i64], most: usize) -> (Tensor, Tensor) {
-        let (images, labels) = match training {
-            true => (&self.data.train_images, &self.data.train_labels),
-            false => (&self.data.test_images, &self.data.test_labels),
-        };
+        let Digits { train_images, train_labels, test_images, test_labels, .. } = &self.data;
+        let (images, labels) = if training { (train_images, train_labels) } else { (test_images, test_labels) };
         let rows = subset(labels, classes);
         let rows = rows.narrow(0, 0, rows.size()[0].min(most as i64));
         (images.index_select(0, &rows), labels.index_select(0, &rows))
