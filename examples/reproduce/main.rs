@@ -10,15 +10,27 @@
 mod digits;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/tasks.rs"]
+mod tasks;
 
 mod mnist;
+mod permuted;
 mod report;
+mod sequence;
+mod split;
+mod toy;
 
 use report::{Job, Outcome, Section};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: &[Table] = &[("mnist", mnist::table)];
+const TABLES: &[Table] = &[
+    ("mnist", mnist::table),
+    ("toy", toy::table),
+    ("split", split::task_incremental),
+    ("split-classes", split::class_incremental),
+    ("permuted", permuted::table),
+];
 
 fn main() -> Outcome<()> {
     let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
