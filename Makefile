@@ -18,7 +18,7 @@ demo: setup ## train, compare and draw; prints where the pictures and the report
 	$(CARGO) run --release $(FLAGS) --example demo
 
 test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
-	$(CARGO) test $(FLAGS)
+	$(CARGO) test $(FLAGS) --features cli
 	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \
 		$(CARGO) test $(FLAGS) --test golden --test exact --test conformance --test properties || exit 1; done
 
@@ -28,7 +28,7 @@ test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
-	$(CARGO) clippy --all-targets $(FLAGS) -- -D warnings
+	$(CARGO) clippy --all-targets $(FLAGS) --features cli -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
 
 bench: setup ## criterion benchmarks, a few minutes

@@ -1,13 +1,13 @@
 //! What per-example squares cost, at batch 128: a plain forward and backward pass; VOGN's step, which needs the squares;
-//! the optimizer's own part of it; and the same squares by a backward pass per example.
+//! the optimizer's own part of it; and the same squares by a backward pass per example. The exact Fisher information, too.
 
 mod common;
 
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use std::hint::black_box;
 use tch::nn::{Module, Sequential, VarStore};
-use tch::{Device, Reduction, Tensor};
-use tch_blr::{Optimizer, Philox, Rule, Von};
+use tch::{Device, Kind, Reduction, Tensor};
+use tch_blr::{Fisher, Optimizer, Philox, Prior, Rule, Von};
 
 const BATCH: i64 = 128;
 
@@ -82,6 +82,53 @@ fn model(
     });
 }
 
+/// The exact diagonal Fisher information of two active labels out of ten, as for a task of Split MNIST: by layers, and by
+/// passes over one example each, with a backward pass for each label.
+fn fisher(c: &mut Criterion) {
+    let labels = [2, 3];
+    let model = Model::new(|vs| common::mlp(&vs.root(), tch_blr::nn::linear));
+    let (data, _) = common::images(8 * BATCH);
+    let mut group = c.benchmark_group("per_example/fisher-784-256-256-10, 1024 examples");
+    let by_layers = || {
+        let fisher = Fisher::exact().labels(&labels);
+        fisher.diagonal(&model.vs, data.split(BATCH, 0), |x| model.net.forward(x)).expect("a finite curvature")
+    };
+    let columns = Tensor::from_slice(&labels);
+    let one_by_one = || {
+        let leaves = model.vs.trainable_variables();
+        let mut squares: Vec<Tensor> = leaves.iter().map(|p| p.detach().zeros_like()).collect();
+        for i in 0..8 * BATCH {
+            let logits = model.net.forward(&data.narrow(0, i, 1)).index_select(1, &columns);
+            let log_p = logits.log_softmax(-1, None::<Kind>).squeeze();
+            for c in 0..labels.len() as i64 {
+                let log_p = log_p.get(c);
+                let p = log_p.detach().exp();
+                for (g, square) in Tensor::run_backward(&[log_p], &leaves, true, false).iter().zip(&mut squares) {
+                    let _ = square.addcmul_(&(g * &p), g);
+                }
+            }
+        }
+        squares
+    };
+    let names: Vec<String> = by_layers().names().map(str::to_owned).collect();
+    let fast = by_layers();
+    for (name, slow) in names.iter().zip(one_by_one()) {
+        let fast = fast.get(name).expect("a parameter");
+        let error = (fast - &slow).abs().max().double_value(&[]) / slow.abs().max().double_value(&[]);
+        assert!(error < 1e-4, "{name}: {error:e}");
+    }
+    group.bench_function("by layers", |b| b.iter(|| black_box(by_layers())));
+    group.bench_function("one example at a time", |b| b.iter(|| black_box(one_by_one())));
+    let q = by_layers().laplace(Prior::isotropic(1.0)).expect("a positive precision");
+    group.finish();
+    let mut group = c.benchmark_group("per_example/outputs-784-256-256-10");
+    group.bench_function("variance of ten outputs", |b| {
+        b.iter(|| black_box(q.output_variance(&model.vs, || model.net.forward(&model.x)).expect("finite variances")));
+    });
+    group.bench_function("forward pass", |b| b.iter(|| black_box(tch::no_grad(|| model.net.forward(&model.x)))));
+    group.finish();
+}
+
 fn per_example(c: &mut Criterion) {
     let mut group = c.benchmark_group("per_example/mlp-784-256-256-10");
     model(&mut group, |vs| common::mlp(&vs.root(), tch_blr::nn::linear), |vs| common::mlp(&vs.root(), tch::nn::linear));
@@ -95,5 +142,5 @@ fn per_example(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! { name = benches; config = common::quick(); targets = per_example }
+criterion_group! { name = benches; config = common::quick(); targets = per_example, fisher }
 criterion_main!(benches);

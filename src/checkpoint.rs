@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 static SAVES: AtomicU64 = AtomicU64::new(0);
 
 /// Key of the description in the file's metadata.
-const DESCRIPTION: &str = "tch_blr";
+pub(crate) const DESCRIPTION: &str = "tch_blr";
 
 const VERSION: u32 = 1;
 
@@ -63,38 +63,41 @@ impl View for &Stored {
     }
 }
 
-/// Writes tensors (f32, f64) and `content` as a file of this form. Whoever opens `path`, after a crash at any moment too, finds the old
-/// file or the new one, whole: the new one is written beside it, flushed to the disk, and renamed.
-pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
+/// Writes a file by way of a draft. Whoever opens `path`, after a crash at any moment too, finds the old file or the new one, whole:
+/// `write` makes the new one beside it, which is flushed to the disk and renamed.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
-    if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
-        return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
-    }
     let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A name of its own for each process and each save of it.
     let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
     let draft = folder.join(format!(".{}.{process}-{save}.tmp", file_name.to_string_lossy()));
+    let renamed = || -> std::io::Result<()> {
+        fs::File::open(&draft)?.sync_all()?;
+        fs::rename(&draft, path)?;
+        // The rename itself is on the disk once the folder is.
+        fs::File::open(folder)?.sync_all()
+    };
+    write(&draft).and_then(|()| renamed().map_err(|e| error(&e))).inspect_err(|_| _ = fs::remove_file(&draft))
+}
 
+/// Writes tensors (f32, f64) and `content` as a file of this form, in place of an old one only when it is whole.
+pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
+    let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
+    if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
+        return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
+    }
     let description = Description { form: form.to_owned(), version: VERSION, content };
     let description = serde_json::to_string(&description).map_err(|e| error(&e))?;
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
     let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
-    let written = (|| -> std::result::Result<(), Box<dyn std::error::Error>> {
+    replace(path, |draft| {
         // serialize_to_file makes a private file; ours shall be as readable as any other of the user's.
-        let permissions = fs::File::create(&draft)?.metadata()?.permissions();
+        let readable = || fs::File::create(draft)?.metadata().map(|m| m.permissions());
+        let permissions = readable().map_err(|e| error(&e))?;
         let named = tensors.iter().map(|(name, _)| name.as_str()).zip(&stored);
-        serialize_to_file(named, Some(metadata), &draft)?;
-        fs::set_permissions(&draft, permissions)?;
-        fs::File::open(&draft)?.sync_all()?;
-        fs::rename(&draft, path)?;
-        // The rename itself is on the disk once the folder is.
-        fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    })();
-    written.map_err(|e| {
-        _ = fs::remove_file(&draft);
-        error(&e)
+        serialize_to_file(named, Some(metadata), draft).map_err(|e| error(&e))?;
+        fs::set_permissions(draft, permissions).map_err(|e| error(&e))
     })
 }
 

@@ -79,6 +79,22 @@ pub enum Error {
     /// What was asked of a posterior or prior does not exist.
     #[error("posterior: {0}")]
     Posterior(String),
+    /// Models, weights and a method of merging that do not fit together.
+    #[error("merge: {0}")]
+    Merge(String),
+    /// A part is to be taken out of a posterior that does not hold so much of it.
+    #[error(
+        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} can \
+         be removed"
+    )]
+    Removal {
+        /// Which parameter or matrix.
+        what: String,
+        /// The weight given.
+        weight: f64,
+        /// Every weight below this leaves a posterior.
+        largest: f64,
+    },
     /// Noise was asked for at a position where none was given.
     #[error("noise: {0}")]
     Noise(String),

@@ -116,8 +116,10 @@
 //!   the numbers of other codes in ours.
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
+//! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
-//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory.
+//! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -131,6 +133,8 @@ pub mod family;
 mod gradient;
 mod kernel;
 mod linalg;
+pub mod merge;
+pub mod memory;
 pub mod metrics;
 pub mod nn;
 mod optim;
@@ -141,7 +145,7 @@ mod prior;
 mod schedule;
 mod structured;
 
-pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher};
+pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
@@ -174,3 +178,6 @@ struct Porting;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/merging.md")]
+struct Merging;

@@ -6,7 +6,7 @@ use support::{all_close, close, mean_and_error, values};
 use tch::nn::{ConvConfig, Module, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::nn::Likelihood;
-use tch_blr::{Batch, DiagonalFisher, Error, Estimator, Fisher, Params, Prior, nn};
+use tch_blr::{Batch, DiagonalFisher, DiagonalGaussian, Error, Estimator, Fisher, Params, Prior, nn};
 
 const GAUSSIAN: Likelihood = Likelihood::Gaussian { variance: 1.0 };
 
@@ -217,7 +217,7 @@ fn laplace_adds_the_prior_precision_once() {
         all_close(&values(q.precision(&name).unwrap()), &sum(1.0), 1e-14);
         all_close(&values(next.precision(&name).unwrap()), &sum(2.0), 1e-14);
     }
-    tch::no_grad(|| case.vs.trainable_variables()[0].fill_(9.0));
+    let _ = tch::no_grad(|| case.vs.trainable_variables()[0].fill_(9.0));
     assert!(largest(q.mean("first.bias").unwrap()) < 1.0);
 
     // A prior that knows one layer only; N = 7 examples.
@@ -472,4 +472,294 @@ fn kinds_and_frozen_parameters() {
     let f = Fisher::exact().diagonal(&case.vs, [case.x.to_kind(Kind::Double)], &case.net).unwrap();
     assert_eq!(f.names().count(), 3);
     assert!(f.get("first.weight").is_none());
+}
+
+/// diag(F) is the diagonal, for any estimator and batch size.
+#[test]
+fn the_full_matrix_is_the_one_written_out() {
+    for case in cases() {
+        let y = Tensor::arange(case.x.size()[0], (Kind::Int64, Device::Cpu)).remainder(3);
+        let f = Fisher::exact().full(&case.vs, [&case.x], &case.net).unwrap();
+        let expected = gauss_newton(&case.vs, &(case.net)(&case.x), Likelihood::Categorical);
+        let scale = largest(&expected);
+        assert!(largest(&(f.matrix() - &expected)) < 1e-13 * scale, "{}", case.name);
+        for fisher in [Fisher::exact(), Fisher::monte_carlo(4).samples(2), Fisher::empirical()] {
+            let batches = || case.x.split(2, 0).into_iter().zip(y.split(2, 0));
+            let full = fisher.full(&case.vs, batches(), &case.net).unwrap();
+            let diagonal = fisher.diagonal(&case.vs, batches(), &case.net).unwrap();
+            all_close(&values(&full.matrix().diagonal(0, 0, 1)), &flat(&diagonal), 1e-13 * scale);
+            assert_eq!((full.examples(), full.estimator()), (case.x.size()[0] as u64, diagonal.estimator()));
+            assert!(full.names().eq(diagonal.names()));
+        }
+        let e = Fisher::exact().max_weights(5).full(&case.vs, [&case.x], &case.net).unwrap_err();
+        assert!(matches!(e, Error::Curvature(_)) && e.to_string().contains("max_weights"), "{e}");
+    }
+}
+
+/// y = Xw + noise of variance σ²: the Laplace approximation at the ridge solution is the posterior, with precision
+/// XᵀX/σ² + P₀, all at once or in two parts, in either order, with the first's posterior as the second's prior.
+#[test]
+fn linear_regression_is_exact_at_once_and_in_parts() {
+    let (x, y) = (wave(&[12, 3], 0.3), wave(&[12], 1.9) * 2.0);
+    let (variance, p0) = (0.25, 0.7);
+    let eye = Tensor::eye(3, (Kind::Double, Device::Cpu));
+    let precision = x.tr().matmul(&x) / variance + &eye * p0;
+    let mean = precision.inverse().matmul(&(x.tr().mv(&y) / variance).unsqueeze(1)).squeeze_dim(1);
+    let w = Tensor::zeros([3], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let set = |value: &Tensor| tch::no_grad(|| w.shallow_clone().copy_(value));
+    let fisher = |rows: &Tensor| {
+        let params = Params::named([("w", w.shallow_clone())]).unwrap();
+        let gaussian = Fisher::exact().likelihood(Likelihood::Gaussian { variance });
+        gaussian.full(params, rows.split(5, 0), |x| x.mv(&w)).unwrap()
+    };
+    set(&mean);
+    let q = fisher(&x).laplace(Prior::isotropic(p0)).unwrap();
+    assert!(largest(&(q.precision() - &precision)) < 1e-12 && largest(&(q.mean_vector() - &mean)) == 0.0);
+    // The second part's mode, with the first part's posterior as the prior.
+    for parts in [[0..4, 4..12], [4..12, 0..4]] {
+        let rows = |t: &Tensor, k: usize| t.narrow(0, parts[k].start, parts[k].end - parts[k].start);
+        let mode = |p: &Tensor, m: &Tensor, k: usize| {
+            let x = rows(&x, k);
+            let full = x.tr().matmul(&x) / variance + p;
+            let rhs = x.tr().mv(&rows(&y, k)) / variance + p.mv(m);
+            full.inverse().mv(&rhs)
+        };
+        set(&mode(&(&eye * p0), &Tensor::zeros([3], (Kind::Double, Device::Cpu)), 0));
+        let first = fisher(&rows(&x, 0)).laplace(Prior::isotropic(p0)).unwrap();
+        set(&mode(first.precision(), &first.mean_vector(), 1));
+        let second = fisher(&rows(&x, 1)).laplace_after(&first).unwrap();
+        assert!(largest(&(second.precision() - &precision)) < 1e-11);
+        assert!(largest(&(second.mean_vector() - &mean)) < 1e-12);
+    }
+    let other = DiagonalGaussian::new([("w", mean.copy(), mean.ones_like())]).unwrap();
+    assert!(largest(&(fisher(&x).laplace(&other).unwrap().precision() - (precision - &eye * p0 + eye))) < 1e-12);
+    let stranger = tch_blr::FullGaussian::new([("v", mean.copy())], q.precision()).unwrap();
+    assert!(fisher(&x).laplace_after(&stranger).unwrap_err().to_string().contains("`w`"));
+}
+
+/// The weights of one layer, `[W b]` row by row, among all weights.
+fn places(vs: &VarStore, weight: &str, bias: Option<&str>) -> Tensor {
+    let mut start = 0;
+    let mut of = std::collections::HashMap::new();
+    for w in vs.trainable_variables() {
+        let (name, _) = vs.variables().into_iter().find(|(_, t)| t.is_set_to(&w)).unwrap();
+        let n = w.numel() as i64;
+        of.insert(name, Tensor::arange_start(start, start + n, (Kind::Int64, Device::Cpu)).reshape(w.size()));
+        start += n;
+    }
+    let w = of[weight].reshape([of[weight].size()[0], -1]);
+    let all = bias.map_or_else(|| w.copy(), |b| Tensor::cat(&[&w, &of[b].unsqueeze(1)], 1));
+    all.flatten(0, -1)
+}
+
+/// With one example, G ⊗ A is the layer's block of the full matrix; without a correlation between a and g it is on average.
+#[test]
+fn the_kronecker_factors_of_one_example_are_the_full_block() {
+    for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, Likelihood::Gaussian { variance: 4.0 }] {
+        let case = perceptron(3);
+        let one = case.x.narrow(0, 2, 1);
+        let fisher = Fisher::exact().likelihood(likelihood);
+        let f = fisher.kronecker(&case.vs, [&one], &case.net).unwrap();
+        let full = fisher.full(&case.vs, [&one], &case.net).unwrap();
+        assert_eq!(f.layers().len(), 2);
+        for layer in f.layers() {
+            let at = places(&case.vs, &layer.weight, layer.bias.as_deref());
+            let block = full.matrix().index_select(0, &at).index_select(1, &at);
+            assert!(largest(&block) > 1e-4 && largest(&(layer.outputs.kron(&layer.inputs) - block)) < 1e-15);
+        }
+    }
+}
+
+/// A = (1/N) Σ aaᵀ and G = Σ ggᵀ, whatever the batches are; for two layers, and a convolution whose positions count as
+/// examples.
+#[test]
+fn factors_are_a_mean_of_inputs_and_a_sum_of_gradients() {
+    let case = perceptron(3);
+    for size in [1, 3, 7] {
+        let f = Fisher::exact().kronecker(&case.vs, case.x.split(size, 0), &case.net).unwrap();
+        let [first, second] = f.layers() else { unreachable!() };
+        let a = Tensor::cat(&[&case.x, &Tensor::ones([7, 1], (Kind::Double, Device::Cpu))], 1);
+        assert!(largest(&(&first.inputs - a.tr().matmul(&a) / 7.0)) < 1e-15);
+        // The last layer's outputs are the logits themselves.
+        let expected = lambda(&(case.net)(&case.x), Likelihood::Categorical).sum_dim_intlist(0, false, None::<Kind>);
+        assert!(largest(&(&second.outputs - expected)) < 1e-14);
+    }
+
+    // One convolution and the mean over its 9 positions: every position has the gradient s/9.
+    let mut conv = None;
+    let config = ConvConfig { padding: 1, ..Default::default() };
+    let vs = store(|vs| conv = Some(nn::conv2d(vs.root(), 2, 3, 3, config)));
+    let conv = conv.unwrap();
+    let x = wave(&[4, 2, 3, 3], 0.8);
+    let net = |x: &Tensor| conv.forward(x).mean_dim([2, 3].as_slice(), false, None::<Kind>);
+    let f = Fisher::exact().kronecker(&vs, x.split(3, 0), net).unwrap();
+    let [layer] = f.layers() else { unreachable!() };
+    let patches = x.im2col([3, 3], [1, 1], [1, 1], [1, 1]);
+    let ones = Tensor::ones([4, 1, 9], (Kind::Double, Device::Cpu));
+    let a = Tensor::cat(&[&patches, &ones], 1).transpose(1, 2).flatten(0, 1);
+    assert!(largest(&(&layer.inputs - a.tr().matmul(&a) / 36.0)) < 1e-15);
+    let expected = lambda(&net(&x), Likelihood::Categorical).sum_dim_intlist(0, false, None::<Kind>) / 9.0;
+    assert!(largest(&(&layer.outputs - expected)) < 1e-15);
+}
+
+/// The posterior of every weight is (G ⊗ A + P₀)⁻¹ with A without the appended 1, that of its bias (G + P₀)⁻¹.
+#[test]
+fn laplace_with_kronecker_factors() {
+    let case = perceptron(3);
+    let f = Fisher::exact().kronecker(&case.vs, case.x.split(4, 0), &case.net).unwrap();
+    let q = f.laplace(Prior::isotropic(0.3)).unwrap();
+    let full = q.to_full().unwrap();
+    for layer in f.layers() {
+        let width = layer.inputs.size()[0] - 1;
+        let a = layer.inputs.narrow(0, 0, width).narrow(1, 0, width);
+        let bias = layer.bias.as_deref().unwrap();
+        for (name, expected) in [(layer.weight.as_str(), layer.outputs.kron(&a)), (bias, layer.outputs.copy())] {
+            let at = places(&case.vs, name, None);
+            let block = full.precision().index_select(0, &at).index_select(1, &at);
+            let prior = Tensor::eye(expected.size()[0], (Kind::Double, Device::Cpu)) * 0.3;
+            assert!(largest(&(block - expected - prior)) < 1e-13, "{name}");
+            assert_eq!(values(q.mean(name).unwrap()), values(&case.vs.variables()[name]));
+        }
+    }
+    let diagonal = Fisher::exact().diagonal(&case.vs, [&case.x], &case.net).unwrap();
+    let e = f.laplace(diagonal.laplace(Prior::isotropic(1.0)).unwrap()).unwrap_err().to_string();
+    assert!(e.contains("Prior::isotropic"), "{e}");
+    // In f32, with weights of no influence.
+    let mut vs = VarStore::new(Device::Cpu);
+    let [used, unused] = ["used", "unused"].map(|n| linear(vs.root() / n, 20, 5));
+    vs.set_kind(Kind::Float);
+    let x = wave(&[40, 20], 0.1).to_kind(Kind::Float);
+    let f = Fisher::exact().kronecker(&vs, x.split(7, 0), |x| used.forward(x)).unwrap();
+    let q = f.laplace(Prior::isotropic(2.0)).unwrap();
+    assert_eq!(values(&q.variance("unused.weight").unwrap()), vec![0.5; 100]);
+    assert!(values(&q.variance("used.weight").unwrap()).iter().all(|v| *v < 0.5));
+    drop(unused);
+    // Without any, a prior is needed.
+    assert!(f.laplace(Prior::isotropic(0.0)).unwrap_err().to_string().contains("used."));
+}
+
+/// What has no factors has its exact diagonal; weights are never left out.
+#[test]
+fn parameters_without_factors_have_their_diagonal() {
+    for case in cases() {
+        let f = Fisher::exact().kronecker(&case.vs, case.x.split(3, 0), &case.net).unwrap();
+        let d = Fisher::exact().diagonal(&case.vs, [&case.x], &case.net).unwrap();
+        let with_factors: Vec<&str> =
+            f.layers().iter().flat_map(|l| [Some(l.weight.as_str()), l.bias.as_deref()]).flatten().collect();
+        for name in f.names() {
+            assert_eq!(f.diagonal(name).is_none(), with_factors.contains(&name), "{} {name}", case.name);
+            if let Some(found) = f.diagonal(name) {
+                all_close(&values(found), &values(d.get(name).unwrap()), 1e-13);
+            }
+        }
+        let expected: &[&str] = match case.name {
+            "perceptron" => &["first.weight", "first.bias", "second.weight", "second.bias"],
+            // c2 has groups.
+            "convolutions" => &["c1.weight", "c1.bias", "out.weight", "out.bias"],
+            "tied, positions, unused" => &["other head.weight", "other head.bias"],
+            _ => &[],
+        };
+        let sorted = |mut names: Vec<&str>| {
+            names.sort_unstable();
+            names.join(" ")
+        };
+        assert_eq!(sorted(with_factors), sorted(expected.to_vec()), "{}", case.name);
+        f.laplace(Prior::isotropic(1.0)).unwrap();
+    }
+}
+
+/// A weight that a layer uses, and the model by hand too, for more examples than a look at the model takes.
+#[test]
+fn a_weight_used_by_a_layer_and_by_hand() {
+    let mut layers = Vec::new();
+    let vs = store(|vs| layers.extend(["a", "b"].map(|n| linear(vs.root() / n, 3, 3))));
+    let x = wave(&[40, 3], 0.2);
+    for by_hand in [0.0, 0.1] {
+        let net = |x: &Tensor| {
+            let h = layers[0].forward(x).tanh();
+            layers[1].forward(&h) + by_hand * h.matmul(&layers[1].ws.tr()).sin()
+        };
+        let expected = values(&gauss_newton(&vs, &net(&x), Likelihood::Categorical).diagonal(0, 0, 1));
+        for size in [7, 18, 40] {
+            let f = Fisher::exact().diagonal(&vs, x.split(size, 0), net).unwrap();
+            all_close(&flat(&f), &expected, 1e-12);
+        }
+    }
+}
+
+/// A weight that a later batch uses by hand has an exact diagonal all the same, and no factors.
+#[test]
+fn a_model_that_changes_between_batches() {
+    let mut layer = None;
+    let vs = store(|vs| layer = Some(linear(vs.root() / "l", 3, 3)));
+    let layer = layer.unwrap();
+    let x = wave(&[6, 3], 0.2);
+    // The last batch has two rows.
+    let net = |x: &Tensor| {
+        if x.size()[0] == 4 { layer.forward(x) } else { x.matmul(&layer.ws.tr()) + layer.bs.as_ref().unwrap() }
+    };
+    let f = Fisher::exact().diagonal(&vs, x.split(4, 0), net).unwrap();
+    let expected = Fisher::exact().diagonal(&vs, [&x], |x| layer.forward(x)).unwrap();
+    all_close(&flat(&f), &flat(&expected), 1e-14);
+    let e = Fisher::exact().kronecker(&vs, x.split(4, 0), net).unwrap_err();
+    assert!(matches!(e, Error::Parameter { .. }) && e.to_string().contains("another way"), "{e}");
+}
+
+/// J S⁻¹ Jᵀ of explicit Jacobians, and its diagonal.
+#[test]
+fn variances_of_the_outputs_are_those_of_explicit_jacobians() {
+    for case in cases() {
+        let net = || (case.net)(&case.x);
+        let named: Vec<_> = Params::from(&case.vs).names().map(str::to_owned).collect();
+        let entries = named.iter().enumerate().map(|(i, name)| {
+            let mean = case.vs.variables()[name].shallow_clone();
+            (name.clone(), mean.copy(), wave(&mean.size(), 0.7 * i as f64) + 1.5)
+        });
+        let q = DiagonalGaussian::new(entries).unwrap();
+        let check = |q: &DiagonalGaussian| {
+            let j = jacobian(&case.vs, &net());
+            let v = named.iter().map(|name| {
+                let zeros = || case.vs.variables()[name].detach().zeros_like();
+                q.variance(name).unwrap_or_else(zeros).reshape([-1])
+            });
+            let v = Tensor::cat(&v.collect::<Vec<_>>(), 0);
+            let expected = (&j * &v).matmul(&j.transpose(1, 2));
+            let scale = largest(&expected);
+            assert!(scale > 1e-3);
+            let covariance = q.output_covariance(&case.vs, net).unwrap();
+            assert!(largest(&(covariance - &expected)) < 1e-13 * scale, "{}", case.name);
+            let variance = q.output_variance(&case.vs, net).unwrap();
+            assert!(largest(&(&variance - expected.diagonal(0, 1, 2))) < 1e-13 * scale, "{}", case.name);
+            assert!(!variance.requires_grad() && variance.size() == net().size());
+        };
+        check(&q);
+        check(&q.select(|name| name != named[0]).unwrap());
+    }
+}
+
+/// σ² xᵀx for a linear model; outputs `[B]` have variances `[B]`; what does not fit is refused by name.
+#[test]
+fn variances_of_the_outputs_of_one_weight_vector_and_of_none() {
+    let w = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    let params = || Params::named([("w", w.shallow_clone())]).unwrap();
+    let x = wave(&[5, 2], 0.2);
+    let q = |name: &str, s: [f64; 2]| DiagonalGaussian::new([(name, w.detach(), Tensor::from_slice(&s))]).unwrap();
+    let expected = values(&x.square().mv(&Tensor::from_slice(&[0.5, 0.25])));
+    let variance = q("w", [2.0, 4.0]).output_variance(params(), || x.mv(&w)).unwrap();
+    assert_eq!(variance.size(), [5]);
+    all_close(&values(&variance), &expected, 1e-15);
+    assert_eq!(q("w", [2.0, 4.0]).output_covariance(params(), || x.mv(&w)).unwrap().size(), [5, 1, 1]);
+    assert!(!w.grad().defined());
+
+    let e = q("v", [1.0, 1.0]).output_variance(params(), || x.mv(&w)).unwrap_err().to_string();
+    assert!(e.contains("`v`"), "{e}");
+    let e = q("w", [1.0, 1.0]).output_variance(params(), || x.mv(&w) * f64::NAN).unwrap_err();
+    assert!(matches!(e, Error::Curvature(_)), "{e}");
+    let e = q("w", [1e-300, 1.0]).output_variance(params(), || x.mv(&w) * 1e100).unwrap_err();
+    assert!(matches!(e, Error::Curvature(_)) && e.to_string().contains("variance"), "{e}");
+    let other = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    let _ = w.shallow_clone().set_requires_grad(false);
+    let both = Params::named([("w", w.shallow_clone()), ("other", other.shallow_clone())]).unwrap();
+    let e = q("w", [1.0, 1.0]).output_variance(both, || x.mv(&w) * &other).unwrap_err().to_string();
+    assert!(e.contains("`w`") && e.contains("frozen"), "{e}");
 }

@@ -21,7 +21,7 @@ fn json(table: &[Section]) -> (Vec<Value>, Option<String>) {
 fn every_row_passes() {
     let (rows, error) = json(&example::TABLE);
     assert_eq!(error, None);
-    assert!(rows.len() >= 24, "{}", rows.len());
+    assert!(rows.len() >= 60, "{}", rows.len());
     for row in &rows {
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("no {key} in {row}"));
         assert_eq!(row["passed"], true, "{row}");
@@ -80,4 +80,57 @@ fn pictures_are_drawn() {
         assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{}", file.display());
         assert!(svg.matches("<polyline").count() > 20 && !svg.contains("NaN"), "{}", file.display());
     }
+}
+
+fn text(path: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// docs/table.md names tests as `file::test` or `optim::row::tests::test`: all of them exist, and every row has some.
+#[test]
+fn the_documented_proofs_exist() {
+    let table = text("docs/table.md");
+    let names: Vec<&str> = table
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|code| {
+            code.contains("::") && code.chars().all(|c| c.is_ascii_lowercase() || "_:0123456789".contains(c))
+        })
+        .collect();
+    for name in &names {
+        let parts: Vec<&str> = name.split("::").collect();
+        let (file, test) = match parts[..] {
+            [file, test] => (format!("tests/{file}.rs"), test),
+            ["optim", row, "tests", test] => (format!("src/optim/{row}.rs"), test),
+            _ => panic!("{name} is no name of a test"),
+        };
+        let source = text(&file);
+        let lines: Vec<&str> = source.lines().map(str::trim).collect();
+        let head = format!("fn {test}(");
+        assert!(lines.windows(2).any(|l| l[0] == "#[test]" && l[1].starts_with(&head)), "{name} is not in {file}");
+    }
+    assert!(names.len() > 90, "{}", names.len());
+    let sections: Vec<&str> =
+        table.split("\n### <a name=").skip(1).map(|s| s.split("\n## ").next().unwrap_or(s)).collect();
+    assert!(sections.len() >= 20, "{}", sections.len());
+    for section in sections {
+        assert!(section.contains("\nProof: `") && section.contains("\nSource: "), "no proof or source: {section}");
+    }
+}
+
+/// Links into docs/table.md have their anchors.
+#[test]
+fn the_links_into_the_table_have_anchors() {
+    let table = text("docs/table.md");
+    let mut links = 0;
+    for (page, prefix) in [("README.md", "docs/table.md#"), ("docs/design.md", "table.md#"), ("docs/table.md", "](#")] {
+        for link in text(page).split(prefix).skip(1) {
+            let anchor = link.split(')').next().unwrap_or_default();
+            assert!(table.contains(&format!("<a name=\"{anchor}\"></a>")), "{page} links to #{anchor}");
+            links += 1;
+        }
+    }
+    assert!(links > 30, "{links}");
 }

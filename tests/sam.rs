@@ -12,8 +12,8 @@ use std::cell::{Cell, RefCell};
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    Adam, BayesianSam, Curvature, Derivatives, Error, Expectation, Ivon, Momentum, Philox, PrecisionInStep, Real,
-    RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Von, When,
+    Adam, BayesianSam, Curvature, Derivatives, Error, Expectation, Ivon, Momentum, Params, Philox, PrecisionInStep,
+    Real, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Von, When,
 };
 
 /// Where the closure of one step on L = θ² from 0.5 finds the weight, and the optimizer afterwards.
@@ -58,6 +58,30 @@ fn sam_rmsprop_by_hand() {
     let (points, w, _) = on_a_parabola(SamRmsProp::default().eps(1e-30), 0.01);
     all_close(&points, &[0.5, 0.55], 1e-15);
     close(values(&w)[0], 0.4, 1e-14);
+}
+
+/// Two tensors, ∇L = (3, 4) everywhere, so ε = ρ(3, 4)/5 = (0.3, 0.4), and not (0.5, 0.5) as with a norm per tensor. With the
+/// curvatures 2 and 10, ĝ = (3 + 2·0.3, 4 + 10·0.4) = (3.6, 8), v = ĝ²/4, and the step is α ĝ/(½ĝ + η).
+#[test]
+fn sam_rmsprop_has_one_norm_over_all_parameters() {
+    let (a, b) = (weight(&[1.0]), weight(&[-2.0]));
+    let named = Params::named([("a", a.shallow_clone()), ("b", b.shallow_clone())]).unwrap();
+    let mut opt = SamRmsProp::default().rho(0.5).alpha(0.75).eps(0.2).build(named, 0.1).unwrap();
+    let mut points = Vec::new();
+    opt.step(|| {
+        points.push([values(&a)[0], values(&b)[0]]);
+        let (x, y) = (&a - 1.0, &b + 2.0);
+        (&x * 3.0 + x.square() + &y * 4.0 + y.square() * 5.0).sum(Kind::Double)
+    })
+    .unwrap();
+    all_close(points.as_flattened(), &[1.0, -2.0, 1.3, -1.6], 1e-15);
+    all_close(
+        &[opt.state("a", "square"), opt.state("b", "square")].map(|v| values(&v.unwrap())[0]),
+        &[3.24, 16.0],
+        1e-14,
+    );
+    // 0.36/(1.8 + 0.2) and 0.8/(4 + 0.2)
+    all_close(&[values(&a)[0], values(&b)[0]], &[1.0 - 0.18, -2.0 - 0.8 / 4.2], 1e-15);
 }
 
 /// Weights after some steps of both.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SynapticIntelligence};
+use tch_blr::memory::{class_balanced, random_scores};
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::{self, Likelihood, Linear};
 use tch_blr::{Adam, DiagonalGaussian, Fisher, Ivon, Optimizer, Params, Philox, Prior, Result, Rule, Schedule};
@@ -87,7 +88,7 @@ const BLOBS: [[(f64, f64); 2]; 10] = [
     [(1.6, -0.1), (0.16, 0.05)],
     [(2.0, 0.3), (0.05, 0.16)],
     [(0.45, 0.0), (0.08, 0.16)],
-    [(0.7, 0.45), (0.24, 0.08)],
+    [(0.7, 0.45), (0.16, 0.08)],
     [(1.0, 0.1), (0.06, 0.16)],
     [(1.7, -0.4), (0.24, 0.05)],
     [(2.3, 0.1), (0.05, 0.22)],
@@ -407,14 +408,14 @@ impl<'a> Learner<'a> {
                 }
             }
             Method::Fromp { choice, memory, delta, .. } => {
-                let positions = self.choose(t, task, choice, memory)?;
+                let positions = self.choose(task, choice, memory)?;
                 let inputs = task.shown(&task.train.0.index_select(0, &Tensor::from_slice(&positions)));
                 self.memories.push(Memory::new(&inputs, Likelihood::Categorical).labels(&task.labels));
                 self.posterior = Some(self.laplace(task, delta)?);
                 return Ok(Some(positions));
             }
             Method::Replay { memory } => {
-                let positions = self.choose(t, task, Choice::Random, memory)?;
+                let positions = self.choose(task, Choice::Random, memory)?;
                 let rows = Tensor::from_slice(&positions);
                 let (x, y) = (task.train.0.index_select(0, &rows), task.train.1.index_select(0, &rows));
                 let weights = y.ones_like().to_kind(Kind::Float) * (task.examples() as f64 / positions.len() as f64);
@@ -435,28 +436,15 @@ impl<'a> Learner<'a> {
     }
 
     /// Positions of so many examples of the task, as many of each of its classes.
-    fn choose(&self, t: usize, task: &Task, choice: Choice, memory: usize) -> Result<Vec<i64>> {
-        let mut uncertainty = Vec::with_capacity(task.examples());
-        for x in task.batches() {
-            let p = self.net.probabilities(&x, t, task);
-            let trace: Tensor = &p - p.square();
-            let trace = trace.sum_dim_intlist(1, false, Kind::Float);
-            uncertainty.extend(Vec::<f32>::try_from(trace)?);
-        }
-        let classes = Vec::<i64>::try_from(&task.train.1)?;
-        let mut present = classes.clone();
-        present.sort_unstable();
-        present.dedup();
-        let mut chosen = Vec::with_capacity(memory);
-        for class in &present {
-            let mut rows: Vec<usize> = (0..classes.len()).filter(|i| classes[*i] == *class).collect();
-            match choice {
-                Choice::Memorable => rows.sort_by(|a, b| uncertainty[*b].total_cmp(&uncertainty[*a])),
-                Choice::LeastMemorable => rows.sort_by(|a, b| uncertainty[*a].total_cmp(&uncertainty[*b])),
-                Choice::Random => Rng::new(self.seed, 70 + *class as u64).shuffle(&mut rows),
-            }
-            chosen.extend(rows.iter().take(memory / present.len()).map(|i| *i as i64));
-        }
-        Ok(chosen)
+    fn choose(&self, task: &Task, choice: Choice, memory: usize) -> Result<Vec<i64>> {
+        let (x, y) = &task.train;
+        let all = || Memory::new(&task.shown(x), Likelihood::Categorical).labels(&task.labels);
+        let lambda = || all().lambda(|x| self.net.logits(x));
+        let scores = match choice {
+            Choice::Memorable => lambda()?,
+            Choice::LeastMemorable => -lambda()?,
+            Choice::Random => random_scores(task.examples(), self.seed),
+        };
+        class_balanced(&scores, y, memory)
     }
 }

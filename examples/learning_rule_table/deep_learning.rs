@@ -4,12 +4,14 @@ use super::support::{given, params, state, values, weight, with_exact_expectatio
 use super::table::{Answer, Outcome, Row};
 use tch::{Kind, Tensor};
 use tch_blr::{
-    Adam, AdamW, Expectation, GaussianRule, Ivon, Optimizer, Params, Result, RmsProp, Rule, Sgd, Von, VonCurvature,
+    Adam, AdamW, Expectation, GaussianRule, Ivon, Optimizer, Params, Result, RmsProp, Rule, Sgd, StructuredOptimizer,
+    StructuredRule, Vadam, Von, VonCurvature, nn,
 };
 
-const DIAGONAL: &str = "Gaussian (diagonal cov.)";
+pub const DIAGONAL: &str = "Gaussian (diagonal cov.)";
 const SQUARES: &str = "delta method, stochastic, g² for the Hessian, √";
 const GAUSS_NEWTON: &str = "stochastic, Gauss-Newton";
+const SAMPLED_SQUARES: &str = "stochastic, g² for the Hessian";
 const RETRACTION: &str = "stochastic (Price's theorem), S kept positive";
 
 pub const ROWS: &[Row] = &[
@@ -21,6 +23,9 @@ pub const ROWS: &[Row] = &[
     Row::new(["RMSprop", DIAGONAL, SQUARES, "3 gradients; 6 equal ones: m"], rmsprop),
     Row::new(["Adam", DIAGONAL, SQUARES, "3 gradients; 6 equal ones: m"], adam),
     Row::new(["AdamW", DIAGONAL, SQUARES, "6 equal gradients: m"], adamw),
+    Row::new(["Vadam", DIAGONAL, "stochastic, g² for the Hessian, √", "θ², 1 step, 8 steps: m"], vadam),
+    Row::new(["Vprop", DIAGONAL, "stochastic, g² for the Hessian, √", "θ², 8 steps: m"], vprop),
+    Row::new(["Noisy Adam", DIAGONAL, SAMPLED_SQUARES, "θ², 8 steps: m"], noisy_adam),
     Row::new(
         ["Online Gauss-Newton (OGN)", DIAGONAL, "delta method, Gauss-Newton, no √", "least squares, 300 steps: m, S"],
         ogn,
@@ -28,6 +33,14 @@ pub const ROWS: &[Row] = &[
     Row::new(["VOGN as of ICML 2018", DIAGONAL, GAUSS_NEWTON, "least squares, 1 step: h, m"], vogn_2018),
     Row::new(["VOGN as of NeurIPS 2019", DIAGONAL, GAUSS_NEWTON, "least squares, 1 step: h, m"], vogn_2019),
     Row::new(["Variational OGN (VOGN)", DIAGONAL, GAUSS_NEWTON, "least squares, 300 steps: m, S"], vogn_end),
+    Row::new(
+        ["OGN, exact GGN", DIAGONAL, "delta method, Gauss-Newton matrix", "least squares, 300 steps: m, S"],
+        || ggn(Expectation::Delta),
+    ),
+    Row::new(
+        ["VOGN, exact GGN", DIAGONAL, "stochastic, Gauss-Newton matrix", "least squares, 300 steps: m, S"],
+        || ggn(Expectation::Antithetic { pairs: 1 }),
+    ),
     Row::new(
         ["Variational online Newton (VON)", DIAGONAL, RETRACTION, "least squares, 300 steps: m, S"],
         von_least_squares,
@@ -55,6 +68,20 @@ pub fn train<R: Rule>(
     Ok((path, opt))
 }
 
+/// The weights after `steps` steps on `loss(weights)`, and the optimizer, for rules whose posterior is not a product.
+pub fn train_structured<R: StructuredRule>(
+    start: &Tensor,
+    steps: usize,
+    build: impl FnOnce(Params) -> Result<StructuredOptimizer<R>>,
+    loss: impl Fn(&Tensor) -> Tensor,
+) -> Outcome<(Vec<f64>, StructuredOptimizer<R>)> {
+    let mut opt = build(params(start))?;
+    for _ in 0..steps {
+        opt.step(|| loss(start))?;
+    }
+    Ok((values(start), opt))
+}
+
 /// The weight after each step from 0.5 with these gradients.
 fn with_gradients(rule: impl Rule, lr: f64, gradients: &[f64]) -> Outcome<Vec<f64>> {
     let loss = |w: &Tensor, step: usize| (w * gradients[step]).sum(Kind::Double);
@@ -77,8 +104,12 @@ fn least_squares(w: &Tensor, _: usize) -> Tensor {
 
 /// Mean and precision after 300 steps of noise ±1, two points of equal weight that integrate up to the third degree.
 fn settled(rule: impl GaussianRule) -> Outcome<Vec<f64>> {
+    settled_on(rule, least_squares)
+}
+
+fn settled_on(rule: impl GaussianRule, loss: fn(&Tensor, usize) -> Tensor) -> Outcome<Vec<f64>> {
     let build = |w: Params| rule.noise(given(300, &[&[1.0]])).build(w, 0.2);
-    let (path, opt) = train(&[0.5], 300, build, least_squares)?;
+    let (path, opt) = train(&[0.5], 300, build, loss)?;
     Ok(vec![path[300][0], opt.posterior()?.precision("w").expect("its name").double_value(&[0])])
 }
 
@@ -135,6 +166,57 @@ fn adamw() -> Outcome<Answer> {
     let exact = (1..=6).map(|k| f64::powi(q, k) * 0.5 + d * (1.0 - f64::powi(q, k)) / (1.0 - q)).collect();
     let ours = with_gradients(AdamW::default().eps(0.1).weight_decay(0.3), 0.1, &[-2.0; 6])?;
     Ok(Answer { exact, ours, tolerance: 1e-14 })
+}
+
+/// On θ² with gradient 2θ, ten examples, prior and initial precision 1, from 0.5 with the noise 0.3 in each step.
+fn vadam_path(rule: Vadam) -> Outcome<Vec<f64>> {
+    let build = |w: Params| rule.noise(given(8, &[&[0.3]])).build(w, 0.01);
+    let (path, _) = train(&[0.5], 8, build, |w, _| w.square().sum(Kind::Double))?;
+    Ok(path[1..].concat())
+}
+
+/// The same with m ← m - step(t, b, s) written out.
+fn vadam_by_hand(beta1: f64, step: impl Fn(i32, f64, f64) -> f64) -> Vec<f64> {
+    let (delta, mut m, mut b, mut s) = (0.1, 0.5, 0.0, 0.0);
+    let each = (1..=8).map(|t| {
+        let g = 2.0 * (m + 0.3 / f64::sqrt(10.0 * (s + delta)));
+        b = beta1 * b + (1.0 - beta1) * (g + delta * m);
+        s = 0.999 * s + 0.001 * g * g;
+        m -= step(t, b, s);
+        m
+    });
+    each.collect()
+}
+
+/// The first mean is the reference's.
+fn vadam() -> Outcome<Answer> {
+    let ours = vadam_path(Vadam::default().ess(10.0).weight_decay(0.1))?;
+    let mut exact =
+        vadam_by_hand(0.9, |t, b, s| 0.01 * b / (1.0 - 0.9f64.powi(t)) / ((s / (1.0 - 0.999f64.powi(t))).sqrt() + 0.1));
+    exact.push(0.490_294_117_647_058_8);
+    let first = ours[0];
+    Ok(Answer { exact, ours: [ours, vec![first]].concat(), tolerance: 1e-13 })
+}
+
+fn vprop() -> Outcome<Answer> {
+    let ours = vadam_path(Vadam::vprop().ess(10.0).weight_decay(0.1))?;
+    Ok(Answer { exact: vadam_by_hand(0.0, |_, b, s| 0.01 * b / (s.sqrt() + 0.1)), ours, tolerance: 1e-13 })
+}
+
+/// With a damping of 0.05.
+fn noisy_adam() -> Outcome<Answer> {
+    let ours = vadam_path(Vadam::noisy_adam().ess(10.0).weight_decay(0.1).damping(0.05))?;
+    let exact = vadam_by_hand(0.9, |t, b, s| 0.01 * b / (1.0 - 0.9f64.powi(t)) / (s + 0.15));
+    Ok(Answer { exact, ours, tolerance: 1e-13 })
+}
+
+/// The posterior: for a linear model the Gauss-Newton matrix is the Hessian, Σxᵢ² = 5.
+fn ggn(expectation: Expectation) -> Outcome<Answer> {
+    let loss = |w: &Tensor, _: usize| {
+        nn::squared_error(&(Tensor::from_slice(&X) * w), &Tensor::from_slice(&Y), 1.0).expect("a row for each target")
+    };
+    let ours = settled_on(vogn().expectation(expectation).curvature(VonCurvature::GgnExact), loss)?;
+    Ok(Answer { exact: vec![MEAN, 6.0], ours, tolerance: 1e-10 })
 }
 
 /// At m = 7/6 the gradients are 1/6 and -4/3: S = 1 + 65/36, and not the 6 of least squares (squares of gradients are

@@ -2,11 +2,15 @@
 
 use super::deep_learning::train;
 use super::pictures::planes::{Panel, Point, ellipse, field, planes};
+use super::posteriors::sums;
 use super::table::Outcome;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use tch_blr::family::{ExponentialFamily, Gaussian, MeanFieldGaussian, rule_step};
-use tch_blr::{Adam, Expectation, GaussianRule, Ivon, Params, Philox, Rule, Sgd, Von, VonCurvature};
+use tch_blr::{
+    Adam, BayesianSam, Expectation, GaussianRule, Ivon, MixtureOfGaussians, Params, Philox, Rule, Sam, Sgd, Von,
+    VonCurvature,
+};
 
 /// Draws all pictures into the folder and returns their files.
 pub fn all(folder: &Path) -> Outcome<Vec<PathBuf>> {
@@ -22,6 +26,7 @@ pub fn all(folder: &Path) -> Outcome<Vec<PathBuf>> {
 // Trajectories on a loss with a sharp and a flat minimum
 
 /// How one way went, and the standard deviations of the posterior at its end.
+#[derive(Clone)]
 struct Way {
     points: Vec<Point>,
     deviations: Option<Point>,
@@ -30,9 +35,14 @@ struct Way {
 /// Each may go several ways (the components of a mixture).
 type Method = (&'static str, fn() -> Outcome<Vec<Way>>);
 
-const METHODS: &[Method] = &[
-    ("SGD", || way(|w| Sgd::default().build(w, 0.05))),
+const POINTS: &[Method] = &[
+    // The last one lies on top.
     ("Adam", || way(|w| Adam::default().build(w, 0.02))),
+    ("SAM", || way(|w| Sam::default().rho(0.7).momentum(0.0).build(w, 0.2))),
+    ("SGD", || way(|w| Sgd::default().build(w, 0.05))),
+];
+
+const GAUSSIANS: &[Method] = &[
     ("VON", || {
         let rule = Von::default().expectation(Expectation::Antithetic { pairs: 1 }).curvature(VonCurvature::Price);
         posterior_way(rule.ess(ESS).weight_decay(0.02).beta1(0.0).beta2(0.98), 0.03)
@@ -41,7 +51,13 @@ const METHODS: &[Method] = &[
         let rule = Ivon::default().ess(ESS).weight_decay(0.02).beta2(0.98).antithetic(true);
         posterior_way(rule, 0.03)
     }),
+    ("bSAM", || {
+        let rule = BayesianSam::default().ess(ESS).rho(0.1).weight_decay(0.02).beta2(0.98);
+        posterior_way(rule, 0.1)
+    }),
 ];
+
+const MIXTURES: &[Method] = &[("mixture", mixture)];
 
 const START: Point = (-1.9, 0.9);
 const STEPS: usize = 600;
@@ -59,12 +75,17 @@ fn expected_loss(x: f64, y: f64, v: f64) -> f64 {
     BOWL * (x * x + y * y + 2.0 * v) - holes.iter().sum::<f64>()
 }
 
-fn loss(w: &Tensor, _: usize) -> Tensor {
+/// L of each row of `[n, 2]`.
+fn losses(w: &Tensor) -> Tensor {
     let holes = HOLES.map(|((a, b), width, depth)| {
-        let apart = (w - Tensor::from_slice(&[a, b])).square().sum(Kind::Double);
+        let apart = sums(&(w - Tensor::from_slice(&[a, b])).square());
         (apart * (-0.5 / (width * width))).exp() * depth
     });
-    w.square().sum(Kind::Double) * BOWL - holes.into_iter().sum::<Tensor>()
+    sums(&w.square()) * BOWL - holes.into_iter().sum::<Tensor>()
+}
+
+fn loss(w: &Tensor, _: usize) -> Tensor {
+    losses(&w.unsqueeze(0)).sum(Kind::Double)
 }
 
 fn points(path: &[Vec<f64>]) -> Vec<Point> {
@@ -84,30 +105,57 @@ fn posterior_way(rule: impl GaussianRule, lr: f64) -> Outcome<Vec<Way>> {
     Ok(vec![Way { points: points(&path), deviations: Some((deviation(0), deviation(1))) }])
 }
 
-/// Left the loss, right what an average over weights sees of it, at the standard deviation where IVON ends.
-fn trajectories(path: &Path) -> Outcome<()> {
-    let mut ways = Vec::new();
-    for (name, run) in METHODS {
-        ways.extend(run()?.into_iter().map(|way| (*name, way)));
+/// Two components that start beside each other: ln q pushes them apart, and each gets a ring of its own.
+fn mixture() -> Outcome<Vec<Way>> {
+    let starts = Tensor::from_slice(&[START.0, START.1, START.0 + 0.3, START.1 + 0.3]).reshape([2, 2]);
+    let mut q = MixtureOfGaussians::new(&starts, ESS)?.lr(0.03).weight_lr(0.03).seed(1);
+    let mut ways = vec![Way { points: Vec::new(), deviations: None }, Way { points: Vec::new(), deviations: None }];
+    for _ in 0..=STEPS {
+        let (means, variances) = (q.means(), q.precisions().reciprocal());
+        for (c, way) in ways.iter_mut().enumerate() {
+            let at = |t: &Tensor, i: i64| t.double_value(&[c as i64, i]);
+            way.points.push((at(&means, 0), at(&means, 1)));
+            way.deviations = Some((at(&variances, 0).sqrt(), at(&variances, 1).sqrt()));
+        }
+        q.step(|theta| losses(theta) * ESS)?;
     }
-    let variance = ways.iter().rev().find_map(|(_, w)| w.deviations).map_or(0.0, |(a, b)| 0.5 * (a * a + b * b));
+    Ok(ways)
+}
+
+/// Points on the loss, Gaussians on what an average over weights sees of it, at the standard deviation where IVON ends, and
+/// the components of a mixture on the loss.
+fn trajectories(path: &Path) -> Outcome<()> {
+    let run = |methods: &[Method]| -> Outcome<Vec<(&'static str, Way)>> {
+        let each = methods.iter().map(|(name, run)| Ok(run()?.into_iter().map(|way| (*name, way)).collect::<Vec<_>>()));
+        Ok(each.collect::<Outcome<Vec<_>>>()?.concat())
+    };
+    let [points, gaussians, mixtures] = [run(POINTS)?, run(GAUSSIANS)?, run(MIXTURES)?];
+    let ivon = gaussians.iter().find(|(name, _)| *name == "IVON").and_then(|(_, way)| way.deviations);
+    let variance = ivon.map_or(0.0, |(a, b)| 0.5 * (a * a + b * b));
     let (sharp, smooth) = (|x, y| expected_loss(x, y, 0.0), |x, y| expected_loss(x, y, variance));
-    let panel = |title: String, f, posterior: bool| {
-        let shown = || ways.iter().filter(move |(_, w)| w.deviations.is_some() == posterior);
+    let panel = |title: String, f, ways: &[(&str, Way)]| {
         let end = |w: &Way| w.points[w.points.len() - 1];
+        let ring = |(name, w): &(&str, Way)| Some(((*name).to_owned(), ellipse(end(w), w.deviations?)));
         Panel {
             title,
             axes: ("θ₁", "θ₂"),
             extent: ((-2.4, 2.4), (-2.0, 2.0)),
             contours: Some((f, (1..16).map(|k| -1.0 + 0.075 * f64::from(k)).collect())),
             arrows: Vec::new(),
-            paths: shown().map(|(name, w)| ((*name).to_owned(), w.points.clone())).collect(),
-            rings: shown().filter_map(|(name, w)| Some(((*name).to_owned(), ellipse(end(w), w.deviations?)))).collect(),
+            paths: ways.iter().map(|(name, w)| ((*name).to_owned(), w.points.clone())).collect(),
+            rings: ways.iter().filter_map(ring).collect(),
             points: Vec::new(),
         }
     };
-    let smoothed = format!("E[L] under N(θ, {:.2}²)", variance.sqrt());
-    planes(path, &[panel("loss L".into(), &sharp, false), panel(smoothed, &smooth, true)])
+    let smoothed = format!("Gaussians; E[L] under N(θ, {:.2}²)", variance.sqrt());
+    planes(
+        path,
+        &[
+            panel("points; loss L".into(), &sharp, &points),
+            panel(smoothed, &smooth, &gaussians),
+            panel("two Gaussians; loss L".into(), &sharp, &mixtures),
+        ],
+    )
 }
 
 // The natural gradient of a Gaussian

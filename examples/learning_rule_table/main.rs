@@ -6,7 +6,7 @@
 //! Fisher matrices into `target/learning_rule_table/`. `--json FILE` writes an object per row: name, exact, ours, error,
 //! tolerance, passed, and the table's words.
 //!
-//! A new row is one entry in `optimization.rs`, `deep_learning.rs` or `inference.rs`.
+//! A new row is one entry in `optimization.rs`, `deep_learning.rs`, `sharpness.rs`, `posteriors.rs` or `inference.rs`.
 
 #[path = "../common/pictures.rs"]
 mod pictures;
@@ -18,14 +18,18 @@ mod deep_learning;
 mod drawings;
 mod inference;
 mod optimization;
+mod posteriors;
+mod sharpness;
 pub(crate) mod table;
 
 use std::path::{Path, PathBuf};
 use table::{Checked, Outcome, Section};
 
-pub(crate) const TABLE: [Section; 3] = [
+pub(crate) const TABLE: [Section; 5] = [
     Section { title: "Optimization algorithms", rows: optimization::ROWS },
     Section { title: "Deep-learning algorithms", rows: deep_learning::ROWS },
+    Section { title: "Deep-learning algorithms: sharpness-aware minimization", rows: sharpness::ROWS },
+    Section { title: "Deep-learning algorithms: posteriors other than a diagonal Gaussian", rows: posteriors::ROWS },
     Section { title: "Approximate Bayesian inference algorithms", rows: inference::ROWS },
 ];
 

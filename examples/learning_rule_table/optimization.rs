@@ -1,11 +1,12 @@
 //! Optimization: the rule for Gaussians whose expectations are taken at the mean.
 
-use super::deep_learning::train;
-use super::support::values;
+use super::deep_learning::{train, train_structured};
+use super::posteriors::{RIDGE, learned, ridge, sums};
+use super::support::{values, weight};
 use super::table::{Answer, Outcome, Row};
 use tch::{Kind, Tensor};
 use tch_blr::family::{Gaussian, laplace, rule_step};
-use tch_blr::{Rule, Sgd};
+use tch_blr::{DiagonalNewton, Expectation, HessianDiagonal, MixtureOfGaussians, Newton, Rule, Sgd, StructuredRule};
 
 pub const ROWS: &[Row] = &[
     Row::new(["Gradient descent", "Gaussian (fixed cov.)", "delta method", "quadratic, 25 steps: m"], gradient_descent),
@@ -17,6 +18,29 @@ pub const ROWS: &[Row] = &[
     Row::new(
         ["Online Newton: logistic", "Gaussian", "delta method, ρ = ½", "5 steps, and the end: m, S"],
         online_newton,
+    ),
+    Row::new(["Newton's method: ridge regression", "Gaussian", "delta method, ρ = 1", "1 step: m, S"], newton_ridge),
+    Row::new(
+        [
+            "Newton's method, diagonal",
+            "Gaussian (diagonal cov.)",
+            "delta method, ρ = 1",
+            "separable, 1 step; logistic: m, S",
+        ],
+        || diagonal_newton(HessianDiagonal::Exact),
+    ),
+    Row::new(
+        [
+            "Newton's method, Hutchinson",
+            "Gaussian (diagonal cov.)",
+            "delta method, stochastic, ρ = 1",
+            "separable, 1 step; logistic: m, S",
+        ],
+        || diagonal_newton(HessianDiagonal::Hutchinson { probes: 1 }),
+    ),
+    Row::new(
+        ["Multimodal optimization", "Mixture of Gaussians", "delta method", "50(θ²-1)² from ±½, 400 steps: m, s, π"],
+        multimodal,
     ),
 ];
 
@@ -68,4 +92,39 @@ fn online_newton() -> Outcome<Answer> {
     let exact = vec![m, s, 0.401_058_137_541_546_96, 1.240_210_507_853_252_6];
     let ours = [q, end].iter().flat_map(|q| [values(q.mean()), values(q.precision())].concat()).collect();
     Ok(Answer { exact, ours, tolerance: 1e-12 })
+}
+
+fn newton_ridge() -> Outcome<Answer> {
+    let rule = Newton::default().ess(3.0).weight_decay(1.0 / 3.0);
+    let (_, opt) = train_structured(&weight(&[5.0, -3.0]), 1, |w| rule.build(w, 1.0), ridge)?;
+    let q = opt.posterior()?;
+    let ours = [values(&q.mean_vector()), values(q.precision())].concat();
+    Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-13 })
+}
+
+/// ½Σcᵢ(θᵢ-¼)², whose Hessian is diagonal, so that one vector of signs finds it; and Laplace's answer to one logistic
+/// observation (reference).
+fn diagonal_newton(hessian: HessianDiagonal) -> Outcome<Answer> {
+    let rule = DiagonalNewton::default().hessian(hessian);
+    let (start, c) = (weight(&[1.0, 2.0, -3.0]), Tensor::from_slice(&[1.0, 4.0, 0.5]));
+    let separable = |w: &Tensor| ((w - 0.25).square() * &c * 0.5).sum(Kind::Double);
+    let (mut ours, opt) = train_structured(&start, 1, |w| rule.ess(2.0).build(w, 1.0), separable)?;
+    ours.extend(values(opt.posterior()?.precision("w").expect("its name")));
+    let logistic = |w: &Tensor| (-w).softplus().sum(Kind::Double);
+    let rule = rule.ess(1.0).weight_decay(1.0);
+    let (end, opt) = train_structured(&weight(&[0.0]), 10, |w| rule.build(w, 1.0), logistic)?;
+    ours.extend([end, values(opt.posterior()?.precision("w").expect("its name"))].concat());
+    let exact = vec![0.25, 0.25, 0.25, 2.0, 8.0, 1.0, 0.401_058_137_541_546_96, 1.240_210_507_853_252_6];
+    Ok(Answer { exact, ours, tolerance: 1e-13 })
+}
+
+/// A component in each minimum, ±1, with the curvature there, 8·50: they are forty standard deviations apart and do not
+/// feel each other.
+fn multimodal() -> Outcome<Answer> {
+    let start = Tensor::from_slice(&[-0.5, 0.5]).reshape([2, 1]);
+    let mut q = MixtureOfGaussians::new(&start, 100.0)?.expectation(Expectation::Delta);
+    for _ in 0..400 {
+        q.step(|t| sums(&((t.square() - 1.0).square() * 50.0)))?;
+    }
+    Ok(Answer { exact: vec![-1.0, 1.0, 400.0, 400.0, 0.5, 0.5], ours: learned(&q), tolerance: 1e-10 })
 }

@@ -66,6 +66,15 @@ impl Memory {
         self.len() == 0
     }
 
+    pub(crate) fn likelihood(&self) -> Likelihood {
+        self.likelihood
+    }
+
+    /// What outputs predict: softmax, sigmoid, or themselves.
+    pub(crate) fn prediction(&self, f: &Tensor) -> Result<Tensor> {
+        prediction(self.likelihood, f)
+    }
+
     /// The inputs, `[M, ..]`.
     pub fn inputs(&self) -> &Tensor {
         &self.inputs
@@ -91,16 +100,12 @@ impl Memory {
         })
     }
 
-    pub(super) fn likelihood(&self) -> Likelihood {
-        self.likelihood
-    }
-
     pub(super) fn labels_of_task(&self) -> Option<&[i64]> {
         self.labels.as_deref()
     }
 
     /// The model's outputs on the memory, `[M, C]` of this task's labels.
-    pub(super) fn outputs(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
+    pub(crate) fn outputs(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
         if self.is_empty() {
             return Err(memory("it is empty: leave it out of the sum, or select at least one example".to_owned()));
         }
@@ -109,8 +114,23 @@ impl Memory {
             let form = if f.defined() { format!("{:?} {:?}", f.kind(), f.size()) } else { "undefined".to_owned() };
             return Err(memory(format!("the outputs on {} examples are {form}: expected a row for each", self.len())));
         }
+        let size = f.size();
+        match self.likelihood {
+            Likelihood::Gaussian { variance } => check::positive("variance", variance)?,
+            Likelihood::Categorical if !matches!(size[..], [_, c] if c >= 2) => {
+                return Err(memory(format!(
+                    "the outputs are {size:?}: a categorical likelihood needs logits [M, C] of C ≥ 2 classes; for one logit \
+                     per example choose Likelihood::Bernoulli"
+                )));
+            }
+            _ => (),
+        }
         let Some(labels) = &self.labels else { return Ok(f) };
-        let columns = f.size().get(1).copied().unwrap_or(1);
+        let &[_, columns] = &size[..] else {
+            return Err(memory(format!(
+                "the outputs are {size:?} and labels are named: expected columns to choose from"
+            )));
+        };
         if let Some(bad) = labels.iter().find(|c| !(0..columns).contains(*c)) {
             return Err(memory(format!("label {bad} is active, but the model has the outputs 0 to {}", columns - 1)));
         }
@@ -118,7 +138,7 @@ impl Memory {
     }
 
     /// The targets as predictions in the shape of the outputs: classes become rows of zeros and a one.
-    fn hard(&self, outputs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn hard(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(targets) = &self.targets else {
             return Err(memory("it has no targets; give them with .targets(..)".to_owned()));
         };
@@ -130,7 +150,7 @@ impl Memory {
                     targets.size()
                 )));
             }
-            return Ok(targets.f_to_kind(outputs.kind())?);
+            return Ok(targets.f_to_device(outputs.device())?.f_to_kind(outputs.kind())?);
         }
         if targets.kind() != Kind::Int64 || targets.size() != [size[0]] {
             let form = format!("{:?} {:?}", targets.kind(), targets.size());
@@ -145,16 +165,32 @@ impl Memory {
             let class = targets.int64_value(&[at]);
             return Err(memory(format!("example {at} has class {class}, which is not one of the labels {labels:?}")));
         }
-        Ok(hot.f_to_kind(outputs.kind())?)
+        Ok(hot.f_to_device(outputs.device())?.f_to_kind(outputs.kind())?)
     }
 
     /// Σ wᵢ xᵢ
     fn weighted_sum(&self, each: &Tensor) -> Result<Tensor> {
         let Some(weights) = &self.weights else { return Ok(each.f_sum(None::<Kind>)?) };
+        Ok((each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
+    }
+
+    /// What a constructor looks at, so that training does not run into it: weights in their shape, outputs that are finite.
+    pub(crate) fn check(&self, outputs: &Tensor) -> Result<()> {
+        if let Some(value) = crate::kernel::first_non_finite(&outputs.detach()) {
+            return Err(memory(format!("the model's outputs on it are not finite ({value})")));
+        }
+        self.check_weights()
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let Some(weights) = &self.weights else { return Ok(()) };
         if weights.size() != [self.len() as i64] {
             return Err(memory(format!("its weights are {:?}: expected [{}]", weights.size(), self.len())));
         }
-        Ok((each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
+        match crate::kernel::first_non_finite(weights) {
+            Some(value) => Err(memory(format!("its weights are not finite ({value})"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -179,8 +215,13 @@ fn rows(each: &Tensor) -> Result<Tensor> {
 /// -ln p(t | f) of each example for targets in the form of predictions; for a Gaussian up to a constant.
 fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
     if f.size() != t.size() {
-        return Err(memory(format!("the outputs are {:?} and were {:?} when it was filled", f.size(), t.size())));
+        return Err(memory(format!(
+            "the outputs are {:?} and were {:?} when it was filled: for a model of other outputs, fill it again",
+            f.size(),
+            t.size()
+        )));
     }
+    let t = &t.to_device(f.device());
     rows(&match likelihood {
         Likelihood::Categorical => -(f.f_log_softmax(-1, None::<Kind>)? * t),
         Likelihood::Bernoulli => f.f_softplus()? - f * t,
@@ -193,8 +234,43 @@ fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
 /// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
 /// T² Σ w CE(softmax(f_old/T), softmax(f/T)). Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's loss, exactly where
 /// the model is linear in its weights and the memory holds all data, and θ_old is their optimum with a prior (whose
-/// [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small memory by the size of Λ
-/// ([K-priors, FROMP](super)), which suits these soft labels.
+/// [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small memory by
+/// [`Memory::lambda`], which suits these soft labels.
+///
+/// # K-priors
+/// K = `SoftLabels::of(memory, old model)` + [`Quadratic::isotropic`](super::Quadratic::isotropic)`(δ)`, with the δ that the
+/// old model was trained with. What a trained model can be adapted to without its data, exactly so where the above holds:
+///
+/// | adaptation | minimise |
+/// |---|---|
+/// | add data | K + the loss of the new data |
+/// | remove data | K + [`Replay::weighted`]`(removed, -1.0)`, where the memory holds the inputs removed |
+/// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
+/// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
+///
+/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature:
+/// `Quadratic::from(&Fisher::exact().full(.., the left-out examples, ..)?.laplace(Prior::isotropic(δ))?)` in place of the
+/// isotropic part (Daxberger et al. 2023).
+///
+/// ```
+/// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+/// use tch_blr::continual::{Memory, Past, Quadratic, SoftLabels};
+/// use tch_blr::nn::{self, Likelihood};
+/// use tch_blr::{Fisher, Params, Prior};
+/// # fn main() -> tch_blr::Result<()> {
+/// # let vs = VarStore::new(Device::Cpu);
+/// # let net = nn::linear(vs.root(), 4, 1, Default::default());
+/// # let x = Tensor::randn([50, 4], (Kind::Float, Device::Cpu));
+/// let (kept, left_out) = (x.narrow(0, 0, 10), x.narrow(0, 10, 40));
+/// let delta = 0.5;
+/// let curvature = Fisher::exact().likelihood(Likelihood::Bernoulli).full(&vs, [left_out], |x| net.forward(x))?;
+/// let past = Past::new()
+///     .with(Quadratic::from(&curvature.laplace(Prior::isotropic(delta))?))
+///     .with(SoftLabels::of(Memory::new(&kept, Likelihood::Bernoulli), |x| net.forward(x))?);
+/// # let _ = past.value(&Params::from(&vs), &|x| net.forward(x))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SoftLabels {
     memory: Memory,
@@ -219,10 +295,10 @@ impl SoftLabels {
         check::positive("temperature", temperature)?;
         let logits = !matches!(memory.likelihood, Likelihood::Gaussian { .. });
         check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
-        let old = tch::no_grad(|| prediction(memory.likelihood, &(memory.outputs(&forward)? / temperature)))?;
-        if let Some(value) = crate::kernel::first_non_finite(&old) {
-            return Err(self::memory(format!("the model's predictions on it are not finite ({value})")));
-        }
+        let _no_grad = tch::no_grad_guard();
+        let f = memory.outputs(&forward)?;
+        memory.check(&f)?;
+        let old = prediction(memory.likelihood, &(f / temperature))?;
         Ok(SoftLabels { memory, old, temperature })
     }
 
@@ -258,6 +334,7 @@ impl LabelNoise {
     pub fn of(memory: Memory, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let f = memory.outputs(&forward)?;
+        memory.check(&f)?;
         let residual = prediction(memory.likelihood, &f)? - memory.hard(&f)?;
         let scale = if let Likelihood::Gaussian { variance } = memory.likelihood { 1.0 / variance } else { 1.0 };
         Ok(LabelNoise { residual: residual * scale, memory })
@@ -272,6 +349,55 @@ impl Regularizer for LabelNoise {
             return Err(memory(format!("the outputs are {now:?} and were {then:?} when it was filled")));
         }
         self.memory.weighted_sum(&rows(&(f * &self.residual))?)
+    }
+}
+
+/// α Σ w ‖f(θ) - f_old‖²: stored outputs, for classes their logits.
+///
+/// With α = 1 the regularizer of Benjamin, Rolnick and Kording (2019), *Measuring and Regularizing Networks in Function Space*.
+/// Dark experience replay (Buzzega et al. 2020) stores the outputs with a [`Reservoir`](crate::memory::Reservoir) as training
+/// goes ([`StoredOutputs::new`]); DER++ adds [`Replay::weighted`]`(memory, β)`.
+///
+/// Published coefficients belong to means: α' beside the mean over M examples and C outputs, and β' beside the mean over M, added
+/// to the mean loss of the task, are α = α'N/(MC) and β = β'N/M here, for a sum that is divided by the task's N.
+#[derive(Debug)]
+pub struct StoredOutputs {
+    memory: Memory,
+    old: Tensor,
+    alpha: f64,
+}
+
+impl StoredOutputs {
+    /// With what the model says now.
+    ///
+    /// # Errors
+    /// As [`StoredOutputs::new`].
+    pub fn of(memory: Memory, alpha: f64, forward: impl Fn(&Tensor) -> Tensor) -> Result<Self> {
+        let old = tch::no_grad(|| memory.outputs(&forward))?;
+        Self::new(memory, &old, alpha)
+    }
+
+    /// With outputs stored earlier, `[M, C]` of this task's labels.
+    ///
+    /// # Errors
+    /// An empty memory, outputs that are not a finite row for each example, α that is negative or not finite.
+    pub fn new(memory: Memory, outputs: &Tensor, alpha: f64) -> Result<Self> {
+        check::non_negative("alpha", alpha)?;
+        if memory.is_empty() || outputs.size().first() != Some(&(memory.len() as i64)) {
+            let problem =
+                format!("{:?} outputs for {} examples: expected a row for each", outputs.size(), memory.len());
+            return Err(self::memory(problem));
+        }
+        memory.check(outputs)?;
+        Ok(StoredOutputs { memory, old: outputs.detach().copy(), alpha })
+    }
+}
+
+impl Regularizer for StoredOutputs {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let f = self.memory.outputs(model.forward)?;
+        let each = losses(Likelihood::Gaussian { variance: 0.5 }, &f, &self.old)?;
+        Ok(self.memory.weighted_sum(&each)? * self.alpha)
     }
 }
 
@@ -306,6 +432,7 @@ impl Replay {
         if memory.targets.is_none() {
             return Err(self::memory("it has no targets; give them with .targets(..)".to_owned()));
         }
+        memory.check_weights()?;
         Ok(Replay { memory, weight: w })
     }
 }

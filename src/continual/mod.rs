@@ -15,7 +15,11 @@
 //! |---|---|---|
 //! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], a variational posterior |
 //! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
+//! | | [`StoredOutputs`] | DER, DER++ |
 //! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
+//!
+//! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to keep
+//! is the business of [`crate::memory`].
 //!
 //! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can be
 //! added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
@@ -58,13 +62,14 @@
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
 mod fromp;
+pub mod gem;
 mod memory;
 mod past;
 mod quadratic;
 mod synaptic;
 
 pub use fromp::{Fromp, Kernel};
-pub use memory::{LabelNoise, Memory, Replay, SoftLabels};
+pub use memory::{LabelNoise, Memory, Replay, SoftLabels, StoredOutputs};
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;
 pub use synaptic::SynapticIntelligence;

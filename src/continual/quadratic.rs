@@ -97,6 +97,21 @@ impl Quadratic {
         Ok(all)
     }
 
+    /// ½ δ_b‖θ - (δ_a/δ_b) θ_now‖²: the weight part ½δ_a‖θ - θ_now‖² of a K-prior, for the present weights trained with
+    /// ½δ_a‖θ‖², when the regularizer changes to ½δ_b‖θ‖², δ_b > 0 (Khan and Swaroop 2021).
+    ///
+    /// # Errors
+    /// A δ_a that is negative, a δ_b that is not positive, or not finite.
+    pub fn change_of_regularizer(params: &Params, delta_a: f64, delta_b: f64) -> Result<Self> {
+        check::non_negative("delta_a", delta_a)?;
+        check::positive("delta_b", delta_b)?;
+        let mut all = Self::isotropic(params, delta_b)?;
+        for term in &mut all.terms {
+            *term.mean_mut() = &*term.mean_mut() * (delta_a / delta_b);
+        }
+        Ok(all)
+    }
+
     /// w·K with w ≥ 0: λ of EWC, the forgetting γ, or 1/τ of a temperature.
     ///
     /// # Errors

@@ -1,11 +1,15 @@
 //! The Fisher information at a solution, and Laplace's approximation around it.
 
-use super::linearized::{Forward, Linearized, Looked};
+use super::linearized::{Factors, Forward, Linearized, Looked, Part};
 use crate::kernel::{self, Draw, Field};
 use crate::nn::Likelihood;
 use crate::nn::tape::Output;
+use crate::posterior::matrix_shape;
 use crate::prior::PriorOf;
-use crate::{DiagonalGaussian, Error, IntoTensor, Params, Prior, Result, check};
+use crate::{
+    DiagonalGaussian, Error, FullGaussian, IntoTensor, KroneckerGaussian, KroneckerParameter, Params, Prior, Result,
+    check,
+};
 use tch::{Kind, Tensor};
 
 /// The Fisher information of a model at its present weights, summed over data.
@@ -19,8 +23,8 @@ use tch::{Kind, Tensor};
 ///
 /// which is also the generalized Gauss-Newton matrix of the loss (Martens 2020, *New Insights and Perspectives on the
 /// Natural Gradient Method*, section 9). Which estimator ([`Fisher::exact`], [`Fisher::monte_carlo`],
-/// [`Fisher::empirical`]), which likelihood, which structure ([`Fisher::diagonal`]) and
-/// which data are the caller's explicit choices, and the result records them.
+/// [`Fisher::empirical`]), which likelihood, which structure ([`Fisher::diagonal`], [`Fisher::kronecker`],
+/// [`Fisher::full`]) and which data are the caller's explicit choices, and the result records them.
 ///
 /// **Always a sum over the examples**, never a mean, and never the square of a batch's mean gradient: the result does not
 /// depend on how the data are cut into batches, and F + P₀ is a precision. `docs/scales.md` translates the coefficients of
@@ -58,6 +62,7 @@ pub struct Fisher {
     estimator: Estimator,
     likelihood: Likelihood,
     labels: Option<Vec<i64>>,
+    max_weights: usize,
 }
 
 /// Where the labels of a Fisher information come from.
@@ -116,7 +121,7 @@ const LABELS: u64 = u64::MAX - 1;
 
 impl Fisher {
     fn new(estimator: Estimator) -> Self {
-        Fisher { estimator, likelihood: Likelihood::Categorical, labels: None }
+        Fisher { estimator, likelihood: Likelihood::Categorical, labels: None, max_weights: 5000 }
     }
 
     /// Exact over the labels: C-1 backward passes per batch for C classes, one per output else.
@@ -190,6 +195,107 @@ impl Fisher {
             finite(leaf.name(), sum, examples)?;
         }
         Ok(DiagonalFisher { at: At { solution, examples, fisher: self.clone() }, diagonal: sums })
+    }
+
+    /// The largest number of weights for [`Fisher::full`], whose matrix takes 8 bytes for each pair of them; default 5000
+    /// (200 MB).
+    #[must_use]
+    pub fn max_weights(mut self, n: usize) -> Self {
+        self.max_weights = n;
+        self
+    }
+
+    /// One Kronecker product for every layer (K-FAC; Martens and Grosse 2015, Ritter et al. 2018).
+    ///
+    /// For a weight W `[out, in]` with inputs aᵢ, to which a 1 is appended if there is a bias, and with gᵢ_c the gradients
+    /// of sᵢ_cᵀzᵢ by the layer's output for the columns s_c of Λ^½,
+    ///
+    /// ```text
+    /// A = (1/N) Σᵢ aᵢaᵢᵀ    a mean      G = Σᵢ Σ_c gᵢ_c gᵢ_cᵀ    a sum
+    /// F of the layer ≈ G ⊗ A            (rows of [W b] one after the other)
+    /// ```
+    ///
+    /// so that the product is a sum over the data. It is exact for one example, and where aaᵀ and ggᵀ are uncorrelated. In
+    /// layers with T positions for each example (convolutions, sequences) each position counts as an example: A is a mean
+    /// over N·T, G a sum over N·T.
+    ///
+    /// Parameters that are no weight or bias of a single call of [`crate::nn::linear`] or [`crate::nn::conv2d`] without
+    /// groups (normalizations, embeddings, tied weights, what is used outside of the layers) have their exact diagonal
+    /// instead.
+    ///
+    /// # Errors
+    /// As [`Fisher::diagonal`]; [`Error::Parameter`] for a weight that a later batch uses in another way than the first.
+    pub fn kronecker<B: Into<Batch>, L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        batches: impl IntoIterator<Item = B>,
+        model: impl FnMut(&Tensor) -> L,
+    ) -> Result<KroneckerFisher> {
+        let params = params.into();
+        let solution = params.at_present();
+        let mut parts: Option<Vec<Part>> = None;
+        let examples = self.each(&params, batches, model, |batch, columns| {
+            let parts = match &mut parts {
+                Some(parts) => parts,
+                new => new.insert(batch.parts()?),
+            };
+            batch.add_factors(columns.len(), |c| columns.get(c), parts)
+        })?;
+        let _no_grad = tch::no_grad_guard();
+        let name = |p: usize| solution.leaves()[p].name();
+        let (mut layers, mut diagonal) = (Vec::new(), Vec::new());
+        for (p, part) in parts.into_iter().flatten().enumerate() {
+            match part {
+                Part::Factors(Factors { bias, inputs, outputs, positions }) => {
+                    finite(name(p), &inputs, examples)?;
+                    finite(name(p), &outputs, examples)?;
+                    let inputs = inputs.f_div_scalar(positions.max(1))?;
+                    let (weight, bias) = (name(p).to_owned(), bias.map(|q| name(q).to_owned()));
+                    layers.push(LayerFactors { weight, bias, inputs, outputs });
+                }
+                Part::Bias => {}
+                Part::Diagonal(sum) => {
+                    finite(name(p), &sum, examples)?;
+                    diagonal.push((name(p).to_owned(), sum));
+                }
+            }
+        }
+        Ok(KroneckerFisher { at: At { solution, examples, fisher: self.clone() }, layers, diagonal })
+    }
+
+    /// The whole matrix, for small models.
+    ///
+    /// # Errors
+    /// As [`Fisher::diagonal`]; [`Error::Curvature`] for more weights than [`Fisher::max_weights`].
+    pub fn full<B: Into<Batch>, L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        batches: impl IntoIterator<Item = B>,
+        model: impl FnMut(&Tensor) -> L,
+    ) -> Result<FullFisher> {
+        let params = params.into();
+        params.check()?;
+        let solution = params.at_present();
+        let weights: usize = solution.leaves().iter().map(|l| l.tensor.numel()).sum();
+        if weights > self.max_weights {
+            return Err(Error::Curvature(format!(
+                "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are                  allowed; raise max_weights(..), freeze all but the layers of interest, or take Fisher::kronecker",
+                8.0 * (weights as f64).powi(2),
+                self.max_weights
+            )));
+        }
+        let device = solution.leaves().first().map_or(tch::Device::Cpu, |l| l.tensor.device());
+        let mut matrix = Tensor::f_zeros([weights as i64; 2], (Kind::Double, device))?;
+        let examples = self.each(&params, batches, model, |batch, columns| {
+            batch.add_outer_products(columns.len(), |c| columns.get(c), &mut matrix)
+        })?;
+        let mut start = 0;
+        for leaf in solution.leaves() {
+            let n = leaf.tensor.numel() as i64;
+            finite(leaf.name(), &matrix.f_narrow(0, start, n)?, examples)?;
+            start += n;
+        }
+        Ok(FullFisher { at: At { solution, examples, fisher: self.clone() }, matrix })
     }
 
     fn validate(&self) -> Result<()> {
@@ -325,13 +431,10 @@ impl Columns<'_> {
 
 fn finite(name: &str, x: &Tensor, examples: u64) -> Result<()> {
     kernel::first_non_finite(x).map_or(Ok(()), |value| {
-        Err(Error::parameter(
-            name,
-            format!(
-                "its curvature over {examples} examples is not finite ({value}); nothing was changed (look at the weights \
-                 and the inputs)"
-            ),
-        ))
+        Err(Error::Curvature(format!(
+            "that of parameter `{name}` over {examples} examples is not finite ({value}); nothing was changed (look at the \
+             weights and the inputs)"
+        )))
     })
 }
 
@@ -355,6 +458,11 @@ macro_rules! at {
             /// How it was estimated.
             pub fn estimator(&self) -> Estimator {
                 self.at.fisher.estimator
+            }
+
+            /// The p(y | z) that it is about.
+            pub fn likelihood(&self) -> Likelihood {
+                self.at.fisher.likelihood
             }
 
             /// The active labels, if they were named.
@@ -413,5 +521,155 @@ impl At {
             })
         };
         self.solution.leaves().iter().map(of).collect()
+    }
+}
+
+/// A Kronecker-factored Fisher information, from [`Fisher::kronecker`]: a sum over [`KroneckerFisher::examples`] examples.
+#[derive(Debug)]
+pub struct KroneckerFisher {
+    at: At,
+    layers: Vec<LayerFactors>,
+    diagonal: Vec<(String, Tensor)>,
+}
+
+/// The factors of one layer: its Fisher information, summed over the data, is about G ⊗ A.
+#[derive(Debug)]
+pub struct LayerFactors {
+    /// Name of the weight `[out, …]`, a matrix `[out, in]`.
+    pub weight: String,
+    /// Name of the bias `[out]`, which has the last row and column of A.
+    pub bias: Option<String>,
+    /// A `[in, in]`, or `[in+1, in+1]` with a bias: the mean of aaᵀ.
+    pub inputs: Tensor,
+    /// G `[out, out]`: the sum of ggᵀ.
+    pub outputs: Tensor,
+}
+
+at!(KroneckerFisher);
+
+impl KroneckerFisher {
+    /// The layers, in the order of their weights.
+    pub fn layers(&self) -> &[LayerFactors] {
+        &self.layers
+    }
+
+    /// The exact diagonal of one of the parameters that belong to no layer, in its shape.
+    pub fn diagonal(&self, name: &str) -> Option<&Tensor> {
+        let leaf = self.at.solution.find(name)?;
+        self.diagonal.iter().find_map(|(n, f)| (n == leaf.name()).then_some(f))
+    }
+
+    /// Laplace's approximation around the weights at which the factors were computed, with an isotropic prior N(0, 1/P₀):
+    /// with G = U_G diag(g) U_Gᵀ and A = U_A diag(a) U_Aᵀ the precision of a weight is g aᵀ + P₀ in the basis
+    /// (U_G, U_A), which adds the prior to the product and not to its factors.
+    ///
+    /// A weight and its bias are blocks of their own, because a [`KroneckerGaussian`] has a basis for each parameter: A for
+    /// the weight is the block without the appended 1, and the bias has precision g + P₀ in the basis U_G. What the full
+    /// G ⊗ A says about their correlation is left out. Parameters without factors get diag F + P₀.
+    ///
+    /// # Errors
+    /// A prior that is a posterior; a precision that is not positive and finite, as where both F and P₀ vanish.
+    pub fn laplace(&self, prior: impl Into<Prior>) -> Result<KroneckerGaussian> {
+        let prior = prior.into();
+        prior.check(&self.at.solution)?;
+        let Some(p0) = prior.isotropic_precision() else {
+            return Err(Error::Posterior(
+                "a Kronecker-factored Fisher information was given a posterior as prior: expected Prior::isotropic(..), \
+                 because the sum has no Kronecker basis otherwise; take Fisher::diagonal or Fisher::full"
+                    .to_owned(),
+            ));
+        };
+        let _no_grad = tch::no_grad_guard();
+        let mut parameters = Vec::new();
+        for leaf in self.at.solution.leaves() {
+            let mean = leaf.tensor.copy();
+            let kind = mean.kind();
+            let like = |t: &Tensor| t.to_kind(kind);
+            let name = leaf.name().to_owned();
+            let layer = self.layers.iter().find(|l| l.weight == name || l.bias.as_ref() == Some(&name));
+            parameters.push(if let Some(layer) = layer {
+                let (g, left) = eigen(&layer.outputs)?;
+                if layer.weight == name {
+                    let width = matrix_shape(&mean.size())[1];
+                    let (a, right) = eigen(&layer.inputs.f_narrow(0, 0, width)?.f_narrow(1, 0, width)?)?;
+                    let precision = like(&(g.f_outer(&a)? + p0)).f_reshape(mean.size())?;
+                    KroneckerParameter { name, mean, left: Some(like(&left)), right: Some(like(&right)), precision }
+                } else {
+                    // A bias is the row [1, out].
+                    let precision = like(&(g + p0));
+                    KroneckerParameter { name, mean, left: None, right: Some(like(&left)), precision }
+                }
+            } else {
+                let zero = mean.zeros_like();
+                let precision = self.diagonal(&name).unwrap_or(&zero) + p0;
+                KroneckerParameter { name, mean, left: None, right: None, precision }
+            });
+        }
+        KroneckerGaussian::new(parameters)
+    }
+}
+
+/// Eigenvalues and eigenvectors of a second moment, in f64; the eigenvalues are not negative but for rounding.
+fn eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (values, vectors) = x.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
+    Ok((values.f_clamp_min(0.0)?, vectors))
+}
+
+/// The whole Fisher information matrix, from [`Fisher::full`]: a sum over [`FullFisher::examples`] examples.
+#[derive(Debug)]
+pub struct FullFisher {
+    at: At,
+    matrix: Tensor,
+}
+
+at!(FullFisher);
+
+impl FullFisher {
+    /// F `[P, P]` in f64: the weights of the parameters in order, each parameter's in row-major order.
+    pub fn matrix(&self) -> &Tensor {
+        &self.matrix
+    }
+
+    /// Laplace's approximation N(θ, (F + P₀)⁻¹), as [`DiagonalFisher::laplace`].
+    ///
+    /// # Errors
+    /// As there; [`Error::NotPositiveDefinite`].
+    pub fn laplace(&self, prior: impl Into<Prior>) -> Result<FullGaussian> {
+        let _no_grad = tch::no_grad_guard();
+        let priors = self.at.precisions(&prior.into())?;
+        let flat = priors.iter().map(|p| p.to_kind(Kind::Double).reshape([-1]));
+        let diagonal = Tensor::f_cat(&flat.collect::<Vec<_>>(), 0)?;
+        FullGaussian::new(self.at.means(), &(&self.matrix + diagonal.diag_embed(0, -2, -1)))
+    }
+
+    /// Laplace's approximation N(θ, (F + P)⁻¹) with the full posterior N(m, P⁻¹) of earlier data as the prior: online
+    /// Laplace (Ritter et al. 2018).
+    ///
+    /// # Errors
+    /// A prior of other parameters or shapes; [`Error::NotPositiveDefinite`].
+    pub fn laplace_after(&self, prior: &FullGaussian) -> Result<FullGaussian> {
+        let _no_grad = tch::no_grad_guard();
+        let leaves = self.at.solution.leaves();
+        for (i, leaf) in leaves.iter().enumerate() {
+            let name = prior.names().nth(i).filter(|name| leaf.names.iter().any(|n| n == name));
+            let size = name.and_then(|name| prior.mean(name)).map(|m| m.size());
+            if size != Some(leaf.tensor.size()) {
+                return Err(Error::parameter(
+                    leaf.name(),
+                    "the prior does not have it at the same place and in the same shape; expected a posterior of the same \
+                     parameters in the same order",
+                ));
+            }
+        }
+        if let Some(name) = prior.names().nth(leaves.len()) {
+            return Err(Error::parameter(name, "the prior has it and the model has not"));
+        }
+        FullGaussian::new(self.at.means(), &(&self.matrix + prior.precision().to_device(self.matrix.device())))
+    }
+}
+
+impl At {
+    fn means(&self) -> Vec<(&str, Tensor)> {
+        self.solution.leaves().iter().map(|l| (l.name(), l.tensor.shallow_clone())).collect()
     }
 }

@@ -8,9 +8,13 @@ use super::per_example::{CHUNK_ELEMENTS, Contribution, Match, Parameter, accumul
 use crate::nn::Likelihood;
 use crate::nn::tape::{Outer, Output, Recording, Tape};
 use crate::params::{Buffers, Leaf};
+use crate::posterior::matrix_shape;
 use crate::{Error, IntoTensor, Params, Result, kernel};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, no_grad_guard};
+
+/// How many examples show whether a parameter is used outside of the tapped layers.
+const LOOK_AT: i64 = 16;
 
 /// One forward pass.
 #[derive(Debug)]
@@ -163,27 +167,33 @@ impl<'a> Linearized<'a> {
         self.z.size()[1]
     }
 
-    /// Compares the tapped gradients with plain ones, for a column of numbers without a pattern.
+    /// Compares the tapped gradients of a few examples with plain ones, for a column of numbers without a pattern.
     fn look(&mut self) -> Result<()> {
         let wave = Tensor::f_arange(self.z.numel() as i64, (self.z.kind(), self.z.device()))?;
         let s = wave.f_mul_scalar(1.7)?.f_add_scalar(0.3)?.f_sin()?.f_reshape(self.z.size())?;
-        let column = self.pull(&s)?;
+        let few = LOOK_AT.min(self.batch());
+        _ = s.f_narrow(0, few, self.batch() - few)?.f_zero_()?;
+        let mut column = self.pull(&s)?;
         let leaves: Vec<&Tensor> = self.leaves.iter().map(|l| &l.tensor).collect();
         let total = tch::with_grad(|| column.losses.f_sum(None::<Kind>))?;
         let plain = Tensor::f_run_backward(&[&total], &leaves, true, false)?;
         let _no_grad = no_grad_guard();
+        for delta in column.deltas.values_mut() {
+            *delta = delta.f_narrow(0, 0, few)?;
+        }
         let uses: Vec<Vec<Contribution>> = (0..plain.len()).map(|p| self.contributions(p, &column)).collect();
+        let parameter = |p: usize| Parameter { batch: few, ..self.parameter(p, &uses[p]) };
         let mut squares: Vec<Option<Tensor>> = Vec::with_capacity(plain.len());
         for (p, uses) in uses.iter().enumerate() {
-            let c = if uses.is_empty() { None } else { Some(self.parameter(p, uses).squares()?) };
+            let c = if uses.is_empty() { None } else { Some(parameter(p).squares()?) };
             squares.push(c);
         }
-        let all = global_scale(&squares, self.batch())?;
+        let all = global_scale(&squares, few)?;
         let mut outside = Vec::new();
         for (p, (g, c)) in plain.iter().zip(&squares).enumerate() {
             let explained = match c {
                 _ if !g.defined() => true,
-                Some(c) => self.parameter(p, &uses[p]).explains(g, c, all)?,
+                Some(c) => parameter(p).explains(g, c, all)?,
                 None => false,
             };
             if !explained {
@@ -267,6 +277,25 @@ impl<'a> Linearized<'a> {
         self.ways.contains(&Way::Loop)
     }
 
+    /// Calls `f(first, G)` for Gᵢ of a tapped parameter, a chunk of examples at a time, as many as fit `share` times.
+    fn in_chunks(
+        &self,
+        p: usize,
+        uses: &[Contribution],
+        share: i64,
+        mut f: impl FnMut(i64, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let parameter = self.parameter(p, uses);
+        let chunk = (parameter.chunk() / share).max(1);
+        let mut first = 0;
+        while first < self.batch() {
+            let length = chunk.min(self.batch() - first);
+            f(first, parameter.gradients(first, length)?)?;
+            first += length;
+        }
+        Ok(())
+    }
+
     /// Adds Σ_c Σᵢ Gᵢ_c² to `sums`, over the columns that `column(0..columns)` gives.
     pub(crate) fn add_squares(
         &mut self,
@@ -274,33 +303,311 @@ impl<'a> Linearized<'a> {
         column: impl Fn(i64) -> Result<Tensor>,
         sums: &mut [Tensor],
     ) -> Result<()> {
-        let mut of_deltas: Vec<Option<(Tensor, Outer)>> = (0..self.parameters()).map(|_| None).collect();
+        let mut squares = Squares::new(self.parameters());
+        for c in 0..columns {
+            let column = self.pull(&column(c)?)?;
+            squares.add(self, &column, &(0..self.parameters()).collect::<Vec<_>>(), sums)?;
+        }
+        squares.finish(sums)
+    }
+
+    /// Adds the factors of the parameters that have them to `parts`, and Σ_c Σᵢ Gᵢ_c² to the others.
+    pub(crate) fn add_factors(
+        &mut self,
+        columns: i64,
+        column: impl Fn(i64) -> Result<Tensor>,
+        parts: &mut [Part],
+    ) -> Result<()> {
+        let mut squares = Squares::new(self.parameters());
         for c in 0..columns {
             let column = self.pull(&column(c)?)?;
             let _no_grad = no_grad_guard();
-            for p in 0..self.parameters() {
+            let mut rest = Vec::new();
+            for (p, part) in parts.iter_mut().enumerate() {
+                match part {
+                    Part::Factors(_) | Part::Bias if self.ways[p] == Way::Loop => return Err(self.changed(p)),
+                    Part::Factors(factors) => self.add_to_factors(p, &column, c == 0, factors)?,
+                    Part::Bias => {}
+                    Part::Diagonal(_) => rest.push(p),
+                }
+            }
+            let mut sums: Vec<Tensor> = parts.iter().map(Part::diagonal).collect();
+            squares.add(self, &column, &rest, &mut sums)?;
+        }
+        squares.finish(&mut parts.iter().map(Part::diagonal).collect::<Vec<_>>())
+    }
+
+    fn add_to_factors(&self, p: usize, column: &Column, first_column: bool, factors: &mut Factors) -> Result<()> {
+        let uses = self.contributions(p, column);
+        let [only] = &uses[..] else {
+            if uses.is_empty() {
+                return Ok(());
+            }
+            return Err(self.changed(p));
+        };
+        let Some(matrix) = only.rule.matrix() else { return Err(self.changed(p)) };
+        let chunk = self.parameter(p, &uses).chunk();
+        let mut first = 0;
+        while first < self.batch() {
+            let length = chunk.min(self.batch() - first);
+            let delta = only.delta.f_narrow(0, first, length)?.f_totype(self.kind(p))?;
+            if first_column {
+                let a = matrix.inputs(first, &delta)?;
+                factors.positions += a.size()[0];
+                let a = if factors.bias.is_none() { a } else { a.f_constant_pad_nd([0, 1])? };
+                if factors.bias.is_some() {
+                    _ = a.f_narrow(1, a.size()[1] - 1, 1)?.f_fill_(1.0)?;
+                }
+                _ = factors.inputs.f_addmm_(&a.f_tr()?, &a)?;
+            }
+            let d = matrix.outputs(&delta)?;
+            _ = factors.outputs.f_addmm_(&d.f_tr()?, &d)?;
+            first += length;
+        }
+        Ok(())
+    }
+
+    fn changed(&self, p: usize) -> Error {
+        let name = self.leaves[p].name();
+        Error::parameter(
+            name,
+            "the model uses it in another way in a later batch; its Kronecker factors need the same computation for every \
+             batch (Fisher::diagonal does not)",
+        )
+    }
+
+    /// What each parameter has: a weight that one layer call uses has factors, which its bias shares.
+    pub(crate) fn parts(&self) -> Result<Vec<Part>> {
+        let only_use = |p: usize| if let [only] = &self.uses[p][..] { Some(only) } else { None };
+        let is_weight = |p: usize| only_use(p).is_some_and(|(_, rule)| rule.matrix().is_some());
+        let mut parts = Vec::with_capacity(self.parameters());
+        for (p, leaf) in self.leaves.iter().enumerate() {
+            let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (self.kind(p), leaf.tensor.device()));
+            let partner = |weight: bool| {
+                let tap = only_use(p)?.0;
+                (0..self.parameters())
+                    .find(|&q| q != p && is_weight(q) == weight && only_use(q).is_some_and(|&(other, _)| other == tap))
+            };
+            parts.push(if is_weight(p) {
+                let [out, width] = matrix_shape(&leaf.tensor.size());
+                let bias = partner(false);
+                let width = width + i64::from(bias.is_some());
+                let (inputs, outputs) = (zeros(&[width, width])?, zeros(&[out, out])?);
+                Part::Factors(Factors { bias, inputs, outputs, positions: 0 })
+            } else if partner(true).is_some() {
+                Part::Bias
+            } else {
+                Part::Diagonal(zeros(&leaf.tensor.size())?)
+            });
+        }
+        Ok(parts)
+    }
+
+    /// Adds Σ_c Σᵢ Gᵢ_cGᵢ_cᵀ over all weights, one parameter after the other, to `sum` `[P, P]` in f64.
+    pub(crate) fn add_outer_products(
+        &mut self,
+        columns: i64,
+        column: impl Fn(i64) -> Result<Tensor>,
+        sum: &mut Tensor,
+    ) -> Result<()> {
+        let weights = sum.size()[0];
+        let chunk = (CHUNK_ELEMENTS / (4 * weights).max(1)).clamp(1, self.batch().max(1));
+        for c in 0..columns {
+            let column = self.pull(&column(c)?)?;
+            let _no_grad = no_grad_guard();
+            let uses: Vec<Vec<Contribution>> = (0..self.parameters()).map(|p| self.contributions(p, &column)).collect();
+            let mut first = 0;
+            while first < self.batch() {
+                let length = chunk.min(self.batch() - first);
+                let rows = Tensor::f_zeros([length, weights], (Kind::Double, sum.device()))?;
+                let mut starts = Vec::with_capacity(self.parameters());
+                let mut start = 0;
+                for (p, uses) in uses.iter().enumerate() {
+                    let n = self.leaves[p].tensor.numel() as i64;
+                    if !uses.is_empty() {
+                        let g = self.parameter(p, uses).gradients(first, length)?;
+                        rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
+                    }
+                    starts.push((start, n));
+                    start += n;
+                }
+                for i in 0..if self.loops() { length } else { 0 } {
+                    for (p, g) in self.of_example(&column, first + i)? {
+                        let (start, n) = starts[p];
+                        rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
+                    }
+                }
+                _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;
+                first += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// One for output k of every example.
+    fn unit(&self, k: i64) -> Result<Tensor> {
+        let _no_grad = no_grad_guard();
+        let unit = self.z.detach().f_zeros_like()?;
+        _ = unit.f_narrow(1, k, 1)?.f_fill_(1.0)?;
+        Ok(unit)
+    }
+
+    /// Jᵢ diag(V) Jᵢᵀ of every example, its diagonal `[B, C]`; V of each parameter in its shape and the kind of its sums,
+    /// `None` for zero.
+    pub(crate) fn variance(&mut self, v: &[Option<Tensor>]) -> Result<Tensor> {
+        let mut all = Vec::with_capacity(self.outputs() as usize);
+        let mut spread: Vec<Option<Tensor>> = v.iter().map(|_| None).collect();
+        for k in 0..self.outputs() {
+            let column = self.pull(&self.unit(k)?)?;
+            let _no_grad = no_grad_guard();
+            let mut sum = Tensor::f_zeros([self.batch()], (self.z.kind(), self.z.device()))?;
+            for (p, v) in v.iter().enumerate() {
+                let Some(v) = v else { continue };
                 let uses = self.contributions(p, &column);
                 if let Some((delta, outer)) = self.outer(p, &uses)? {
-                    match &mut of_deltas[p] {
-                        Some((sum, _)) => _ = sum.f_addcmul_(&delta, &delta)?,
-                        new => *new = Some((delta.f_square()?, outer)),
-                    }
+                    let w = match &mut spread[p] {
+                        Some(w) => w,
+                        new => new.insert(outer.spread(v)?),
+                    };
+                    let squares = delta.f_square()?.f_reshape([self.batch(), -1])?;
+                    sum = sum.f_add(&squares.f_mul(w)?.f_sum_dim_intlist(1, false, None::<Kind>)?)?;
                 } else if !uses.is_empty() {
-                    _ = sums[p].f_add_(&self.parameter(p, &uses).sum_of_squares()?)?;
+                    self.in_chunks(p, &uses, 1, |first, g| {
+                        let n = g.size()[0];
+                        let each =
+                            g.f_square()?.f_mul(v)?.f_reshape([n, -1])?.f_sum_dim_intlist(1, false, None::<Kind>)?;
+                        _ = sum.f_narrow(0, first, n)?.f_add_(&each)?;
+                        Ok(())
+                    })?;
                 }
             }
             for i in 0..if self.loops() { self.batch() } else { 0 } {
                 for (p, g) in self.of_example(&column, i)? {
+                    if let Some(v) = &v[p] {
+                        _ = sum.f_select(0, i)?.f_add_(&g.f_square()?.f_mul(v)?.f_sum(None::<Kind>)?)?;
+                    }
+                }
+            }
+            all.push(sum);
+        }
+        Ok(Tensor::f_stack(&all, 1)?)
+    }
+
+    /// Jᵢ diag(V) Jᵢᵀ `[B, C, C]`, as [`Linearized::variance`].
+    pub(crate) fn covariance(&mut self, v: &[Option<Tensor>]) -> Result<Tensor> {
+        let columns = (0..self.outputs()).map(|k| self.pull(&self.unit(k)?)).collect::<Result<Vec<_>>>()?;
+        let _no_grad = no_grad_guard();
+        let (batch, outputs) = (self.batch(), self.outputs());
+        let sum = Tensor::f_zeros([batch, outputs, outputs], (self.z.kind(), self.z.device()))?;
+        for (p, v) in v.iter().enumerate() {
+            let Some(v) = v else { continue };
+            let uses: Vec<Vec<Contribution>> = columns.iter().map(|c| self.contributions(p, c)).collect();
+            // The outputs are one tensor, so that a layer has a part in all of them or in none.
+            let Some(first_uses) = uses.first().filter(|uses| !uses.is_empty()) else { continue };
+            if let Some((_, outer)) = self.outer(p, first_uses)? {
+                let deltas = uses.iter().flatten().map(|u| Ok(u.delta.f_totype(v.kind())?.f_reshape([batch, -1])?));
+                let deltas = Tensor::f_stack(&deltas.collect::<Result<Vec<_>>>()?, 1)?;
+                let weighted = deltas.f_mul(&outer.spread(v)?.f_unsqueeze(1)?)?;
+                _ = sum.shallow_clone().f_add_(&weighted.f_bmm(&deltas.f_transpose(1, 2)?)?)?;
+                continue;
+            }
+            self.in_chunks(p, first_uses, outputs, |first, g| {
+                let n = g.size()[0];
+                let rows =
+                    uses.iter().map(|uses| Ok(self.parameter(p, uses).gradients(first, n)?.f_reshape([n, -1])?));
+                let rows = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 1)?;
+                let weighted = rows.f_mul(&v.f_reshape([-1])?)?;
+                _ = sum.f_narrow(0, first, n)?.f_add_(&weighted.f_bmm(&rows.f_transpose(1, 2)?)?)?;
+                Ok(())
+            })?;
+        }
+        for i in 0..if self.loops() { batch } else { 0 } {
+            let each = columns.iter().map(|c| Ok(self.of_example(c, i)?.into_iter().collect::<HashMap<_, _>>()));
+            let each = each.collect::<Result<Vec<_>>>()?;
+            for k in 0..each.len() {
+                for l in 0..each.len() {
+                    for (p, g) in &each[k] {
+                        if let (Some(v), Some(other)) = (&v[*p], each[l].get(p)) {
+                            let product = g.f_mul(v)?.f_mul(other)?.f_sum(None::<Kind>)?;
+                            _ = sum.f_select(0, i)?.f_select(0, k as i64)?.f_select(0, l as i64)?.f_add_(&product)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Σ_c Σᵢ Gᵢ_c² while the columns come in: of what layers with Gᵢ = δᵢaᵢᵀ leave, Σ_c δ_c² is enough until the end.
+struct Squares(Vec<Option<(Tensor, Outer)>>);
+
+impl Squares {
+    fn new(parameters: usize) -> Self {
+        Squares((0..parameters).map(|_| None).collect())
+    }
+
+    /// Adds a column for the parameters `which`.
+    fn add(&mut self, batch: &Linearized, column: &Column, which: &[usize], sums: &mut [Tensor]) -> Result<()> {
+        let _no_grad = no_grad_guard();
+        for &p in which {
+            let uses = batch.contributions(p, column);
+            if let Some((delta, outer)) = batch.outer(p, &uses)? {
+                match &mut self.0[p] {
+                    Some((sum, _)) => _ = sum.f_addcmul_(&delta, &delta)?,
+                    new => *new = Some((delta.f_square()?, outer)),
+                }
+            } else if !uses.is_empty() {
+                _ = sums[p].f_add_(&batch.parameter(p, &uses).sum_of_squares()?)?;
+            }
+        }
+        for i in 0..if batch.loops() { batch.batch() } else { 0 } {
+            for (p, g) in batch.of_example(column, i)? {
+                if which.contains(&p) {
                     _ = sums[p].f_addcmul_(&g, &g)?;
                 }
             }
         }
+        Ok(())
+    }
+
+    fn finish(self, sums: &mut [Tensor]) -> Result<()> {
         let _no_grad = no_grad_guard();
-        for (sum, found) in sums.iter_mut().zip(of_deltas) {
+        for (sum, found) in sums.iter_mut().zip(self.0) {
             if let Some((squares, outer)) = found {
                 _ = sum.f_add_(&outer.squares(&squares)?)?;
             }
         }
         Ok(())
+    }
+}
+
+/// What a Kronecker-factored sum keeps of a parameter.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// Of a weight.
+    Factors(Factors),
+    /// Of a bias: it belongs to the factors of its layer's weight.
+    Bias,
+    /// Of everything else, in its shape.
+    Diagonal(Tensor),
+}
+
+/// Sums over all positions of all examples.
+#[derive(Debug)]
+pub(crate) struct Factors {
+    pub bias: Option<usize>,
+    /// Σ aaᵀ, a with a 1 at the end if there is a bias.
+    pub inputs: Tensor,
+    /// Σ_c Σ δδᵀ
+    pub outputs: Tensor,
+    /// How many.
+    pub positions: i64,
+}
+
+impl Part {
+    /// The tensor to add squares to; nothing else has any.
+    fn diagonal(&self) -> Tensor {
+        if let Part::Diagonal(sum) = self { sum.shallow_clone() } else { Tensor::new() }
     }
 }

@@ -6,7 +6,7 @@ mod linearized;
 mod per_example;
 mod tangent_kernel;
 
-pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher};
+pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub(crate) use ggn::ggn;
 pub(crate) use linearized::{Forward, Linearized, Looked};
 pub(crate) use per_example::per_example;

@@ -1,6 +1,6 @@
 //! z = W ∗ a + b on images.
 
-use super::tape::{Features, Rule, Shift, Tap, rows};
+use super::tape::{Features, Matrix, Rule, Shift, Tap, rows};
 use crate::Result;
 use std::borrow::Borrow;
 use tch::Tensor;
@@ -96,18 +96,23 @@ impl Rule for Weight {
         Ok(delta.f_bmm(&patches.f_transpose(1, 2)?)?.f_reshape([b, out, channels, height, width])?)
     }
 
-    /// The patches and the output's positions that see them.
-    fn positions(&self, first: i64, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
-        if self.groups != 1 {
-            return Ok(None);
-        }
-        let patches = self.patches(first, delta)?.f_transpose(1, 2)?.f_flatten(0, 1)?;
-        Ok(Some([patches, delta.f_flatten(2, 3)?.f_transpose(1, 2)?.f_flatten(0, 1)?]))
+    fn matrix(&self) -> Option<&dyn Matrix> {
+        (self.groups == 1).then_some(self)
     }
 
     /// The patches; the padded input is small beside them.
     fn scratch(&self) -> i64 {
         let ([_, channels, height, width], [down, right]) = (self.shape, self.positions);
         self.groups * channels * height * width * down * right
+    }
+}
+
+impl Matrix for Weight {
+    fn inputs(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        Ok(self.patches(first, delta)?.f_transpose(1, 2)?.f_flatten(0, 1)?)
+    }
+
+    fn outputs(&self, delta: &Tensor) -> Result<Tensor> {
+        Ok(delta.f_flatten(2, 3)?.f_transpose(1, 2)?.f_flatten(0, 1)?)
     }
 }

@@ -124,7 +124,7 @@ impl Output {
                 let shares = (&after / &q).f_masked_fill(&q.f_eq(0.0)?, 0.0)?;
                 let both = &one + &q;
                 let size = (&one * &q / &both).f_masked_fill(&both.f_eq(0.0)?, 0.0)?.f_sqrt()?;
-                _ = unit.f_narrow(1, c + 1, after.size()[1])?.f_copy_(&-shares)?;
+                unit.f_narrow(1, c + 1, after.size()[1])?.f_copy_(&-shares)?;
                 unit * size
             }
             Likelihood::Bernoulli => unit * deviation(&z)?,

@@ -1,6 +1,6 @@
 //! z = a Wᵀ + b.
 
-use super::tape::{Features, Outer, Rule, Shift, Tap, row_elements, rows};
+use super::tape::{Features, Matrix, Outer, Rule, Shift, Tap, row_elements, rows};
 use crate::Result;
 use std::borrow::Borrow;
 use tch::Tensor;
@@ -71,12 +71,21 @@ impl Rule for Weight {
         Ok(Some(Outer::Input(self.flat(&rows(&self.input, 0, delta)?)?.f_squeeze_dim(1)?)))
     }
 
-    fn positions(&self, first: i64, delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
-        let a = rows(&self.input, first, delta)?;
-        Ok(Some([self.flat(&a)?.f_flatten(0, 1)?, self.flat(delta)?.f_flatten(0, 1)?]))
+    fn matrix(&self) -> Option<&dyn Matrix> {
+        Some(self)
     }
 
     fn scratch(&self) -> i64 {
         row_elements(&self.input)
+    }
+}
+
+impl Matrix for Weight {
+    fn inputs(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
+        Ok(self.flat(&rows(&self.input, first, delta)?)?.f_flatten(0, 1)?)
+    }
+
+    fn outputs(&self, delta: &Tensor) -> Result<Tensor> {
+        Ok(self.flat(delta)?.f_flatten(0, 1)?)
     }
 }

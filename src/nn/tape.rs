@@ -99,15 +99,24 @@ pub(crate) trait Rule: Debug + Send {
         Ok(None)
     }
 
-    /// a `[n, in]` and δ `[n, out]` at all n positions of the examples `first..first + b`, if Gᵢ = Σₜ δᵢₜ aᵢₜᵀ.
-    fn positions(&self, _first: i64, _delta: &Tensor) -> Result<Option<[Tensor; 2]>> {
-        Ok(None)
+    /// If Gᵢ = Σₜ δᵢₜ aᵢₜᵀ over positions t.
+    fn matrix(&self) -> Option<&dyn Matrix> {
+        None
     }
 
     /// Elements per example that [`Rule::gradients`] allocates beside its arguments and its result.
     fn scratch(&self) -> i64 {
         0
     }
+}
+
+/// The weight of a layer that multiplies it with vectors aᵢₜ, at one or more positions t of an example.
+pub(crate) trait Matrix {
+    /// a `[n, in]` at all n positions of the examples that `delta` has the rows of, from example `first` on.
+    fn inputs(&self, first: i64, delta: &Tensor) -> Result<Tensor>;
+
+    /// δ `[n, out]` at the same positions.
+    fn outputs(&self, delta: &Tensor) -> Result<Tensor>;
 }
 
 /// Gᵢ = δᵢ aᵢᵀ, so that Gᵢ² = δᵢ² (aᵢ²)ᵀ elementwise and what is linear in Gᵢ or in Gᵢ² needs no Gᵢ.

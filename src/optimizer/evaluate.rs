@@ -26,8 +26,8 @@ pub(super) struct Begun {
     buffers: Buffers,
 }
 
-/// A loss and its derivatives at one point, one per parameter in the order of [`Params::names`], each of its parameter's
-/// shape; `None` where the loss does not depend on it.
+/// A loss and its derivatives at one point, one per parameter in the order of
+/// [`Params::names`](crate::Params::names), each of its parameter's shape; `None` where the loss does not depend on it.
 #[derive(Debug)]
 pub struct Derivatives {
     /// Mean loss L of the batch.

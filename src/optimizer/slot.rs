@@ -148,26 +148,29 @@ impl<R: Rule> Slot<R> {
     /// The mean; where half-precision weights were changed from outside (loaded, re-initialised), so is it.
     pub(super) fn mean_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.mean else { return leaf.tensor.shallow_clone() };
-        let _no_grad = tch::no_grad_guard();
-        let link = self.config.link();
-        let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
-        mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
+        mean_now(self.config.link(), mean, leaf)
     }
 
     /// Takes over what [`Slot::mean_now`] finds, and makes binary weights what they are by their link.
     pub(super) fn follow(&mut self, leaf: &Leaf) {
-        if self.mean.is_some() {
-            let now = self.mean_now(leaf);
-            let _no_grad = tch::no_grad_guard();
-            self.mean.iter_mut().for_each(|mean| mean.copy_(&now));
-            let link = self.config.link();
-            if link != Link::Identity && leaf.trainable() {
-                let weight = link.weight(&now).to_kind(leaf.tensor.kind());
-                // Not written without need: a graph may have been recorded at them.
-                if !weight.equal(&leaf.tensor) {
-                    leaf.tensor.shallow_clone().copy_(&weight);
-                }
-            }
+        let Some(mean) = &mut self.mean else { return };
+        let _no_grad = tch::no_grad_guard();
+        let link = self.config.link();
+        let weight = |mean: &Tensor| link.weight(mean).to_kind(leaf.tensor.kind());
+        // Not written without need: a graph may have been recorded at them.
+        if weight(mean).equal(&leaf.tensor) {
+            return;
+        }
+        let now = mean_now(link, mean, leaf);
+        mean.copy_(&now);
+        if link != Link::Identity && leaf.trainable() {
+            leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
+}
+
+fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
+    let _no_grad = tch::no_grad_guard();
+    let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+    mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
 }

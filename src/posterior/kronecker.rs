@@ -318,6 +318,76 @@ impl KroneckerGaussian {
         0.5 * self.parameters.iter().map(|p| of(p).double_value(&[])).sum::<f64>()
     }
 
+    /// Adds natural parameters with weights, as [`combine`](crate::combine) does for diagonal posteriors. Only posteriors in
+    /// the same bases have a sum of this form: for others, [`KroneckerGaussian::to_full`] and [`FullGaussian::combine`].
+    /// Computed in f64, returned in the kind, order and seed of the first.
+    ///
+    /// # Errors
+    /// No posterior, different parameters or bases, a weight that is not finite, a sum that is not positive definite.
+    pub fn combine(weighted: &[(f64, &KroneckerGaussian)]) -> Result<KroneckerGaussian> {
+        let _no_grad = tch::no_grad_guard();
+        let Some((_, first)) = weighted.first() else {
+            return Err(Error::Posterior("combine needs at least one".to_owned()));
+        };
+        for (w, q) in weighted {
+            if !w.is_finite() {
+                return Err(Error::Posterior(format!("the weight {w} is not finite")));
+            }
+            if let Some(p) = q.parameters.iter().find(|p| first.parameter(&p.name).is_none()) {
+                return Err(Error::parameter(&p.name, "one posterior has it and the other has not"));
+            }
+            for p in &first.parameters {
+                let other = q.parameter(&p.name);
+                let other =
+                    other.ok_or_else(|| Error::parameter(&p.name, "one posterior has it and the other has not"))?;
+                if p.mean.size() != other.mean.size() {
+                    let problem = format!("shapes {:?} and {:?} differ", p.mean.size(), other.mean.size());
+                    return Err(Error::parameter(&p.name, problem));
+                }
+                let same = |a: &Option<Tensor>, b: &Option<Tensor>| match (a, b) {
+                    (None, None) => true,
+                    (Some(a), Some(b)) => a.to_kind(Kind::Double).equal(&b.to_device(a.device()).to_kind(Kind::Double)),
+                    _ => false,
+                };
+                if !same(&p.left, &other.left) || !same(&p.right, &other.right) {
+                    return Err(Error::parameter(
+                        &p.name,
+                        "the bases of its precision differ, so that the sum has no such form; combine to_full() of each",
+                    ));
+                }
+            }
+        }
+        let parameters = first.parameters.iter().map(|p| {
+            // In the basis every element is a Gaussian of its own.
+            let mut precision = p.precision.zeros_like().to_kind(Kind::Double);
+            let mut precision_mean = KroneckerParameter::matrix(&precision).copy();
+            let like = p.double();
+            for (w, q) in weighted {
+                let other = q.parameter(&p.name).expect("checked above").double();
+                let s = other.precision.to_device(p.mean.device()) * *w;
+                let mean = KroneckerParameter::matrix(&other.mean.to_device(p.mean.device()));
+                let mean = into_basis(&mean, like.left.as_ref(), like.right.as_ref())?;
+                precision_mean += KroneckerParameter::matrix(&s) * mean;
+                precision += s;
+            }
+            if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
+                let problem = format!("an element in the basis becomes {:e}", precision.min().double_value(&[]));
+                let what = format!("the combined precision of `{}`", p.name);
+                return Err(Error::NotPositiveDefinite { what, problem });
+            }
+            let mean = like.out(&(precision_mean / KroneckerParameter::matrix(&precision)))?;
+            let kind = p.mean.kind();
+            Ok(KroneckerParameter {
+                name: p.name.clone(),
+                mean: mean.to_kind(kind),
+                left: p.left.as_ref().map(Tensor::shallow_clone),
+                right: p.right.as_ref().map(Tensor::shallow_clone),
+                precision: precision.to_kind(kind),
+            })
+        });
+        Ok(Self::new(parameters.collect::<Result<Vec<_>>>()?)?.with_seed(first.seed))
+    }
+
     /// Writes one safetensors file: tensor `<name>` is M, `<name>.precision` s, `<name>.left` and `<name>.right` the bases
     /// that are not the identity. The file is replaced atomically.
     ///

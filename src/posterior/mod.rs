@@ -5,6 +5,7 @@ mod diagonal;
 mod full;
 mod kronecker;
 mod mixture;
+mod outputs;
 mod predictive;
 
 pub use bernoulli::MeanFieldBernoulli;

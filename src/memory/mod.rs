@@ -1,0 +1,61 @@
+//! Which examples to keep.
+//!
+//! A score is a number per example, a selection is a list of positions for [`Memory::select`], and any score goes with any
+//! selection. A minus in front of a score gives its control (the least memorable).
+//!
+//! | score | from | |
+//! |---|---|---|
+//! | [`Memory::lambda`] | inputs | tr Λᵢ: how undecided the model is (FROMP, K-priors) |
+//! | [`Memory::leverage`] | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
+//! | [`Memory::sensitivity`] | labels too | Σ \|e Λ v\|: how far the model would move without it |
+//! | [`Memory::gradient_norm`] | labels | ‖pᵢ - yᵢ‖: EL2N |
+//! | [`random_scores`] | nothing | |
+//!
+//! | selection | |
+//! |---|---|
+//! | [`top`], [`class_balanced`] | the highest of all, or of each class equally many |
+//! | [`TopK`] | the same from a stream |
+//! | [`Reservoir`] | each of a stream with the same probability |
+//! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
+//!
+//! **The score belongs to the loss.** λ and its relatives pick the examples near the boundary. With soft labels
+//! ([`SoftLabels`](crate::continual::SoftLabels)) that is right: there the gradient of the past is. Replay of their *hard* labels
+//! sees nothing but hard cases and forgets the easy ones, and is better served by random examples: on USPS with 10 % of the past,
+//! 71.8 % against 88.5 %, and soft labels 92.6 % (`docs/results.md`, command `cargo run --release --example reproduce -- d2`).
+//!
+//! ```
+//! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+//! use tch_blr::continual::{Memory, SoftLabels};
+//! use tch_blr::nn::{self, Likelihood};
+//! use tch_blr::memory;
+//! # fn main() -> tch_blr::Result<()> {
+//! # let (x, y) = (Tensor::randn([50, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [50], (Kind::Int64, Device::Cpu)));
+//! # let vs = VarStore::new(Device::Cpu);
+//! # let net = nn::linear(vs.root(), 4, 3, Default::default());
+//! let past = Memory::new(&x, Likelihood::Categorical).targets(&y);
+//! let scores = past.lambda(|x| net.forward(x))?;
+//! let kept = past.select(&memory::class_balanced(&scores, &y, 12)?)?;
+//! let functions = SoftLabels::of(kept, |x| net.forward(x))?;
+//! # assert_eq!(functions.predictions().size(), [12, 3]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
+
+mod features;
+mod score;
+mod stream;
+
+pub use features::{herding, k_centre};
+pub use score::random_scores;
+pub use stream::{Reservoir, TopK, class_balanced, top};
+
+use crate::Error;
+
+#[allow(unused_imports)] // for the links above
+use crate::continual::Memory;
+
+pub(crate) fn error(problem: String) -> Error {
+    Error::Memory(problem)
+}

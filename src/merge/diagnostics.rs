@@ -1,0 +1,146 @@
+//! How far a merge is from what joint training would find.
+
+use super::Tensors;
+use crate::expectation::Perturbed;
+use crate::gradient::IntoTensor;
+use crate::posterior::DiagonalGaussian;
+use crate::{Error, Params, Result, check};
+use tch::{Kind, Tensor};
+
+/// Puts weights into a model until the guard is dropped.
+fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
+    if let Some(leaf) =
+        params.leaves().iter().find(|l| l.trainable() && !l.names.iter().any(|n| weights.contains_key(n)))
+    {
+        return Err(Error::parameter(leaf.name(), "the model has it and the weights to be tried have not"));
+    }
+    // Weights may hold buffers too, which the parameters do not list.
+    let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(|l| l.trainable()));
+    let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
+    let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
+    for (variable, value) in DiagonalGaussian::in_model(params, values)? {
+        // A tied variable is exchanged once.
+        if !changes.iter().any(|(other, _)| other.is_set_to(&variable)) {
+            changes.push((variable, value));
+        }
+    }
+    Perturbed::enter(changes)
+}
+
+fn value<L: IntoTensor>(loss: &mut dyn FnMut() -> L) -> Result<f64> {
+    let _no_grad = tch::no_grad_guard();
+    let loss = loss().into_tensor()?;
+    if !loss.defined() || loss.numel() != 1 {
+        return Err(Error::Loss("expected one number".to_owned()));
+    }
+    Ok(loss.double_value(&[]))
+}
+
+fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn FnMut() -> L) -> Result<Vec<Tensor>> {
+    let _guard = enter(params, weights)?;
+    let variables: Vec<&Tensor> = params.leaves().iter().filter(|l| l.trainable()).map(|l| &l.tensor).collect();
+    let loss = tch::with_grad(|| loss().into_tensor())?;
+    if !loss.defined() || loss.numel() != 1 || !loss.requires_grad() {
+        return Err(Error::Loss("expected one number with a graph back to the weights".to_owned()));
+    }
+    let gradients = Tensor::f_run_backward(&[loss], &variables, false, false)?;
+    Ok(gradients.iter().map(|g| g.detach().copy()).collect())
+}
+
+/// ‖∇L_t(θ_merged) - ∇L_t(θ_t)‖₂ of every model t, over all parameters: what task arithmetic neglects and gradient matching makes
+/// small, in the units of the loss. The model's variables have their old values afterwards.
+///
+/// `models` are the weights θ_t, each with a closure that computes L_t from the variables of `params`; give sums over the data
+/// for the mismatch of the summed losses.
+///
+/// # Errors
+/// Weights that are not those of the model; a loss that is not one number with a graph to every parameter; a closure's own error.
+pub fn gradient_mismatch<L: IntoTensor>(
+    params: impl Into<Params>,
+    merged: &Tensors,
+    models: &mut [(&Tensors, &mut dyn FnMut() -> L)],
+) -> Result<Vec<f64>> {
+    let params = params.into();
+    let each = models.iter_mut().map(|(weights, loss)| {
+        let (at_merged, at_own) = (gradient(&params, merged, loss)?, gradient(&params, weights, loss)?);
+        let _no_grad = tch::no_grad_guard();
+        let squares = at_merged.iter().zip(&at_own).map(|(a, b)| {
+            let d = a.to_kind(Kind::Double) - b.to_kind(Kind::Double);
+            d.square().sum(Kind::Double).double_value(&[])
+        });
+        Ok(squares.sum::<f64>().sqrt())
+    });
+    each.collect()
+}
+
+/// Losses along the straight line (1-t) a + t b.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Barrier {
+    /// t from 0 to 1 in equal steps.
+    pub t: Vec<f64>,
+    /// The loss at each.
+    pub loss: Vec<f64>,
+    /// The largest of loss(t) - [(1-t) loss(0) + t loss(1)]; 0 at least.
+    pub height: f64,
+}
+
+/// The loss at `points` ≥ 2 weights on the straight line from `a` to `b`, both ends among them, and how far it rises above the line
+/// between the losses at the ends. Two fine-tunes without a barrier between them can be averaged. The model's variables have
+/// their old values afterwards.
+///
+/// # Errors
+/// Fewer than 2 points; weights that are not those of the model; a loss that is not one number; a closure's own error.
+pub fn barrier<L: IntoTensor>(
+    params: impl Into<Params>,
+    a: &Tensors,
+    b: &Tensors,
+    points: usize,
+    mut loss: impl FnMut() -> L,
+) -> Result<Barrier> {
+    check::that("points", points, points >= 2, "at least 2")?;
+    let params = params.into();
+    // Says where the two differ before anything is computed.
+    for end in [a, b] {
+        drop(enter(&params, end)?);
+    }
+    let t: Vec<f64> = (0..points).map(|i| i as f64 / (points - 1) as f64).collect();
+    let mut losses = Vec::with_capacity(points);
+    for &t in &t {
+        let between = {
+            let _no_grad = tch::no_grad_guard();
+            let line = a.iter().filter(|(name, _)| params.find(name).is_some());
+            let point = |(name, a): (&String, &Tensor)| b.get(name).map(|b| (name.clone(), a * (1.0 - t) + b * t));
+            line.filter_map(point).collect::<Tensors>()
+        };
+        let _guard = enter(&params, &between)?;
+        losses.push(value(&mut loss)?);
+    }
+    let (first, last) = (losses[0], losses[points - 1]);
+    let above = t.iter().zip(&losses).map(|(t, loss)| loss - ((1.0 - t) * first + t * last));
+    let height = above.fold(0.0, |highest: f64, x| if x.is_nan() { x } else { highest.max(x) });
+    Ok(Barrier { t, loss: losses, height })
+}
+
+/// The loss of the merge at each point of a grid of merge weights: `merge` makes the weights, `loss` is computed with these in
+/// the variables. The model's variables have their old values afterwards.
+///
+/// ```text
+/// sweep(&vs, &[vec![0.5, 0.5], vec![1.0, 1.0]], |a| merge(…weights a…), || loss)?  → one loss per point
+/// ```
+///
+/// # Errors
+/// Those of `merge`; weights that are not those of the model; a loss that is not one number; a closure's own error.
+pub fn sweep<L: IntoTensor>(
+    params: impl Into<Params>,
+    grid: &[Vec<f64>],
+    mut merge: impl FnMut(&[f64]) -> Result<Tensors>,
+    mut loss: impl FnMut() -> L,
+) -> Result<Vec<f64>> {
+    let params = params.into();
+    let point = |a: &Vec<f64>| {
+        let merged = merge(a)?;
+        let _guard = enter(&params, &merged)?;
+        value(&mut loss)
+    };
+    grid.iter().map(point).collect()
+}

@@ -1,0 +1,520 @@
+//! Merging files that need not fit into memory.
+
+use super::engine::{self, Input, Inputs, Number, Output, Plan};
+use super::weight_file::{PRECISION, StoredTensor, WeightFile, encode};
+use super::{Method, same_tensors};
+use crate::{Error, Result, check, checkpoint};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Component, Path, PathBuf};
+
+/// Bytes of a piece of a tensor that is copied.
+const PIECE: usize = 1 << 22;
+
+/// One of the files that are merged.
+#[derive(Debug, Clone)]
+pub struct FileModel {
+    path: PathBuf,
+    weight: f64,
+    curvature: Option<PathBuf>,
+}
+
+impl FileModel {
+    /// What [`WeightFile::open`] opens, with weight 1.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        FileModel { path: path.into(), weight: 1.0, curvature: None }
+    }
+
+    /// w_k; ignored for a base. Default 1.
+    #[must_use]
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// A file with the curvature H_k of each weight, under the weight's name, as [`Model::curvature`](super::Model::curvature).
+    /// Without it, methods that need curvature expect a posterior's file, with the precisions `<name>.precision`.
+    #[must_use]
+    pub fn curvature(mut self, path: impl Into<PathBuf>) -> Self {
+        self.curvature = Some(path.into());
+        self
+    }
+}
+
+/// What [`merge_files`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merged {
+    /// Number of tensors that were merged.
+    pub tensors: usize,
+    /// Number of weights in these.
+    pub weights: u64,
+    /// Tensors of integers and booleans, copied from the base or the first model.
+    pub copied: Vec<String>,
+    /// Whether precisions were merged and written as well.
+    pub posterior: bool,
+}
+
+/// A model that is open.
+struct Source {
+    weights: WeightFile,
+    curvature: Option<WeightFile>,
+}
+
+impl Source {
+    fn open(model: &FileModel, method: Method) -> Result<Self> {
+        let curvature = model.curvature.as_ref().filter(|_| method.needs_curvature());
+        Ok(Source { weights: WeightFile::open(&model.path)?, curvature: curvature.map(WeightFile::open).transpose()? })
+    }
+
+    fn name(&self) -> String {
+        self.weights.path().display().to_string()
+    }
+
+    /// All that are not precisions of others.
+    fn shapes(&self) -> BTreeMap<&str, &[usize]> {
+        let tensors = self.weights.tensors().iter().filter(|(name, _)| !self.weights.is_precision(name));
+        tensors.map(|(name, t)| (name.as_str(), t.shape.as_slice())).collect()
+    }
+
+    /// Where the curvature of a weight is.
+    fn curvature(&self, name: &str) -> Result<(&WeightFile, &StoredTensor)> {
+        let refuse =
+            |path: &Path, problem: String| Err(Error::parameter(name, format!("{} {problem}", path.display())));
+        let shape = &self.weights.tensors()[name].shape;
+        match &self.curvature {
+            None => match self.weights.precision_of(name) {
+                Some(s) => Ok((&self.weights, s)),
+                None => {
+                    refuse(self.weights.path(), format!("has no `{name}{PRECISION}` of its shape; give its curvature"))
+                }
+            },
+            Some(file) => match file.tensors().get(name) {
+                Some(h) if h.shape == *shape && h.is_floating() => Ok((file, h)),
+                Some(h) => {
+                    refuse(file.path(), format!("has it as {:?} {:?}: expected the shape {shape:?}", h.dtype, h.shape))
+                }
+                None => refuse(file.path(), "does not have its curvature".to_owned()),
+            },
+        }
+    }
+}
+
+/// The shortest ends of the paths that tell them apart, so that a model's name does not depend on where the command runs.
+fn names(models: &[FileModel]) -> Vec<String> {
+    let parts: Vec<Vec<String>> = models
+        .iter()
+        .map(|m| {
+            m.path
+                .components()
+                .filter(|c| *c != Component::CurDir)
+                .rev()
+                .map(|c| c.as_os_str().to_string_lossy().into_owned())
+                .collect()
+        })
+        .collect();
+    let longest = parts.iter().map(Vec::len).max().unwrap_or(0);
+    let ends = |n: usize| -> Vec<String> {
+        let end = |p: &Vec<String>| p.iter().take(n).rev().map(String::as_str).collect::<Vec<_>>().join("/");
+        parts.iter().map(end).collect()
+    };
+    let apart = |names: &Vec<String>| {
+        let mut sorted: Vec<&String> = names.iter().collect();
+        sorted.sort_unstable();
+        sorted.windows(2).all(|pair| pair[0] != pair[1])
+    };
+    (1..=longest).map(ends).find(apart).unwrap_or_else(|| ends(longest))
+}
+
+/// The files of a merge, checked against each other.
+struct Sources {
+    base: Option<Source>,
+    models: Vec<Source>,
+}
+
+impl Sources {
+    fn open(method: Method, base: Option<&FileModel>, models: &[FileModel]) -> Result<Self> {
+        let base = if method.needs_base() {
+            let missing = || Error::Merge("this method needs the base that the models were fine-tuned from".to_owned());
+            Some(Source::open(base.ok_or_else(missing)?, method)?)
+        } else {
+            None
+        };
+        let models = models.iter().map(|m| Source::open(m, method)).collect::<Result<Vec<_>>>()?;
+        let sources = Sources { base, models };
+        let pattern = sources.pattern();
+        for source in sources.all() {
+            same_tensors((&pattern.name(), &pattern.shapes()), (&source.name(), &source.shapes()))?;
+            if method.needs_curvature() && source.curvature.is_some() != pattern.curvature.is_some() {
+                let problem = format!(
+                    "{} and {} must both be posteriors or both come with a file of curvature",
+                    pattern.name(),
+                    source.name()
+                );
+                return Err(Error::Merge(problem));
+            }
+            for name in pattern.shapes().keys() {
+                let [ours, theirs] = [pattern, source].map(|s| &s.weights.tensors()[*name]);
+                if ours.is_floating() != theirs.is_floating() {
+                    let problem = format!(
+                        "it is {:?} in {} and {:?} in {}",
+                        ours.dtype,
+                        pattern.name(),
+                        theirs.dtype,
+                        source.name()
+                    );
+                    return Err(Error::parameter(name, problem));
+                }
+                if !ours.is_floating() && !whole(ours.dtype) {
+                    let problem = format!("its kind {:?} cannot be merged: expected F32, F64, BF16 or F16", ours.dtype);
+                    return Err(Error::parameter(name, problem));
+                }
+                if method.needs_curvature() && theirs.is_floating() {
+                    source.curvature(name)?;
+                }
+            }
+        }
+        Ok(sources)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Source> {
+        self.base.iter().chain(&self.models)
+    }
+
+    /// The one that the result looks like.
+    fn pattern(&self) -> &Source {
+        self.base.as_ref().unwrap_or_else(|| &self.models[0])
+    }
+}
+
+/// Kinds that are copied.
+fn whole(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}
+
+/// The inputs of one tensor.
+struct Reader<'a> {
+    sources: &'a Sources,
+    name: &'a str,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    fn place(&self, input: Input) -> Result<(&'a WeightFile, &'a StoredTensor)> {
+        let missing = || Error::parameter(self.name, "an input of the merge is missing");
+        let base = || self.sources.base.as_ref().ok_or_else(missing);
+        let weights = |s: &'a Source| s.weights.tensors().get(self.name).map(|t| (&s.weights, t)).ok_or_else(missing);
+        match input {
+            Input::Base => weights(base()?),
+            Input::BaseCurvature => base()?.curvature(self.name),
+            Input::Model(k) => weights(&self.sources.models[k]),
+            Input::Curvature(k) => self.sources.models[k].curvature(self.name),
+        }
+    }
+
+    /// Whether any of the inputs is in f64.
+    fn wide(&self, method: Method) -> Result<bool> {
+        let models = (0..self.sources.models.len()).flat_map(|k| [Input::Model(k), Input::Curvature(k)]);
+        for input in [Input::Base, Input::BaseCurvature].into_iter().chain(models) {
+            let (base, curvature) = match input {
+                Input::Base => (true, false),
+                Input::BaseCurvature => (true, true),
+                Input::Model(_) => (false, false),
+                Input::Curvature(_) => (false, true),
+            };
+            let used = (!base || method.needs_base()) && (!curvature || method.needs_curvature());
+            if used && self.place(input)?.1.dtype == Dtype::F64 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<T: Number> Inputs<T> for Reader<'_> {
+    fn read(&mut self, input: Input, at: usize, x: &mut [T]) -> Result<()> {
+        let (file, t) = self.place(input)?;
+        file.read(t, at, x, &mut self.buffer)
+    }
+}
+
+/// A new file, written where its header says.
+struct Draft<'a> {
+    path: &'a Path,
+    file: File,
+    /// Kind and place of each tensor.
+    tensors: HashMap<String, (Dtype, u64)>,
+    written: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+    buffer: Vec<u8>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(
+        path: &'a Path,
+        draft: &Path,
+        metadata: Option<HashMap<String, String>>,
+        mut tensors: Vec<(String, Dtype, Vec<usize>, u64)>,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let error = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {e}"));
+        // Wide elements first: every tensor then begins at a multiple of its elements' size.
+        tensors.sort_by(|a, b| b.1.bitsize().cmp(&a.1.bitsize()).then_with(|| a.0.cmp(&b.0)));
+        let mut at = 0;
+        let infos = tensors.into_iter().map(|(name, dtype, shape, bytes)| {
+            let begin = at;
+            at += bytes as usize;
+            (name, TensorInfo { dtype, shape, data_offsets: (begin, at) })
+        });
+        let infos: Vec<_> = infos.collect();
+        let offsets: Vec<(String, Dtype, u64)> =
+            infos.iter().map(|(name, info)| (name.clone(), info.dtype, info.data_offsets.0 as u64)).collect();
+        let header = Metadata::new(metadata, infos).map_err(|e| error(&e))?;
+        let mut header = serde_json::to_vec(&header).map_err(|e| error(&e))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let data = 8 + header.len() as u64;
+        let mut file = File::create(draft).map_err(|e| error(&e))?;
+        let prefix = (header.len() as u64).to_le_bytes();
+        file.write_all(&prefix).and_then(|()| file.write_all(&header)).map_err(|e| error(&e))?;
+        let tensors = offsets.into_iter().map(|(name, dtype, at)| (name, (dtype, data + at))).collect();
+        Ok(Draft { path, file, tensors, written: 0, total: at as u64, progress, buffer: Vec::new() })
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
+        written.map_err(|e| Error::file(self.path, format!("cannot be written: {e}")))?;
+        self.written += bytes.len() as u64;
+        (self.progress)(self.written, self.total);
+        Ok(())
+    }
+
+    fn elements<T: Number>(&mut self, name: &str, at: usize, x: &[T]) -> Result<()> {
+        let (dtype, begin) = self.tensors[name];
+        let mut bytes = std::mem::take(&mut self.buffer);
+        if let Some(i) = encode(dtype, x, &mut bytes) {
+            let problem = format!("its element {} becomes {:e}, which is too large for {dtype:?}", at + i, x[i].wide());
+            return Err(Error::parameter(name, problem));
+        }
+        self.write(begin + (at * dtype.bitsize() / 8) as u64, &bytes)?;
+        self.buffer = bytes;
+        Ok(())
+    }
+
+    fn copy(&mut self, name: &str, from: &WeightFile, t: &StoredTensor) -> Result<()> {
+        let (_, begin) = self.tensors[name];
+        let mut piece = Vec::new();
+        for at in (0..t.bytes()).step_by(PIECE) {
+            piece.resize(PIECE.min((t.bytes() - at) as usize), 0);
+            from.read_bytes(t, at, &mut piece)?;
+            self.write(begin + at, &piece)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where one merged tensor goes.
+struct Writer<'a, 'b> {
+    draft: &'a mut Draft<'b>,
+    name: &'a str,
+    /// `<name>.precision`, if it is written.
+    precision: Option<String>,
+}
+
+impl<T: Number> Output<T> for Writer<'_, '_> {
+    fn values(&mut self, at: usize, x: &[T]) -> Result<()> {
+        self.draft.elements(self.name, at, x)
+    }
+
+    fn precision(&mut self, at: usize, s: &[T]) -> Result<()> {
+        self.precision.as_ref().map_or(Ok(()), |name| self.draft.elements(name, at, s))
+    }
+}
+
+/// As [`merge`](super::merge), of safetensors files and into one: streamed in pieces of tensors, so that neither models nor single tensors
+/// need to fit into memory.
+///
+/// Names, shapes, kinds and metadata of the result are those of the base, or of the first model if the method needs no base.
+/// Methods with curvature take files of curvature, or posteriors' files (tensors `<name>` and `<name>.precision`, as
+/// [`DiagonalGaussian::save`](crate::DiagonalGaussian::save) writes them), and make of the latter a posterior's file; the other methods
+/// make plain weights of these. For [`Method::dare`] a model is known by the end of its path that tells it from the others.
+///
+/// `out` is replaced atomically once everything is written. `progress` is called with the bytes written and those to be written.
+///
+/// # Errors
+/// As [`merge`](super::merge); files that cannot be read or written, or are broken; kinds of numbers that cannot be merged. `out` is as it
+/// was then.
+pub fn merge_files(
+    method: Method,
+    base: Option<&FileModel>,
+    models: &[FileModel],
+    out: impl AsRef<Path>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Merged> {
+    let names = names(models);
+    let weighted: Vec<(&str, f64)> = names.iter().zip(models).map(|(name, m)| (name.as_str(), m.weight)).collect();
+    method.validate(&weighted)?;
+    let sources = Sources::open(method, base, models)?;
+    let posteriors = method.needs_curvature() && sources.pattern().curvature.is_none();
+    write(&Plan { method, models: weighted, posteriors }, &sources, out.as_ref(), progress)
+}
+
+fn write(plan: &Plan, sources: &Sources, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Merged> {
+    let pattern = &sources.pattern().weights;
+    let mut merged = Merged { tensors: 0, weights: 0, copied: Vec::new(), posterior: plan.posteriors };
+    let kept = pattern.tensors().iter().filter(|(name, _)| plan.posteriors || !pattern.is_precision(name));
+    let tensors = kept.map(|(name, t)| (name.clone(), t.dtype, t.shape.clone(), t.bytes())).collect();
+    let mut metadata = pattern.metadata().clone();
+    if !plan.posteriors {
+        metadata.remove(checkpoint::DESCRIPTION);
+    }
+    let metadata = Some(metadata).filter(|m| !m.is_empty());
+    checkpoint::replace(out, |draft| {
+        let mut draft = Draft::new(out, draft, metadata, tensors, progress)?;
+        for (name, t) in pattern.tensors() {
+            if pattern.is_precision(name) {
+                continue;
+            }
+            if !t.is_floating() {
+                draft.copy(name, pattern, t)?;
+                merged.copied.push(name.clone());
+                continue;
+            }
+            let mut reader = Reader { sources, name, buffer: Vec::new() };
+            let wide = reader.wide(plan.method)?;
+            let precision = plan.posteriors.then(|| format!("{name}{PRECISION}"));
+            let mut writer = Writer { draft: &mut draft, name, precision };
+            if wide {
+                engine::merge::<f64>(plan, name, t.elements(), &mut reader, &mut writer)?;
+            } else {
+                engine::merge::<f32>(plan, name, t.elements(), &mut reader, &mut writer)?;
+            }
+            merged.tensors += 1;
+            merged.weights += t.elements() as u64;
+        }
+        Ok(())
+    })?;
+    Ok(merged)
+}
+
+/// As [`remove`](super::remove), of posteriors' files: the natural parameters of `q` less `weight` times those of `part`.
+///
+/// # Errors
+/// As [`merge_files`]; [`Error::Removal`], with the largest weight that is possible, if `q` does not hold so much precision.
+pub fn remove_files(
+    q: impl Into<PathBuf>,
+    part: impl Into<PathBuf>,
+    weight: f64,
+    out: impl AsRef<Path>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Merged> {
+    check::positive("weight", weight)?;
+    let models = [FileModel::new(q), FileModel::new(part).weight(-weight)];
+    let names = names(&models);
+    let weighted: Vec<(&str, f64)> = names.iter().zip(&models).map(|(name, m)| (name.as_str(), m.weight)).collect();
+    let plan = Plan { method: Method::Combine, models: weighted, posteriors: true };
+    let sources = Sources::open(plan.method, None, &models)?;
+    let (mut largest, mut what) = (f64::INFINITY, String::new());
+    for (name, t) in sources.pattern().weights.tensors() {
+        if !t.is_floating() || sources.pattern().weights.is_precision(name) {
+            continue;
+        }
+        let mut reader = Reader { sources: &sources, name, buffer: Vec::new() };
+        let ratio = if reader.wide(plan.method)? {
+            engine::smallest_ratio::<f64>(&plan, name, t.elements(), &mut reader)?
+        } else {
+            engine::smallest_ratio::<f32>(&plan, name, t.elements(), &mut reader)?
+        };
+        if ratio < largest {
+            (largest, what) = (ratio, format!("parameter `{name}`"));
+        }
+    }
+    if weight >= largest {
+        return Err(Error::Removal { what, weight, largest });
+    }
+    plan.method.validate(&plan.models)?;
+    write(&plan, &sources, out.as_ref(), progress)
+}
+
+/// How one tensor differs between two files.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Difference {
+    /// Only the first file has it.
+    OnlyInFirst,
+    /// Only the second file has it.
+    OnlyInSecond,
+    /// The shapes or kinds of numbers differ.
+    Form(StoredTensor, StoredTensor),
+    /// Some bytes differ, of tensors that are not F32, F64, BF16 or F16.
+    Bytes,
+    /// Some numbers differ.
+    Numbers {
+        /// The largest |b - a|; NaN where exactly one of the two numbers is NaN.
+        largest: f64,
+        /// ‖b - a‖ / ‖a‖
+        relative: f64,
+    },
+}
+
+/// What differs between the tensors of two files, by name; tensors that are equal are left out. Metadata are not compared.
+///
+/// # Errors
+/// Files that cannot be read, or are broken.
+pub fn diff_files(a: impl AsRef<Path>, b: impl AsRef<Path>) -> Result<BTreeMap<String, Difference>> {
+    let (a, b) = (WeightFile::open(a)?, WeightFile::open(b)?);
+    let mut found = BTreeMap::new();
+    for (name, x) in a.tensors() {
+        let Some(y) = b.tensors().get(name) else {
+            found.insert(name.clone(), Difference::OnlyInFirst);
+            continue;
+        };
+        if (x.dtype, &x.shape) != (y.dtype, &y.shape) {
+            found.insert(name.clone(), Difference::Form(x.clone(), y.clone()));
+        } else if let Some(difference) = if x.is_floating() { numbers(&a, x, &b, y)? } else { bytes(&a, x, &b, y)? } {
+            found.insert(name.clone(), difference);
+        }
+    }
+    let new = b.tensors().keys().filter(|name| !a.tensors().contains_key(*name));
+    found.extend(new.map(|name| (name.clone(), Difference::OnlyInSecond)));
+    Ok(found)
+}
+
+fn bytes(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -> Result<Option<Difference>> {
+    let (mut p, mut q) = (Vec::new(), Vec::new());
+    for at in (0..x.bytes()).step_by(PIECE) {
+        let length = PIECE.min((x.bytes() - at) as usize);
+        p.resize(length, 0);
+        q.resize(length, 0);
+        a.read_bytes(x, at, &mut p)?;
+        b.read_bytes(y, at, &mut q)?;
+        if p != q {
+            return Ok(Some(Difference::Bytes));
+        }
+    }
+    Ok(None)
+}
+
+fn numbers(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -> Result<Option<Difference>> {
+    let (mut p, mut q, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut largest, mut norm, mut distance) = (0f64, 0.0, 0.0);
+    let len = x.elements();
+    for at in (0..len).step_by(engine::CHUNK) {
+        let length = engine::CHUNK.min(len - at);
+        p.resize(length, 0.0f64);
+        q.resize(length, 0.0f64);
+        a.read(x, at, &mut p, &mut buffer)?;
+        b.read(y, at, &mut q, &mut buffer)?;
+        for (p, q) in p.iter().zip(&q) {
+            let d = if p == q || p.is_nan() && q.is_nan() { 0.0 } else { (q - p).abs() };
+            largest = if d.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(d) };
+            norm += p * p;
+            distance += d * d;
+        }
+    }
+    let relative = (distance / norm).sqrt();
+    Ok((largest != 0.0).then_some(Difference::Numbers { largest, relative }))
+}

@@ -1,0 +1,206 @@
+//! Merging named tensors.
+
+use super::engine::{self, Input, Inputs, Number, Output, Plan};
+use super::{Method, same_tensors};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use tch::kind::Element;
+use tch::{Device, Kind, Tensor};
+
+/// Tensors by name, for example of [`VarStore::variables`](tch::nn::VarStore::variables).
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// One of the models that are merged.
+#[derive(Debug, Clone, Copy)]
+pub struct Model<'a> {
+    name: &'a str,
+    tensors: &'a Tensors,
+    weight: f64,
+    curvature: Option<Curvature<'a>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Curvature<'a> {
+    tensors: &'a Tensors,
+    /// Whether it is the precision of a posterior, H₀ + H_k, rather than H_k.
+    precision: bool,
+}
+
+impl<'a> Model<'a> {
+    /// A model of weight 1. The name stands in errors, and tells the random choices of [`Method::dare`] apart.
+    pub fn new(name: &'a str, tensors: &'a Tensors) -> Self {
+        Model { name, tensors, weight: 1.0, curvature: None }
+    }
+
+    /// w_k (or a_k); ignored for a base. Default 1.
+    #[must_use]
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// H_k ≥ 0 for every weight: the curvature of the loss of this model's task alone, of the base H₀. On the scale of the summed
+    /// loss. Tensors of other names are not looked at.
+    #[must_use]
+    pub fn curvature(mut self, h: &'a Tensors) -> Self {
+        self.curvature = Some(Curvature { tensors: h, precision: false });
+        self
+    }
+
+    /// s_k = H₀ + H_k for every weight: the precision of this model's posterior, of the base that of the prior.
+    #[must_use]
+    pub fn precision(mut self, s: &'a Tensors) -> Self {
+        self.curvature = Some(Curvature { tensors: s, precision: true });
+        self
+    }
+}
+
+fn floating(t: &Tensor) -> bool {
+    matches!(t.kind(), Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half)
+}
+
+/// The inputs of one tensor.
+struct Sources<'a> {
+    base: Option<(Tensor, Option<Tensor>)>,
+    models: Vec<(Tensor, Option<Tensor>)>,
+    /// Of all.
+    kind: Kind,
+    name: &'a str,
+}
+
+impl<T: Element> Inputs<T> for Sources<'_> {
+    fn read(&mut self, input: Input, at: usize, x: &mut [T]) -> Result<()> {
+        let base = |part: fn(&(Tensor, Option<Tensor>)) -> Option<&Tensor>| self.base.as_ref().and_then(part);
+        let source = match input {
+            Input::Base => base(|b| Some(&b.0)),
+            Input::BaseCurvature => base(|b| b.1.as_ref()),
+            Input::Model(k) => Some(&self.models[k].0),
+            Input::Curvature(k) => self.models[k].1.as_ref(),
+        };
+        let source = source.ok_or_else(|| Error::parameter(self.name, "an input of the merge is missing"))?;
+        let chunk = source.f_narrow(0, at as i64, x.len() as i64)?.f_to_kind(self.kind)?;
+        Ok(chunk.f_copy_data(x, x.len())?)
+    }
+}
+
+struct Values<T>(Vec<T>);
+
+impl<T: Copy> Output<T> for Values<T> {
+    fn values(&mut self, _at: usize, x: &[T]) -> Result<()> {
+        self.0.extend_from_slice(x);
+        Ok(())
+    }
+}
+
+/// Merges models of one architecture, tensor by tensor.
+///
+/// Computed in f32 (in f64 where an input is f64; sums over a tensor and everything with curvature always in f64); each tensor
+/// of the result has the kind and device of the base's, or of the first model's if the method needs no base. Tensors of integers
+/// and booleans are copied from there. Names that share a tensor there (tied weights) share the merged one. On the same inputs the result is the same
+/// bits, whatever the number of threads and the order of models with their weights, up to rounding of sums.
+///
+/// # Errors
+/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers that are
+/// not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings out of range.
+pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
+    let _no_grad = tch::no_grad_guard();
+    let names: Vec<(&str, f64)> = models.iter().map(|m| (m.name, m.weight)).collect();
+    method.validate(&names)?;
+    let base = if method.needs_base() {
+        Some(base.ok_or_else(|| {
+            Error::Merge("this method needs the base that the models were fine-tuned from".to_owned())
+        })?)
+    } else {
+        None
+    };
+    let all = || base.into_iter().chain(models);
+    let pattern = base.unwrap_or(&models[0]);
+    let shapes = |tensors: &'_ Tensors| -> BTreeMap<String, Vec<i64>> {
+        tensors.iter().map(|(name, t)| (name.clone(), t.size())).collect()
+    };
+    let expected = shapes(pattern.tensors);
+    fn borrowed(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<&str, &[i64]> {
+        shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect()
+    }
+    let mut posteriors = None;
+    for model in all() {
+        if let Some((name, _)) = model.tensors.iter().find(|(_, t)| !t.defined()) {
+            return Err(Error::parameter(name, format!("it is undefined in model `{}`", model.name)));
+        }
+        let own = shapes(model.tensors);
+        same_tensors((pattern.name, &borrowed(&expected)), (model.name, &borrowed(&own)))?;
+        if !method.needs_curvature() {
+            continue;
+        }
+        let Some(curvature) = model.curvature else {
+            let problem =
+                format!("model `{}` has neither curvature nor precision, which this method needs", model.name);
+            return Err(Error::Merge(problem));
+        };
+        if *posteriors.get_or_insert(curvature.precision) != curvature.precision {
+            return Err(Error::Merge(
+                "some models have the curvature of a loss and some a precision; give one".to_owned(),
+            ));
+        }
+        for (name, t) in model.tensors.iter().filter(|(_, t)| floating(t)) {
+            let problem = match curvature.tensors.get(name) {
+                None => "is missing".to_owned(),
+                Some(h) if h.size() == t.size() && floating(h) => continue,
+                Some(h) => format!("is {:?} {:?}: expected the shape {:?}", h.kind(), h.size(), t.size()),
+            };
+            return Err(Error::parameter(name, format!("its curvature of model `{}` {problem}", model.name)));
+        }
+    }
+    let plan = Plan { method, models: names, posteriors: posteriors.unwrap_or(false) };
+
+    let mut merged = Tensors::new();
+    let mut done: Vec<(&Tensor, &str)> = Vec::new();
+    for (name, like) in pattern.tensors {
+        if let Some((_, first)) = done.iter().find(|(t, _)| t.is_set_to(like)) {
+            let tied = merged[*first].shallow_clone();
+            merged.insert(name.clone(), tied);
+            continue;
+        }
+        done.push((like, name));
+        let result = if floating(like) {
+            if let Some(other) = all().find(|m| !floating(&m.tensors[name])) {
+                let (ours, theirs) = (like.kind(), other.tensors[name].kind());
+                return Err(Error::parameter(name, format!("it is {ours:?} in one model and {theirs:?} in another")));
+            }
+            one(&plan, name, like, base, models)?
+        } else {
+            like.copy()
+        };
+        merged.insert(name.clone(), result);
+    }
+    Ok(merged)
+}
+
+fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[Model]) -> Result<Tensor> {
+    let flat = |t: &Tensor| -> Result<Tensor> { Ok(t.detach().f_to_device(Device::Cpu)?.f_reshape([-1])?) };
+    let source = |m: &Model| -> Result<(Tensor, Option<Tensor>)> {
+        let curvature = m.curvature.filter(|_| plan.method.needs_curvature());
+        let curvature = curvature.and_then(|c| c.tensors.get(name)).map(flat).transpose()?;
+        Ok((flat(&m.tensors[name])?, curvature))
+    };
+    let base = base.map(source).transpose()?;
+    let models = models.iter().map(source).collect::<Result<Vec<_>>>()?;
+    let parts = base.iter().chain(&models).flat_map(|(x, h)| std::iter::once(x).chain(h));
+    let wide = parts.into_iter().any(|t| t.kind() == Kind::Double);
+    let kind = if wide { Kind::Double } else { Kind::Float };
+    let mut sources = Sources { base, models, kind, name };
+    let merged = if wide { run::<f64>(plan, like, &mut sources) } else { run::<f32>(plan, like, &mut sources) }?;
+    let merged = merged.f_to_kind(like.kind())?;
+    if merged.isfinite().all().int64_value(&[]) == 0 {
+        return Err(Error::parameter(name, format!("the merge has numbers that are too large for {:?}", like.kind())));
+    }
+    Ok(merged.f_reshape(like.size())?.f_to_device(like.device())?)
+}
+
+fn run<T: Number + Element>(plan: &Plan, like: &Tensor, sources: &mut Sources) -> Result<Tensor> {
+    let len = like.numel();
+    let mut values = Values(Vec::with_capacity(len));
+    let name = sources.name;
+    engine::merge::<T>(plan, name, len, sources, &mut values)?;
+    Ok(Tensor::f_from_slice(&values.0)?)
+}

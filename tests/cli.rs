@@ -1,0 +1,259 @@
+//! The command `tch-blr`, run as its users do.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tch::Tensor;
+use tch_blr::DiagonalGaussian;
+
+fn run(folder: &Path, arguments: &str) -> Output {
+    let words = arguments.split_whitespace();
+    Command::new(env!("CARGO_BIN_EXE_tch-blr")).args(words).current_dir(folder).output().unwrap()
+}
+
+fn ok(folder: &Path, arguments: &str) -> String {
+    let out = run(folder, arguments);
+    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
+    // No progress where there is no terminal.
+    assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The single line on stderr.
+fn error(folder: &Path, arguments: &str) -> String {
+    let out = run(folder, arguments);
+    assert_eq!(out.status.code(), Some(2), "{arguments}");
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert!(text.starts_with("error: ") && text.lines().count() == 1 && out.stdout.is_empty(), "{text}");
+    text
+}
+
+fn save(folder: &Path, name: &str, w: &[f32]) {
+    Tensor::write_safetensors(&[("w", Tensor::from_slice(w))], folder.join(name)).unwrap();
+}
+
+fn load(folder: &Path, name: &str) -> Vec<f32> {
+    let tensors: BTreeMap<String, Tensor> = Tensor::read_safetensors(folder.join(name)).unwrap().into_iter().collect();
+    Vec::try_from(&tensors["w"]).unwrap()
+}
+
+fn models() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    save(at, "base.safetensors", &[0.0, 0.0, 1.0]);
+    save(at, "a.safetensors", &[2.0, 0.0, 1.0]);
+    save(at, "b.safetensors", &[4.0, 1.0, -1.0]);
+    save(at, "fa.safetensors", &[1.0, 1.0, 3.0]);
+    save(at, "fb.safetensors", &[3.0, 1.0, 1.0]);
+    save(at, "f0.safetensors", &[1.0, 1.0, 1.0]);
+    folder
+}
+
+#[test]
+fn every_method() {
+    let folder = models();
+    let both = "a.safetensors b.safetensors --out m.safetensors";
+    let fisher = "--fisher fa.safetensors --fisher fb.safetensors";
+    let base = "--base base.safetensors";
+    for (options, expected) in [
+        ("--method average".to_owned(), [3.0, 0.5, 0.0]),
+        ("--method linear --weight 3,1".to_owned(), [2.5, 0.25, 0.5]),
+        ("--method linear --weight 1 --weight -1 --no-normalize".to_owned(), [-2.0, -1.0, 2.0]),
+        (format!("--method task-arithmetic {base}"), [6.0, 1.0, -1.0]),
+        (format!("--method task-arithmetic {base} --weight 1,0.5 --lambda 2"), [8.0, 1.0, -1.0]),
+        (format!("--method ties --density 0.67 {base}"), [3.0, 0.0, -1.0]),
+        (format!("--method ties --density 0.34 --no-normalize {base}"), [6.0, 0.0, 1.0]),
+        (format!("--method dare --density 1 {base}"), [6.0, 1.0, -1.0]),
+        (format!("--method dare-ties --density 1 --rescale l1 {base}"), [3.0, 1.0, -1.0]),
+        ("--method slerp -t 1".to_owned(), [4.0, 1.0, -1.0]),
+        (format!("--method fisher {fisher}"), [3.5, 0.5, 0.5]),
+        // Precisions 1 + F: (2·2 + 4·4)/5, 2·1/3 and 1 + 2·(-2)/5.
+        (format!("--method gradient-matching {base} --base-fisher f0.safetensors {fisher}"), [4.0, 2.0 / 3.0, 0.2]),
+    ] {
+        let said = ok(folder.path(), &format!("merge {options} {both}"));
+        assert_eq!(said, "m.safetensors: weights of 1 tensors, 3 elements\n");
+        let found = load(folder.path(), "m.safetensors");
+        let close = found.iter().zip(expected).all(|(x, y): (&f32, f32)| (x - y).abs() < 1e-6);
+        assert!(close, "{options}: {found:?} instead of {expected:?}");
+    }
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 7, "{names:?}");
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let folder = models();
+    let at = folder.path();
+    save(at, "long.safetensors", &[0.0; 4]);
+    fs::write(at.join("broken.safetensors"), "not a header").unwrap();
+    for (arguments, says) in [
+        (
+            "merge --method average a.safetensors long.safetensors --out m",
+            "parameter `w`: its shape is [3] in model `a.safe",
+        ),
+        ("merge --method average a.safetensors none.safetensors --out m", "none.safetensors: cannot be read"),
+        ("merge --method average a.safetensors broken.safetensors --out m", "broken.safetensors: is not a whole safe"),
+        ("merge --method average a.safetensors b.safetensors --lambda 2 --out m", "--lambda has no part"),
+        ("merge --method linear a.safetensors b.safetensors --weight 1 --out m", "--weight is given 1 times for 2"),
+        ("merge --method ties --base base.safetensors a.safetensors --out m", "needs --density"),
+        ("merge --method ties --density 2 --base base.safetensors a.safetensors --out m", "`density` = 2"),
+        ("merge --method ties --density 0.5 a.safetensors --out m", "needs the base"),
+        ("merge --method fisher a.safetensors --out m", "no `w.precision`"),
+        ("merge --method average a.safetensors --out none/m", "cannot be written"),
+        ("merge --method average a.safetensors ./a.safetensors --out m", "two models have the name"),
+        ("inspect broken.safetensors", "broken.safetensors: is not a whole"),
+        ("remove a.safetensors b.safetensors --out m", "no `w.precision`"),
+    ] {
+        let e = error(at, arguments);
+        assert!(e.contains(says), "{arguments}: {e}");
+        assert!(!at.join("m").exists());
+    }
+}
+
+#[test]
+fn posteriors_merge_and_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let q = |name: &str, m: f32, s: f32| {
+        let entry = ("w", Tensor::from_slice(&[m]), Tensor::from_slice(&[s]));
+        DiagonalGaussian::new([entry]).unwrap().save(folder.path().join(name)).unwrap();
+    };
+    let read = |name: &str| {
+        let q = DiagonalGaussian::load(folder.path().join(name)).unwrap();
+        [q.mean("w").unwrap().double_value(&[0]), q.precision("w").unwrap().double_value(&[0])]
+    };
+    q("q0", 0.5, 2.0);
+    q("q1", 1.0, 3.0);
+    q("q2", 2.0, 5.0);
+    let said = ok(folder.path(), "merge --method gradient-matching --delta 0 --base q0 q1 q2 --out q");
+    assert_eq!(said, "q: a posterior of 1 tensors, 1 elements\n");
+    assert_eq!(read("q"), [2.0, 6.0]);
+    ok(folder.path(), "merge --method combine q1 q2 q0 --weight 1,1,-1 --out same");
+    assert_eq!(read("same"), [2.0, 6.0]);
+    ok(folder.path(), "remove q q1 --out without");
+    assert_eq!(read("without"), [3.0, 3.0]);
+    let e = error(folder.path(), "remove q q1 --weight 2.5 --out without");
+    assert!(e.contains("removing 2.5") && e.contains("weights below 2e0 can"), "{e}");
+    assert_eq!(read("without"), [3.0, 3.0]);
+    assert!(ok(folder.path(), "inspect q").contains("a posterior: 1 of the tensors are precisions"));
+}
+
+#[test]
+fn inspect_and_diff() {
+    let folder = models();
+    let text = ok(folder.path(), "inspect a.safetensors");
+    assert!(text.starts_with("w  F32   [3]\n1 tensors, 3 elements, 12 bytes, 1 file(s)\n"), "{text}");
+    assert_eq!(ok(folder.path(), "diff a.safetensors a.safetensors"), "");
+    let out = run(folder.path(), "diff a.safetensors b.safetensors");
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.starts_with("w: largest difference 2.000e0, norm of the difference 1.342e0"), "{text}");
+    error(folder.path(), "diff a.safetensors none");
+}
+
+#[test]
+fn help_has_examples_and_shells_have_completions() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = ok(folder.path(), "merge --help");
+    assert!(help.contains("Examples:") && help.contains("--method ties --density 0.2 --base base.safetensors"));
+    for (shell, says) in [("bash", "complete -F"), ("zsh", "#compdef tch-blr"), ("fish", "complete -c tch-blr")] {
+        assert!(ok(folder.path(), &format!("completions {shell}")).contains(says));
+    }
+}
+
+/// A billion weights in bf16, 320 million of them in one tensor.
+fn billion(path: &Path, seed: u64, positive: bool) {
+    let shapes = std::iter::once(("embedding".to_owned(), 32_000 * 10_000))
+        .chain((0..10).map(|layer| (format!("layer{layer}.weight"), 68_000_000)));
+    let mut header = String::from("{");
+    let mut at = 0u64;
+    for (name, n) in shapes {
+        let end = at + 2 * n;
+        header += &format!("\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[{n}],\"data_offsets\":[{at},{end}]}},");
+        at = end;
+    }
+    header.pop();
+    header.push('}');
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    // Random signs and significands, exponents of 2⁻⁹ to 2⁻².
+    let mut state = seed;
+    let mut piece = vec![0u8; 1 << 22];
+    while at > 0 {
+        for pair in piece.chunks_mut(2) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let sign = if positive { 0 } else { state as u16 & 0x8000 };
+            let bits = sign | (118 + ((state >> 20) as u16 & 7)) << 7 | (state >> 32) as u16 & 0x7f;
+            pair.copy_from_slice(&bits.to_le_bytes());
+        }
+        let n = at.min(piece.len() as u64);
+        file.write_all(&piece[..n as usize]).unwrap();
+        at -= n;
+    }
+}
+
+/// Peak resident memory of the command, in bytes, and its seconds. Linux.
+fn measure(folder: &Path, arguments: &str) -> (u64, f64) {
+    let begin = Instant::now();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tch-blr"))
+        .args(arguments.split_whitespace())
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    loop {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        peak = peak.max(1024 * kib.unwrap_or(0));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{arguments}");
+            return (peak, begin.elapsed().as_secs_f64());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// In `TMPDIR`, where 12 GB must be free: prints seconds and peaks, beside those of reading two of the files and writing one.
+#[test]
+#[ignore = "12 GB on the disk, minutes"]
+fn a_billion_weights_in_less_than_a_gibibyte() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, seed, positive) in
+        [("base", 1, false), ("a", 2, false), ("b", 3, false), ("fa", 4, true), ("fb", 5, true)]
+    {
+        billion(&folder.path().join(name), seed, positive);
+    }
+    let begin = Instant::now();
+    let mut piece = vec![0; 1 << 22];
+    let mut out = fs::File::create(folder.path().join("m")).unwrap();
+    let open = |name: &str| fs::File::open(folder.path().join(name)).unwrap();
+    let (mut a, mut b) = (open("a"), open("b"));
+    loop {
+        let n = a.read(&mut piece).unwrap();
+        out.write_all(&piece[..n]).unwrap();
+        if n == 0 {
+            break;
+        }
+        _ = b.read(&mut piece).unwrap();
+    }
+    out.sync_all().unwrap();
+    println!("reading two files and writing one: {:.1} s", begin.elapsed().as_secs_f64());
+    for method in [
+        "average",
+        "slerp",
+        "ties --density 0.2 --base base",
+        "fisher --fisher fa --fisher fb",
+        "gradient-matching --base base --base-fisher fa --fisher fa --fisher fb",
+    ] {
+        let (peak, seconds) = measure(folder.path(), &format!("merge a b --out m --method {method}"));
+        println!("{method}: {seconds:.1} s, peak {:.0} MiB", peak as f64 / f64::from(1 << 20));
+        assert!(peak > 0 && peak < 1 << 30, "{method}: {peak} bytes");
+    }
+}

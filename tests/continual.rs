@@ -1,0 +1,828 @@
+//! What stands for past data: identities that hold exactly, and what is refused.
+
+mod support;
+
+use support::{all_close, close, values};
+use tch::{Device, Kind, Tensor};
+use tch_blr::continual::{
+    LabelNoise, Memory, Model, Past, Quadratic, Regularizer, Replay, SoftLabels, SynapticIntelligence,
+};
+use tch_blr::nn::Likelihood;
+use tch_blr::{
+    DiagonalGaussian, Error, Fisher, FullGaussian, KroneckerGaussian, KroneckerParameter, Newton, Params, Rule, Sgd,
+    StructuredRule,
+};
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// Numbers without a pattern.
+fn wave(shape: &[i64], phase: f64) -> Tensor {
+    let n = shape.iter().product::<i64>();
+    (Tensor::arange(n, F64) * 1.7 + phase).sin().reshape(shape)
+}
+
+fn leaf(value: &Tensor) -> Tensor {
+    value.detach().copy().set_requires_grad(true)
+}
+
+fn set(w: &Tensor, value: &Tensor) {
+    tch::no_grad(|| w.shallow_clone().copy_(value));
+}
+
+fn number(t: &Tensor) -> f64 {
+    t.double_value(&[])
+}
+
+/// Two parameters, `w` `[3, 2]` and `b` `[2]`.
+struct Pair {
+    w: Tensor,
+    b: Tensor,
+}
+
+impl Pair {
+    fn new(phase: f64) -> Self {
+        Pair { w: leaf(&wave(&[3, 2], phase)), b: leaf(&wave(&[2], phase + 1.0)) }
+    }
+
+    fn params(&self) -> Params {
+        Params::named([("w", self.w.shallow_clone()), ("b", self.b.shallow_clone())]).unwrap()
+    }
+
+    fn set(&self, theta: &[f64]) {
+        set(&self.w, &Tensor::from_slice(&theta[..6]).reshape([3, 2]));
+        set(&self.b, &Tensor::from_slice(&theta[6..]));
+    }
+
+    fn flat(&self) -> Vec<f64> {
+        [values(&self.w), values(&self.b)].concat()
+    }
+
+    fn value(&self, k: &dyn Regularizer) -> f64 {
+        number(&self.graph(k))
+    }
+
+    fn graph(&self, k: &dyn Regularizer) -> Tensor {
+        k.value(&Model { params: &self.params(), forward: &|x| x.matmul(&self.w) + &self.b }).unwrap()
+    }
+
+    fn gradient(&self, k: &dyn Regularizer) -> Vec<f64> {
+        let found = Tensor::run_backward(&[self.graph(k)], &[&self.w, &self.b], false, false);
+        let or_zero = |g: &Tensor, n: usize| if g.defined() { values(g) } else { vec![0.0; n] };
+        [or_zero(&found[0], 6), or_zero(&found[1], 2)].concat()
+    }
+}
+
+/// A symmetric positive definite matrix.
+fn spd(n: i64, phase: f64) -> Tensor {
+    let a = wave(&[n, n], phase);
+    a.matmul(&a.tr()) + Tensor::eye(n, F64) * 0.3
+}
+
+fn diagonal(phase: f64) -> DiagonalGaussian {
+    let entry = |name: &str, shape: &[i64], p| (name.to_owned(), wave(shape, p), wave(shape, p + 2.0).square() + 0.1);
+    DiagonalGaussian::new([entry("w", &[3, 2], phase), entry("b", &[2], phase + 0.5)]).unwrap()
+}
+
+fn kronecker(phase: f64) -> KroneckerGaussian {
+    let factors = |name: &str, shape: &[i64], (r, c)| {
+        KroneckerParameter::from_factors(name, wave(shape, phase), &spd(r, phase), &spd(c, phase + 0.4)).unwrap()
+    };
+    KroneckerGaussian::new([factors("w", &[3, 2], (3, 2)), factors("b", &[2], (1, 2))]).unwrap()
+}
+
+fn full(phase: f64) -> FullGaussian {
+    FullGaussian::new([("w", wave(&[3, 2], phase)), ("b", wave(&[2], phase + 0.5))], &spd(8, phase)).unwrap()
+}
+
+/// S(θ-m), and finite differences of the value, for all three forms.
+#[test]
+fn a_quadratic_is_the_posterior_without_its_constant() {
+    let model = Pair::new(0.7);
+    let (d, k, f) = (diagonal(0.1), kronecker(0.2), full(0.3));
+    let at = |log_prob: &dyn Fn() -> f64, mean: &dyn Fn()| {
+        let (theta, here) = (model.flat(), log_prob());
+        mean();
+        let top = log_prob();
+        model.set(&theta);
+        top - here
+    };
+    let cases = [
+        (
+            Quadratic::from(&d),
+            FullGaussian::from(&d),
+            at(&|| d.log_prob(model.params()).unwrap(), &|| d.copy_mean_to(model.params()).unwrap()),
+        ),
+        (
+            Quadratic::from(&k),
+            k.to_full().unwrap(),
+            at(&|| k.log_prob(model.params()).unwrap(), &|| k.copy_mean_to(model.params()).unwrap()),
+        ),
+        (
+            Quadratic::from(&f),
+            FullGaussian::combine(&[(1.0, &f)]).unwrap(),
+            at(&|| f.log_prob(model.params()).unwrap(), &|| f.copy_mean_to(model.params()).unwrap()),
+        ),
+    ];
+    for (quadratic, same, expected) in cases {
+        close(model.value(&quadratic), expected, 1e-11);
+        let theta = Tensor::from_slice(&model.flat());
+        let gradient = model.gradient(&quadratic);
+        all_close(&gradient, &values(&same.precision().mv(&(&theta - same.mean_vector()))), 1e-11);
+        let start = model.flat();
+        for (i, g) in gradient.iter().enumerate() {
+            // A central difference of a quadratic has no error but rounding.
+            let side = |step: f64| {
+                let mut theta = start.clone();
+                theta[i] += step;
+                model.set(&theta);
+                model.value(&quadratic)
+            };
+            close((side(0.1) - side(-0.1)) / 0.2, *g, 1e-11);
+        }
+        model.set(&start);
+    }
+}
+
+/// ∂KL(N(m, ·) ‖ p)/∂m is the gradient of p's quadratic at m, for diagonal and full.
+#[test]
+fn the_gradient_of_the_kl_is_that_of_the_quadratic() {
+    let model = Pair::new(0.7);
+    let (s, wide) = (diagonal(0.9), spd(8, 0.8));
+    let (d, f) = (diagonal(0.1), full(0.3));
+    let kl = |of: usize| -> f64 {
+        let entry = |name: &str, w: &Tensor| (name.to_owned(), w.detach().copy(), s.precision(name).unwrap().copy());
+        if of == 0 {
+            DiagonalGaussian::new([entry("w", &model.w), entry("b", &model.b)]).unwrap().kl(&d).unwrap()
+        } else {
+            FullGaussian::new([("w", model.w.detach().copy()), ("b", model.b.detach().copy())], &wide)
+                .unwrap()
+                .kl(&f)
+                .unwrap()
+        }
+    };
+    for (of, quadratic) in [Quadratic::from(&d), Quadratic::from(&f)].iter().enumerate() {
+        let (start, gradient) = (model.flat(), model.gradient(quadratic));
+        for (i, g) in gradient.iter().enumerate() {
+            let side = |step: f64| {
+                let mut theta = start.clone();
+                theta[i] += step;
+                model.set(&theta);
+                kl(of)
+            };
+            close((side(0.1) - side(-0.1)) / 0.2, *g, 1e-10);
+        }
+        model.set(&start);
+    }
+}
+
+#[test]
+fn quadratics_add_and_scale_with_their_constants() {
+    let model = Pair::new(0.7);
+    let quadratics = || {
+        let zero = Quadratic::new([("w", wave(&[3, 2], 5.0), wave(&[3, 2], 0.0).zeros_like())]).unwrap();
+        // Precisions that vanish in places, in both.
+        let holes = |p: f64| Quadratic::new([("w", wave(&[3, 2], p), wave(&[3, 2], p).clamp_min(0.0))]).unwrap();
+        let (d, k, f) = (diagonal(0.1), kronecker(0.2), full(0.3));
+        [zero, holes(0.3), holes(1.1), (&d).into(), (&diagonal(1.4)).into(), (&k).into(), (&f).into()]
+    };
+    let all = quadratics();
+    for a in &all {
+        for b in &all {
+            let (sum, w) = (a.plus(b).unwrap(), 2.5);
+            close(model.value(&sum), model.value(a) + model.value(b), 1e-11);
+            let expected: Vec<f64> =
+                model.gradient(a).iter().zip(model.gradient(b)).map(|(a, b)| w * (a + b)).collect();
+            all_close(&model.gradient(&sum.scaled(w).unwrap()), &expected, 1e-11);
+            close(model.value(&sum.scaled(w).unwrap()), w * model.value(&sum), 1e-11);
+            assert_eq!(model.value(&sum.scaled(0.0).unwrap()), 0.0);
+        }
+        // Around the present weights: nothing there, and the same curvature.
+        let here = a.recentred(&model.params()).unwrap();
+        assert_eq!(model.value(&here), 0.0);
+        let start = model.flat();
+        let moved = |k: &Quadratic, step: f64| {
+            model.set(&start.iter().enumerate().map(|(i, t)| t + step * (i as f64 + 0.5).cos()).collect::<Vec<_>>());
+            let value = model.value(k);
+            model.set(&start);
+            value
+        };
+        let second = |k| moved(k, 0.5) + moved(k, -0.5) - 2.0 * moved(k, 0.0);
+        close(second(&here), second(a), 1e-11);
+        close(moved(&here, 0.5), moved(&here, -0.5), 1e-11);
+    }
+}
+
+/// K penalties of separate EWC are one, with two tensors, the constant included; and they are not Bayes' (Huszár).
+#[test]
+fn separate_ewc_is_one_quadratic() {
+    let model = Pair::new(0.7);
+    let x = wave(&[9, 3], 0.4);
+    let (mut sum, mut parts) = (Quadratic::towards_zero(&model.params(), 0.0).unwrap(), Vec::new());
+    for task in 0..3 {
+        let solution = Pair::new(f64::from(task));
+        model.set(&solution.flat());
+        let likelihood = Fisher::exact().likelihood(Likelihood::Categorical);
+        let f = likelihood.diagonal(model.params(), [&x], |x| x.matmul(&model.w) + &model.b).unwrap();
+        let entry = |name: &str, w: &Tensor| (name.to_owned(), w.detach().copy(), f.get(name).unwrap().copy());
+        let one = Quadratic::new([entry("w", &model.w), entry("b", &model.b)]).unwrap().scaled(30.0).unwrap();
+        sum = sum.plus(&one).unwrap();
+        parts.push(one);
+    }
+    model.set(&Pair::new(0.7).flat());
+    close(model.value(&sum), parts.iter().map(|p| model.value(p)).sum(), 1e-10);
+    let precision = parts.iter().map(|p| p.precision("w").unwrap()).reduce(|a, b| a + b).unwrap();
+    let moment = parts.iter().map(|p| p.precision("w").unwrap() * p.mean("w").unwrap()).reduce(|a, b| a + b).unwrap();
+    all_close(&values(&sum.precision("w").unwrap()), &values(&precision), 1e-12);
+    all_close(&values(&sum.mean("w").unwrap()), &values(&(moment / precision)), 1e-12);
+}
+
+/// Moves the weights to the minimum of a convex loss.
+fn minimize(params: Params, loss: impl Fn() -> Tensor) {
+    let mut opt = Newton::default().build(params, 1.0).unwrap();
+    for _ in 0..20 {
+        opt.step(&loss).unwrap();
+    }
+}
+
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+/// Linear regression with noise of variance ½, three tasks of different sizes.
+struct Regression {
+    w: Tensor,
+    tasks: Vec<(Tensor, Tensor)>,
+}
+
+const VARIANCE: f64 = 0.5;
+const DELTA: f64 = 0.3;
+
+impl Regression {
+    fn new(orthogonal: bool) -> Self {
+        let task = |t: i64| {
+            let x = wave(&[7 + t, 4], t as f64);
+            let x = if orthogonal { Tensor::linalg_qr(&x, "reduced").0 * wave(&[4], 0.5 + t as f64) * 3.0 } else { x };
+            (x, wave(&[7 + t], 3.0 + t as f64) * 2.0)
+        };
+        Regression { w: leaf(&wave(&[4], 0.1)), tasks: (0..3).map(task).collect() }
+    }
+
+    fn params(&self) -> Params {
+        Params::named([("w", self.w.shallow_clone())]).unwrap()
+    }
+
+    fn loss(&self, task: usize) -> Tensor {
+        let (x, y) = &self.tasks[task];
+        (x.matmul(&self.w) - y).square().sum(Kind::Double) * (0.5 / VARIANCE)
+    }
+
+    fn precision(&self, task: usize) -> Tensor {
+        let x = &self.tasks[task].0;
+        x.tr().matmul(x) / VARIANCE
+    }
+
+    fn prior(&self) -> FullGaussian {
+        FullGaussian::new([("w", self.w.detach().zeros_like())], &(Tensor::eye(4, F64) * DELTA)).unwrap()
+    }
+
+    /// S and m of all tasks together.
+    fn joint(&self) -> (Tensor, Tensor) {
+        let s = (0..3).fold(Tensor::eye(4, F64) * DELTA, |s, t| s + self.precision(t));
+        let moment = self.tasks.iter().map(|(x, y)| x.tr().mv(y) / VARIANCE).reduce(|a, b| a + b).unwrap();
+        let mean = s.inverse().mv(&moment);
+        (s, mean)
+    }
+}
+
+#[test]
+fn one_after_the_other_is_all_at_once_in_any_order() {
+    let all = Regression::new(false);
+    let (s, m) = all.joint();
+    let after = |prior: &FullGaussian, task: usize| {
+        let past = Quadratic::from(prior);
+        let model = Model { params: &all.params(), forward: &|x| x.matmul(&all.w) };
+        minimize(all.params(), || all.loss(task) + past.value(&model).unwrap());
+        FullGaussian::new([("w", all.w.detach().copy())], &(prior.precision() + all.precision(task))).unwrap()
+    };
+    for order in ORDERS {
+        let q = order.iter().fold(all.prior(), |q, task| after(&q, *task));
+        all_close(&values(&q.mean_vector()), &values(&m), 1e-12);
+        all_close(&values(q.precision()), &values(&s), 1e-11);
+    }
+    // Each from the prior, merged: the prior counts once.
+    let prior = all.prior();
+    let each: Vec<_> = (0..3).map(|t| after(&prior, t)).collect();
+    let q = FullGaussian::combine(&[(1.0, &each[0]), (1.0, &each[1]), (1.0, &each[2]), (-2.0, &prior)]).unwrap();
+    all_close(&values(&q.mean_vector()), &values(&m), 1e-12);
+}
+
+#[test]
+fn the_diagonal_is_exact_where_features_are_orthogonal() {
+    let run = |all: &Regression, order: [usize; 3]| {
+        let zero = all.w.detach().zeros_like();
+        let mut q = DiagonalGaussian::new([("w", zero.copy(), zero.full_like(DELTA))]).unwrap();
+        for task in order {
+            let past = Quadratic::from(&q);
+            let forward = |x: &Tensor| x.matmul(&all.w);
+            let model = Model { params: &all.params(), forward: &forward };
+            minimize(all.params(), || all.loss(task) + past.value(&model).unwrap());
+            let f = Fisher::exact().likelihood(Likelihood::Gaussian { variance: VARIANCE });
+            q = f.diagonal(all.params(), [&all.tasks[task].0], forward).unwrap().laplace(&q).unwrap();
+        }
+        q
+    };
+    let all = Regression::new(true);
+    let (s, m) = all.joint();
+    for order in ORDERS {
+        let q = run(&all, order);
+        all_close(&values(q.mean("w").unwrap()), &values(&m), 1e-12);
+        all_close(&values(q.precision("w").unwrap()), &values(&s.diagonal(0, 0, 1)), 1e-11);
+    }
+    // And not elsewhere.
+    let all = Regression::new(false);
+    let off = number(&(run(&all, ORDERS[0]).mean("w").unwrap() - all.joint().1).abs().max());
+    assert!(off > 0.01, "{off}");
+}
+
+/// A network of one hidden layer, in f64.
+struct Net {
+    weights: [Tensor; 4],
+    x: Tensor,
+}
+
+impl Net {
+    fn new(outputs: i64) -> Self {
+        let w = |shape: &[i64], p| leaf(&wave(shape, p));
+        Net {
+            weights: [w(&[3, 4], 0.1), w(&[4], 0.2), w(&[4, outputs], 0.3), w(&[outputs], 0.4)],
+            x: wave(&[8, 3], 0.6),
+        }
+    }
+
+    fn params(&self) -> Params {
+        let names = ["w1", "b1", "w2", "b2"];
+        Params::named(names.into_iter().zip(self.weights.iter().map(Tensor::shallow_clone))).unwrap()
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let [w1, b1, w2, b2] = &self.weights;
+        (x.matmul(w1) + b1).tanh().matmul(w2) + b2
+    }
+
+    fn move_by(&self, step: f64) {
+        for (i, w) in self.weights.iter().enumerate() {
+            set(w, &(w.detach() + wave(&w.size(), 9.0 + i as f64) * step));
+        }
+    }
+
+    fn value(&self, k: &dyn Regularizer) -> Tensor {
+        k.value(&Model { params: &self.params(), forward: &|x| self.forward(x) }).unwrap()
+    }
+
+    fn gradient(&self, loss: &Tensor) -> Vec<f64> {
+        let found = Tensor::run_backward(&[loss], &self.weights, false, false);
+        found.iter().flat_map(values).collect()
+    }
+}
+
+const LIKELIHOODS: [Likelihood; 3] =
+    [Likelihood::Categorical, Likelihood::Bernoulli, Likelihood::Gaussian { variance: 0.4 }];
+
+fn targets(likelihood: Likelihood) -> Tensor {
+    match likelihood {
+        Likelihood::Categorical => Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2, 1]),
+        Likelihood::Bernoulli => wave(&[8, 3], 5.0).gt(0.0).to_kind(Kind::Double),
+        _ => wave(&[8, 3], 5.0),
+    }
+}
+
+/// The two parts of the reconstruction are the gradient of the past data, far from where they were made.
+#[test]
+fn soft_labels_and_label_noise_are_replay() {
+    for likelihood in LIKELIHOODS {
+        let net = Net::new(3);
+        let memory =
+            || Memory::new(&net.x, likelihood).targets(&targets(likelihood)).weights(&(wave(&[8], 2.0).square() + 0.5));
+        let soft = SoftLabels::of(memory(), |x| net.forward(x)).unwrap();
+        let noise = LabelNoise::of(memory(), |x| net.forward(x)).unwrap();
+        let replay = Replay::new(memory()).unwrap();
+        net.move_by(0.4);
+        let parts: Vec<f64> =
+            net.gradient(&net.value(&soft)).iter().zip(net.gradient(&net.value(&noise))).map(|(a, b)| a + b).collect();
+        let whole = net.gradient(&net.value(&replay));
+        all_close(&parts, &whole, 1e-12);
+        // The noise is no small part of it.
+        assert!(net.gradient(&net.value(&noise)).iter().any(|g| g.abs() > 0.1));
+        // The value too, up to a constant that soft labels have: its difference between two points.
+        let difference = || number(&(net.value(&soft) + net.value(&noise) - net.value(&replay)));
+        let before = difference();
+        net.move_by(-0.9);
+        close(difference(), before, 1e-11);
+    }
+}
+
+#[test]
+fn the_losses_of_replay_are_the_likelihoods() {
+    let net = Net::new(3);
+    for likelihood in LIKELIHOODS {
+        let y = targets(likelihood);
+        let losses = || {
+            let z = net.forward(&net.x);
+            let losses = match likelihood {
+                Likelihood::Categorical => tch_blr::nn::cross_entropy(&z, &y),
+                Likelihood::Bernoulli => tch_blr::nn::binary_cross_entropy(&z, &y),
+                _ => tch_blr::nn::squared_error(&z, &y, 0.4),
+            };
+            losses.unwrap().sum(Kind::Double)
+        };
+        let expected = net.gradient(&losses());
+        for w in [1.0, -2.0] {
+            let replay = Replay::weighted(Memory::new(&net.x, likelihood).targets(&y), w).unwrap();
+            let ours: Vec<f64> = net.gradient(&net.value(&replay)).iter().map(|g| g / w).collect();
+            all_close(&ours, &expected, 1e-12);
+        }
+    }
+}
+
+/// A temperature divides both sides' logits; the gradient is T Σ Jᵀ(p(f/T) - p(f_old/T)).
+#[test]
+fn distillation_softens_both_sides() {
+    let net = Net::new(3);
+    let t = 2.5;
+    let soft = SoftLabels::at_temperature(Memory::new(&net.x, Likelihood::Categorical), t, |x| net.forward(x)).unwrap();
+    let softened = || (net.forward(&net.x) / t).softmax(-1, Kind::Double);
+    let old = softened().detach();
+    all_close(&values(soft.predictions()), &values(&old), 1e-15);
+    net.move_by(0.4);
+    let expected = (net.forward(&net.x) * (softened().detach() - old)).sum(Kind::Double) * t;
+    all_close(&net.gradient(&net.value(&soft)), &net.gradient(&expected), 1e-12);
+}
+
+/// The outputs of one task: the softmax is over these, others have no gradient, classes keep their numbers.
+#[test]
+fn a_memory_knows_which_outputs_are_its_tasks() {
+    let net = Net::new(5);
+    let y = Tensor::from_slice(&[3i64, 1, 3, 3, 1, 1, 3, 1]);
+    let memory = || Memory::new(&net.x, Likelihood::Categorical).targets(&y).labels(&[3, 1]);
+    let replay = net.value(&Replay::new(memory()).unwrap());
+    let columns = net.forward(&net.x).index_select(1, &Tensor::from_slice(&[1i64, 3]));
+    let expected = tch_blr::nn::cross_entropy(&columns, &y.eq(3).to_kind(Kind::Int64)).unwrap().sum(Kind::Double);
+    close(number(&replay), number(&expected), 1e-12);
+    let gradient = Tensor::run_backward(&[&replay], &[&net.weights[3]], true, false);
+    assert_eq!(values(&gradient[0].index_select(0, &Tensor::from_slice(&[0i64, 2, 4]))), [0.0; 3]);
+    // A selection has its own examples, with all that belongs to them.
+    let some = memory().weights(&wave(&[8], 0.1)).select(&[6, 0, 6]).unwrap();
+    let again = Memory::new(&net.x.index_select(0, &Tensor::from_slice(&[6i64, 0, 6])), Likelihood::Categorical)
+        .targets(&Tensor::from_slice(&[3i64, 3, 3]))
+        .weights(&wave(&[8], 0.1).index_select(0, &Tensor::from_slice(&[6i64, 0, 6])))
+        .labels(&[3, 1]);
+    assert_eq!(some.len(), 3);
+    let value = |m| number(&net.value(&Replay::new(m).unwrap()));
+    assert_eq!(value(some), value(again));
+}
+
+/// ω of gradient descent on ½hθ² is h/(2-lr·h) of the squared way: h/2 up to 0.25 % here.
+#[test]
+fn synaptic_intelligence_finds_the_curvature_of_a_quadratic() {
+    let h = Tensor::from_slice(&[2.0, 3.0, 5.0]);
+    let theta = leaf(&Tensor::from_slice(&[1.0, -0.8, 0.6]));
+    let params = || Params::named([("w", theta.shallow_clone())]).unwrap();
+    let loss = || (&h * theta.square()).sum(Kind::Double) * 0.5;
+    let mut si = SynapticIntelligence::new(&params(), 1e-6).unwrap();
+    let mut opt = Sgd::default().build(params(), 1e-3).unwrap();
+    let n = 50.0;
+    for _ in 0..4000 {
+        si.before(&params(), &loss()).unwrap();
+        opt.step(loss).unwrap();
+        si.after(&params()).unwrap();
+    }
+    si.end_task(&params()).unwrap();
+    let importance = values(si.importance("w").unwrap());
+    for (ours, h) in importance.iter().zip(values(&h)) {
+        close(*ours, h / 2.0, 0.01 * h / 2.0);
+    }
+    // c = 1 puts back the loss, as a sum over N examples.
+    let penalty = si.penalty(1.0, n).unwrap();
+    set(&theta, &Tensor::from_slice(&[0.5, 0.7, -0.2]));
+    let value = |k: &Quadratic| number(&k.value(&Model { params: &params(), forward: &|x| x.copy() }).unwrap());
+    close(value(&penalty), n * number(&loss()), 0.01 * n * number(&loss()));
+    close(value(&si.penalty(0.1, n).unwrap()), 0.1 * value(&penalty), 1e-12);
+
+    // A second task adds; where its loss went up along the way, importance goes down, but not below zero.
+    let mut si = SynapticIntelligence::new(&params(), 0.1).unwrap();
+    let mut importance = [0.0; 3];
+    for (sign, size) in [(1.0, 1.0), (-1.0, 0.25), (-1.0, 5.0)] {
+        let g = values(&(&h * size));
+        si.before(&params(), &((&h * size * &theta).sum(Kind::Double) * sign)).unwrap();
+        set(&theta, &(theta.detach() - 0.3));
+        si.after(&params()).unwrap();
+        si.end_task(&params()).unwrap();
+        for (i, g) in importance.iter_mut().zip(g) {
+            *i = (*i + sign * g * 0.3 / (0.09 + 0.1)).max(0.0);
+        }
+        all_close(&values(si.importance("w").unwrap()), &importance, 1e-12);
+    }
+    assert_eq!(importance, [0.0; 3]);
+}
+
+/// Logistic regression with one logit on features of `x` `[N, 2]`: 1, x₁, x₂ and for degree 2 their products too.
+struct Logistic {
+    w: Tensor,
+    degree: u8,
+}
+
+impl Logistic {
+    fn new(degree: u8) -> Self {
+        Logistic { w: leaf(&Tensor::zeros([if degree == 1 { 3 } else { 6 }], F64)), degree }
+    }
+
+    fn params(&self) -> Params {
+        Params::named([("w", self.w.shallow_clone())]).unwrap()
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let (a, b) = (x.select(1, 0), x.select(1, 1));
+        let mut features = vec![a.ones_like(), a.shallow_clone(), b.shallow_clone()];
+        if self.degree == 2 {
+            features.extend([&a * &a, &a * &b, &b * &b]);
+        }
+        Tensor::stack(&features, 1).mv(&self.w)
+    }
+
+    fn value(&self, past: &Past) -> Tensor {
+        past.value(&self.params(), &|x| self.forward(x)).unwrap()
+    }
+
+    /// Trains; w.
+    fn fit(&self, past: &Past) -> Vec<f64> {
+        set(&self.w, &self.w.zeros_like());
+        minimize(self.params(), || self.value(past));
+        values(&self.w)
+    }
+}
+
+/// Inputs and labels that no line separates.
+fn xor(n: i64, phase: f64) -> (Tensor, Tensor) {
+    let x = wave(&[n, 2], phase) * 2.0;
+    let noisy: Tensor = x.prod_dim_int(1, false, Kind::Double) + x.select(1, 0) * 0.5 + wave(&[n], phase + 1.0);
+    (x, noisy.gt(0.0).to_kind(Kind::Double))
+}
+
+fn memory((x, y): &(Tensor, Tensor)) -> Memory {
+    Memory::new(x, Likelihood::Bernoulli).targets(y)
+}
+
+fn first((x, y): &(Tensor, Tensor), n: i64) -> (Tensor, Tensor) {
+    (x.narrow(0, 0, n), y.narrow(0, 0, n))
+}
+
+fn last((x, y): &(Tensor, Tensor), n: i64) -> (Tensor, Tensor) {
+    let from = x.size()[0] - n;
+    (x.narrow(0, from, n), y.narrow(0, from, n))
+}
+
+fn loss(data: &(Tensor, Tensor)) -> Replay {
+    Replay::new(memory(data)).unwrap()
+}
+
+fn decay(model: &Logistic, delta: f64) -> Quadratic {
+    Quadratic::towards_zero(&model.params(), delta).unwrap()
+}
+
+/// The K-prior of a trained model, on these inputs.
+fn k_prior(model: &Logistic, x: &Tensor, delta: f64) -> Past {
+    Past::new()
+        .with(Quadratic::isotropic(&model.params(), delta).unwrap())
+        .with(SoftLabels::of(Memory::new(x, Likelihood::Bernoulli), |x| model.forward(x)).unwrap())
+}
+
+/// With all past inputs, each adaptation of a generalized linear model is the batch's optimum, without the past's labels.
+#[test]
+fn k_priors_on_all_data_adapt_exactly() {
+    let model = Logistic::new(2);
+    let (old, new, delta) = (xor(40, 0.3), xor(15, 2.3), 0.7);
+    let base = || model.fit(&Past::new().with(decay(&model, delta)).with(loss(&old)));
+
+    let start = base();
+    let adapted = model.fit(&k_prior(&model, &old.0, delta).with(loss(&new)));
+    let batch = model.fit(&Past::new().with(decay(&model, delta)).with(loss(&old)).with(loss(&new)));
+    all_close(&adapted, &batch, 1e-9);
+    assert!(batch.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.05));
+
+    base();
+    let removed = last(&old, 10);
+    let minus = Replay::weighted(memory(&removed), -1.0).unwrap();
+    let adapted = model.fit(&k_prior(&model, &old.0, delta).with(minus));
+    let batch = model.fit(&Past::new().with(decay(&model, delta)).with(loss(&first(&old, 30))));
+    all_close(&adapted, &batch, 1e-9);
+    assert!(batch.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.05));
+
+    for other in [0.1, 5.0] {
+        base();
+        let prior = Quadratic::change_of_regularizer(&model.params(), delta, other).unwrap();
+        let soft = SoftLabels::of(memory(&old), |x| model.forward(x)).unwrap();
+        let adapted = model.fit(&Past::new().with(prior).with(soft));
+        let batch = model.fit(&Past::new().with(decay(&model, other)).with(loss(&old)));
+        all_close(&adapted, &batch, 1e-9);
+        assert!(batch.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.05));
+    }
+
+    // A model with fewer features, from the predictions of the old one and its coefficients of those that both have.
+    base();
+    let soft = SoftLabels::of(memory(&old), |x| model.forward(x)).unwrap();
+    let small = Logistic::new(1);
+    set(&small.w, &model.w.narrow(0, 0, 3));
+    let adapted = small.fit(&Past::new().with(Quadratic::isotropic(&small.params(), delta).unwrap()).with(soft));
+    let batch = small.fit(&Past::new().with(decay(&small, delta)).with(loss(&old)));
+    all_close(&adapted, &batch, 1e-9);
+    assert!(batch.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.05));
+}
+
+/// The diagnostic: zero for what is exact, and not else.
+#[test]
+fn the_error_of_the_reconstructed_gradient() {
+    let model = Logistic::new(2);
+    let (old, delta) = (xor(40, 0.3), 0.7);
+    let batch = || Past::new().with(decay(&model, delta)).with(loss(&old));
+    model.fit(&batch());
+    let all = k_prior(&model, &old.0, delta);
+    let some = k_prior(&model, &old.0.narrow(0, 0, 20), delta);
+    let weights = Past::new().with(Quadratic::isotropic(&model.params(), delta).unwrap());
+    set(&model.w, &(model.w.detach() + wave(&[6], 0.8)));
+    let error = |past: &Past| {
+        let truth = batch();
+        past.reconstruction_error(&model.params(), &|x| model.forward(x), || model.value(&truth)).unwrap()
+    };
+    let (all, some, weights) = (error(&all), error(&some), error(&weights));
+    assert!(all < 1e-12 && (0.01..0.8).contains(&some) && some < weights && weights < 1.0, "{all} {some} {weights}");
+
+    // A network's labels are part of it.
+    let net = Net::new(3);
+    let y = targets(Likelihood::Categorical);
+    let memory = || Memory::new(&net.x, Likelihood::Categorical).targets(&y);
+    let forward = |x: &Tensor| net.forward(x);
+    let functions = Past::new().with(SoftLabels::of(memory(), forward).unwrap());
+    let both =
+        Past::new().with(SoftLabels::of(memory(), forward).unwrap()).with(LabelNoise::of(memory(), forward).unwrap());
+    net.move_by(0.4);
+    let truth = Replay::new(memory()).unwrap();
+    let error = |past: &Past| past.reconstruction_error(&net.params(), &forward, || net.value(&truth)).unwrap();
+    assert!(error(&both) < 1e-13 && error(&functions) > 0.1, "{} {}", error(&both), error(&functions));
+}
+
+/// Where the model is quadratic, examples on memory and the curvature of those left out are all there is to know.
+#[test]
+fn the_curvature_of_left_out_examples_completes_a_memory() {
+    let all = Regression::new(false);
+    let (x, _) = &all.tasks[0];
+    let forward = |x: &Tensor| x.matmul(&all.w);
+    minimize(all.params(), || all.loss(0) + (all.w.square().sum(Kind::Double) * (0.5 * DELTA)));
+    let gaussian = Likelihood::Gaussian { variance: VARIANCE };
+    let left_out = Fisher::exact().likelihood(gaussian).full(all.params(), [x.narrow(0, 2, 5)], forward).unwrap();
+    let q = left_out.laplace(tch_blr::Prior::isotropic(DELTA)).unwrap();
+    let soft = SoftLabels::of(Memory::new(&x.narrow(0, 0, 2), gaussian), forward).unwrap();
+    let past = Past::new().with(Quadratic::from(&q)).with(soft);
+    minimize(all.params(), || all.loss(1) + past.value(&all.params(), &forward).unwrap());
+    let s = all.precision(0) + all.precision(1) + Tensor::eye(4, F64) * DELTA;
+    let moment = (0..2).map(|t| all.tasks[t].0.tr().mv(&all.tasks[t].1) / VARIANCE).reduce(|a, b| a + b).unwrap();
+    all_close(&values(&all.w), &values(&s.inverse().mv(&moment)), 1e-12);
+
+    // Where it is not, they come closer than the memory alone.
+    let model = Logistic::new(2);
+    let (old, new, delta) = (xor(60, 0.3), xor(15, 2.3), 0.7);
+    let fit = || model.fit(&Past::new().with(decay(&model, delta)).with(loss(&old)));
+    fit();
+    let (kept, rest) = (old.0.narrow(0, 0, 12), old.0.narrow(0, 12, 48));
+    let plain = k_prior(&model, &kept, delta).with(loss(&new));
+    let bernoulli = Fisher::exact().likelihood(Likelihood::Bernoulli);
+    let q = bernoulli.full(model.params(), [rest], |x| model.forward(x)).unwrap();
+    let soft = SoftLabels::of(Memory::new(&kept, Likelihood::Bernoulli), |x| model.forward(x)).unwrap();
+    let prior = Quadratic::from(&q.laplace(tch_blr::Prior::isotropic(delta)).unwrap());
+    let full = Past::new().with(prior).with(soft).with(loss(&new));
+    let batch = model.fit(&Past::new().with(decay(&model, delta)).with(loss(&old)).with(loss(&new)));
+    let off = |w: Vec<f64>| w.iter().zip(&batch).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+    let (plain, full) = (off(model.fit(&plain)), off(model.fit(&full)));
+    assert!(full < 0.25 * plain, "{full} {plain}");
+}
+
+#[track_caller]
+fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
+    let e = result.unwrap_err();
+    let typed = matches!(
+        e,
+        Error::Memory(_)
+            | Error::HyperParameter { .. }
+            | Error::Parameter { .. }
+            | Error::Parameters(_)
+            | Error::Posterior(_)
+            | Error::Loss(_)
+    );
+    assert!(typed && e.to_string().contains(what), "{e}");
+}
+
+#[test]
+fn a_memory_that_does_not_fit_is_refused_by_name() {
+    let net = Net::new(3);
+    let y = targets(Likelihood::Categorical);
+    let with = |x: &Tensor| Memory::new(x, Likelihood::Categorical);
+    let whole = || with(&net.x).targets(&y);
+    let soft = |m: Memory| SoftLabels::of(m, |x| net.forward(x));
+    let noise = |m: Memory| LabelNoise::of(m, |x| net.forward(x));
+    let value = |k: &dyn Regularizer| k.value(&Model { params: &net.params(), forward: &|x| net.forward(x) });
+    let replay = |m: Memory| Replay::new(m).and_then(|r| value(&r));
+
+    let empty = || with(&net.x.narrow(0, 0, 0)).targets(&y.narrow(0, 0, 0));
+    assert!(empty().is_empty());
+    says(soft(empty()), "empty");
+    says(noise(empty()), "empty");
+    says(Replay::new(empty()), "empty");
+    says(noise(with(&net.x)), "no targets");
+    says(Replay::new(with(&net.x)), "no targets");
+    says(soft(whole().labels(&[1, 3])), "label 3 is active, but the model has the outputs 0 to 2");
+    says(replay(whole().labels(&[0, 1])), "example 2 has class 2");
+    says(noise(with(&net.x).targets(&(&y + 1))), "class 3");
+    says(replay(with(&net.x).targets(&y.narrow(0, 0, 5))), "Int64 [8]");
+    says(replay(with(&net.x).targets(&y.to_kind(Kind::Double))), "Int64 [8]");
+    says(replay(Memory::new(&net.x, Likelihood::Bernoulli).targets(&y)), "[8, 3]");
+    says(soft(whole().weights(&wave(&[3], 0.1))), "weights are [3]");
+    says(Replay::new(whole().weights(&(wave(&[8], 0.1) * f64::NAN))), "not finite");
+    says(whole().select(&[0, 8]), "position 8");
+    says(whole().select(&[-1]), "position -1");
+    says(soft(with(&(&net.x * f64::INFINITY))), "not finite");
+    says(noise(with(&(&net.x * f64::NAN)).targets(&y)), "not finite");
+    let one = |m: Memory| SoftLabels::of(m, |x| net.forward(x).select(1, 0));
+    says(one(with(&net.x)), "Likelihood::Bernoulli");
+    says(one(Memory::new(&net.x, Likelihood::Bernoulli).labels(&[0])), "columns");
+    says(SoftLabels::of(whole(), |x| net.forward(x).narrow(0, 0, 3)), "a row for each");
+    says(SoftLabels::of(whole(), |x| net.forward(x).argmax(-1, false)), "Int64");
+    says(soft(Memory::new(&net.x, Likelihood::Gaussian { variance: 0.0 })), "`variance`");
+    let soften = |t, m| SoftLabels::at_temperature(m, t, |x| net.forward(x));
+    says(soften(0.0, whole()), "`temperature`");
+    says(soften(2.0, Memory::new(&net.x, Likelihood::Gaussian { variance: 1.0 })), "Gaussian");
+    says(Replay::weighted(whole(), f64::NAN), "`w`");
+
+    // Made for a model with other outputs.
+    let other = Net::new(4);
+    let forward = |x: &Tensor| other.forward(x);
+    let model = Model { params: &other.params(), forward: &forward };
+    says(soft(whole()).unwrap().value(&model), "[8, 3]");
+    says(noise(whole()).unwrap().value(&model), "[8, 3]");
+}
+
+#[test]
+fn a_prior_that_does_not_fit_is_refused_by_name() {
+    let model = Pair::new(0.7);
+    let start = model.flat();
+    let value = |k: &Quadratic| k.value(&Model { params: &model.params(), forward: &|x| x.shallow_clone() });
+    let one = |name: &str, m: Tensor, s: Tensor| Quadratic::new([(name, m, s)]);
+    let w = || wave(&[3, 2], 0.1);
+    says(value(&one("other", w(), w().square()).unwrap()), "another model");
+    says(value(&one("w", wave(&[2], 0.1), wave(&[2], 0.1).square()).unwrap()), "shape [2]");
+    says(one("other", w(), w().square()).unwrap().recentred(&model.params()), "another model");
+    says(one("w", w(), w() * f64::NAN), "not finite");
+    says(one("w", w() * f64::INFINITY, w().square()), "not finite");
+    says(one("w", w(), w()), "≥ 0");
+    says(one("w", w(), wave(&[2], 0.1)), "one shape");
+    says(Quadratic::new([("w", w(), w().square()), ("w", w(), w().square())]), "twice");
+    says(
+        one("w", w(), w().square()).unwrap().plus(&one("w", wave(&[2], 0.1), wave(&[2], 0.1).square()).unwrap()),
+        "differ",
+    );
+    says(Quadratic::isotropic(&model.params(), -1.0), "`delta`");
+    says(Quadratic::change_of_regularizer(&model.params(), 1.0, 0.0), "`delta_b`");
+    says(one("w", w(), w().square()).unwrap().scaled(f64::NAN), "`w`");
+    says(value(&Quadratic::new(Vec::<(String, Tensor, Tensor)>::new()).unwrap()), "no parameters");
+    let f = full(0.3);
+    let single = Params::named([("w", model.w.shallow_clone())]).unwrap();
+    says(Quadratic::from(&f).value(&Model { params: &single, forward: &|x| x.shallow_clone() }), "`b`");
+    assert_eq!(model.flat(), start);
+
+    let zero = || (&model.w * 0.0).sum(Kind::Double);
+    let none = Past::new().reconstruction_error(&model.params(), &|x| x.shallow_clone(), zero);
+    says(none, "zero");
+    // Nothing is a past too.
+    assert_eq!(number(&Past::new().value(&model.params(), &|x| x.shallow_clone()).unwrap()), 0.0);
+}
+
+#[test]
+fn synaptic_intelligence_keeps_its_state_when_it_refuses() {
+    let theta = leaf(&Tensor::from_slice(&[1.0, -0.8]));
+    let params = || Params::named([("w", theta.shallow_clone())]).unwrap();
+    says(SynapticIntelligence::new(&params(), 0.0), "`xi`");
+    let mut si = SynapticIntelligence::new(&params(), 0.5).unwrap();
+    says(si.after(&params()), "before()");
+    says(si.before(&params(), &(&theta * 2.0)), "0-dim");
+    says(si.before(&params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
+    says(si.before(&Pair::new(0.1).params(), &theta.sum(Kind::Double)), "2 are trained");
+    let other = leaf(&wave(&[2], 0.1));
+    let renamed = Params::named([("v", other.shallow_clone())]).unwrap();
+    says(si.end_task(&renamed), "another model");
+    says(si.penalty(-1.0, 1.0), "`c`");
+    says(si.penalty(1.0, 0.0), "`examples`");
+    // As if nothing had been: one step of -1 along a gradient of 2.
+    si.before(&params(), &(&theta * 2.0).sum(Kind::Double)).unwrap();
+    says(si.before(&params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
+    set(&theta, &(theta.detach() - 1.0));
+    si.after(&params()).unwrap();
+    says(si.after(&params()), "before()");
+    si.end_task(&params()).unwrap();
+    all_close(&values(si.importance("w").unwrap()), &[2.0 / 1.5; 2], 1e-12);
+}

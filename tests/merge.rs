@@ -1,0 +1,664 @@
+//! Merging: algebra of posteriors, methods on named tensors, diagnostics.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use tch::{Device, Kind, Tensor, nn};
+use tch_blr::merge::{
+    Keep, Method, Model, NaturalSum, Rescale, TaskVectors, Tensors, barrier, federated, gradient_matching,
+    gradient_mismatch, largest_removal, merge, remove, sweep,
+};
+use tch_blr::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, combine};
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+fn randn(size: &[i64], seed: i64) -> Tensor {
+    // One generator for all threads.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    Tensor::randn(size, F64)
+}
+
+/// A model of two tensors in f64.
+fn model(seed: i64) -> Tensors {
+    BTreeMap::from([("a".to_owned(), randn(&[3, 4], 2 * seed)), ("b".to_owned(), randn(&[5], 2 * seed + 1))])
+}
+
+fn map(t: &Tensors, f: impl Fn(&Tensor) -> Tensor) -> Tensors {
+    t.iter().map(|(name, t)| (name.clone(), f(t))).collect()
+}
+
+/// Curvature: squares of normals, with zeros.
+fn curvature(seed: i64) -> Tensors {
+    map(&model(100 + seed), |t| t.relu().square())
+}
+
+fn one(x: &[f64]) -> Tensors {
+    BTreeMap::from([("w".to_owned(), Tensor::from_slice(x))])
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    Vec::try_from(t.to_kind(Kind::Double).reshape([-1])).unwrap()
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+fn close(a: &Tensors, b: &Tensors, tolerance: f64) {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, t) in a {
+        let d = difference(t, &b[name]);
+        assert!(d <= tolerance, "{name}: {d:e}");
+    }
+}
+
+fn weighted<'a>(models: &'a [Tensors], weights: &[f64]) -> Vec<Model<'a>> {
+    let names = ["m0", "m1", "m2", "m3"];
+    models.iter().zip(names).zip(weights).map(|((m, name), w)| Model::new(name, m).weight(*w)).collect()
+}
+
+fn posterior(mean: &Tensors, precision: &Tensors) -> DiagonalGaussian {
+    let entries = mean.iter().map(|(name, m)| (name.clone(), m.copy(), precision[name].copy()));
+    DiagonalGaussian::new(entries).unwrap()
+}
+
+fn means(q: &DiagonalGaussian) -> Tensors {
+    q.names().map(|n| (n.to_owned(), q.mean(n).unwrap().copy())).collect()
+}
+
+// Gradient matching
+
+#[test]
+fn gradient_matching_is_a_sum_of_natural_parameters() {
+    let weights = [0.7, 1.3, -0.1];
+    let (base, models) = (model(0), [model(1), model(2), model(3)]);
+    let h0 = map(&curvature(0), |h| h + 0.5);
+    let h = [curvature(1), curvature(2), map(&curvature(3), |h| h.clamp_max(1.0))];
+    let given: Vec<Model> = weighted(&models, &weights).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
+    let method = Method::GradientMatching { delta: 0.0 };
+    let merged = merge(method, Some(&Model::new("base", &base).curvature(&h0)), &given).unwrap();
+
+    // The formula, written with tensors.
+    let formula: Tensors = base
+        .iter()
+        .map(|(n, theta)| {
+            let terms = || weights.iter().zip(&h).zip(&models);
+            let total = terms().fold(h0[n].copy(), |sum, ((a, h), _)| sum + &h[n] * *a);
+            let step =
+                terms().fold(theta.zeros_like(), |sum, ((a, h), m)| sum + (&h0[n] + &h[n]) * (&m[n] - theta) * *a);
+            (n.clone(), theta + step / total)
+        })
+        .collect();
+    close(&merged, &formula, 1e-12);
+
+    // The same of posteriors, by the algebra and through the precisions.
+    let precision: Vec<Tensors> = h.iter().map(|h| h.iter().map(|(n, h)| (n.clone(), h + &h0[n])).collect()).collect();
+    let q0 = posterior(&base, &h0);
+    let q: Vec<DiagonalGaussian> = models.iter().zip(&precision).map(|(m, s)| posterior(m, s)).collect();
+    let tasks: Vec<_> = weights.iter().copied().zip(&q).collect();
+    let by_posteriors = gradient_matching(&q0, &tasks).unwrap();
+    close(&merged, &means(&by_posteriors), 1e-12);
+    let expected = combine(&[(1.0 - weights.iter().sum::<f64>(), &q0), (0.7, &q[0]), (1.3, &q[1]), (-0.1, &q[2])]);
+    assert!(by_posteriors.kl(&expected.unwrap()).unwrap().abs() < 1e-12);
+    let given: Vec<Model> =
+        weighted(&models, &weights).into_iter().zip(&precision).map(|(m, s)| m.precision(s)).collect();
+    let by_precision = merge(method, Some(&Model::new("base", &base).precision(&h0)), &given).unwrap();
+    close(&merged, &by_precision, 1e-12);
+    let terms = [(Model::new("q0", &base).precision(&h0), 1.0 - weights.iter().sum::<f64>())];
+    let terms: Vec<Model> = terms.into_iter().map(|(m, w)| m.weight(w)).chain(given).collect();
+    close(&merged, &merge(Method::Combine, None, &terms).unwrap(), 1e-12);
+}
+
+#[test]
+fn without_curvature_of_the_tasks_it_is_task_arithmetic() {
+    let (base, models, zero) = (model(0), [model(1), model(2)], map(&model(0), Tensor::zeros_like));
+    let weights = [0.4, 1.1];
+    let given: Vec<Model> = weighted(&models, &weights).into_iter().map(|m| m.curvature(&zero)).collect();
+    let arithmetic = merge(Method::task_arithmetic(1.0), Some(&Model::new("base", &base)), &given).unwrap();
+    // With a curvature of the base, and with none at all, where only δ is left.
+    for h0 in [&map(&curvature(0), |h| h + 0.1), &zero] {
+        let base = Model::new("base", &base).curvature(h0);
+        close(&merge(Method::gradient_matching(), Some(&base), &given).unwrap(), &arithmetic, 1e-12);
+    }
+}
+
+#[test]
+fn without_curvature_of_the_base_it_is_fisher_averaging() {
+    let (base, models) = (model(0), [model(1), model(2)]);
+    let h = [map(&curvature(1), |h| h + 0.1), map(&curvature(2), |h| h + 0.1)];
+    let small = map(&base, |t| t.ones_like() * 1e-13);
+    let given: Vec<Model> = weighted(&models, &[0.3, 0.9]).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
+    let base = Model::new("base", &base).curvature(&small);
+    let matched = merge(Method::GradientMatching { delta: 0.0 }, Some(&base), &given).unwrap();
+    close(&matched, &merge(Method::Fisher, None, &given).unwrap(), 1e-10);
+}
+
+#[test]
+fn fisher_averaging_by_hand() {
+    let (a, b) = (one(&[1.0, 2.0, 5.0]), one(&[3.0, 6.0, 9.0]));
+    let (fa, fb) = (one(&[1.0, 3.0, 0.0]), one(&[1.0, 1.0, 0.0]));
+    let models = [Model::new("a", &a).curvature(&fa), Model::new("b", &b).curvature(&fb)];
+    // (1+3)/2, (6+6)/4, and the plain average where nothing is known.
+    assert_eq!(values(&merge(Method::Fisher, None, &models).unwrap()["w"]), [2.0, 3.0, 7.0]);
+}
+
+/// Posterior of θ for y = Xθ + noise of variance 1 under a prior, and that prior.
+fn regression(data: &[(f64, &(Tensor, Tensor))], prior: &FullGaussian) -> FullGaussian {
+    let mut precision = prior.precision().copy();
+    let mut b = precision.mv(&prior.mean_vector());
+    for (a, (x, y)) in data {
+        precision += x.tr().matmul(x) * *a;
+        b += x.tr().mv(y) * *a;
+    }
+    let mean = precision.inverse().mv(&b);
+    FullGaussian::new([("w", mean)], &precision).unwrap()
+}
+
+fn tasks() -> (FullGaussian, Vec<(Tensor, Tensor)>) {
+    let prior = FullGaussian::new([("w", randn(&[4], 50))], &(Tensor::eye(4, F64) * 0.7)).unwrap();
+    (prior, (0..3).map(|t| (randn(&[9, 4], 60 + t), randn(&[9], 70 + t))).collect())
+}
+
+fn far(p: &FullGaussian, q: &FullGaussian) -> f64 {
+    difference(&p.mean_vector(), &q.mean_vector()).max(difference(p.precision(), q.precision()))
+}
+
+#[test]
+fn merged_regressions_are_the_joint_fit() {
+    let (prior, data) = tasks();
+    let fits: Vec<FullGaussian> = data.iter().map(|d| regression(&[(1.0, d)], &prior)).collect();
+    for a in [[1.0, 1.0, 1.0], [0.2, 0.3, 0.5], [2.0, 0.0, 0.7], [1.5, 1.0, -0.05], [0.0, 0.0, 0.0]] {
+        let parts: Vec<_> = a.into_iter().zip(&fits).collect();
+        let merged = gradient_matching(&prior, &parts).unwrap();
+        let joint = regression(&a.into_iter().zip(&data).collect::<Vec<_>>(), &prior);
+        assert!(far(&merged, &joint) < 1e-11, "{a:?}: {:e}", far(&merged, &joint));
+        // The order does not matter.
+        let reversed: Vec<_> = parts.iter().rev().copied().collect();
+        assert!(far(&gradient_matching(&prior, &reversed).unwrap(), &merged) < 1e-12);
+    }
+}
+
+#[test]
+fn rounds_of_a_federation_are_the_fit_to_all_data() {
+    let (prior, data) = tasks();
+    // Two clients see the first two parts; in the next round a third one starts from the server's posterior.
+    let clients: Vec<FullGaussian> = data[..2].iter().map(|d| regression(&[(1.0, d)], &prior)).collect();
+    let server = federated(&prior, &[&clients[0], &clients[1]]).unwrap();
+    let late = regression(&[(1.0, &data[2])], &server);
+    let server = federated(&server, &[&late]).unwrap();
+    let all = regression(&data.iter().map(|d| (1.0, d)).collect::<Vec<_>>(), &prior);
+    assert!(far(&server, &all) < 1e-11);
+    // Without clients, the prior.
+    assert!(far(&federated(&prior, &[]).unwrap(), &prior) < 1e-15);
+}
+
+#[test]
+fn equal_posteriors_on_the_simplex_merge_to_themselves() {
+    let (base, q) = (posterior(&model(0), &map(&curvature(0), |h| h + 0.2)), model(1));
+    let q = posterior(&q, &map(&curvature(1), |h| h + 0.4));
+    let merged = gradient_matching(&base, &[(0.25, &q), (0.5, &q), (0.25, &q)]).unwrap();
+    close(&means(&merged), &means(&q), 1e-14);
+    assert!(merged.kl(&q).unwrap().abs() < 1e-13);
+}
+
+fn kronecker(seed: i64) -> KroneckerGaussian {
+    let basis = |n, s| Some(Tensor::linalg_qr(&randn(&[n, n], s), "reduced").0);
+    let (mean, precision) = (randn(&[3, 4], seed), randn(&[3, 4], seed + 1).square() + 0.5);
+    let p = KroneckerParameter { name: "w".to_owned(), mean, left: basis(3, 7), right: basis(4, 8), precision };
+    KroneckerGaussian::new([p]).unwrap()
+}
+
+#[test]
+fn kronecker_posteriors_in_one_basis_add() {
+    let (a, b, c) = (kronecker(10), kronecker(20), kronecker(30));
+    let merged = gradient_matching(&a, &[(0.6, &b), (0.3, &c)]).unwrap().to_full().unwrap();
+    let [fa, fb, fc] = [&a, &b, &c].map(|q| q.to_full().unwrap());
+    let expected = gradient_matching(&fa, &[(0.6, &fb), (0.3, &fc)]).unwrap();
+    assert!(far(&merged, &expected) < 1e-12);
+    let sum = KroneckerGaussian::combine(&[(1.0, &a), (2.0, &b)]).unwrap();
+    let back = remove(&sum, &b, 2.0).unwrap();
+    assert!(far(&back.to_full().unwrap(), &fa) < 1e-12);
+
+    let other = KroneckerParameter {
+        name: "w".to_owned(),
+        mean: randn(&[3, 4], 1),
+        left: None,
+        right: None,
+        precision: Tensor::ones([3, 4], F64),
+    };
+    let e = gradient_matching(&a, &[(1.0, &KroneckerGaussian::new([other]).unwrap())]).unwrap_err();
+    assert!(matches!(&e, Error::Parameter { name, problem } if name == "w" && problem.contains("bases")), "{e}");
+}
+
+// Removal
+
+#[test]
+fn removal_inverts_addition() {
+    let (a, b) = (posterior(&model(0), &map(&curvature(0), |h| h + 0.2)), model(1));
+    let b = posterior(&b, &map(&curvature(1), |h| h + 0.2));
+    let back = remove(&combine(&[(1.0, &a), (0.8, &b)]).unwrap(), &b, 0.8).unwrap();
+    close(&means(&back), &means(&a), 1e-12);
+    assert!(back.kl(&a).unwrap().abs() < 1e-12);
+
+    let (prior, data) = tasks();
+    let q = regression(&[(1.0, &data[0]), (1.0, &data[1])], &prior);
+    let site = regression(
+        &[(1.0, &data[1])],
+        &FullGaussian::new([("w", Tensor::zeros([4], F64))], &(Tensor::eye(4, F64) * 1e-9)).unwrap(),
+    );
+    let without = regression(&[(1.0, &data[0])], &prior);
+    assert!(far(&remove(&q, &site, 1.0).unwrap(), &without) < 1e-7);
+}
+
+/// Just below the largest weight there is a posterior and at it there is none.
+fn limit_is_sharp<Q: NaturalSum>(q: &Q, part: &Q, expected: f64, place: &str) {
+    let largest = largest_removal(q, part).unwrap();
+    assert!((largest / expected - 1.0).abs() < 1e-12, "{largest} instead of {expected}");
+    assert!(remove(q, part, largest * (1.0 - 1e-9)).is_ok());
+    for weight in [largest, largest * (1.0 + 1e-9), 1e6] {
+        match remove(q, part, weight).err() {
+            Some(Error::Removal { what, weight: w, largest: l }) => {
+                assert!(what.contains(place) && (w, l) == (weight, largest), "{what} {w} {l}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(Q::combine(&[(1.0, q), (-largest * (1.0 + 1e-9), part)]).is_err());
+}
+
+#[test]
+fn too_large_a_removal_says_what_would_do() {
+    let q = |s: &[f64]| posterior(&one(&[0.0; 3]), &one(s));
+    limit_is_sharp(&q(&[4.0, 3.0, 8.0]), &q(&[1.0, 2.0, 1.0]), 1.5, "`w`");
+    let full = |s: &[f64]| {
+        FullGaussian::new([("w", Tensor::zeros([2], F64))], &Tensor::from_slice(s).reshape([2, 2])).unwrap()
+    };
+    // det(S - wS') = (2-w)² - (1-w/2)² vanishes at w = 2 only, twice; and with S' = diag(1, 2): (2-w)(2-2w) = 1.
+    limit_is_sharp(&full(&[2.0, 1.0, 1.0, 2.0]), &full(&[1.0, 0.0, 0.0, 2.0]), (3.0 - 3f64.sqrt()) / 2.0, "matrix");
+    let (a, b) = (kronecker(10), kronecker(20));
+    let precision = |q: &KroneckerGaussian| q.parameter("w").unwrap().precision.copy();
+    let expected = (precision(&a) / precision(&b)).min().double_value(&[]);
+    limit_is_sharp(&a, &b, expected, "`w`");
+    assert!(matches!(remove(&q(&[1.0; 3]), &q(&[1.0; 3]), -0.5), Err(Error::HyperParameter { name: "weight", .. })));
+}
+
+// Without curvature
+
+#[test]
+fn averages() {
+    let models = [model(1), model(2), model(3)];
+    let average = merge(Method::linear(), None, &weighted(&models, &[1.0; 3])).unwrap();
+    let by_hand: Tensors =
+        models[0].iter().map(|(n, t)| (n.clone(), (t + &models[1][n] + &models[2][n]) / 3.0)).collect();
+    close(&average, &by_hand, 1e-15);
+    let sum = merge(Method::Linear { normalize: false }, None, &weighted(&models, &[1.0, -2.0, 0.5])).unwrap();
+    let by_hand: Tensors =
+        models[0].iter().map(|(n, t)| (n.clone(), t - &models[1][n] * 2.0 + &models[2][n] * 0.5)).collect();
+    close(&sum, &by_hand, 1e-14);
+}
+
+#[test]
+fn task_arithmetic_by_hand() {
+    let (base, a, b) = (one(&[1.0, 1.0]), one(&[2.0, 1.0]), one(&[1.0, 5.0]));
+    let models = [Model::new("a", &a).weight(0.5), Model::new("b", &b).weight(-1.0)];
+    let merged = merge(Method::task_arithmetic(2.0), Some(&Model::new("base", &base)), &models).unwrap();
+    assert_eq!(values(&merged["w"]), [2.0, -7.0]);
+}
+
+#[test]
+fn every_method_is_invariant_to_the_order_of_models() {
+    let (base, h0) = (model(0), map(&curvature(0), |h| h + 0.1));
+    let base = Model::new("base", &base).curvature(&h0);
+    let (models, h) = ([model(1), model(2), model(3)], [curvature(1), curvature(2), curvature(3)]);
+    let mut given: Vec<Model> =
+        weighted(&models, &[0.5, 1.0, 0.7]).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
+    for method in [
+        Method::linear(),
+        Method::task_arithmetic(0.8),
+        Method::ties(1.0, 0.6),
+        Method::dare(1.0, 0.5, Rescale::Density, 3),
+        Method::dare(1.0, 0.5, Rescale::L1Norm, 3),
+        Method::dare_ties(1.0, 0.5, Rescale::Density, 3),
+        Method::Fisher,
+        Method::gradient_matching(),
+    ] {
+        let merged = merge(method, Some(&base), &given).unwrap();
+        given.rotate_left(1);
+        close(&merged, &merge(method, Some(&base), &given).unwrap(), 1e-13);
+        assert!(difference(&merged["a"], &models[0]["a"]) > 0.01);
+    }
+}
+
+#[test]
+fn slerp_is_an_arc() {
+    let (a, b) = (model(1), model(2));
+    let models = [Model::new("a", &a), Model::new("b", &b)];
+    let at = |t| merge(Method::Slerp { t }, None, &models).unwrap();
+    close(&at(0.0), &a, 0.0);
+    close(&at(1.0), &b, 0.0);
+    // Half the way between orthogonal vectors of norm 1, and a third.
+    let (x, y) = (one(&[1.0, 0.0]), one(&[0.0, 1.0]));
+    let arc = |t| merge(Method::Slerp { t }, None, &[Model::new("x", &x), Model::new("y", &y)]).unwrap();
+    assert!(difference(&arc(0.5)["w"], &Tensor::from_slice(&[0.5f64.sqrt(); 2])) < 1e-15);
+    assert!(difference(&arc(1.0 / 3.0)["w"], &Tensor::from_slice(&[0.75f64.sqrt(), 0.5])) < 1e-15);
+    // Vectors of one norm keep it.
+    let unit = |t: &Tensors| map(t, |t| t / t.norm());
+    let (a, b) = (unit(&a), unit(&b));
+    for t in [0.1, 0.5, 0.8] {
+        let merged = merge(Method::Slerp { t }, None, &[Model::new("a", &a), Model::new("b", &b)]).unwrap();
+        merged.values().for_each(|t| assert!((t.norm().double_value(&[]) - 1.0).abs() < 1e-14));
+    }
+    // On one line, and from zero, it is the line.
+    for end in [map(&a, |t| t * 3.0), map(&a, |t| t * -2.0), map(&a, Tensor::zeros_like)] {
+        let models = [Model::new("a", &a), Model::new("end", &end)];
+        let line: Tensors = a.iter().map(|(n, t)| (n.clone(), t * 0.7 + &end[n] * 0.3)).collect();
+        close(&merge(Method::Slerp { t: 0.3 }, None, &models).unwrap(), &line, 1e-15);
+    }
+    assert!(matches!(merge(Method::Slerp { t: 0.5 }, None, &models[..1]), Err(Error::Merge(_))));
+}
+
+#[test]
+fn ties_by_hand() {
+    let base = one(&[10.0; 6]);
+    let with = |d: [f64; 6]| one(&d.map(|d| 10.0 + d));
+    // The largest three each: of a (5, -4, 3), of b (-6, 4, 2), the last two tied with an earlier 2 that is kept first.
+    let a = with([5.0, -4.0, 3.0, 1.0, 0.5, 0.25]);
+    let b = with([-6.0, -1.0, 4.0, 2.0, 2.0, 2.0]);
+    let models = [Model::new("a", &a), Model::new("b", &b)];
+    let ties =
+        |method, models: &[Model]| values(&merge(method, Some(&Model::new("base", &base)), models).unwrap()["w"]);
+    // Sums -1, -4, 7, 2, 0, 0: the negative 6 alone, the 4 alone, the mean of 3 and 4, the 2 alone.
+    assert_eq!(ties(Method::ties(1.0, 0.5), &models), [4.0, 6.0, 13.5, 12.0, 10.0, 10.0]);
+    assert_eq!(ties(Method::ties(0.5, 0.5), &models), [7.0, 8.0, 11.75, 11.0, 10.0, 10.0]);
+    // Weights 3 and 1: sums 9, -12, 13, 2; (3·3 + 1·4)/4 where both agree.
+    let models = [Model::new("a", &a).weight(3.0), Model::new("b", &b)];
+    assert_eq!(ties(Method::ties(1.0, 0.5), &models), [15.0, 6.0, 13.25, 12.0, 10.0, 10.0]);
+    // Without normalization the agreeing ones are added.
+    let added = TaskVectors { lambda: 1.0, keep: Keep::Largest { density: 0.5 }, elect_signs: true, normalize: false };
+    assert_eq!(ties(Method::TaskVectors(added), &models), [25.0, -2.0, 23.0, 12.0, 10.0, 10.0]);
+    // A sum of zero counts as positive.
+    let (up, down) = (one(&[11.0; 6]), one(&[9.0; 6]));
+    assert_eq!(ties(Method::ties(1.0, 1.0), &[Model::new("up", &up), Model::new("down", &down)]), [11.0; 6]);
+}
+
+#[test]
+fn ties_of_equal_signs_is_the_mean() {
+    let base = map(&model(0), |t| t * 0.1);
+    let models: Vec<Tensors> =
+        (1..4).map(|i| model(i).iter().map(|(n, t)| (n.clone(), &base[n] + t.abs())).collect()).collect();
+    let given = weighted(&models, &[0.5, 2.0, 1.0]);
+    let ties = merge(Method::ties(1.0, 1.0), Some(&Model::new("base", &base)), &given).unwrap();
+    close(&ties, &merge(Method::linear(), None, &given).unwrap(), 1e-14);
+}
+
+/// Against sorting, on a tensor of several chunks with many ties, in f32 and f64.
+#[test]
+fn the_largest_are_those_that_sorting_finds() {
+    let n = (1 << 20) + 4321;
+    for kind in [Kind::Float, Kind::Double] {
+        // Two decimals: hundreds of equal magnitudes; scaled so that every digit of the threshold counts.
+        let d = ((randn(&[n], 5).to_kind(kind) * 100.0).round() * 0.013).to_kind(kind);
+        let base = BTreeMap::from([("w".to_owned(), d.zeros_like())]);
+        let theta = BTreeMap::from([("w".to_owned(), d.copy())]);
+        for density in [1e-7, 0.01, 0.37, 0.999] {
+            let keep =
+                TaskVectors { lambda: 1.0, keep: Keep::Largest { density }, elect_signs: false, normalize: false };
+            let models = [Model::new("m", &theta)];
+            let merged = merge(Method::TaskVectors(keep), Some(&Model::new("base", &base)), &models).unwrap();
+            let kept = ((density * n as f64) as i64).max(1);
+            let order = d.abs().argsort_stable(true, 0, true).narrow(0, 0, kept);
+            let expected = d.zeros_like().index_copy(0, &order, &d.index_select(0, &order));
+            assert_eq!(difference(&merged["w"], &expected), 0.0, "{kind:?} {density}");
+        }
+    }
+}
+
+#[test]
+fn dare_of_density_1_is_task_arithmetic() {
+    let (base, models) = (model(0), [model(1), model(2)]);
+    let given = weighted(&models, &[0.3, 1.4]);
+    let base = Model::new("base", &base);
+    let arithmetic = merge(Method::task_arithmetic(0.9), Some(&base), &given).unwrap();
+    for rescale in [Rescale::Density, Rescale::L1Norm] {
+        close(&merge(Method::dare(0.9, 1.0, rescale, 0), Some(&base), &given).unwrap(), &arithmetic, 0.0);
+    }
+    let elected = merge(Method::dare_ties(0.9, 1.0, Rescale::Density, 0), Some(&base), &given).unwrap();
+    close(&elected, &merge(Method::ties(0.9, 1.0), Some(&base), &given).unwrap(), 0.0);
+}
+
+#[test]
+fn dare_keeps_the_l1_norm() {
+    let (base, model) = (one(&[0.0; 1000]), BTreeMap::from([("w".to_owned(), randn(&[1000], 3))]));
+    for density in [0.1, 0.5] {
+        let method = Method::dare(1.0, density, Rescale::L1Norm, 1);
+        let merged = merge(method, Some(&Model::new("base", &base)), &[Model::new("m", &model)]).unwrap();
+        let l1 = |t: &Tensor| t.abs().sum(Kind::Double).double_value(&[]);
+        assert!((l1(&merged["w"]) / l1(&model["w"]) - 1.0).abs() < 1e-12);
+        assert!(merged["w"].count_nonzero(None::<i64>).int64_value(&[]) < 1000 * 6 / 10);
+    }
+}
+
+/// The kept fraction and the mean over elements and seeds, each within 5 standard deviations: false alarms 6e-7 per comparison.
+#[test]
+fn dare_is_unbiased() {
+    let (n, seeds) = (50_000, 20);
+    let base = BTreeMap::from([("w".to_owned(), Tensor::zeros([n], F64))]);
+    let ones = BTreeMap::from([("w".to_owned(), Tensor::ones([n], F64))]);
+    for density in [0.1, 0.53] {
+        let mut total = 0.0;
+        let mut by_element = Tensor::zeros([n], F64);
+        for seed in 0..seeds {
+            let method = Method::dare(1.0, density, Rescale::Density, seed);
+            let merged = merge(method, Some(&Model::new("base", &base)), &[Model::new("m", &ones)]).unwrap();
+            total += merged["w"].sum(Kind::Double).double_value(&[]);
+            by_element += &merged["w"];
+        }
+        // Each element is 1/density with probability density: variance (1-density)/density.
+        let variance = (1.0 - density) / density;
+        let draws = n as f64 * seeds as f64;
+        assert!((total / draws - 1.0).abs() < 5.0 * (variance / draws).sqrt(), "density {density}");
+        // Seeds are independent: the variance over elements of their sum, whose own relative deviation is √(2/n).
+        let spread = by_element.var(true).double_value(&[]) / (variance * seeds as f64);
+        assert!((spread - 1.0).abs() < 5.0 * (2.0 / n as f64).sqrt() * 1.2, "density {density}: {spread}");
+    }
+}
+
+#[test]
+fn random_choices_depend_on_names_alone() {
+    let n = 10_000;
+    let weights = |names: &[&str], x: f64| -> Tensors {
+        names.iter().map(|name| ((*name).to_owned(), Tensor::full([n], x, F64))).collect()
+    };
+    let method = Method::dare(1.0, 0.5, Rescale::Density, 7);
+    let run = |names: &[&str], model: &str| {
+        let (base, theta) = (weights(names, 0.0), weights(names, 1.0));
+        merge(method, Some(&Model::new("base", &base)), &[Model::new(model, &theta)]).unwrap()
+    };
+    let both = run(&["x", "y"], "m");
+    assert_eq!(difference(&both["y"], &run(&["a", "y"], "m")["y"]), 0.0);
+    // Another tensor, another model: agreement on half of the elements, ± 5 deviations of 0.5/√n.
+    for other in [&both["x"], &run(&["y"], "other")["y"]] {
+        let agree = both["y"].eq_tensor(other).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        assert!((agree - 0.5).abs() < 2.5 / (n as f64).sqrt(), "{agree}");
+    }
+}
+
+// Kinds, ties, errors
+
+#[test]
+fn results_have_the_kind_of_the_base() {
+    let x = Tensor::from_slice(&[1.0f32, 2.5, -3.0]);
+    for kind in [Kind::BFloat16, Kind::Half, Kind::Float, Kind::Double] {
+        let base =
+            BTreeMap::from([("count".to_owned(), Tensor::from_slice(&[3i64])), ("w".to_owned(), x.to_kind(kind))]);
+        let other = BTreeMap::from([
+            ("count".to_owned(), Tensor::from_slice(&[5i64])),
+            ("w".to_owned(), (&x + 1.0).to_kind(Kind::Float)),
+        ]);
+        let models = [Model::new("a", &base), Model::new("b", &other)];
+        let merged = merge(Method::linear(), None, &models).unwrap();
+        assert_eq!((merged["w"].kind(), merged["count"].int64_value(&[0])), (kind, 3));
+        assert_eq!(values(&merged["w"]), [1.5, 3.0, -2.5]);
+    }
+}
+
+#[test]
+fn tied_weights_stay_tied() {
+    let tie = |x: f64| {
+        let t = Tensor::full([100], x, F64);
+        BTreeMap::from([("embed".to_owned(), t.shallow_clone()), ("head".to_owned(), t)])
+    };
+    let (base, a) = (tie(0.0), tie(1.0));
+    let method = Method::dare(1.0, 0.5, Rescale::Density, 0);
+    let merged = merge(method, Some(&Model::new("base", &base)), &[Model::new("a", &a)]).unwrap();
+    assert!(merged["embed"].is_set_to(&merged["head"]));
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (base, a) = (model(0), model(1));
+    let mut missing = model(2);
+    missing.remove("b");
+    let mut reshaped = model(2);
+    reshaped.insert("a".to_owned(), randn(&[4, 3], 0));
+    let mut broken = model(2);
+    broken.insert("b".to_owned(), Tensor::from_slice(&[1.0, 2.0, f64::NAN, 0.0, 0.0]));
+    let mut counted = model(2);
+    counted.insert("b".to_owned(), Tensor::zeros([5], (Kind::Int64, Device::Cpu)));
+    for (other, tensor, says) in [
+        (&missing, "b", "`bad` has not"),
+        (&reshaped, "a", "[3, 4] in model `good` and [4, 3] in model `bad`"),
+        (&broken, "b", "model `bad` has NaN in element 2"),
+        (&counted, "b", "Int64"),
+    ] {
+        match merge(Method::linear(), None, &[Model::new("good", &a), Model::new("bad", other)]) {
+            Err(Error::Parameter { name, problem }) => assert!(name == tensor && problem.contains(says), "{problem}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let positive = map(&curvature(0), |h| h + 1.0);
+    let mut negative = map(&curvature(0), |h| h + 1.0);
+    negative.insert("a".to_owned(), Tensor::full([3, 4], -1.0, F64));
+    let fisher = |h: &Tensors| merge(Method::Fisher, None, &[Model::new("a", &a).curvature(h)]).unwrap_err();
+    assert!(fisher(&negative).to_string().contains("`a`: the curvature of model `a` has -1 in element 0"));
+    assert!(fisher(&missing).to_string().contains("parameter `b`: its curvature of model `a` is missing"));
+    // So much taken away that nothing is left.
+    let models = [Model::new("a", &a).curvature(&positive).weight(-3.0)];
+    let zero = map(&base, Tensor::zeros_like);
+    let e = merge(Method::gradient_matching(), Some(&Model::new("base", &base).curvature(&zero)), &models).unwrap_err();
+    assert!(e.to_string().contains("not positive"), "{e}");
+
+    let refused = |method, base: Option<&Model>, models: &[Model]| match merge(method, base, models).unwrap_err() {
+        e @ (Error::Merge(_) | Error::HyperParameter { .. }) => e.to_string(),
+        e => panic!("{e}"),
+    };
+    let (a, base) = (Model::new("a", &a), Model::new("base", &base));
+    assert!(refused(Method::linear(), None, &[]).contains("no model"));
+    assert!(refused(Method::linear(), None, &[a, a]).contains("two models have the name `a`"));
+    assert!(refused(Method::linear(), None, &[a.weight(0.0)]).contains("sum to 0"));
+    assert!(refused(Method::linear(), None, &[a.weight(f64::NAN)]).contains("NaN"));
+    assert!(refused(Method::ties(1.0, 0.0), Some(&base), &[a]).contains("`density` = 0"));
+    assert!(refused(Method::dare(1.0, 1.5, Rescale::Density, 0), Some(&base), &[a]).contains("`density` = 1.5"));
+    assert!(refused(Method::ties(1.0, 0.5), Some(&base), &[a.weight(-1.0)]).contains("weights ≥ 0"));
+    assert!(refused(Method::task_arithmetic(1.0), None, &[a]).contains("needs the base"));
+    assert!(refused(Method::Fisher, None, &[a]).contains("neither curvature nor precision"));
+}
+
+#[test]
+fn half_precision_does_not_overflow_silently() {
+    let big = BTreeMap::from([("w".to_owned(), Tensor::full([2], 60_000.0, (Kind::Half, Device::Cpu)))]);
+    let e = merge(Method::Linear { normalize: false }, None, &[Model::new("a", &big).weight(2.0)]).unwrap_err();
+    assert!(e.to_string().contains("`w`") && e.to_string().contains("too large for Half"), "{e}");
+}
+
+// Diagnostics
+
+/// L_t = ½ (w-c)ᵀ diag(h) (w-c) of a model with one parameter.
+fn quadratic(w: &Tensor, h: &[f64], c: &[f64]) -> Tensor {
+    ((w - Tensor::from_slice(c)).square() * Tensor::from_slice(h)).sum(Kind::Double) * 0.5
+}
+
+fn store() -> (nn::VarStore, Tensor) {
+    let mut vs = nn::VarStore::new(Device::Cpu);
+    vs.double();
+    let mut w = vs.root().zeros("w", &[2]);
+    vs.double();
+    let _no_grad = tch::no_grad_guard();
+    w.copy_(&Tensor::from_slice(&[7.0, 8.0]));
+    (vs, w)
+}
+
+#[test]
+fn gradient_mismatch_of_quadratics() {
+    let (vs, _) = store();
+    let w = &vs.variables()["w"];
+    let (h, c) = ([[1.0, 2.0], [3.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]);
+    let (merged, a, b) = (one(&[1.0, 1.0]), one(&[2.0, 0.0]), one(&[0.5, 1.0]));
+    let mut first = || quadratic(w, &h[0], &c[0]);
+    let mut second = || quadratic(w, &h[1], &c[1]);
+    let models: &mut [(&Tensors, &mut dyn FnMut() -> Tensor)] = &mut [(&a, &mut first), (&b, &mut second)];
+    let mismatch = gradient_mismatch(&vs, &merged, models).unwrap();
+    // h·(merged - own): (1·-1, 2·1) and (3·0.5, 0).
+    assert!((mismatch[0] - 5f64.sqrt()).abs() < 1e-15 && (mismatch[1] - 1.5).abs() < 1e-15, "{mismatch:?}");
+    assert_eq!(values(w), [7.0, 8.0]);
+}
+
+/// The identity that gradient matching starts from, on losses that are not quadratic.
+#[test]
+fn the_error_of_task_arithmetic_is_the_mismatch() {
+    let (x, y) = (randn(&[40, 2], 1), randn(&[40], 2).gt(0.0).to_kind(Kind::Double));
+    let losses = [0, 20].map(|from| {
+        let (x, y) = (x.narrow(0, from, 20), y.narrow(0, from, 20));
+        move |w: &Tensor| (x.mv(w).softplus() - &y * x.mv(w)).sum(Kind::Double)
+    });
+    let (theta0, h0) = (Tensor::from_slice(&[0.3, -0.2]), 2.0);
+    let gradient = |t: usize, w: &Tensor| {
+        let w = w.detach().copy().set_requires_grad(true);
+        Tensor::run_backward(&[losses[t](&w)], &[&w], false, false).remove(0)
+    };
+    // Gradient descent to the minimum of Σ a L + ½ h₀‖θ-θ₀‖².
+    let fit = |a: [f64; 2]| {
+        let mut w = theta0.copy();
+        for _ in 0..3000 {
+            let slope = gradient(0, &w) * a[0] + gradient(1, &w) * a[1] + (&w - &theta0) * h0;
+            w = w - slope * 0.03;
+        }
+        w
+    };
+    let (own, a) = ([fit([1.0, 0.0]), fit([0.0, 1.0])], [0.8, 1.1]);
+    let joint = fit(a);
+    let sum = &theta0 + (&own[0] - &theta0) * a[0] + (&own[1] - &theta0) * a[1];
+    let mismatch = |t: usize| gradient(t, &joint) - gradient(t, &own[t]);
+    let right = (mismatch(0) * a[0] + mismatch(1) * a[1]) / -h0;
+    assert!(difference(&(&joint - &sum), &right) < 1e-10);
+    assert!((&joint - &sum).norm().double_value(&[]) > 0.05);
+}
+
+#[test]
+fn barriers_and_sweeps() {
+    let (vs, _) = store();
+    let w = &vs.variables()["w"];
+    // A double well in the first weight, flat in the other: a barrier of 1 between (-1, 0) and (1, 0).
+    let well = || ((w.square() - 1.0).square() * Tensor::from_slice(&[1.0, 0.0])).sum(Kind::Double);
+    let (a, b) = (one(&[-1.0, 0.0]), one(&[1.0, 0.0]));
+    let found = barrier(&vs, &a, &b, 5, well).unwrap();
+    assert_eq!(found.t, [0.0, 0.25, 0.5, 0.75, 1.0]);
+    assert_eq!(found.loss, [0.0, 0.5625, 1.0, 0.5625, 0.0]);
+    assert_eq!(found.height, 1.0);
+    // A bowl has none, also between unequal ends.
+    let bowl = || w.square().sum(Kind::Double);
+    assert_eq!(barrier(&vs, &a, &one(&[3.0, 1.0]), 9, bowl).unwrap().height, 0.0);
+    assert!(matches!(barrier(&vs, &a, &b, 1, bowl), Err(Error::HyperParameter { name: "points", .. })));
+    let foreign = BTreeMap::from([("v".to_owned(), Tensor::zeros([2], F64))]);
+    assert!(matches!(barrier(&vs, &foreign, &b, 3, bowl), Err(Error::Parameter { name, .. }) if name == "w"));
+
+    let base = one(&[0.0, 0.0]);
+    let merged = |x: &[f64]| {
+        let models = [Model::new("a", &a).weight(x[0]), Model::new("b", &b).weight(x[1])];
+        merge(Method::task_arithmetic(1.0), Some(&Model::new("base", &base)), &models)
+    };
+    let grid = [vec![0.0, 0.0], vec![1.0, 0.0], vec![0.5, 2.0]];
+    assert_eq!(sweep(&vs, &grid, merged, bowl).unwrap(), [0.0, 1.0, 2.25]);
+    assert_eq!(values(w), [7.0, 8.0]);
+}

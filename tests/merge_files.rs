@@ -1,0 +1,399 @@
+//! Merging files: the same as merging tensors, streamed; and headers that lie.
+
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize_to_file};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use tch::{Device, Kind, Tensor};
+use tch_blr::merge::{
+    Difference, FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
+};
+use tch_blr::{DiagonalGaussian, Error, combine};
+
+/// Two tensors, one of more than a chunk, of any kind, and a buffer of integers.
+fn model(seed: i64, kind: Kind) -> Tensors {
+    // One generator for all threads.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    let randn = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+    BTreeMap::from([
+        ("big".to_owned(), randn(&[(1 << 19) + 17, 2])),
+        ("count".to_owned(), Tensor::from_slice(&[seed])),
+        ("small".to_owned(), randn(&[3])),
+    ])
+}
+
+fn dtype(kind: Kind) -> Dtype {
+    match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        Kind::Int64 => Dtype::I64,
+        _ => panic!("{kind:?}"),
+    }
+}
+
+fn save(path: &Path, tensors: &Tensors) {
+    let views: Vec<(&String, Vec<usize>, Dtype, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, t)| {
+            let mut bytes = vec![0; t.numel() * t.kind().elt_size_in_bytes()];
+            t.contiguous().copy_data_u8(&mut bytes, t.numel());
+            (name, t.size().iter().map(|n| *n as usize).collect(), dtype(t.kind()), bytes)
+        })
+        .collect();
+    let views = views.iter().map(|(name, shape, kind, b)| (*name, TensorView::new(*kind, shape.clone(), b).unwrap()));
+    serialize_to_file(views, Some(HashMap::from([("format".to_owned(), "pt".to_owned())])), path).unwrap();
+}
+
+fn quiet(_: u64, _: u64) {}
+
+/// Saves models under their names and gives the paths.
+fn files<const N: usize>(folder: &Path, models: [(&str, &Tensors); N]) -> [PathBuf; N] {
+    models.map(|(name, tensors)| {
+        let path = folder.join(name);
+        save(&path, tensors);
+        path
+    })
+}
+
+fn curvature(seed: i64) -> Tensors {
+    model(seed, Kind::Float)
+        .into_iter()
+        .map(|(n, t)| if t.kind() == Kind::Int64 { (n, t) } else { (n, t.square() + 0.01) })
+        .collect()
+}
+
+#[test]
+fn files_and_tensors_merge_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
+        let (base, a, b) = (model(0, kind), model(1, kind), model(2, kind));
+        let [h0, ha, hb] = [10, 11, 12].map(curvature);
+        let paths =
+            files(folder.path(), [("base", &base), ("a", &a), ("b", &b), ("h0", &h0), ("ha", &ha), ("hb", &hb)]);
+        let [base_file, a_file, b_file, h0_file, ha_file, hb_file] = paths;
+        let out = folder.path().join("out");
+        let base = Model::new("base", &base).curvature(&h0);
+        let models = [Model::new("a", &a).weight(0.7).curvature(&ha), Model::new("b", &b).weight(0.4).curvature(&hb)];
+        let base_file = FileModel::new(base_file).curvature(h0_file);
+        let model_files = [
+            FileModel::new(a_file).weight(0.7).curvature(ha_file),
+            FileModel::new(b_file).weight(0.4).curvature(hb_file),
+        ];
+        let methods = [
+            Method::linear(),
+            Method::ties(1.0, 0.3),
+            Method::gradient_matching(),
+            Method::task_arithmetic(0.9),
+            Method::Slerp { t: 0.3 },
+            Method::dare(1.0, 0.3, Rescale::Density, 5),
+            Method::dare_ties(1.0, 0.3, Rescale::L1Norm, 5),
+            Method::Fisher,
+        ];
+        // The others differ in what they compute, not in how they read and write.
+        for method in &methods[..if kind == Kind::BFloat16 { methods.len() } else { 3 }] {
+            let method = *method;
+            let expected = merge(method, Some(&base), &models).unwrap();
+            let mut seen = (0, 0);
+            let merged =
+                merge_files(method, Some(&base_file), &model_files, &out, &mut |n, all| seen = (n, all)).unwrap();
+            assert_eq!((merged.tensors, merged.copied, merged.posterior), (2, vec!["count".to_owned()], false));
+            assert!(seen.0 == seen.1 && seen.0 > 0);
+            save(&folder.path().join("expected"), &expected);
+            let difference = diff_files(&out, folder.path().join("expected")).unwrap();
+            assert!(difference.is_empty(), "{kind:?} {method:?}: {difference:?}");
+        }
+        assert_eq!(WeightFile::open(&out).unwrap().metadata()["format"], "pt");
+    }
+}
+
+#[test]
+fn shards_are_one_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = model(1, Kind::Float);
+    let [single] = files(folder.path(), [("single.safetensors", &a)]);
+    let sharded = folder.path().join("sharded");
+    fs::create_dir(&sharded).unwrap();
+    for (name, t) in &a {
+        save(&sharded.join(format!("{name}.safetensors")), &BTreeMap::from([(name.clone(), t.shallow_clone())]));
+    }
+    let index = |map: &str| fs::write(sharded.join("model.safetensors.index.json"), map).unwrap();
+    let whole = r#"{"metadata": {"total_size": 1}, "weight_map":
+        {"big": "big.safetensors", "count": "count.safetensors", "small": "small.safetensors"}}"#;
+    index(whole);
+    for path in [sharded.clone(), sharded.join("model.safetensors.index.json")] {
+        assert!(diff_files(&single, &path).unwrap().is_empty());
+        assert_eq!(WeightFile::open(&path).unwrap().shards().count(), 3);
+    }
+    let out = folder.path().join("out");
+    merge_files(Method::linear(), None, &[FileModel::new(&sharded), FileModel::new(&single)], &out, &mut quiet)
+        .unwrap();
+    assert!(diff_files(&single, &out).unwrap().is_empty());
+
+    for (map, says) in [
+        (whole.replace("\"small.", "\"big."), "`small` is in big.safetensors, where it is not"),
+        (whole.replace("\"small.safetensors\"", "\"../single.safetensors\""), "expected a file beside it"),
+        (whole.replace("\"small.safetensors\"", "\"/etc/passwd\""), "expected a file beside it"),
+        (whole.replace("\"small.safetensors\"", "\"none.safetensors\""), "cannot be read"),
+        (whole.replace("\"small\"", "\"other\""), "`other` is in small.safetensors, where it is not"),
+        (whole.replace(", \"small\": \"small.safetensors\"", ", \"big\": \"small.safetensors\""), "`big` is in"),
+        ("{\"weight_map\": 3}".to_owned(), "not an index"),
+    ] {
+        index(&map);
+        let e = WeightFile::open(&sharded).unwrap_err().to_string();
+        // The error of a duplicate key may come from either side.
+        assert!(e.contains(says) || map.matches("\"big\"").count() > 1, "{e}");
+    }
+    let e = WeightFile::open(folder.path()).unwrap_err().to_string();
+    assert!(e.contains("neither model.safetensors nor"), "{e}");
+}
+
+fn posterior(seed: i64) -> DiagonalGaussian {
+    let (mut m, mut s) = (model(seed, Kind::Float), curvature(seed + 50));
+    m.remove("count");
+    s.remove("count");
+    DiagonalGaussian::new(m.into_iter().map(|(n, m)| (n.clone(), m, s[&n].copy()))).unwrap()
+}
+
+#[test]
+fn posteriors_stay_posteriors() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let q = [posterior(0), posterior(1), posterior(2)];
+    q.iter().zip(["q0", "q1", "q2"]).for_each(|(q, name)| q.save(at(name)).unwrap());
+    let files = [FileModel::new(at("q1")).weight(0.5), FileModel::new(at("q2")).weight(0.3)];
+    let same = |file: &str, expected: &DiagonalGaussian| {
+        let found = DiagonalGaussian::load(at(file)).unwrap();
+        for name in expected.names() {
+            for part in [DiagonalGaussian::mean, DiagonalGaussian::precision] {
+                let (x, y) = (part(&found, name).unwrap(), part(expected, name).unwrap());
+                assert!(((x - y) / (y.abs() + 1e-3)).abs().max().double_value(&[]) < 1e-6);
+            }
+        }
+    };
+    let method = Method::GradientMatching { delta: 0.0 };
+    let merged = merge_files(method, Some(&FileModel::new(at("q0"))), &files, at("out"), &mut quiet).unwrap();
+    assert!(merged.posterior);
+    same("out", &combine(&[(1.0 - 0.8, &q[0]), (0.5, &q[1]), (0.3, &q[2])]).unwrap());
+    merge_files(Method::Fisher, None, &files, at("out"), &mut quiet).unwrap();
+    same("out", &combine(&[(0.5, &q[1]), (0.3, &q[2])]).unwrap());
+
+    // Removal inverts addition, and says what is possible where it is too much.
+    let sum = combine(&[(1.0, &q[0]), (0.5, &q[1])]).unwrap();
+    sum.save(at("sum")).unwrap();
+    remove_files(at("sum"), at("q1"), 0.25, at("out"), &mut quiet).unwrap();
+    same("out", &combine(&[(1.0, &sum), (-0.25, &q[1])]).unwrap());
+    let before = fs::read(at("out")).unwrap();
+    let expected =
+        q[0].names().map(|n| (sum.precision(n).unwrap() / q[1].precision(n).unwrap()).min().double_value(&[]));
+    let expected = expected.fold(f64::INFINITY, f64::min);
+    match remove_files(at("sum"), at("q1"), 100.0, at("out"), &mut quiet) {
+        Err(Error::Removal { weight, largest, .. }) => {
+            assert!(weight == 100.0 && (largest / expected - 1.0).abs() < 1e-6, "{largest} {expected}");
+            remove_files(at("sum"), at("q1"), largest * 0.9999, at("other"), &mut quiet).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read(at("out")).unwrap(), before);
+
+    // A method without curvature makes weights of them.
+    let merged = merge_files(Method::linear(), None, &files, at("plain"), &mut quiet).unwrap();
+    let plain = WeightFile::open(at("plain")).unwrap();
+    assert!(!merged.posterior && plain.tensors().len() == 2 && plain.metadata().is_empty());
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = BTreeMap::from([("w".to_owned(), Tensor::from_slice(&[1f32, 2.0])), ("v".to_owned(), Tensor::from(1f32))]);
+    let change = |name: &str, t: Option<Tensor>| {
+        let mut other: Tensors = a.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        other.remove(name);
+        other.extend(t.map(|t| (name.to_owned(), t)));
+        other
+    };
+    let out = folder.path().join("out");
+    fs::write(&out, "old").unwrap();
+    for (other, says) in [
+        (change("w", None), "parameter `w`"),
+        (change("w", Some(Tensor::from_slice(&[1f32, 2.0, 3.0]))), "`w`: its shape is [2] in model"),
+        (change("w", Some(Tensor::from_slice(&[1f32, f32::NAN]))), "`w`: model `b` has NaN in element 1"),
+        (change("w", Some(Tensor::from_slice(&[1i64, 2]))), "`w`: it is F32 in"),
+    ] {
+        let [a, b] = files(folder.path(), [("a", &a), ("b", &other)]);
+        let models = [FileModel::new(a), FileModel::new(b)];
+        let e = merge_files(Method::linear(), None, &models, &out, &mut quiet).unwrap_err().to_string();
+        assert!(e.contains(says), "{e}");
+        let e = merge_files(Method::Fisher, None, &models[..1], &out, &mut quiet).unwrap_err().to_string();
+        assert!(e.contains("has no `v.precision`"), "{e}");
+        assert_eq!(fs::read(&out).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "a draft was left behind");
+    }
+    // Kinds that are numbers but not ours.
+    let small = folder.path().join("f8");
+    let bytes = [0u8; 4];
+    let view = TensorView::new(Dtype::F8_E4M3, vec![4], &bytes).unwrap();
+    serialize_to_file([("q", view)], None, &small).unwrap();
+    let e = merge_files(Method::linear(), None, &[FileModel::new(&small)], &out, &mut quiet).unwrap_err().to_string();
+    assert!(e.contains("`q`: its kind F8_E4M3 cannot be merged"), "{e}");
+    // Larger than f16 can be.
+    let big = BTreeMap::from([("w".to_owned(), Tensor::full([2], 60_000.0, (Kind::Half, Device::Cpu)))]);
+    let [path] = files(folder.path(), [("big", &big)]);
+    let models = [FileModel::new(path).weight(2.0)];
+    let e = merge_files(Method::Linear { normalize: false }, None, &models, &out, &mut quiet).unwrap_err().to_string();
+    assert!(e.contains("`w`") && e.contains("too large for F16"), "{e}");
+}
+
+/// Two models in folders of their own under one file name are told apart, and where the folders are makes no difference.
+#[test]
+fn random_choices_do_not_depend_on_the_folder() {
+    let run = |reverse: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let base = model(0, Kind::Float);
+        let [base] = files(folder.path(), [("base", &base)]);
+        let mut models = [1, 2].map(|seed| {
+            let own = folder.path().join(format!("run{seed}"));
+            fs::create_dir(&own).unwrap();
+            let [path] = files(&own, [("model.safetensors", &model(seed, Kind::Float))]);
+            FileModel::new(path)
+        });
+        if reverse {
+            models.reverse();
+        }
+        let out = folder.path().join("out");
+        let method = Method::dare(1.0, 0.5, Rescale::Density, 0);
+        merge_files(method, Some(&FileModel::new(base)), &models, &out, &mut quiet).unwrap();
+        (folder, out)
+    };
+    let ((_first, a), (_second, b)) = (run(false), run(true));
+    // Addition in another order rounds differently.
+    for difference in diff_files(a, b).unwrap().values() {
+        assert!(matches!(difference, Difference::Numbers { relative, .. } if *relative < 1e-6), "{difference:?}");
+    }
+}
+
+#[test]
+fn differences_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = BTreeMap::from([
+        ("same".to_owned(), Tensor::from_slice(&[1f32, f32::NAN])),
+        ("x".to_owned(), Tensor::from_slice(&[3f32, 4.0])),
+        ("kind".to_owned(), Tensor::from_slice(&[3f32])),
+        ("count".to_owned(), Tensor::from_slice(&[3i64])),
+        ("old".to_owned(), Tensor::from(0f32)),
+    ]);
+    let b = BTreeMap::from([
+        ("same".to_owned(), Tensor::from_slice(&[1f32, f32::NAN])),
+        ("x".to_owned(), Tensor::from_slice(&[3f32, 4.5])),
+        ("kind".to_owned(), Tensor::from_slice(&[3f64])),
+        ("count".to_owned(), Tensor::from_slice(&[4i64])),
+        ("new".to_owned(), Tensor::from(0f32)),
+    ]);
+    let [a, b] = files(folder.path(), [("a", &a), ("b", &b)]);
+    let found = diff_files(&a, &b).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["count", "kind", "new", "old", "x"]);
+    assert_eq!(found["x"], Difference::Numbers { largest: 0.5, relative: 0.1 });
+    assert_eq!((&found["old"], &found["new"]), (&Difference::OnlyInFirst, &Difference::OnlyInSecond));
+    assert!(matches!(&found["kind"], Difference::Form(x, y) if (x.dtype, y.dtype) == (Dtype::F32, Dtype::F64)));
+    assert_eq!(found["count"], Difference::Bytes);
+}
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+}
+
+/// 10,000 files whose header was changed or cut off: each is an error, or is still a whole file whose tensors can all be read.
+#[test]
+fn mutated_headers_give_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = BTreeMap::from([
+        ("layer.weight".to_owned(), Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]).reshape([2, 3])),
+        ("layer.bias".to_owned(), Tensor::from_slice(&[0.5f32, 0.25]).to_kind(Kind::BFloat16)),
+        ("steps".to_owned(), Tensor::from_slice(&[7i64])),
+        ("empty".to_owned(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))),
+    ]);
+    let [original] = files(folder.path(), [("original", &tensors)]);
+    let original = fs::read(original).unwrap();
+    let header = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
+    let path = folder.path().join("mutated");
+    let pieces: &[&[u8]] = &[
+        b"18446744073709551615",
+        b"-1",
+        b"1e300",
+        b"0",
+        b"[]",
+        b"{",
+        b"}",
+        b"null",
+        b"\"F64\"",
+        b"\"BOOL\"",
+        b"\"F4\"",
+        b"[4611686018427387904,4]",
+        b"data_offsets",
+        b",",
+        b"\\u0000",
+        b"\xff\xfe",
+        b"[[[[[[[[",
+        b"99999999999999999999999",
+    ];
+    let mut random = Random(0x5eed);
+    let (mut refused, mut whole) = (0, 0);
+    for round in 0..10_000 {
+        let mut bytes = original.clone();
+        match round % 6 {
+            0 => bytes.truncate(random.below(original.len())),
+            1 => (0..=random.below(4)).for_each(|_| bytes[random.below(header)] = random.below(256) as u8),
+            2 => bytes[random.below(header)] ^= 1 << random.below(8),
+            3 => {
+                let (at, piece) = (8 + random.below(header - 8), pieces[random.below(pieces.len())]);
+                let end = (at + random.below(12)).min(header);
+                bytes.splice(at..end, piece.iter().copied());
+                // With a length that fits, so that the text itself is looked at.
+                let length = (bytes.len() - (original.len() - header) - 8) as u64;
+                bytes[..8].copy_from_slice(&length.to_le_bytes());
+            }
+            4 => {
+                let length = [0, 1, header as u64, u64::MAX, u64::MAX / 2, 1 << 40, 100_000_000, 99_999_999];
+                let length = length[random.below(8)].wrapping_add(random.below(3) as u64);
+                bytes[..8].copy_from_slice(&length.to_le_bytes());
+            }
+            _ => {
+                let at = 8 + random.below(header - 8);
+                let end = (at + 1 + random.below(30)).min(header);
+                bytes.drain(at..end);
+                let length = (header - 8 - (end - at)) as u64;
+                bytes[..8].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        match WeightFile::open(&path) {
+            Err(Error::File { path: named, .. }) => {
+                assert_eq!(named, path);
+                refused += 1;
+            }
+            Err(e) => panic!("{e}"),
+            Ok(file) => {
+                whole += 1;
+                let described: u64 = file.tensors().values().map(|t| t.bytes()).sum();
+                assert!(described < bytes.len() as u64);
+                // Reads every byte.
+                assert!(diff_files(&path, &path).unwrap().is_empty());
+            }
+        }
+    }
+    // Both happen: neither is everything refused nor everything believed.
+    assert!(refused > 7000 && whole > 300, "{refused} {whole}");
+}
