@@ -167,15 +167,13 @@ fn help_has_examples_and_shells_have_completions() {
 fn billion(path: &Path, seed: u64, positive: bool) {
     let shapes = std::iter::once(("embedding".to_owned(), 32_000 * 10_000))
         .chain((0..10).map(|layer| (format!("layer{layer}.weight"), 68_000_000)));
-    let mut header = String::from("{");
     let mut at = 0u64;
-    for (name, n) in shapes {
-        let end = at + 2 * n;
-        header += &format!("\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[{n}],\"data_offsets\":[{at},{end}]}},");
-        at = end;
-    }
-    header.pop();
-    header.push('}');
+    let entries = shapes.map(|(name, n)| {
+        let begin = at;
+        at += 2 * n;
+        format!("\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[{n}],\"data_offsets\":[{begin},{at}]}}")
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
     let mut file = fs::File::create(path).unwrap();
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();

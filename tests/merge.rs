@@ -347,7 +347,9 @@ fn slerp_is_an_arc() {
     let (a, b) = (unit(&a), unit(&b));
     for t in [0.1, 0.5, 0.8] {
         let merged = merge(Method::Slerp { t }, None, &[Model::new("a", &a), Model::new("b", &b)]).unwrap();
-        merged.values().for_each(|t| assert!((t.norm().double_value(&[]) - 1.0).abs() < 1e-14));
+        for t in merged.values() {
+            assert!((t.norm().double_value(&[]) - 1.0).abs() < 1e-14);
+        }
     }
     // On one line, and from zero, it is the line.
     for end in [map(&a, |t| t * 3.0), map(&a, |t| t * -2.0), map(&a, Tensor::zeros_like)] {
@@ -622,7 +624,7 @@ fn the_error_of_task_arithmetic_is_the_mismatch() {
         let mut w = theta0.copy();
         for _ in 0..3000 {
             let slope = gradient(0, &w) * a[0] + gradient(1, &w) * a[1] + (&w - &theta0) * h0;
-            w = w - slope * 0.03;
+            w -= slope * 0.03;
         }
         w
     };

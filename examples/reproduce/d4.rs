@@ -103,7 +103,7 @@ impl Data {
             while value(&(&w - &step * rate)) > value(&w) && size * rate > 1e-13 {
                 rate *= 0.5;
             }
-            w = w - step * rate;
+            w -= step * rate;
             if size < 1e-12 {
                 return Ok(w);
             }

@@ -8,11 +8,19 @@
 
 #[path = "../common/digits.rs"]
 mod digits;
+#[path = "../common/four_moons.rs"]
+mod four_moons;
+#[path = "../common/logistic.rs"]
+mod logistic;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/parity.rs"]
+mod parity;
 #[path = "../common/tasks.rs"]
 mod tasks;
 
+mod d1;
+mod d2;
 mod mnist;
 mod permuted;
 mod report;
@@ -26,6 +34,8 @@ type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
 const TABLES: &[Table] = &[
     ("mnist", mnist::table),
+    ("d1", d1::table),
+    ("d2", d2::table),
     ("toy", toy::table),
     ("split", split::task_incremental),
     ("split-classes", split::class_incremental),

@@ -262,14 +262,16 @@ fn with_progress<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
 
 fn report(merged: &Merged, out: &std::path::Path) -> Outcome<()> {
     let what = if merged.posterior { "a posterior" } else { "weights" };
-    let mut text = format!("{}: {what} of {} tensors, {} elements\n", out.display(), merged.tensors, merged.weights);
+    let mut lines =
+        vec![format!("{}: {what} of {} tensors, {} elements", out.display(), merged.tensors, merged.weights)];
     if !merged.copied.is_empty() {
-        text += &format!("copied, since they are not floating-point numbers: {}\n", merged.copied.join(", "));
+        lines.push(format!("copied, since they are not floating-point numbers: {}", merged.copied.join(", ")));
     }
-    print(&text)
+    print(&lines)
 }
 
-fn print(text: &str) -> Outcome<()> {
+fn print(lines: &[String]) -> Outcome<()> {
+    let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
     match io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever reads may have had enough.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -279,32 +281,32 @@ fn print(text: &str) -> Outcome<()> {
 
 fn inspect(path: &PathBuf) -> Outcome<()> {
     let file = WeightFile::open(path)?;
-    let mut text = String::new();
+    let mut lines = Vec::new();
     let width = file.tensors().keys().map(|name| name.chars().count()).max().unwrap_or(0);
     let (mut elements, mut bytes) = (0, 0);
     for (name, t) in file.tensors() {
-        text += &format!("{name:width$}  {:<5} {:?}\n", format!("{:?}", t.dtype), t.shape);
+        lines.push(format!("{name:width$}  {:<5} {:?}", format!("{:?}", t.dtype), t.shape));
         elements += t.elements();
         bytes += t.bytes();
     }
     let tensors = file.tensors().len();
-    text += &format!("{tensors} tensors, {elements} elements, {bytes} bytes, {} file(s)\n", file.shards().count());
+    lines.push(format!("{tensors} tensors, {elements} elements, {bytes} bytes, {} file(s)", file.shards().count()));
     let precisions = file.tensors().keys().filter(|name| file.is_precision(name)).count();
     if precisions > 0 {
-        text += &format!("a posterior: {precisions} of the tensors are precisions of others\n");
+        lines.push(format!("a posterior: {precisions} of the tensors are precisions of others"));
     }
     let mut metadata: Vec<_> = file.metadata().iter().collect();
     metadata.sort();
     for (key, value) in metadata {
-        text += &format!("{key}: {value}\n");
+        lines.push(format!("{key}: {value}"));
     }
-    print(&text)
+    print(&lines)
 }
 
 /// Whether there are any.
 fn diff(a: &PathBuf, b: &PathBuf) -> Outcome<bool> {
     let differences = diff_files(a, b)?;
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for (name, difference) in &differences {
         let line = match difference {
             Difference::OnlyInFirst => format!("only in {}", a.display()),
@@ -315,9 +317,9 @@ fn diff(a: &PathBuf, b: &PathBuf) -> Outcome<bool> {
             }
             _ => "differs".to_owned(),
         };
-        text += &format!("{name}: {line}\n");
+        lines.push(format!("{name}: {line}"));
     }
-    print(&text)?;
+    print(&lines)?;
     Ok(!differences.is_empty())
 }
 
@@ -335,7 +337,7 @@ fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tch-blr", &mut text);
-            print(&String::from_utf8_lossy(&text)).map(|()| false)
+            print(&[String::from_utf8_lossy(&text).into_owned()]).map(|()| false)
         }
     };
     match done {

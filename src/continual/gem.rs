@@ -9,7 +9,10 @@
 //! A-GEM    g̃ = g - (⟨g, r⟩/⟨r, r⟩) r,  r: one gradient on all memories        (Chaudhry et al. 2019)
 //! ```
 //!
-//! Gradients go in and out in the form that [`Derivatives`](crate::Derivatives) has, so every optimizer takes them:
+//! What is promised is promised of a small step along -g̃. An optimizer that scales weights differently (Adam) goes elsewhere;
+//! [`Sgd`](crate::Sgd) does not.
+//!
+//! Gradients go in and out in the form that [`Derivatives`](crate::Derivatives) has:
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};

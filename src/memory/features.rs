@@ -39,7 +39,7 @@ pub fn herding(features: &Tensor, k: usize) -> Result<Vec<i64>> {
     let _no_grad = tch::no_grad_guard();
     let (x, n) = matrix(features, k)?;
     let mean = x.f_mean_dim(0, false, Kind::Double)?;
-    let mut free = Tensor::f_zeros([n], (Kind::Double, x.device()))?;
+    let free = Tensor::f_zeros([n], (Kind::Double, x.device()))?;
     let (mut chosen, mut sum) = (Vec::new(), mean.zeros_like());
     while chosen.len() < k.min(n as usize) {
         let with = (&x + &sum) / (chosen.len() + 1) as f64;

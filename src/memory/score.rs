@@ -4,7 +4,7 @@ use super::error;
 use crate::continual::Memory;
 use crate::kernel;
 use crate::nn::Likelihood;
-use crate::{DiagonalGaussian, Error, Params, Result, check};
+use crate::{DiagonalGaussian, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
@@ -128,6 +128,6 @@ pub(super) fn numbers(scores: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// k ≥ 1
-pub(super) fn count(k: usize) -> Result<(), Error> {
+pub(super) fn count(k: usize) -> Result<()> {
     check::count("k", k)
 }

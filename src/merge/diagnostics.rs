@@ -3,6 +3,7 @@
 use super::Tensors;
 use crate::expectation::Perturbed;
 use crate::gradient::IntoTensor;
+use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
@@ -15,7 +16,7 @@ fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
         return Err(Error::parameter(leaf.name(), "the model has it and the weights to be tried have not"));
     }
     // Weights may hold buffers too, which the parameters do not list.
-    let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(|l| l.trainable()));
+    let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(Leaf::trainable));
     let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
     let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
     for (variable, value) in DiagonalGaussian::in_model(params, values)? {

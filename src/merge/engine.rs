@@ -166,6 +166,16 @@ fn update<Y: Send, X: Sync>(y: &mut [Y], x: &[X], f: impl Fn(&mut Y, &X) + Sync)
     y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| f(y, x)));
 }
 
+/// The first element that is bad.
+fn first<X: Sync>(x: &[X], bad: impl Fn(&X) -> bool + Sync) -> Option<usize> {
+    x.par_chunks(BLOCK).enumerate().find_map_first(|(block, x)| {
+        // Almost always there is none, which a loop without an exit tells faster.
+        let any = x.iter().fold(false, |any, x| any | bad(x));
+        let place = if any { x.iter().position(&bad) } else { None };
+        place.map(|i| block * BLOCK + i)
+    })
+}
+
 /// Σ f(block) in the order of the blocks.
 fn sum<const N: usize>(blocks: impl IndexedParallelIterator<Item = [f64; N]>) -> [f64; N] {
     let blocks: Vec<[f64; N]> = blocks.collect();
@@ -267,7 +277,7 @@ impl<T: Number> Job<'_, T> {
     ) -> Result<()> {
         x.resize(at.len(), T::zero());
         self.inputs.read(input, at.start, x)?;
-        match x.par_iter().with_min_len(BLOCK).position_first(|x| !ok(*x)) {
+        match first(x, |x| !ok(*x)) {
             None => Ok(()),
             Some(i) => {
                 let problem =
@@ -500,7 +510,7 @@ impl<T: Number> Job<'_, T> {
             let fisher = self.plan.method == Method::Fisher;
             let all = 1.0 - rest;
             let bad = |[_, s, _]: &[f64; 3]| !(s.is_finite() && (*s > 0.0 || fisher));
-            if let Some(i) = sums.par_iter().with_min_len(BLOCK).position_first(bad) {
+            if let Some(i) = first(&sums, bad) {
                 return Err(Error::parameter(
                     self.name,
                     format!(
@@ -519,7 +529,7 @@ impl<T: Number> Job<'_, T> {
     }
 
     fn write(&mut self, at: usize, x: &[T]) -> Result<()> {
-        if let Some(i) = x.par_iter().with_min_len(BLOCK).position_first(|x| !x.is_finite()) {
+        if let Some(i) = first(x, |x| !x.is_finite()) {
             let problem = format!("its element {} becomes {} in the merge; use smaller weights", at + i, x[i].wide());
             return Err(Error::parameter(self.name, problem));
         }

@@ -55,6 +55,10 @@ impl<'a> Model<'a> {
     }
 }
 
+fn shapes(tensors: &Tensors) -> BTreeMap<&str, Vec<i64>> {
+    tensors.iter().map(|(name, t)| (name.as_str(), t.size())).collect()
+}
+
 fn floating(t: &Tensor) -> bool {
     matches!(t.kind(), Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half)
 }
@@ -115,20 +119,13 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
     };
     let all = || base.into_iter().chain(models);
     let pattern = base.unwrap_or(&models[0]);
-    let shapes = |tensors: &'_ Tensors| -> BTreeMap<String, Vec<i64>> {
-        tensors.iter().map(|(name, t)| (name.clone(), t.size())).collect()
-    };
     let expected = shapes(pattern.tensors);
-    fn borrowed(shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<&str, &[i64]> {
-        shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect()
-    }
     let mut posteriors = None;
     for model in all() {
         if let Some((name, _)) = model.tensors.iter().find(|(_, t)| !t.defined()) {
             return Err(Error::parameter(name, format!("it is undefined in model `{}`", model.name)));
         }
-        let own = shapes(model.tensors);
-        same_tensors((pattern.name, &borrowed(&expected)), (model.name, &borrowed(&own)))?;
+        same_tensors((pattern.name, &expected), (model.name, &shapes(model.tensors)))?;
         if !method.needs_curvature() {
             continue;
         }
