@@ -26,8 +26,8 @@ const ADAM: Training = Training { epochs: 10, batch: 64, lr: 1e-3, clip: None };
 const SLOW: Training = Training { epochs: 15, batch: 128, lr: 1e-4, clip: Some(0.1) };
 const VARIATIONAL: Training = Training { epochs: 10, batch: 64, lr: 0.0, clip: None };
 
-const fn fromp(form: Form, choice: Choice) -> Method {
-    Method::Fromp { form, choice, memory: 40, tau: 10.0, delta: 1e-3, jitter: 1e-6 }
+const fn fromp(form: Form, choice: Choice, memory: usize) -> Method {
+    Method::Fromp { form, choice, memory, tau: 10.0, delta: 1e-3, jitter: 1e-6 }
 }
 
 const fn row(
@@ -61,12 +61,12 @@ const TASK_INCREMENTAL: &[Row] = &[
         "FROMP",
         "40 examples a task, τ 10, δ 1e-3, ε 1e-6",
         Some(99.0),
-        fromp(Form::Full, Choice::Memorable),
+        fromp(Form::Full, Choice::Memorable, 40),
         SLOW,
         one_random_head,
     ),
-    row("FROMP-L2", "K = I", Some(98.7), fromp(Form::Identity, Choice::Memorable), SLOW, one_random_head),
-    row("FRORP", "random memory", Some(99.0), fromp(Form::Full, Choice::Random), SLOW, one_random_head),
+    row("FROMP-L2", "K = I", Some(98.7), fromp(Form::Identity, Choice::Memorable, 40), SLOW, one_random_head),
+    row("FRORP", "random memory", Some(99.0), fromp(Form::Full, Choice::Random, 40), SLOW, one_random_head),
 ];
 
 const CLASS_INCREMENTAL: &[Row] = &[
@@ -74,12 +74,12 @@ const CLASS_INCREMENTAL: &[Row] = &[
     row("SI", "c 1, ξ 1e-3", Some(21.2), Method::SynapticIntelligence { c: 1.0, xi: 1e-3 }, ADAM, one_head),
     row("EWC (online diagonal Laplace)", "λ 1, δ 1e-3", Some(20.6), LAPLACE, ADAM, one_head),
     row("IVON, posterior as prior", "h₀ 0.1, β₂ 0.9995, δ 1e-4", None, IVON, VARIATIONAL, one_random_head),
-    row("replay", "40 random examples a task", None, Method::Replay { memory: 40 }, ADAM, one_random_head),
+    row("replay", "200 random examples a task", Some(88.8), Method::Replay { memory: 200 }, ADAM, one_random_head),
     row(
         "FROMP",
-        "40 examples a task, τ 10, δ 1e-3, ε 1e-6",
+        "200 examples a task, τ 10, δ 1e-3, ε 1e-6",
         Some(77.4),
-        fromp(Form::Full, Choice::Memorable),
+        fromp(Form::Full, Choice::Memorable, 200),
         SLOW,
         one_random_head,
     ),
