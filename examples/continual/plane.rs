@@ -62,6 +62,9 @@ pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
 
 const N: usize = 80;
 
+/// p(class 0) on the grid, and the memory.
+type State = (Vec<f64>, Vec<(f64, f64)>);
+
 /// p(class 0) at the centres of the cells, row by row.
 fn grid(net: &Network) -> Vec<f64> {
     let ((x0, x1), (y0, y1)) = EXTENT;
@@ -81,25 +84,27 @@ fn points(task: &Task, positions: &[i64]) -> Vec<(f64, f64, usize)> {
         .collect()
 }
 
-fn boundaries(path: &Path, heights: &[(Vec<f64>, Vec<(f64, f64)>)]) -> Outcome<()> {
+fn boundaries(path: &Path, heights: &[State]) -> Outcome<()> {
     let ((x0, x1), (y0, y1)) = EXTENT;
     let cell = |x: f64, a: f64, b: f64| (((x - a) / (b - a) * N as f64) as usize).min(N - 1);
-    let surface = |(p, _): &'_ (Vec<f64>, Vec<(f64, f64)>)| {
+    let surface = |(p, _): &State| {
         let p = p.clone();
         move |x: f64, y: f64| p[cell(y, y0, y1) * N + cell(x, x0, x1)]
     };
     let surfaces: Vec<_> = heights.iter().map(surface).collect();
-    let panel = |(t, (surface, (_, memory)))| Panel {
-        title: format!("after task {}", t + 1),
-        axes: ("x₁", if t == 0 { "x₂" } else { "" }),
-        extent: EXTENT,
-        contours: Some((surface as &dyn Fn(f64, f64) -> f64, vec![0.1, 0.5, 0.9])),
-        arrows: Vec::new(),
-        paths: Vec::new(),
-        rings: Vec::new(),
-        points: Clone::clone(memory),
-    };
-    let panels: Vec<Panel> = surfaces.iter().zip(heights).enumerate().map(panel).collect();
+    let mut panels = Vec::new();
+    for (t, (surface, (_, memory))) in surfaces.iter().zip(heights).enumerate() {
+        panels.push(Panel {
+            title: format!("after task {}", t + 1),
+            axes: ("x₁", if t == 0 { "x₂" } else { "" }),
+            extent: EXTENT,
+            contours: Some((surface, vec![0.1, 0.5, 0.9])),
+            arrows: Vec::new(),
+            paths: Vec::new(),
+            rings: Vec::new(),
+            points: memory.clone(),
+        });
+    }
     planes(path, &panels)
 }
 
