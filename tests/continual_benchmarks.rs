@@ -48,7 +48,7 @@ const fn fromp(memory: usize, tau: f64, delta: f64, jitter: f64) -> Method {
 }
 
 const fn adam(epochs: u64, batch: usize, lr: f64, clip: Option<f64>) -> Training {
-    Training { epochs, batch, lr, clip }
+    Training { epochs, batch, lr, clip, decay: false }
 }
 
 #[test]

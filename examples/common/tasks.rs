@@ -249,6 +249,8 @@ pub struct Training {
     pub lr: f64,
     /// Of the norm of the whole gradient.
     pub clip: Option<f64>,
+    /// Whether the learning rate goes down to zero along a cosine in each task; IVON's always does.
+    pub decay: bool,
 }
 
 /// What came of a sequence of tasks.
@@ -337,9 +339,9 @@ impl<'a> Learner<'a> {
     /// The optimizer of a task, with nothing left of the last one's but the prior.
     fn begin(&mut self, t: usize, task: &Task) -> Result<Driver> {
         let n = task.examples() as f64;
+        let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
         if let Method::Ivon { hess_init, beta2, delta, step } = self.method {
             let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta).builder();
-            let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
             let rule = rule.schedule(Schedule::WarmupCosine { warmup: steps / 20, total: steps });
             let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
             let rule = match &self.posterior {
@@ -362,6 +364,8 @@ impl<'a> Learner<'a> {
         }
         let adam = Adam::default().builder();
         let adam = if let Some(max) = self.training.clip { adam.clip_grad_norm(max) } else { adam };
+        let adam =
+            if self.training.decay { adam.schedule(Schedule::WarmupCosine { warmup: 0, total: steps }) } else { adam };
         Ok(Driver::Adam(adam.build(&self.net.vs, self.training.lr)?))
     }
 

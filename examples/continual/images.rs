@@ -18,7 +18,7 @@ fn run_one(what: &str, tasks: &[Task], method: Method, epochs: u64) -> Outcome<L
     tch::manual_seed(0);
     let net = Network::new(&[784, 100, 100, 10], 1, Tensor::relu);
     let clip = matches!(method, Method::Fromp { .. }).then_some(0.01);
-    Ok(learn(what, &net, tasks, method, Training { epochs, batch: 128, lr: 1e-3, clip }, 0, |_, _| ())?)
+    Ok(learn(what, &net, tasks, method, Training { epochs, batch: 128, lr: 1e-3, clip, decay: false }, 0, |_, _| ())?)
 }
 
 pub fn run(data: &Digits, folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {

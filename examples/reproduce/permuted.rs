@@ -9,7 +9,7 @@ fn net() -> Network {
     Network::new(&[784, 100, 100, 10], 1, tch::Tensor::relu)
 }
 
-const ADAM: Training = Training { epochs: 10, batch: 128, lr: 1e-3, clip: None };
+const ADAM: Training = Training { epochs: 10, batch: 128, lr: 1e-3, clip: None, decay: false };
 const CLIPPED: Training = Training { clip: Some(0.01), ..ADAM };
 const VARIATIONAL: Training = Training { epochs: 5, ..ADAM };
 

@@ -21,10 +21,10 @@ fn five_heads() -> Network {
 }
 
 /// Of Synaptic Intelligence.
-const ADAM: Training = Training { epochs: 10, batch: 64, lr: 1e-3, clip: None };
+const ADAM: Training = Training { epochs: 10, batch: 64, lr: 1e-3, clip: None, decay: false };
 /// Of FROMP.
-const SLOW: Training = Training { epochs: 15, batch: 128, lr: 1e-4, clip: Some(0.1) };
-const VARIATIONAL: Training = Training { epochs: 10, batch: 64, lr: 0.0, clip: None };
+const SLOW: Training = Training { epochs: 15, batch: 128, lr: 1e-4, clip: Some(0.1), decay: false };
+const VARIATIONAL: Training = Training { epochs: 10, batch: 64, lr: 0.0, clip: None, decay: false };
 
 const fn fromp(form: Form, choice: Choice, memory: usize) -> Method {
     Method::Fromp { form, choice, memory, tau: 10.0, delta: 1e-3, jitter: 1e-6 }

@@ -8,7 +8,7 @@ fn net() -> Network {
     Network::new(&[2, 20, 20, 2], 1, tch::Tensor::sigmoid)
 }
 
-const TRAINING: Training = Training { epochs: 50, batch: 20, lr: 1e-2, clip: None };
+const TRAINING: Training = Training { epochs: 50, batch: 20, lr: 1e-2, clip: None, decay: false };
 
 const fn fromp(form: Form) -> Method {
     Method::Fromp { form, choice: Choice::Memorable, memory: 20, tau: 1.0, delta: 1e-4, jitter: 1e-3 }
