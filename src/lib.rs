@@ -43,6 +43,8 @@
 //! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
 //! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
 //! | [`Evon`] | Gaussian, diagonal in a Kronecker basis | at samples | Price's theorem in the basis, kept positive |
+//! | [`Soap`] | Gaussian, diagonal in a Kronecker basis | at the mean, averaged | root of averaged squared gradients in the basis |
+//! | [`NoisyKfac`] | Gaussian, Kronecker-factored precision | at samples | Kronecker factors of the Fisher information |
 //! | [`Ste`] | Bernoulli | at the mode (delta method) | none |
 //! | [`BayesBiNN`] | Bernoulli | at relaxed samples | none |
 //! | [`MixtureOfGaussians`] | mixture of diagonal Gaussians | at samples, nodes or the means | exact |
@@ -154,7 +156,7 @@ pub use optim::{
     Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
     MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
 };
-pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton};
+pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
@@ -164,7 +166,7 @@ pub use posterior::{
 pub use prior::Prior;
 pub use schedule::Schedule;
 pub use structured::{
-    Block, Evaluated, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
+    Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
 };
 pub use tch;
 

@@ -269,7 +269,9 @@ fn a_reservoir_keeps_all_with_the_same_probability() {
                 assert_eq!((reservoir.items().len(), gone, reservoir.offered()), (k, n - k, n as u64));
                 reservoir.items().to_vec()
             };
-            kept.iter().for_each(|i| counts[*i] += 1.0);
+            for i in kept {
+                counts[i] += 1.0;
+            }
         }
         let share = k as f64 / n as f64;
         let variance = seeds as f64 * share * (1.0 - share);

@@ -9,8 +9,8 @@ use support::{all_close, close, mean_and_error, params, values, weight};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullHessian, FullVon, Given,
-    HessianDiagonal, Ivon, Newton, Params, Philox, PrecisionInStep, Prior, Rule, Schedule, StructuredBuilder,
+    Adam, DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullHessian, FullVon, Given,
+    HessianDiagonal, Ivon, Newton, Params, Philox, PrecisionInStep, Prior, Rule, Schedule, Soap, StructuredBuilder,
     StructuredOptimizer, StructuredRule,
 };
 
@@ -392,6 +392,7 @@ fn training_resumes_bit_by_bit() {
     }
     resumes(FullVon::default().ess(100.0), 0.1);
     resumes(Evon::default().ess(100.0).frequency(2), 0.1);
+    resumes(Soap::default().frequency(2), 0.1);
     resumes(Newton::default().weight_decay(1.0), 0.5);
     resumes(DiagonalNewton::default().weight_decay(1.0).hessian(HessianDiagonal::Hutchinson { probes: 2 }), 0.1);
 }
@@ -486,4 +487,108 @@ fn evon_recovers_the_full_posterior_of_a_linear_model() {
     let solution = gram.inverse().matmul(&x.tr()).matmul(&y).tr();
     all_close(&values(q.mean("w").unwrap()), &values(&solution), 1e-10);
     assert!(gram.get(0).get(1).double_value(&[]).abs() > 0.1, "nothing to rotate");
+}
+
+/// Without a rotation SOAP is Adam, which starts a step later.
+#[test]
+fn soap_in_the_identity_basis_is_adam() {
+    // `b` has one dimension, which is never rotated.
+    for (max_dim, same_variables) in [(0, 0..2), (10_000, 1..2)] {
+        let (vs, vars) = model(Kind::Double);
+        let soap = Soap::default().max_dim(max_dim).beta1(0.9).beta2(0.99).weight_decay(0.1).decoupled_decay(0.0);
+        let mut soap = soap.ess(50.0).build(&vs, 0.05).unwrap();
+        let (other, same) = model(Kind::Double);
+        let adam = Adam::default().beta1(0.9).beta2(0.99).weight_decay(0.1).ess(50.0);
+        let mut adam = adam.build(&other, 0.05).unwrap();
+        // Separable, so that what happens to `a` makes no difference to `b`.
+        let loss = |vars: &[Tensor]| vars[..2].iter().map(|x| (x.sin() + x.square()).sum(Kind::Double)).sum::<Tensor>();
+        let before = values(&vars[1]);
+        soap.step(|| loss(&vars)).unwrap();
+        assert_eq!(values(&vars[1]), before, "the first step moved the weights");
+        for _ in 0..30 {
+            soap.step(|| loss(&vars)).unwrap();
+            adam.step(|| loss(&same)).unwrap();
+            for i in same_variables.clone() {
+                all_close(&values(&vars[i]), &values(&same[i]), 1e-12);
+            }
+        }
+        let (ours, theirs) = (soap.posterior().unwrap().marginals().unwrap(), adam.posterior().unwrap());
+        all_close(&values(ours.precision("b").unwrap()), &values(theirs.precision("b").unwrap()), 1e-10);
+    }
+}
+
+/// An orthogonal matrix without a pattern.
+fn orthogonal(n: i64, phase: f64) -> Tensor {
+    let a = (Tensor::arange(n * n, (Kind::Double, Device::Cpu)).square() * 0.7 + phase).sin().reshape([n, n]);
+    Tensor::linalg_qr(&a, "reduced").0
+}
+
+/// A quadratic seen through W → UWV has the same path, rotated, whichever basis the weights are written in; Adam's depends
+/// on it. The gradients are square and of full rank, so that the eigenvectors are unique but for their signs. In its own
+/// basis the second step's gradient is diagonal but for rounding, which the division magnifies up to 1/ε times.
+#[test]
+fn soap_does_not_depend_on_the_coordinates() {
+    let n = 3;
+    let wave =
+        |phase: f64| (Tensor::arange(n * n, (Kind::Double, Device::Cpu)) * 1.3 + phase).sin().reshape([n, n]) + 0.1;
+    let (u, v) = (orthogonal(n, 0.2), orthogonal(n, 0.9));
+    let (stiffness, target, start) = (wave(0.4).square() + 0.5, wave(1.0), wave(2.0));
+    let loss = |w: &Tensor| ((w - &target).square() * &stiffness).sum(Kind::Double);
+    let path = |rotated: bool, adam: bool| {
+        let w = if rotated { u.matmul(&start).matmul(&v) } else { start.copy() }.set_requires_grad(true);
+        let closure = || if rotated { loss(&u.tr().matmul(&w).matmul(&v.tr())) } else { loss(&w) };
+        let steps = 40;
+        if adam {
+            let mut opt = Adam::default().build(params(&w), 0.05).unwrap();
+            (0..steps).for_each(|_| _ = opt.step(closure).unwrap());
+        } else {
+            let mut opt = Soap::default().frequency(3).eps(1e-4).build(params(&w), 0.05).unwrap();
+            (0..steps).for_each(|_| _ = opt.step(closure).unwrap());
+        }
+        let w = w.detach();
+        if rotated { u.tr().matmul(&w).matmul(&v.tr()) } else { w }
+    };
+    let difference = |adam| (path(true, adam) - path(false, adam)).abs().max().double_value(&[]);
+    assert!(difference(false) < 1e-10, "{}", difference(false));
+    assert!(difference(true) > 1e-3, "{}", difference(true));
+    assert!((path(false, false) - &start).abs().max().double_value(&[]) > 0.5, "nothing happened");
+}
+
+/// The arrow from SOAP to EVON: with the same gradients (here those of linear losses, which are the same at every point)
+/// both have the same bases, bit by bit, and the same rotated gradients in their steps; what differs is the divisor, √v + ε
+/// there and h + δ here.
+#[test]
+fn soap_and_evon_share_the_basis() {
+    let start = (Tensor::arange(12, (Kind::Double, Device::Cpu)) * 0.3).cos().reshape([3, 4]);
+    let slope = |t: i64| (Tensor::arange(12, (Kind::Double, Device::Cpu)).square() * 0.7 + t).sin().reshape([3, 4]);
+    let variable = || start.copy().set_requires_grad(true);
+    let (w, x) = (variable(), variable());
+    let (lr, eps) = (0.01, 1e-3);
+    let soap = Soap::default().frequency(2).beta_basis(0.8).beta1(0.0).decoupled_decay(0.0).eps(eps);
+    let mut soap = soap.build(params(&w), lr).unwrap();
+    let evon = Evon::default().frequency(2).beta_basis(0.8).beta1(0.0).weight_decay(0.0).ess(1e3).beta2(0.99);
+    let mut evon = evon.noise(Philox { seed: 2 }).build(params(&x), lr).unwrap();
+    let bases = ["left_basis", "right_basis"];
+    for t in 0..9 {
+        let c = slope(t);
+        let [q_l, q_r] = bases.map(|name| soap.state("w", name).unwrap());
+        let before = [w.detach().copy(), x.detach().copy()];
+        soap.step(|| (&w * &c).sum(Kind::Double)).unwrap();
+        evon.step(|| (&x * &c).sum(Kind::Double)).unwrap();
+        for name in ["left_moment", "right_moment", "left_basis", "right_basis"] {
+            assert_eq!(soap.state("w", name), evon.state("w", name), "step {t}: {name}");
+        }
+        if t == 0 {
+            continue;
+        }
+        let debias = 1.0 - 0.95f64.powi(t as i32);
+        let divisors = [(soap.state("w", "square").unwrap() / debias).sqrt() + eps, evon.state("w", "hess").unwrap()];
+        let gradient = q_l.tr().matmul(&c).matmul(&q_r);
+        for ((after, before), divisor) in [&w, &x].into_iter().zip(&before).zip(divisors) {
+            let step = q_l.tr().matmul(&((before - after.detach()) / lr)).matmul(&q_r);
+            all_close(&values(&(step * divisor)), &values(&gradient), 1e-10);
+        }
+        let turned = (&q_l - Tensor::eye(3, (Kind::Double, Device::Cpu))).abs().max().double_value(&[]);
+        assert!(turned > 0.1, "nothing to rotate");
+    }
 }

@@ -180,6 +180,38 @@ fn what_is_saved_comes_back() {
     assert!(FullGaussian::load(&path).is_err() && DiagonalGaussian::load(&path).is_err());
 }
 
+/// A file cut anywhere is an error, and one with a byte changed anywhere is an error or, where the change has a meaning (a
+/// digit of a mean), a posterior: nothing panics.
+#[test]
+fn broken_files_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.safetensors");
+    let check = |whole: Vec<u8>, load: &dyn Fn() -> Result<f64, Error>| {
+        for n in 0..whole.len() {
+            std::fs::write(&path, &whole[..n]).unwrap();
+            assert!(matches!(load(), Err(Error::File { .. })), "cut to {n} bytes");
+        }
+        let mut refused = 0;
+        for i in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[i] ^= 0xff;
+            std::fs::write(&path, &bytes).unwrap();
+            match load() {
+                Err(e) => {
+                    assert!(matches!(e, Error::File { .. }), "byte {i}: {e}");
+                    refused += 1;
+                }
+                Ok(entropy) => assert!(entropy.is_finite(), "byte {i}"),
+            }
+        }
+        assert!(refused > whole.len() / 4, "{refused} of {}", whole.len());
+    };
+    full(0.4).save(&path).unwrap();
+    check(std::fs::read(&path).unwrap(), &|| FullGaussian::load(&path).map(|q| q.entropy()));
+    kronecker().save(&path).unwrap();
+    check(std::fs::read(&path).unwrap(), &|| KroneckerGaussian::load(&path).map(|q| q.entropy()));
+}
+
 #[test]
 fn samples_and_means_go_into_models() {
     for (mean, sample, q) in [

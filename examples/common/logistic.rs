@@ -120,7 +120,8 @@ impl Logistic {
             let size = step.norm().double_value(&[]) / (1.0 + w.norm().double_value(&[]));
             let mut rate = 1.0;
             self.set(&(&w - &step));
-            while tch::no_grad(value)?.double_value(&[]) > start && rate * size > 1e-13 {
+            // What rounding alone makes of the value is no ascent.
+            while tch::no_grad(value)?.double_value(&[]) > start + 1e-12 * start.abs() && rate * size > 1e-13 {
                 rate *= 0.5;
                 self.set(&(&w - &step * rate));
             }

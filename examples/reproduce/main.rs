@@ -18,14 +18,19 @@ mod model;
 mod parity;
 #[path = "../common/tasks.rs"]
 mod tasks;
+#[path = "../common/usps.rs"]
+mod usps;
 
 mod d1;
 mod d2;
+mod d4;
+mod merging;
 mod mnist;
 mod permuted;
 mod report;
 mod sequence;
 mod split;
+mod three_five;
 mod toy;
 
 use report::{Job, Outcome, Section};
@@ -36,6 +41,8 @@ const TABLES: &[Table] = &[
     ("mnist", mnist::table),
     ("d1", d1::table),
     ("d2", d2::table),
+    ("d4", merging::table),
+    ("usps", three_five::table),
     ("toy", toy::table),
     ("split", split::task_incremental),
     ("split-classes", split::class_incremental),

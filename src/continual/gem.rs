@@ -176,31 +176,30 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
                 dependent[new] = true;
                 break;
             };
-            // As far towards the minimum on this set as the bounds allow.
-            let mut share = 1.0;
-            for (i, t) in set.iter().zip(&target) {
-                if *t < bounds[*i] {
-                    share = f64::min(share, (u[*i] - bounds[*i]) / (u[*i] - t));
-                }
-            }
+            // As far towards the minimum on this set as the bounds allow; who stops it goes.
+            let reach = set.iter().zip(&target).filter(|(i, t)| **t < bounds[**i]);
+            let reach = reach.map(|(i, t)| (*i, (u[*i] - bounds[*i]) / (u[*i] - t)));
+            let stop = reach.min_by(|x, y| x.1.total_cmp(&y.1));
+            let share = stop.map_or(1.0, |(_, share)| share);
             for (i, t) in set.iter().zip(&target) {
                 u[*i] += share * (t - u[*i]);
             }
-            if share >= 1.0 {
+            let Some((stop, _)) = stop else {
                 dependent.fill(false);
                 break;
-            }
-            for (i, t) in set.iter().zip(&target) {
-                if *t < bounds[*i] && u[*i] <= bounds[*i] + ROUNDING {
-                    (u[*i], used[*i]) = (bounds[*i], false);
-                }
-            }
+            };
+            (u[stop], used[stop]) = (bounds[stop], false);
+            // That its slope asked for it and its minimum does not is rounding.
+            dependent[new] |= stop == new;
             if !used.contains(&true) {
                 break;
             }
         }
     }
-    Err(Error::NotConverged { steps: 100 * (n + 1), change: f64::NAN })
+    Err(Error::Memory(format!(
+        "the quadratic program of {n} past gradients was not solved in {} rounds",
+        100 * (n + 1)
+    )))
 }
 
 /// Solves the rows and columns of a set by Cholesky's method; `None` if they are dependent.

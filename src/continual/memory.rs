@@ -224,7 +224,11 @@ fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
     let t = &t.to_device(f.device());
     rows(&match likelihood {
         Likelihood::Categorical => -(f.f_log_softmax(-1, None::<Kind>)? * t),
-        Likelihood::Bernoulli => f.f_softplus()? - f * t,
+        // -t ln p - (1-t) ln(1-p). Not softplus, which in libtorch is f from 20 on, with the gradient 1.
+        Likelihood::Bernoulli => {
+            let (one, zero) = (f.f_log_sigmoid()?, f.f_neg()?.f_log_sigmoid()?);
+            zero * (t - 1.0) - one * t
+        }
         Likelihood::Gaussian { variance } => (f - t).f_square()? * (0.5 / variance),
     })
 }

@@ -258,12 +258,13 @@ impl Term {
             Term::Diagonal { mean, precision, .. } => apart(mean)?.square() * precision.to_device(theta.device()),
             Term::Kronecker { mean, left, right, precision, .. } => {
                 let d = apart(mean)?.f_reshape(matrix_shape(&mean.size()))?;
-                let d = into_basis(&d, left.as_ref(), right.as_ref())?.f_reshape(mean.size())?;
-                d.square() * precision
+                let there = |q: &Option<Tensor>| q.as_ref().map(|q| q.to_device(theta.device()));
+                let d = into_basis(&d, there(left).as_ref(), there(right).as_ref())?.f_reshape(mean.size())?;
+                d.square() * precision.to_device(theta.device())
             }
             Term::Full { mean, precision, .. } => {
                 let d = apart(mean)?;
-                precision.f_mv(&d)? * d
+                precision.to_device(theta.device()).f_mv(&d)? * d
             }
         };
         Ok(twice.f_sum(None::<Kind>)? * 0.5)

@@ -379,7 +379,8 @@ impl<'a> Linearized<'a> {
     /// What each parameter has: a weight that one layer call uses has factors, which its bias shares.
     pub(crate) fn parts(&self) -> Result<Vec<Part>> {
         let only_use = |p: usize| if let [only] = &self.uses[p][..] { Some(only) } else { None };
-        let is_weight = |p: usize| only_use(p).is_some_and(|(_, rule)| rule.matrix().is_some());
+        let is_weight =
+            |p: usize| self.leaves[p].tensor.dim() > 1 && only_use(p).is_some_and(|(_, rule)| rule.matrix().is_some());
         let mut parts = Vec::with_capacity(self.parameters());
         for (p, leaf) in self.leaves.iter().enumerate() {
             let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (self.kind(p), leaf.tensor.device()));

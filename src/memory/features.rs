@@ -46,7 +46,7 @@ pub fn herding(features: &Tensor, k: usize) -> Result<Vec<i64>> {
         let off = (with - &mean).f_square()?.f_sum_dim_intlist(1, false, Kind::Double)? + &free;
         let next = off.f_argmin(0, false)?.int64_value(&[]);
         let _ = free.f_select(0, next)?.f_fill_(f64::INFINITY)?;
-        sum = sum + x.f_select(0, next)?;
+        sum += x.f_select(0, next)?;
         chosen.push(next);
     }
     Ok(chosen)

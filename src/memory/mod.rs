@@ -1,14 +1,14 @@
 //! Which examples to keep.
 //!
-//! A score is a number per example, a selection is a list of positions for [`Memory::select`], and any score goes with any
+//! A score is a number per example, a selection is a list of positions for [`Memory::select`](crate::continual::Memory::select), and any score goes with any
 //! selection. A minus in front of a score gives its control (the least memorable).
 //!
 //! | score | from | |
 //! |---|---|---|
-//! | [`Memory::lambda`] | inputs | tr Λᵢ: how undecided the model is (FROMP, K-priors) |
-//! | [`Memory::leverage`] | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
-//! | [`Memory::sensitivity`] | labels too | Σ \|e Λ v\|: how far the model would move without it |
-//! | [`Memory::gradient_norm`] | labels | ‖pᵢ - yᵢ‖: EL2N |
+//! | [`Memory::lambda`](crate::continual::Memory::lambda) | inputs | tr Λᵢ: how undecided the model is (FROMP, K-priors) |
+//! | [`Memory::leverage`](crate::continual::Memory::leverage) | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
+//! | [`Memory::sensitivity`](crate::continual::Memory::sensitivity) | labels too | Σ \|e Λ v\|: how far the model would move without it |
+//! | [`Memory::gradient_norm`](crate::continual::Memory::gradient_norm) | labels | ‖pᵢ - yᵢ‖: EL2N |
 //! | [`random_scores`] | nothing | |
 //!
 //! | selection | |
@@ -18,10 +18,12 @@
 //! | [`Reservoir`] | each of a stream with the same probability |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
+//! Class-balanced examples by chance are [`class_balanced`] of [`random_scores`].
+//!
 //! **The score belongs to the loss.** λ and its relatives pick the examples near the boundary. With soft labels
 //! ([`SoftLabels`](crate::continual::SoftLabels)) that is right: there the gradient of the past is. Replay of their *hard* labels
 //! sees nothing but hard cases and forgets the easy ones, and is better served by random examples: on USPS with 10 % of the past,
-//! 71.8 % against 88.5 %, and soft labels 92.6 % (`docs/results.md`, command `cargo run --release --example reproduce -- d2`).
+//! 71.8 % against 88.3 %, and soft labels on the hard cases 92.6 % (`docs/results.md`, command `cargo run --release --example reproduce -- d2`).
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -52,9 +54,6 @@ pub use score::random_scores;
 pub use stream::{Reservoir, TopK, class_balanced, top};
 
 use crate::Error;
-
-#[allow(unused_imports)] // for the links above
-use crate::continual::Memory;
 
 pub(crate) fn error(problem: String) -> Error {
     Error::Memory(problem)

@@ -110,7 +110,8 @@ pub(crate) trait Rule: Debug + Send {
     }
 }
 
-/// The weight of a layer that multiplies it with vectors aᵢₜ, at one or more positions t of an example.
+/// The weight or bias of a layer that multiplies it with vectors aᵢₜ (a bias: with 1), at one or more positions t of an
+/// example.
 pub(crate) trait Matrix {
     /// a `[n, in]` at all n positions of the examples that `delta` has the rows of, from example `first` on.
     fn inputs(&self, first: i64, delta: &Tensor) -> Result<Tensor>;
@@ -230,6 +231,26 @@ impl Rule for Shift {
 
     fn outer(&self, delta: &Tensor) -> Result<Option<Outer>> {
         Ok((delta.dim() == 2).then_some(Outer::One))
+    }
+
+    fn matrix(&self) -> Option<&dyn Matrix> {
+        (!matches!(self.0, Features::Last(n) if n != 1)).then_some(self)
+    }
+}
+
+/// The weight of the input 1.
+impl Matrix for Shift {
+    fn inputs(&self, _first: i64, delta: &Tensor) -> Result<Tensor> {
+        let n = self.outputs(delta)?.size()[0];
+        Ok(delta.f_new_ones([n, 1], (delta.kind(), delta.device()))?)
+    }
+
+    fn outputs(&self, delta: &Tensor) -> Result<Tensor> {
+        let last = match self.0 {
+            Features::Last(_) => delta.shallow_clone(),
+            Features::Channel => delta.f_movedim_int(1, -1)?,
+        };
+        Ok(last.f_reshape([-1, last.size()[last.dim() - 1]])?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::newton::structured_fields;
 use super::rule::{When, config};
-use crate::posterior::{KroneckerGaussian, KroneckerParameter};
+use crate::posterior::KroneckerGaussian;
 use crate::structured::{Block, EIGENBASIS, Eigenbasis, Evaluated, Learned, StructuredRule};
 use crate::{Expectation, Result, check};
 use tch::Tensor;
@@ -130,16 +130,7 @@ impl StructuredRule for Evon {
     }
     fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
         let ess = check::ess(self.ess)?;
-        KroneckerGaussian::new(blocks.into_iter().flat_map(|Learned { means, state }| {
-            let basis = Eigenbasis::of(&state[BASIS..]);
-            let (left, right) = (basis.left().map(Tensor::shallow_clone), basis.right().map(Tensor::shallow_clone));
-            means.into_iter().map(move |(name, mean)| {
-                let precision = ((&state[1] + self.weight_decay) * ess).reshape(mean.size());
-                let (left, right) =
-                    (left.as_ref().map(Tensor::shallow_clone), right.as_ref().map(Tensor::shallow_clone));
-                KroneckerParameter { name, mean, left, right, precision }
-            })
-        }))
+        Eigenbasis::posterior(blocks, BASIS, |state| (&state[1] + self.weight_decay) * ess)
     }
 }
 

@@ -109,7 +109,7 @@ impl StructuredRule for FullVon {
     }
     /// e ĝᵀ, or the Hessian.
     fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![match x.second {
+        Ok(vec![match x.second.first() {
             Some(hessian) => hessian.shallow_clone(),
             None => x.displacement.f_outer(x.gradient)?,
         }])

@@ -94,7 +94,7 @@ impl StructuredRule for Newton {
         vec![with_prior(&Tensor::zeros([mean.size()[0]; 2], (Kind::Double, mean.device())), self.hess_init)]
     }
     fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(x.second.map(Tensor::shallow_clone).into_iter().collect())
+        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
@@ -178,7 +178,7 @@ impl StructuredRule for DiagonalNewton {
         vec![mean.full_like(self.hess_init)]
     }
     fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(x.second.map(Tensor::shallow_clone).into_iter().collect())
+        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);

@@ -256,7 +256,8 @@ impl KroneckerGaussian {
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(self.seed))
     }
 
-    /// The same Gaussian with its precision written out, in f64.
+    /// The same Gaussian with its precision written out, in f64: for divergences and sums, [`FullGaussian::kl`] and
+    /// [`FullGaussian::combine`].
     ///
     /// # Errors
     /// If libtorch fails.

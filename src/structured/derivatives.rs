@@ -1,7 +1,9 @@
 //! Gradients, and second derivatives by differentiating them once more.
 
-use super::SecondDerivatives;
-use crate::Result;
+use super::{FisherLabels, SecondDerivatives};
+use crate::nn::tape::{Output, Tape};
+use crate::posterior::matrix_shape;
+use crate::{Result, curvature};
 use tch::{Kind, Tensor};
 
 /// Gradient of a loss with respect to each block's parameters, and second derivatives within each block. Vectors are
@@ -10,8 +12,8 @@ use tch::{Kind, Tensor};
 pub(super) struct Derivatives {
     /// `[n]` per block
     pub gradient: Vec<Tensor>,
-    /// Per block `[n, n]` or `[n]`, as asked.
-    pub second: Vec<Option<Tensor>>,
+    /// Per block as asked: nothing, one of `[n, n]` or `[n]`, or the two Kronecker factors.
+    pub second: Vec<Vec<Tensor>>,
 }
 
 /// `blocks`: the parameters of each block; `probe(b, p)`: the p-th vector of random signs `[n]` for block b.
@@ -39,16 +41,16 @@ pub(super) fn differentiate(
         let rows = || (0..n).map(|i| product(gradient.f_get(i)?));
         let empty = || gradient.detach().zeros_like();
         result.second.push(match second {
-            SecondDerivatives::Unused => None,
-            SecondDerivatives::Hessian if n == 0 => Some(empty().f_reshape([0, 0])?),
+            SecondDerivatives::Unused | SecondDerivatives::Kronecker { .. } => Vec::new(),
+            SecondDerivatives::Hessian if n == 0 => vec![empty().f_reshape([0, 0])?],
             SecondDerivatives::Hessian => {
                 let h = Tensor::f_stack(&rows().collect::<Result<Vec<_>>>()?, 0)?;
-                Some((&h + h.tr()) * 0.5)
+                vec![(&h + h.tr()) * 0.5]
             }
-            SecondDerivatives::Diagonal if n == 0 => Some(empty()),
+            SecondDerivatives::Diagonal if n == 0 => vec![empty()],
             SecondDerivatives::Diagonal => {
                 let diagonal = rows().enumerate().map(|(i, row)| Ok(row?.f_get(i as i64)?));
-                Some(Tensor::f_stack(&diagonal.collect::<Result<Vec<_>>>()?, 0)?)
+                vec![Tensor::f_stack(&diagonal.collect::<Result<Vec<_>>>()?, 0)?]
             }
             SecondDerivatives::Hutchinson { probes } => {
                 let mut sum = empty();
@@ -56,10 +58,36 @@ pub(super) fn differentiate(
                     let v = probe(b, p)?.to_kind(gradient.kind());
                     sum += product((&gradient * &v).f_sum(None::<Kind>)?)? * v;
                 }
-                Some(sum / probes as f64)
+                vec![sum / probes as f64]
             }
         });
         result.gradient.push(gradient.detach());
+    }
+    Ok(result)
+}
+
+/// As [`differentiate`], with the Kronecker factors of blocks of one named parameter each; zeros for a parameter that the
+/// loss does not depend on. `check`: see [`curvature::kfac`]; `normals(i, z)`: noise for the labels of output i.
+pub(super) fn kronecker(
+    loss: &Tensor,
+    blocks: &[(&str, &Tensor)],
+    tape: &Tape,
+    labels: FisherLabels,
+    check: bool,
+    normals: impl Fn(usize, &Tensor) -> Result<Tensor>,
+) -> Result<Derivatives> {
+    let vectors = |i: usize, output: &Output| match labels {
+        FisherLabels::Sampled => Ok(vec![output.sampled(&normals(i, &output.z)?)?]),
+        _ => (0..output.columns()).map(|c| output.root(c)).collect(),
+    };
+    let vectors = (labels != FisherLabels::Observed).then_some(vectors);
+    let found = curvature::kfac(loss, tape, blocks, check, vectors)?;
+    let mut result = Derivatives { gradient: Vec::new(), second: Vec::new() };
+    for ((_, p), (g, factors)) in blocks.iter().zip(found.gradient.into_iter().zip(found.factors)) {
+        result.gradient.push(flat(&[p], &[g.unwrap_or_else(Tensor::new)])?.detach());
+        let [r, c] = matrix_shape(&p.size());
+        let zeros = || [r, c].map(|n| Tensor::zeros([n, n], (p.kind(), p.device())));
+        result.second.push(factors.unwrap_or_else(zeros).into());
     }
     Ok(result)
 }

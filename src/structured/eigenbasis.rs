@@ -1,7 +1,8 @@
 //! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
 
+use super::Learned;
 use crate::Result;
-use crate::posterior::{into_basis, out_of_basis};
+use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, out_of_basis};
 use tch::Tensor;
 
 /// For a matrix of shape `[r, c]`: L = EMA GGᵀ and R = EMA GᵀG with bases Q_L, Q_R of their eigenvectors, as four state
@@ -18,11 +19,13 @@ impl<'a> Eigenbasis<'a> {
         Eigenbasis(state)
     }
 
-    /// Zero moments and identities; sides with more than `max_dim` rows, or only one, are not rotated.
+    /// Zero moments and identities; vectors, and sides with more than `max_dim` rows or only one, are not rotated.
     pub(crate) fn initial(mean: &Tensor, max_dim: i64) -> Vec<Tensor> {
-        let sides = mean.size();
         let like = (mean.kind(), mean.device());
-        let n = |side: usize| if (2..=max_dim).contains(&sides[side]) { sides[side] } else { 0 };
+        let n = |side: usize| match mean.size()[..] {
+            [r, c] if (2..=max_dim).contains(&[r, c][side]) => [r, c][side],
+            _ => 0,
+        };
         let zero = |side| Tensor::zeros([n(side); 2], like);
         let eye = |side| Tensor::eye(n(side), like);
         vec![zero(0), zero(1), eye(0), eye(1)]
@@ -82,5 +85,21 @@ impl<'a> Eigenbasis<'a> {
             });
         }
         Ok(new)
+    }
+
+    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors.
+    pub(crate) fn posterior(
+        blocks: Vec<Learned>,
+        first: usize,
+        precision: impl Fn(&[Tensor]) -> Tensor,
+    ) -> Result<KroneckerGaussian> {
+        KroneckerGaussian::new(blocks.into_iter().flat_map(|Learned { means, state }| {
+            let (basis, s) = (Eigenbasis::of(&state[first..]), precision(state));
+            means.into_iter().map(move |(name, mean)| {
+                let [left, right] = [basis.left(), basis.right()].map(|q| q.map(Tensor::shallow_clone));
+                let precision = s.reshape(mean.size());
+                KroneckerParameter { name, mean, left, right, precision }
+            })
+        }))
     }
 }

@@ -7,11 +7,12 @@ mod rule;
 mod state;
 
 pub(crate) use eigenbasis::{EIGENBASIS, Eigenbasis};
-pub use rule::{Block, Evaluated, Learned, SecondDerivatives, StructuredRule};
+pub use rule::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
 
 use crate::expectation::Perturbed;
 use crate::gradient::{Clip, IntoTensor, Loss};
-use crate::kernel::{self, Draw, Noise, Philox};
+use crate::kernel::{self, Draw, Field, Noise, Philox};
+use crate::nn::tape::Recording;
 use crate::optim::When;
 use crate::params::Leaf;
 use crate::posterior::matrix_shape;
@@ -95,8 +96,11 @@ impl<R: StructuredRule> StructuredBuilder<R> {
         params.check()?;
         params.check_overlap()?;
         let noise = self.noise.unwrap_or_else(|| {
-            let hutchinson = matches!(config.second_derivatives(), SecondDerivatives::Hutchinson { .. });
-            let draws = hutchinson || config.expectation() != Expectation::Delta;
+            let second = config.second_derivatives();
+            let labels = FisherLabels::Sampled;
+            let random = matches!(second, SecondDerivatives::Hutchinson { .. })
+                || second == SecondDerivatives::Kronecker { labels };
+            let draws = random || config.expectation() != Expectation::Delta;
             if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()
         });
         let trained: Vec<usize> = (0..params.len()).filter(|i| params.leaves()[*i].trainable()).collect();
@@ -159,13 +163,17 @@ struct Mean {
     statistics: Vec<Tensor>,
 }
 
-/// Noise samples from here on are those of Hutchinson's probes.
+/// Noise samples from here on are those of Hutchinson's probes and of labels.
 const PROBES: u64 = 1 << 31;
 
 /// Shape and kind of a block.
 fn form<R: StructuredRule>(members: &[&Leaf]) -> (Vec<i64>, Kind) {
     match members {
-        [leaf] if !R::JOINT => (matrix_shape(&leaf.tensor.size()).to_vec(), leaf.state_kind()),
+        [leaf] if !R::JOINT => {
+            let shape = leaf.tensor.size();
+            let shape = if shape.len() < 2 { vec![shape.iter().product()] } else { matrix_shape(&shape).to_vec() };
+            (shape, leaf.state_kind())
+        }
         _ => (vec![members.iter().map(|leaf| leaf.tensor.numel() as i64).sum()], Kind::Double),
     }
 }
@@ -291,7 +299,11 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
             });
             Perturbed::enter(points.collect::<Vec<_>>())?
         };
-        let loss = Loss::new(closure().into_tensor()?, self.steps)?;
+        let second = self.config.second_derivatives();
+        let recording = matches!(second, SecondDerivatives::Kronecker { .. }).then(Recording::start);
+        let loss = closure();
+        let tape = recording.map(Recording::finish);
+        let loss = Loss::new(loss.into_tensor()?, self.steps)?;
         let params: Vec<Vec<&Tensor>> =
             self.blocks.iter().map(|b| b.leaves(&self.params).iter().map(|leaf| &leaf.tensor).collect()).collect();
         let probe = |b: usize, p: usize| {
@@ -299,15 +311,24 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
             let z = self.normals(b, PROBES + k * 1024 + p as u64)?.f_reshape([-1])?;
             Ok(z.ge(0.0).to_kind(z.kind()) * 2.0 - 1.0)
         };
-        let found = derivatives::differentiate(&loss.mean, &params, self.config.second_derivatives(), probe);
+        let found = if let (SecondDerivatives::Kronecker { labels }, Some(tape)) = (second, &tape) {
+            let single = self.blocks.iter().flat_map(|b| b.leaves(&self.params));
+            let named: Vec<_> = single.map(|leaf| (leaf.name(), &leaf.tensor)).collect();
+            let normals = |i: usize, z: &Tensor| Ok(self.label_noise(k, i, z));
+            derivatives::kronecker(&loss.mean, &named, tape, labels, self.steps == 0, normals)
+        } else {
+            derivatives::differentiate(&loss.mean, &params, second, probe)
+        };
         drop(guard);
         // The closure may have changed the variables.
         self.check()?;
         let found = found?;
         let _no_grad = tch::no_grad_guard();
         let mut gradients: Vec<Option<Tensor>> = found.gradient.into_iter().map(Some).collect();
-        self.finite("gradient", gradients.iter().flatten())?;
-        self.finite("Hessian", found.second.iter().flatten())?;
+        for (b, (g, second)) in gradients.iter().flatten().zip(&found.second).enumerate() {
+            self.finite("gradient", b, g)?;
+            second.iter().try_for_each(|h| self.finite("Hessian", b, h))?;
+        }
         if let Some(clip) = self.clip {
             clip.apply(&mut gradients);
         }
@@ -317,30 +338,35 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         {
             let kind = block.mean.kind();
             let gradient = g.f_to_kind(kind)?.f_reshape(block.mean.size())?;
-            let second = h.map(|h| h.f_to_kind(kind)).transpose()?;
-            let x = Evaluated { displacement: e, gradient: &gradient, second: second.as_ref() };
+            let second = h.iter().map(|h| h.f_to_kind(kind)).collect::<std::result::Result<Vec<_>, _>>()?;
+            let x = Evaluated { displacement: e, gradient: &gradient, second: &second };
             let statistics = self.config.statistics(&x, &block.state)?;
             result.push(Mean { gradient, statistics });
         }
         Ok((loss.value, result))
     }
 
-    /// An error if an element of a block's tensor is not finite.
-    fn finite<'a>(&self, what: &'static str, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
-        for (block, t) in self.blocks.iter().zip(tensors) {
-            if let Some(value) = kernel::first_non_finite(t) {
-                let bad = t.isfinite().logical_not().nonzero().get(0).int64_value(&[0]);
-                let mut end = 0;
-                let leaves = block.leaves(&self.params);
-                let leaf = leaves.iter().find(|leaf| {
-                    end += leaf.tensor.numel() as i64;
-                    bad < end
-                });
-                let name = leaf.map_or("?", |leaf| leaf.name()).to_owned();
-                return Err(Error::NonFiniteGradient { what, name, value, step: self.steps });
-            }
-        }
-        Ok(())
+    /// An error if an element of a tensor of block number `block` is not finite.
+    fn finite(&self, what: &'static str, block: usize, t: &Tensor) -> Result<()> {
+        let Some(value) = kernel::first_non_finite(t) else { return Ok(()) };
+        let bad = t.isfinite().logical_not().nonzero().get(0).int64_value(&[0]);
+        let mut end = 0;
+        let leaves = self.blocks[block].leaves(&self.params);
+        let leaf = leaves.iter().find(|leaf| {
+            end += leaf.tensor.numel() as i64;
+            bad < end
+        });
+        let name = leaf.or(leaves.last()).map_or("?", |leaf| leaf.name()).to_owned();
+        Err(Error::NonFiniteGradient { what, name, value, step: self.steps })
+    }
+
+    /// Standard normals for the labels of output `i` in evaluation number `k`, as
+    /// [`Optimizer`](crate::Optimizer) has them.
+    fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
+        let at = Draw { step: self.steps, sample: PROBES + k, parameter: i, group: (i as u64) << 32 };
+        kernel::tensor(Field::Noise { seed, at }, &z.detach().to_kind(Kind::Double).contiguous())
     }
 
     fn update(&mut self, before: &[Tensor], sums: &[Mean]) -> Result<()> {

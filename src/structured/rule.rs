@@ -23,6 +23,28 @@ pub enum SecondDerivatives {
         /// How many, at least 1.
         probes: usize,
     },
+    /// Two matrices per parameter, the Kronecker factors of the Fisher information of rows and columns: `[r, r]` and
+    /// `[c, c]` of a parameter that is a matrix, `[1, 1]` and `[n, n]` of one with fewer than two dimensions. Of weights and
+    /// biases of the layers of [`crate::nn`]; not for [`StructuredRule::JOINT`].
+    Kronecker {
+        /// The labels in the Fisher information.
+        labels: FisherLabels,
+    },
+}
+
+/// Labels y in the Fisher information E\[∇ℓ ∇ℓᵀ\] of a likelihood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum FisherLabels {
+    /// Drawn from the model's prediction, one per example: unbiased, at the price of a second backward pass. The loss must
+    /// be one of [`crate::nn`].
+    Sampled,
+    /// The expectation over the model's prediction, by a backward pass for each column of the output. The loss must be one
+    /// of [`crate::nn`].
+    Exact,
+    /// Those of the data: the empirical Fisher information, without a further backward pass. It is not the curvature of a
+    /// misfit.
+    Observed,
 }
 
 /// What a row sees of one evaluation of the loss.
@@ -32,8 +54,8 @@ pub struct Evaluated<'a> {
     pub displacement: &'a Tensor,
     /// ∇L there.
     pub gradient: &'a Tensor,
-    /// What [`StructuredRule::second_derivatives`] asks for.
-    pub second: Option<&'a Tensor>,
+    /// What [`StructuredRule::second_derivatives`] asks for: none, one or two tensors.
+    pub second: &'a [Tensor],
 }
 
 /// What an update sees of one block, on the scale of the mean loss L.
@@ -60,7 +82,7 @@ pub struct Learned<'a> {
 /// functions of one block of weights.
 ///
 /// A block is either all trainable weights as one f64 vector `[n]` ([`StructuredRule::JOINT`]), or one parameter as the
-/// matrix `[r, c]` of its rows (`[1, n]` with fewer than two dimensions) in f64 for f64 weights and else in f32.
+/// matrix `[r, c]` of its rows (the vector `[n]` with fewer than two dimensions) in f64 for f64 weights and else in f32.
 ///
 /// An update returns the new mean and state instead of writing to them, so that an error (a precision that is not
 /// positive definite) leaves everything as it was.

@@ -1,0 +1,275 @@
+//! Noisy K-FAC: a matrix-normal posterior by Kronecker factors of the Fisher information.
+
+use super::newton::structured_fields;
+use super::rule::{When, config};
+use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, matrix_shape, out_of_basis};
+use crate::structured::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
+use crate::{Error, Expectation, Result, check};
+use tch::Tensor;
+
+config! {
+    /// Natural-gradient variational inference with a matrix normal per weight, for models of the layers
+    /// [`nn::linear`](crate::nn::linear()) and [`nn::conv2d`](crate::nn::conv2d()).
+    ///
+    /// Row of the table: Gaussian with a Kronecker-factored precision; Hessian by the Fisher information, whose factors are
+    /// averaged separately. With [`Expectation::Delta`] it is K-FAC.
+    ///
+    /// A layer computes z = W a. For its weight W `[out, in]`:
+    ///
+    /// ```text
+    /// vec(W - M) ~ N(0, (λ Ĝ ⊗ Â)⁻¹)                               λ = ess; vec: row by row
+    /// A ← β₂ A + (1-β₂) mean a aᵀ,  G ← β₂ G + (1-β₂) mean δ δᵀ     δ = ∂ℓᵢ/∂z, see `labels`
+    /// B ← β₁ B + (1-β₁) ∇L(W)
+    /// M ← M - α Ĝ_γ⁻¹ ( B/(1-β₁ᵗ) + δM ) Â_γ⁻¹                     δM: the prior's pull
+    ///
+    /// Ĝ = G + √δ/π I,  Â = A + π√δ I,  π² = (tr A/in) / (tr G/out)    with γ: √(δ+γ) in the place of √δ
+    /// ```
+    ///
+    /// so that Ĝ ⊗ Â is G ⊗ A + δI and two terms in between. The factors of the first step's evaluations set A and G; they
+    /// start as √h₀ I. Eigenvectors and eigenvalues of both follow in the first step and every `frequency` steps, before the
+    /// mean moves; samples are M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues, Q diag(1/√s) being one of the roots
+    /// of the covariance.
+    ///
+    /// A bias has the input 1 and is a block of its own, independent of its weight under q; to have them jointly, append a
+    /// column of ones to the input and leave the bias out. With several positions (a convolution's, or a sequence's) A is
+    /// the sum over positions and G the mean, as in K-FAC for convolutions. Any other parameter that the loss depends on
+    /// must be frozen. The layers' leading dimension must be the batch, as everywhere in [`crate::nn`].
+    ///
+    /// For a linear model with squared error and one output the Fisher information is A times 1/σ², so with
+    /// `split_damping(false)` the posterior is exact.
+    ///
+    /// The published algorithm has β₁ = 0.
+    ///
+    /// Sources: Zhang, Sun, Duvenaud and Grosse, *Noisy Natural Gradient as Variational Inference* (ICML 2018),
+    /// arXiv:1712.02390; Martens and Grosse (ICML 2015) for the factors and π; Grosse and Martens (ICML 2016) for
+    /// convolutions.
+    pub struct NoisyKfac {
+        /// Learning rate α ≥ 0; default 0.01. The argument of `build` takes its place.
+        lr: f64 = 0.01;
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, unless the
+        /// expectation is [`Expectation::Delta`] and no posterior is wanted.
+        ess: Option<f64> = None, via f64;
+        /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
+        weight_decay: f64 = 1e-4;
+        /// γ ≥ 0, added to δ in the divisor of the step but not in the posterior; default 0.
+        damping: f64 = 0.0;
+        /// h₀ > 0, the precision A ⊗ G that the first step's samples have; default 1.
+        hess_init: f64 = 1.0;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.9.
+        beta1: f64 = 0.9;
+        /// β₂ in [0, 1), decay of the factors; default 0.99.
+        beta2: f64 = 0.99;
+        /// Steps between two decompositions of the factors, at least 1; default 10.
+        frequency: u64 = 10;
+        /// Whether δ + γ is split over the factors, as published; otherwise it is added to their product, which is exact but
+        /// no matrix normal any more. Default on.
+        split_damping: bool = true;
+        /// Labels in the Fisher information; default sampled from the model's prediction.
+        labels: FisherLabels = FisherLabels::Sampled;
+        /// Where the expectations are evaluated; default one Monte-Carlo sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
+    }
+}
+
+/// A block's factors: of its rows, and of its columns.
+struct Factors<'a> {
+    bases: [&'a Tensor; 2],
+    values: [&'a Tensor; 2],
+}
+
+impl<'a> Factors<'a> {
+    fn of(state: &'a [Tensor]) -> Self {
+        Factors { bases: [&state[3], &state[4]], values: [&state[5], &state[6]] }
+    }
+
+    /// s `[r, c]`: the precision in the basis, for this δ or δ + γ.
+    fn precision(&self, delta: f64, split: bool) -> Result<Tensor> {
+        let [rows, columns] = self.values;
+        let s = if split {
+            let mean = |x: &Tensor| x.mean(None::<tch::Kind>).double_value(&[]);
+            let ratio = (mean(columns) / mean(rows)).sqrt();
+            let pi = if ratio.is_finite() && ratio > 0.0 { ratio } else { 1.0 };
+            (rows + delta.sqrt() / pi).f_outer(&(columns + delta.sqrt() * pi))?
+        } else {
+            rows.f_outer(columns)? + delta
+        };
+        if s.numel() > 0 && s.min().double_value(&[]) <= 0.0 {
+            let what = "the product of the Kronecker factors with the prior".to_owned();
+            return Err(Error::NotPositiveDefinite { what, problem: "an eigenvalue is zero".to_owned() });
+        }
+        Ok(s)
+    }
+
+    /// Q_rᵀ X Q_c of X as a matrix.
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        into_basis(&x.f_reshape(matrix_shape(&x.size()))?, Some(self.bases[0]), Some(self.bases[1]))
+    }
+
+    /// Q_r X Q_cᵀ, in the shape of `like`.
+    fn back(&self, x: &Tensor, like: &Tensor) -> Result<Tensor> {
+        Ok(out_of_basis(x, Some(self.bases[0]), Some(self.bases[1]))?.f_reshape(like.size())?)
+    }
+}
+
+impl StructuredRule for NoisyKfac {
+    const NAME: &'static str = "noisy k-fac";
+    const STATE: &'static [&'static str] = &[
+        "momentum",
+        "row_factor",
+        "column_factor",
+        "row_basis",
+        "column_basis",
+        "row_eigenvalues",
+        "column_eigenvalues",
+    ];
+    const JOINT: bool = false;
+    type Posterior = KroneckerGaussian;
+    structured_fields!();
+
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        if self.expectation != Expectation::Delta || self.ess.is_some() {
+            check::ess(self.ess)?;
+        }
+        check::non_negative("weight_decay", self.weight_decay)?;
+        check::non_negative("damping", self.damping)?;
+        check::positive("hess_init", self.hess_init)?;
+        check::rate("beta1", self.beta1)?;
+        check::rate("beta2", self.beta2)?;
+        check::count("frequency", self.frequency as usize)?;
+        self.expectation.validate()
+    }
+    fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+    fn second_derivatives(&self) -> SecondDerivatives {
+        SecondDerivatives::Kronecker { labels: self.labels }
+    }
+    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
+        let like = (mean.kind(), mean.device());
+        let sides = matrix_shape(&mean.size());
+        let root = self.hess_init.sqrt();
+        let mut state = vec![mean.zeros_like()];
+        state.extend(sides.map(|n| Tensor::eye(n, like) * root));
+        state.extend(sides.map(|n| Tensor::eye(n, like)));
+        state.extend(sides.map(|n| Tensor::full([n], root, like)));
+        state
+    }
+    fn displacement(&self, z: &Tensor, state: &[Tensor]) -> Result<Tensor> {
+        let factors = Factors::of(state);
+        let s = factors.precision(self.weight_decay, self.split_damping)? * check::ess(self.ess)?;
+        factors.back(&(z.f_reshape(s.size())? / s.sqrt()), z)
+    }
+    fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
+    }
+    fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut new = vec![&state[0] * self.beta1 + x.gradient * (1.0 - self.beta1)];
+        for (old, fresh) in state[1..3].iter().zip(x.statistics) {
+            let average = || old * self.beta2 + fresh * (1.0 - self.beta2);
+            new.push(if when.t <= 1 { fresh.copy() } else { average() });
+        }
+        if when.t <= 1 || when.t.is_multiple_of(self.frequency) {
+            let (rows, columns) = (new[1].f_linalg_eigh("L")?, new[2].f_linalg_eigh("L")?);
+            // Moments have no negative eigenvalues but for rounding.
+            new.extend([rows.1, columns.1, rows.0.f_clamp_min(0.0)?, columns.0.f_clamp_min(0.0)?]);
+        } else {
+            new.extend(state[3..].iter().map(Tensor::shallow_clone));
+        }
+        let factors = Factors::of(&new);
+        let s = factors.precision(self.weight_decay + self.damping, self.split_damping)?;
+        let debias = 1.0 / (1.0 - self.beta1.powf(when.t as f64));
+        let pull = &new[0] * debias + x.mean * self.weight_decay;
+        let step = factors.back(&(factors.rotate(&pull)? / s), x.mean)?;
+        Ok((x.mean - step * (self.lr * when.lr_factor), new))
+    }
+    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
+        let ess = check::ess(self.ess)?;
+        let mut parameters = Vec::new();
+        for Learned { means, state } in blocks {
+            let factors = Factors::of(state);
+            let s = factors.precision(self.weight_decay, self.split_damping)? * ess;
+            for (name, mean) in means {
+                let [left, right] = factors.bases.map(|q| Some(q.shallow_clone()));
+                let precision = s.f_reshape(mean.size())?;
+                parameters.push(KroneckerParameter { name, mean, left, right, precision });
+            }
+        }
+        KroneckerGaussian::new(parameters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(x: &[f64], shape: &[i64]) -> Tensor {
+        Tensor::from_slice(x).reshape(shape)
+    }
+
+    /// A = diag(3, 5), G = 1, δ = ¼: π = √4, Ĝ = 1 + ¼, Â = diag(3, 5) + 1; u = (1, 2) + ¼(2, -2) = (1.5, 1.5). With
+    /// γ = ¾, √(δ+γ) = 1. Second step, without decomposition: A ← ½A + ½·0 and B = ½·½(1, 2), corrected by 1/(1-¼).
+    #[test]
+    fn steps_by_hand() {
+        let rule = NoisyKfac::default().lr(0.5).ess(10.0).weight_decay(0.25).beta1(0.5).beta2(0.5).frequency(3);
+        let (mean, gradient) = (matrix(&[2.0, -2.0], &[1, 2]), matrix(&[1.0, 2.0], &[1, 2]));
+        let close = |a: &Tensor, b: &[f64]| {
+            let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
+            assert!(error < 1e-15, "{a} and not {b:?}");
+        };
+        let statistics = [matrix(&[1.0], &[1, 1]), matrix(&[3.0, 0.0, 0.0, 5.0], &[2, 2])];
+        for (rule, s, posterior) in [
+            (rule, [1.25 * 4.0, 1.25 * 6.0], [50.0, 75.0]),
+            (rule.split_damping(false), [3.25, 5.25], [32.5, 52.5]),
+            (rule.damping(0.75), [1.5 * 5.0, 1.5 * 7.0], [50.0, 75.0]),
+        ] {
+            let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics };
+            let (m, state) = rule.update(When { t: 1, lr_factor: 0.5 }, &x, &rule.initial(&mean)).unwrap();
+            close(&m, &[2.0 - 0.25 * 1.5 / s[0], -2.0 - 0.25 * 1.5 / s[1]]);
+            close(&state[0], &[0.5, 1.0]);
+            let learned = || vec![Learned { means: vec![("w".to_owned(), m.copy())], state: &state }];
+            let q = rule.posterior(When { t: 1, lr_factor: 1.0 }, learned()).unwrap();
+            close(&q.parameter("w").unwrap().precision, &posterior);
+
+            let zeros = statistics.each_ref().map(Tensor::zeros_like);
+            let x = Block { mean: &mean, gradient: &gradient.zeros_like(), statistics: &zeros };
+            let (m, state) = rule.update(When { t: 2, lr_factor: 0.5 }, &x, &state).unwrap();
+            close(&state[1], &[0.5]);
+            close(&state[2], &[1.5, 0.0, 0.0, 2.5]);
+            let u = [0.25 / 0.75 + 0.5, 0.5 / 0.75 - 0.5];
+            close(&m, &[2.0 - 0.25 * u[0] / s[0], -2.0 - 0.25 * u[1] / s[1]]);
+        }
+    }
+
+    #[test]
+    fn a_precision_that_is_not_positive_is_an_error() {
+        let rule = NoisyKfac::default().ess(10.0).weight_decay(0.0);
+        let (mean, gradient) = (matrix(&[2.0, -2.0], &[1, 2]), matrix(&[1.0, 2.0], &[1, 2]));
+        let statistics = [matrix(&[1.0], &[1, 1]), matrix(&[1.0, 0.0, 0.0, 0.0], &[2, 2])];
+        let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics };
+        let e = rule.update(When { t: 1, lr_factor: 1.0 }, &x, &rule.initial(&mean)).unwrap_err();
+        assert!(matches!(e, Error::NotPositiveDefinite { .. }), "{e}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let rule = NoisyKfac::default().ess(10.0);
+        rule.validate().unwrap();
+        NoisyKfac::default().expectation(Expectation::Delta).validate().unwrap();
+        for (bad, field) in [
+            (rule.lr(f64::NAN), "lr"),
+            (NoisyKfac::default(), "ess"),
+            (rule.expectation(Expectation::Delta).ess(-1.0), "ess"),
+            (rule.weight_decay(-1.0), "weight_decay"),
+            (rule.damping(-1.0), "damping"),
+            (rule.hess_init(0.0), "hess_init"),
+            (rule.beta1(1.0), "beta1"),
+            (rule.beta2(1.0), "beta2"),
+            (rule.frequency(0), "frequency"),
+            (rule.expectation(Expectation::MonteCarlo { samples: 0 }), "samples"),
+        ] {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.contains(&format!("`{field}`")), "{e}");
+        }
+    }
+}

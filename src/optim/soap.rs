@@ -1,0 +1,195 @@
+//! SOAP: Adam in the eigenbasis of a Kronecker-factored second moment.
+
+use super::newton::structured_fields;
+use super::rule::{When, config};
+use crate::posterior::KroneckerGaussian;
+use crate::structured::{Block, EIGENBASIS, Eigenbasis, Learned, StructuredRule};
+use crate::{Result, check};
+use tch::Tensor;
+
+config! {
+    /// Adam in the eigenbasis of a Kronecker-factored second moment of the gradients.
+    ///
+    /// Row of the table: Gaussian whose precision is diagonal in a Kronecker-factored basis, one matrix W `[r, c]` per
+    /// parameter; delta method, Hessian by the squared mini-batch gradient in the basis, square-root scaling, slow-moving
+    /// scale vectors. [`Adam`](crate::Adam) is the case of the identity; [`Evon`](crate::Evon) evaluates at samples
+    /// instead, and has Price's estimate of the Hessian in the place of the root. A prime is a rotation into the basis,
+    /// X' = Q_Lᵀ X Q_R:
+    ///
+    /// ```text
+    /// U = ∇L(M) + δM
+    /// B ← β₁ B + (1-β₁) U
+    /// v ← β₂ v + (1-β₂) U'²
+    /// M ← M - α/(1-β₁ˢ) · Q_L ( B' / ( √v / √(1-β₂ˢ) + ε ) ) Q_Rᵀ      s = t-1
+    /// M ← (1 - α η) M                     η: decoupled weight decay
+    /// L ← β L + (1-β) UUᵀ,  R ← β R + (1-β) UᵀU
+    /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
+    /// ```
+    ///
+    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v stay
+    /// as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is not
+    /// permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated.
+    ///
+    /// δ is a prior as in [`Adam`](crate::Adam), and η none, as in [`AdamW`](crate::AdamW). The published code has η = 0.01 and
+    /// no δ.
+    ///
+    /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the reason
+    /// given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
+    ///
+    /// Source: Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam* (ICLR 2025), arXiv:2409.11321.
+    pub struct Soap {
+        /// Learning rate α ≥ 0; default 3e-3. The argument of `build` takes its place.
+        lr: f64 = 3e-3;
+        /// β₁ in [0, 1), decay of the gradient average; default 0.95.
+        beta1: f64 = 0.95;
+        /// β₂ in [0, 1), decay of the squared gradients; default 0.95.
+        beta2: f64 = 0.95;
+        /// β in [0, 1), decay of L and R; default 0.95.
+        beta_basis: f64 = 0.95;
+        /// ε > 0 beside the square root; default 1e-8.
+        eps: f64 = 1e-8;
+        /// δ ≥ 0, the L2 term δM added to the gradient; default 0.
+        weight_decay: f64 = 0.0;
+        /// Decoupled weight decay η ≥ 0; default 0.01.
+        decoupled_decay: f64 = 0.01;
+        /// Steps between two turns of the basis, at least 1; default 10.
+        frequency: u64 = 10;
+        /// Sides with more rows are not rotated; default 10000.
+        max_dim: i64 = 10_000;
+        /// Effective sample size λ > 0; only needed for a posterior, or for a prior. Default: none.
+        ess: Option<f64> = None, via f64;
+    }
+}
+
+/// Where the basis starts among the state tensors.
+const BASIS: usize = 2;
+
+impl Soap {
+    /// √(v/(1-β₂ˢ)) after `t` steps, of which the first has no part in v.
+    fn root(&self, v: &Tensor, t: u64) -> Tensor {
+        (v / debias(self.beta2, t)).sqrt()
+    }
+}
+
+/// 1-βˢ, s = t-1; 1 before there is anything to correct.
+fn debias(beta: f64, t: u64) -> f64 {
+    if t < 2 { 1.0 } else { 1.0 - beta.powf((t - 1) as f64) }
+}
+
+impl StructuredRule for Soap {
+    const NAME: &'static str = "soap";
+    const STATE: &'static [&'static str] =
+        &["momentum", "square", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
+    const JOINT: bool = false;
+    type Posterior = KroneckerGaussian;
+    structured_fields!();
+
+    fn validate(&self) -> Result<()> {
+        check::non_negative("lr", self.lr)?;
+        check::rate("beta1", self.beta1)?;
+        check::rate("beta2", self.beta2)?;
+        check::rate("beta_basis", self.beta_basis)?;
+        check::positive("eps", self.eps)?;
+        check::non_negative("weight_decay", self.weight_decay)?;
+        check::non_negative("decoupled_decay", self.decoupled_decay)?;
+        check::count("frequency", self.frequency as usize)?;
+        check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
+        self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
+    }
+    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
+        let mut state = vec![mean.zeros_like(), mean.zeros_like()];
+        state.extend(Eigenbasis::initial(mean, self.max_dim));
+        state
+    }
+    fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let (b, v) = (&state[0], &state[1]);
+        let basis = Eigenbasis::of(&state[BASIS..]);
+        let u = x.gradient + x.mean * self.weight_decay;
+        let turned = basis.updated(&basis.moments(&u)?, self.beta_basis, when.t, self.frequency)?;
+        let (mean, mut new) = if when.t <= 1 {
+            (x.mean.copy(), vec![b.copy(), v.copy()])
+        } else {
+            let b = b * self.beta1 + &u * (1.0 - self.beta1);
+            let v = v * self.beta2 + basis.rotate(&u)?.square() * (1.0 - self.beta2);
+            let lr = self.lr * when.lr_factor;
+            let step = basis.rotate(&b)? / (self.root(&v, when.t) + self.eps);
+            let mean = x.mean - basis.back(&step)? * (lr / debias(self.beta1, when.t));
+            (mean * (1.0 - lr * self.decoupled_decay), vec![b, v])
+        };
+        new.extend(turned);
+        Ok((mean, new))
+    }
+    fn posterior(&self, when: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
+        let ess = check::ess(self.ess)?;
+        let precision = |state: &[Tensor]| (self.root(&state[1], when.t) + self.weight_decay) * ess;
+        Eigenbasis::posterior(blocks, BASIS, precision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(x: &[f64]) -> Tensor {
+        Tensor::from_slice(x).reshape([1, 2])
+    }
+
+    /// A row, so that only its right side turns. First step: U = (2, 0) + ½(2, 2) = (3, 1), and R = UᵀU has the eigenvectors
+    /// (3, 1)/√10 and (-1, 3)/√10. Second step: U = (0, -1) + ½(2, 2) = (1, 0), which is (3, -1)/√10 in the basis,
+    /// v = ¼·(9, 1)/10 and B = ½U = ½(3, -1)'/√10; corrected, √v = (3, 1)/√10 and B' = (3, -1)/√10. With ε = 1/√10 the step is
+    /// (¾, -½) in the basis, ((¾·3 + ½)/√10, (¾ - ½·3)/√10) = (2.75, -0.75)/√10.
+    #[test]
+    fn two_steps_by_hand() {
+        let ten = 10f64.sqrt();
+        let rule = Soap::default().lr(0.5).beta1(0.5).beta2(0.75).beta_basis(0.5).weight_decay(0.5).eps(1.0 / ten);
+        let rule = rule.decoupled_decay(0.2).ess(10.0);
+        let close = |a: &Tensor, b: &[f64]| {
+            let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
+            assert!(error < 1e-15, "{a} and not {b:?}");
+        };
+        let mean = matrix(&[2.0, 2.0]);
+        let step = |t, g: &[f64], state: &[Tensor]| {
+            let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[] };
+            rule.update(When { t, lr_factor: 0.5 }, &x, state).unwrap()
+        };
+        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean));
+        close(&m, &[2.0, 2.0]);
+        close(&first[0], &[0.0; 2]);
+        close(&first[1], &[0.0; 2]);
+        close(&first[3], &[9.0, 3.0, 3.0, 1.0]);
+        close(&first[5].abs(), &[3.0 / ten, 1.0 / ten, 1.0 / ten, 3.0 / ten]);
+
+        let (m, second) = step(2, &[0.0, -1.0], &first);
+        let by_hand = [2.75, -0.75].map(|x| (2.0 - 0.25 * x / ten) * (1.0 - 0.25 * 0.2));
+        close(&m, &by_hand);
+        close(&second[0], &[0.5, 0.0]);
+        close(&second[1], &[0.225, 0.025]);
+        // The tenth step is the next that turns the basis.
+        close(&second[3], &[5.0, 1.5, 1.5, 0.5]);
+        close(&second[5], &Vec::<f64>::try_from(first[5].reshape([-1])).unwrap());
+        let means = vec![("w".to_owned(), m)];
+        let q = rule.posterior(When { t: 2, lr_factor: 1.0 }, vec![Learned { means, state: &second }]).unwrap();
+        close(&(&q.parameter("w").unwrap().precision / 10.0), &[3.0 / ten + 0.5, 1.0 / ten + 0.5]);
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let rule = Soap::default();
+        rule.validate().unwrap();
+        for (bad, field) in [
+            (rule.lr(f64::NAN), "lr"),
+            (rule.beta1(1.0), "beta1"),
+            (rule.beta2(1.0), "beta2"),
+            (rule.beta_basis(-0.1), "beta_basis"),
+            (rule.eps(0.0), "eps"),
+            (rule.weight_decay(-1.0), "weight_decay"),
+            (rule.decoupled_decay(-1.0), "decoupled_decay"),
+            (rule.frequency(0), "frequency"),
+            (rule.max_dim(-1), "max_dim"),
+            (rule.ess(0.0), "ess"),
+        ] {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.contains(&format!("`{field}`")), "{e}");
+        }
+    }
+}
