@@ -14,6 +14,8 @@ mod four_moons;
 mod logistic;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/tasks.rs"]
+mod tasks;
 #[path = "../common/usps.rs"]
 mod usps;
 
@@ -22,8 +24,12 @@ mod d2;
 mod d4;
 mod merging;
 mod mnist;
+mod permuted;
 mod report;
+mod sequence;
+mod split;
 mod three_five;
+mod toy;
 
 use report::{Job, Outcome, Section};
 
@@ -35,6 +41,10 @@ const TABLES: &[Table] = &[
     ("d2", d2::table),
     ("d4", merging::table),
     ("usps", three_five::table),
+    ("toy", toy::table),
+    ("split", split::task_incremental),
+    ("split-classes", split::class_incremental),
+    ("permuted", permuted::table),
 ];
 
 fn main() -> Outcome<()> {

@@ -1,10 +1,13 @@
 //! Kernels of a model that is linear in its weights: the covariance of its outputs under a diagonal one of the weights.
 
 use super::linearized::{Column, Linearized};
-use super::per_example::{CHUNK_ELEMENTS, Contribution};
+use super::per_example::Contribution;
 use crate::nn::tape::Outer;
 use crate::{Error, Result};
 use tch::{Kind, Tensor, no_grad_guard};
+
+/// Elements of a temporary that is written and read once: 1 MiB in f64, which caches hold.
+const CACHE_ELEMENTS: i64 = 1 << 17;
 
 /// What is wanted of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +144,7 @@ fn add_outer(columns: &[(Tensor, Outer)], v: &Tensor, part: Part, kernels: &mut 
     }
     let (b, inputs) = (a.size()[0], a.size()[1]);
     let outputs = v.size()[0];
-    let chunk = (CHUNK_ELEMENTS / (b * inputs.max(b)).max(1)).clamp(1, outputs);
+    let chunk = (CACHE_ELEMENTS / (b * inputs.max(b)).max(1)).clamp(1, outputs);
     let mut first = 0;
     while first < outputs {
         let length = chunk.min(outputs - first);

@@ -1,0 +1,127 @@
+//! Sheets of numbers and of images, as SVG without a library: accuracy matrices and examples.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::Path;
+use tch::Tensor;
+use tch_blr::metrics::AccuracyMatrix;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+const CELL: usize = 44;
+const STYLE: &str = "font-family=\"sans-serif\" fill=\"#222\"";
+
+/// Accuracies side by side, R[t, j] in row t and column j: the darker the better, from a tenth to one.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn heat_maps(path: &Path, matrices: &[(String, AccuracyMatrix)]) -> Outcome {
+    let tasks = matrices.iter().map(|(_, r)| r.tasks()).max().unwrap_or(0);
+    let (side, columns) = (tasks * CELL, matrices.len().clamp(1, 4));
+    let (width, height) = ((side + 70).max(230), side + 90);
+    let mut body = String::new();
+    for (k, (name, r)) in matrices.iter().enumerate() {
+        let (left, upper) = (k % columns * width + 46, k / columns * height + 34);
+        let middle = left + side / 2;
+        writeln!(
+            body,
+            "<text x=\"{middle}\" y=\"{}\" {STYLE} font-size=\"14\" text-anchor=\"middle\">{name}</text>",
+            upper - 12
+        )?;
+        writeln!(
+            body,
+            "<text x=\"{middle}\" y=\"{}\" {STYLE} font-size=\"12\" text-anchor=\"middle\">accuracy on task</text>",
+            upper + side + 34
+        )?;
+        let turned = format!("transform=\"rotate(-90 {} {})\"", left - 30, upper + side / 2);
+        writeln!(
+            body,
+            "<text x=\"{}\" y=\"{}\" {turned} {STYLE} font-size=\"12\" text-anchor=\"middle\">after task</text>",
+            left - 30,
+            upper + side / 2
+        )?;
+        for t in 0..r.tasks() {
+            let (at, half) = (t * CELL, CELL / 2);
+            writeln!(
+                body,
+                "<text x=\"{}\" y=\"{}\" {STYLE} font-size=\"11\" text-anchor=\"end\">{}</text>",
+                left - 6,
+                upper + at + half + 4,
+                t + 1
+            )?;
+            writeln!(
+                body,
+                "<text x=\"{}\" y=\"{}\" {STYLE} font-size=\"11\" text-anchor=\"middle\">{}</text>",
+                left + at + half,
+                upper + side + 16,
+                t + 1
+            )?;
+            for (j, accuracy) in (0..r.tasks()).filter_map(|j| Some((j, r.get(t, j)?))) {
+                let (x, y) = (left + j * CELL, upper + at);
+                let dark = ((accuracy - 0.1) / 0.9).clamp(0.0, 1.0);
+                let mix = |light: f64, deep: f64| (light + dark * (deep - light)).round() as u8;
+                let (red, green, blue) = (mix(250.0, 24.0), mix(251.0, 60.0), mix(253.0, 120.0));
+                let ink = if dark > 0.55 { "#fff" } else { "#222" };
+                writeln!(
+                    body,
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"rgb({red},{green},{blue})\" stroke=\"#fff\"/>"
+                )?;
+                writeln!(
+                    body,
+                    "<text x=\"{}\" y=\"{}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"{ink}\" text-anchor=\"middle\">{:.0}</text>",
+                    x + half,
+                    y + half + 4,
+                    100.0 * accuracy
+                )?;
+            }
+        }
+    }
+    write(path, columns * width, matrices.len().div_ceil(columns) * height, &body)
+}
+
+/// Images `[N, 784]` in [0, 1], so many in a row, ink on white.
+///
+/// # Errors
+/// If they have another shape, or the file cannot be written.
+pub fn images(path: &Path, images: &Tensor, per_row: usize) -> Outcome {
+    const SIDE: usize = 28;
+    const PIXEL: usize = 2;
+    const GAP: usize = 6;
+    const LEVELS: f64 = 8.0;
+    if images.size().get(1) != Some(&((SIDE * SIDE) as i64)) {
+        return Err(format!("images of shape {:?}: expected [N, 784]", images.size()).into());
+    }
+    let count = images.size()[0] as usize;
+    let (step, mut body) = (SIDE * PIXEL + GAP, String::new());
+    for k in 0..count {
+        let pixels = Vec::<f32>::try_from(images.get(k as i64).contiguous())?;
+        let (left, upper) = (GAP + k % per_row * step, GAP + k / per_row * step);
+        let level = |row: usize, column: usize| (f64::from(pixels[row * SIDE + column]) * LEVELS).round() as usize;
+        for row in 0..SIDE {
+            let mut column = 0;
+            while column < SIDE {
+                let (from, ink) = (column, level(row, column));
+                while column < SIDE && level(row, column) == ink {
+                    column += 1;
+                }
+                if ink > 0 {
+                    let shade = 255 - (ink as f64 / LEVELS * 235.0) as u8;
+                    let (x, y, width) = (left + from * PIXEL, upper + row * PIXEL, (column - from) * PIXEL);
+                    writeln!(
+                        body,
+                        "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{PIXEL}\" fill=\"rgb({shade},{shade},{shade})\"/>"
+                    )?;
+                }
+            }
+        }
+    }
+    write(path, GAP + per_row.min(count.max(1)) * step, GAP + count.div_ceil(per_row) * step, &body)
+}
+
+fn write(path: &Path, width: usize, height: usize, body: &str) -> Outcome {
+    let svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n{body}</svg>\n"
+    );
+    std::fs::write(path, svg).map_err(|e| format!("{}: {e}", path.display()).into())
+}

@@ -1,0 +1,135 @@
+//! The tables of continual learning (`make reproduce`), reduced: three tasks, 12,000 images, few epochs. The bars are those of
+//! these reductions, and the same for MNIST and, without `TCH_BLR_DATA`, for drawn digits.
+
+#[path = "../examples/common/digits.rs"]
+mod digits;
+#[path = "../examples/common/model.rs"]
+mod model;
+#[path = "../examples/common/tasks.rs"]
+mod tasks;
+
+use digits::Digits;
+use tasks::{Choice, Form, Method, Network, Task, Training, blobs, learn, permuted_digits, split_digits};
+use tch::Tensor;
+use tch_blr::metrics::AccuracyMatrix;
+
+const TASKS: usize = 3;
+
+fn data(images: i64) -> Digits {
+    let all = std::env::var_os("TCH_BLR_DATA")
+        .map_or_else(|| Digits::synthetic(6_000, 1_000, 0), |_| Digits::load().unwrap());
+    let some = |t: &Tensor, n: i64| t.narrow(0, 0, n.min(t.size()[0]));
+    Digits {
+        train_images: some(&all.train_images, images),
+        train_labels: some(&all.train_labels, images),
+        test_images: some(&all.test_images, 2_000),
+        test_labels: some(&all.test_labels, 2_000),
+        source: all.source,
+    }
+}
+
+/// In the order of the methods.
+fn averages(tasks: &[Task], net: fn() -> Network, methods: &[(&str, Method, Training)]) -> Vec<f64> {
+    let run = |(name, method, training): &(&str, Method, Training)| {
+        tch::manual_seed(0);
+        let r = learn(name, &net(), tasks, *method, *training, 0, |_, _| ()).unwrap().accuracies;
+        println!("{name}: {} (learning {})", average(&r), r.learning_accuracy().unwrap());
+        average(&r)
+    };
+    methods.iter().map(run).collect()
+}
+
+fn average(r: &AccuracyMatrix) -> f64 {
+    100.0 * r.average().unwrap()
+}
+
+const fn fromp(memory: usize, tau: f64, delta: f64, jitter: f64) -> Method {
+    Method::Fromp { form: Form::Full, choice: Choice::Memorable, memory, tau, delta, jitter }
+}
+
+const fn adam(epochs: u64, batch: usize, lr: f64, clip: Option<f64>) -> Training {
+    Training { epochs, batch, lr, clip, decay: false }
+}
+
+#[test]
+fn split_digits_with_the_pair_known() {
+    let tasks: Vec<Task> = split_digits(&data(12_000), true).into_iter().skip(2).collect();
+    let training = adam(5, 64, 1e-3, None);
+    let [naive, si, fromp] = averages(
+        &tasks,
+        || Network::new(&[784, 100, 100, 10], 1, Tensor::relu),
+        &[
+            ("naive", Method::Naive, training),
+            ("SI", Method::SynapticIntelligence { c: 1.0, xi: 1e-3 }, training),
+            ("FROMP", fromp(40, 10.0, 1e-3, 1e-6), adam(5, 64, 1e-3, Some(0.1))),
+        ],
+    )[..] else {
+        unreachable!()
+    };
+    let [ivon] = averages(
+        &tasks,
+        || Network::new(&[784, 100, 100, 10], 5, Tensor::relu),
+        &[("IVON", Method::Ivon { hess_init: 0.1, beta2: 0.9995, delta: 1e-4, step: 0.02 }, training)],
+    )[..] else {
+        unreachable!()
+    };
+    assert!(si > naive + 1.0 && ivon > naive && fromp > naive + 2.0, "{naive} {si} {ivon} {fromp}");
+    assert!(si >= 97.0 && ivon >= 95.5 && fromp >= 98.0, "{si} {ivon} {fromp}");
+}
+
+#[test]
+fn permuted_digits_with_one_head() {
+    let tasks = permuted_digits(&data(6_000), TASKS as u64);
+    let [naive, laplace, ivon, fromp] = averages(
+        &tasks,
+        || Network::new(&[784, 100, 100, 10], 1, Tensor::relu),
+        &[
+            ("naive", Method::Naive, adam(6, 128, 1e-3, None)),
+            ("Laplace", Method::OnlineLaplace { delta: 1e-5, lambda: 1.0 }, adam(6, 128, 1e-3, None)),
+            ("IVON", Method::Ivon { hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.01 }, adam(8, 64, 0.0, None)),
+            ("FROMP", fromp(200, 0.5, 1e-5, 1e-5), adam(6, 128, 1e-3, Some(0.01))),
+        ],
+    )[..] else {
+        unreachable!()
+    };
+    assert!(laplace > naive + 2.0 && ivon > naive + 3.0 && fromp > laplace + 2.0, "{naive} {laplace} {ivon} {fromp}");
+    assert!(ivon >= 84.0 && fromp >= 88.0, "{ivon} {fromp}");
+}
+
+#[test]
+fn weights_alone_do_not_keep_classes_apart() {
+    let tasks: Vec<Task> = split_digits(&data(6_000), false).into_iter().take(TASKS).collect();
+    let training = adam(4, 64, 1e-3, None);
+    let [naive, laplace, replay, fromp] = averages(
+        &tasks,
+        || Network::new(&[784, 100, 100, 10], 1, Tensor::relu),
+        &[
+            ("naive", Method::Naive, training),
+            ("Laplace", Method::OnlineLaplace { delta: 1e-3, lambda: 1.0 }, training),
+            ("replay", Method::Replay { memory: 40 }, training),
+            ("FROMP", fromp(40, 10.0, 1e-3, 1e-6), adam(4, 64, 1e-3, Some(0.1))),
+        ],
+    )[..] else {
+        unreachable!()
+    };
+    // The last of three pairs, and no other.
+    assert!(naive < 40.0 && laplace < 40.0, "{naive} {laplace}");
+    assert!(replay >= 80.0 && fromp >= 60.0, "{replay} {fromp}");
+}
+
+#[test]
+fn blobs_along_the_plane() {
+    let tasks: Vec<Task> = blobs(400, 0).into_iter().take(TASKS).collect();
+    let training = adam(40, 20, 1e-2, None);
+    let [laplace, fromp] = averages(
+        &tasks,
+        || Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid),
+        &[
+            ("Laplace", Method::OnlineLaplace { delta: 1e-4, lambda: 1.0 }, training),
+            ("FROMP", fromp(20, 1.0, 1e-4, 1e-3), training),
+        ],
+    )[..] else {
+        unreachable!()
+    };
+    assert!(laplace < 90.0 && fromp >= 98.5, "{laplace} {fromp}");
+}
