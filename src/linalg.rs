@@ -47,6 +47,13 @@ pub(crate) fn log_det(l: &Tensor) -> f64 {
     2.0 * l.diag(0).log().sum(Kind::Double).double_value(&[])
 }
 
+/// Eigenvalues, ascending, and eigenvectors of a symmetric A, in its kind. Computed in f64: for second moments of f32 with many
+/// directions of no variance LAPACK does not converge in f32.
+pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (values, vectors) = a.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
+    Ok((values.f_to_kind(a.kind())?, vectors.f_to_kind(a.kind())?))
+}
+
 /// ½(A + Aᵀ)
 pub(crate) fn symmetric(a: &Tensor) -> Result<Tensor> {
     Ok((a + a.f_tr()?) * 0.5)
@@ -73,6 +80,19 @@ mod tests {
         close(a.mv(&solve(&l, &x).unwrap()), &x);
         close(l.tr().mv(&spread(&l, &x).unwrap()), &x);
         assert!((log_det(&l) - a.logdet().double_value(&[])).abs() < 1e-14);
+    }
+
+    /// As the inputs of a first layer on images: few examples, and pixels that are always zero.
+    #[test]
+    fn a_singular_second_moment_has_eigenvectors() {
+        let like = (Kind::Float, tch::Device::Cpu);
+        let wave = |n: i64, step: f64| (Tensor::arange(n, like) * step).sin();
+        let x = (wave(128, 12.9).unsqueeze(1) * 7.0 + wave(784, 78.2) * 5.0).sin().clamp_min(0.5) - 0.5;
+        let a = x.tr().matmul(&x) / 128.0;
+        let (values, vectors) = eigen(&a).unwrap();
+        let close = |x: Tensor, y: &Tensor| assert!((x - y).abs().max().double_value(&[]) < 1e-4);
+        close(vectors.matmul(&values.diag(0)).matmul(&vectors.tr()), &a);
+        close(vectors.tr().matmul(&vectors), &Tensor::eye(784, like));
     }
 
     #[test]

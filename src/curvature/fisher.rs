@@ -8,7 +8,7 @@ use crate::posterior::matrix_shape;
 use crate::prior::PriorOf;
 use crate::{
     DiagonalGaussian, Error, FullGaussian, IntoTensor, KroneckerGaussian, KroneckerParameter, Params, Prior, Result,
-    check,
+    check, linalg,
 };
 use tch::{Kind, Tensor};
 
@@ -611,7 +611,7 @@ impl KroneckerFisher {
 
 /// Eigenvalues and eigenvectors of a second moment, in f64; the eigenvalues are not negative but for rounding.
 fn eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (values, vectors) = x.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
+    let (values, vectors) = linalg::eigen(&x.f_to_kind(Kind::Double)?)?;
     Ok((values.f_clamp_min(0.0)?, vectors))
 }
 

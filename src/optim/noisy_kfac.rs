@@ -4,7 +4,7 @@ use super::newton::structured_fields;
 use super::rule::{When, config};
 use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, matrix_shape, out_of_basis};
 use crate::structured::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
-use crate::{Error, Expectation, Result, check};
+use crate::{Error, Expectation, Result, check, linalg};
 use tch::Tensor;
 
 config! {
@@ -170,7 +170,7 @@ impl StructuredRule for NoisyKfac {
             new.push(if when.t <= 1 { fresh.copy() } else { average() });
         }
         if when.t <= 1 || when.t.is_multiple_of(self.frequency) {
-            let (rows, columns) = (new[1].f_linalg_eigh("L")?, new[2].f_linalg_eigh("L")?);
+            let (rows, columns) = (linalg::eigen(&new[1])?, linalg::eigen(&new[2])?);
             // Moments have no negative eigenvalues but for rounding.
             new.extend([rows.1, columns.1, rows.0.f_clamp_min(0.0)?, columns.0.f_clamp_min(0.0)?]);
         } else {

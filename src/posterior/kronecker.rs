@@ -4,7 +4,7 @@ use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING, form};
 use super::full::FullGaussian;
 use super::predictive::in_a_model;
 use crate::kernel::{self, Draw, Field};
-use crate::{Error, Params, Result, checkpoint};
+use crate::{Error, Params, Result, checkpoint, linalg};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -85,7 +85,7 @@ impl KroneckerParameter {
             if let Some(value) = kernel::first_non_finite(x) {
                 return Err(Error::parameter(&name, format!("its {what} factor is not finite ({value})")));
             }
-            let (values, vectors) = x.f_linalg_eigh("L")?;
+            let (values, vectors) = linalg::eigen(x)?;
             let smallest = if n > 0 { values.min().double_value(&[]) } else { 1.0 };
             if smallest <= 0.0 {
                 let what = format!("the {what} factor of `{name}`");

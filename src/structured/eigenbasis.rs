@@ -1,8 +1,8 @@
 //! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
 
 use super::Learned;
-use crate::Result;
 use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, out_of_basis};
+use crate::{Result, linalg};
 use tch::Tensor;
 
 /// For a matrix of shape `[r, c]`: L = EMA GGᵀ and R = EMA GᵀG with bases Q_L, Q_R of their eigenvectors, as four state
@@ -79,7 +79,7 @@ impl<'a> Eigenbasis<'a> {
                 basis.shallow_clone()
             } else if t <= 1 {
                 // Descending.
-                moment.f_linalg_eigh("L")?.1.f_flip([1])?
+                linalg::eigen(moment)?.1.f_flip([1])?
             } else {
                 Tensor::f_linalg_qr(&moment.f_matmul(basis)?, "reduced")?.0
             });
