@@ -309,7 +309,7 @@ pub fn learn(
             for (x, y) in batches(&task.train.0, &task.train.1, training.batch, order, Last::Keep) {
                 let loss = learner.step(&mut driver, t, task, &task.shown(&x), &task.positions(&y))?;
                 bar.inc(1);
-                if bar.position() % 50 == 0 {
+                if bar.position().is_multiple_of(50) {
                     bar.set_message(format!("{loss:.3}"));
                 }
             }
