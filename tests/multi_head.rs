@@ -4,7 +4,7 @@
 mod support;
 
 use support::values;
-use tch::nn::{Module, VarStore};
+use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::nn::{self, Linear};
 use tch_blr::{Ivon, Optimizer, Philox, Prior, Rule};
@@ -25,7 +25,7 @@ impl Net {
     fn new(heads: i64, outputs: i64) -> Net {
         let vs = VarStore::new(Device::Cpu);
         tch::manual_seed(1);
-        let layer = |name: String, from, to| nn::linear(vs.root() / name, from, to, Default::default());
+        let layer = |name: String, from, to| nn::linear(vs.root() / name, from, to, LinearConfig::default());
         let trunk = layer("trunk".to_owned(), 3, 4);
         let heads = (0..heads).map(|t| layer(format!("head{t}"), 4, outputs)).collect();
         Net { vs, trunk, heads }

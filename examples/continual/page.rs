@@ -48,7 +48,9 @@ impl Page {
         };
         println!();
         print(&mut header.iter().copied());
-        rows.iter().for_each(|row| print(&mut row.iter().map(String::as_str)));
+        for row in rows {
+            print(&mut row.iter().map(String::as_str));
+        }
     }
 
     pub fn number(&mut self, name: &str, value: Value) {
