@@ -17,6 +17,9 @@ setup: ## find or fetch libtorch
 demo: setup ## train, compare and draw; prints where the pictures and the report are
 	$(CARGO) run --release $(FLAGS) --example demo
 
+# The tests run side by side; OpenMP threads of their own would only wait for each other.
+test test-statistics: export OMP_NUM_THREADS ?= 1
+
 test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
 	$(CARGO) test $(FLAGS) --features cli
 	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \

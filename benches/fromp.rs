@@ -44,7 +44,7 @@ fn fromp(c: &mut Criterion) {
                     Tensor::cat(&parts.collect::<Vec<_>>(), 0)
                 };
                 let j = Tensor::stack(&(0..MEMORY).map(row).collect::<Vec<_>>(), 0);
-                _ = black_box(j.matmul(&j.tr()));
+                let _ = black_box(j.matmul(&j.tr()));
             }
         });
     });

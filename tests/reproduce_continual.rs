@@ -10,11 +10,11 @@ mod d2;
 mod four_moons;
 #[path = "../examples/common/logistic.rs"]
 mod logistic;
-#[path = "../examples/common/parity.rs"]
-mod parity;
 #[path = "../examples/reproduce/report.rs"]
 mod report;
 mod support;
+#[path = "../examples/common/usps.rs"]
+mod usps;
 
 use d2::{Choice, Method};
 use std::io::Write;
@@ -97,7 +97,7 @@ fn broken_files_are_named() {
         std::fs::write(path, bytes).unwrap();
     };
     let moons = || four_moons::tasks(folder.path()).unwrap_err().to_string();
-    let usps = || parity::Images::load(folder.path(), "test").unwrap_err().to_string();
+    let digits = || usps::Usps::load(folder.path(), "test").unwrap_err().to_string();
     let says =
         |e: String, what: [&str; 2]| assert!(what.iter().all(|w| e.contains(w)) && e.lines().count() == 1, "{e}");
     says(moons(), ["make_moons.csv", "No such file"]);
@@ -105,11 +105,11 @@ fn broken_files_are_named() {
     says(moons(), ["make_moons.csv", "line 3"]);
     write("four_moons/make_moons.csv", b"X,Y,label\n0.5,1.0,0\n");
     says(moons(), ["make_moons.csv", "500 points"]);
-    says(usps(), ["zip.test.gz", "No such file"]);
+    says(digits(), ["zip.test.gz", "No such file"]);
     write("usps/zip.test.gz", b"no gzip");
-    says(usps(), ["zip.test.gz", ""]);
+    says(digits(), ["zip.test.gz", ""]);
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(b"6.0 -1.0 0.5\n").unwrap();
     write("usps/zip.test.gz", &gz.finish().unwrap());
-    says(usps(), ["zip.test.gz", "256 grey values"]);
+    says(digits(), ["zip.test.gz", "256 grey values"]);
 }

@@ -4,13 +4,15 @@
 //! data are the 644 nines; the batch is trained on both. Exact optima in f64.
 
 use crate::logistic::{Examples, Logistic, Objective};
-use crate::parity::{FEATURES, Images};
 use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
+use crate::usps::Usps;
 use std::path::Path;
 use tch::{Kind, Tensor};
 use tch_blr::{Prior, memory};
 
 const DELTA: f64 = 25.0;
+/// Weights: a constant and 256 pixels.
+const FEATURES: i64 = 257;
 
 /// Which part of the past is kept, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,13 +71,14 @@ impl AddDigit {
     /// # Errors
     /// If the data cannot be read.
     pub fn load(data: &Path) -> Outcome<AddDigit> {
-        let train = Images::load(data, "train")?;
-        let (past, new) = (train.of(&[0, 1, 2, 3, 4, 5, 6, 7, 8]), train.of(&[9]));
+        let parity = |u: &Usps| Examples { x: u.features(), y: u.odd() };
+        let train = Usps::load(data, "train")?;
+        let (past, new) = (parity(&train.of(&[0, 1, 2, 3, 4, 5, 6, 7, 8])), parity(&train.of(&[9])));
         let model = Logistic::new(FEATURES);
         model.fit(&Objective::new().decay(&model, DELTA)?.loss(&past)?)?;
         let base = model.weights();
         model.fit(&Objective::new().decay(&model, DELTA)?.loss(&past)?.loss(&new)?)?;
-        Ok(AddDigit { past, new, test: Images::load(data, "test")?.examples, base, batch: model.weights() })
+        Ok(AddDigit { past, new, test: parity(&Usps::load(data, "test")?), base, batch: model.weights() })
     }
 
     /// Accuracies of the base and of the batch.

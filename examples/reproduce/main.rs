@@ -14,8 +14,6 @@ mod four_moons;
 mod logistic;
 #[path = "../common/model.rs"]
 mod model;
-#[path = "../common/parity.rs"]
-mod parity;
 #[path = "../common/tasks.rs"]
 mod tasks;
 #[path = "../common/usps.rs"]

@@ -18,7 +18,7 @@ pub fn table(_: &Job) -> Outcome<Section> {
         ("target", [93.32, 0.0, 0.0]),
     ];
     let (mut rows, mut figures) = (Vec::new(), Vec::new());
-    for Row { scheme, accuracy, distance, gap } in d4::run(&Path::new(&data).join("usps"))? {
+    for Row { scheme, accuracy, distance, gap } in d4::run(Path::new(&data))? {
         let reference = published.iter().find(|(name, _)| *name == scheme).map(|(_, values)| values);
         let mut cells = vec![scheme.clone()];
         for (i, (what, ours, digits)) in

@@ -47,8 +47,8 @@ const ROWS: &[Row] = &[
         let rule = Von::vogn().curvature(VonCurvature::Price).ess(t.ess()).hess_init(0.1).weight_decay(2e-5);
         t.gaussian(rule.beta2(0.9999), 0.05)
     }),
-    row("bSAM", "lr 1, ρ 0.01, δ 2e-5", |t| {
-        t.gaussian(BayesianSam::default().ess(t.ess()).rho(0.01).weight_decay(2e-5), 1.0)
+    row("bSAM", "lr 1, ρ 0.05, δ 1e-4", |t| {
+        t.gaussian(BayesianSam::default().ess(t.ess()).rho(0.05).weight_decay(1e-4), 1.0)
     }),
     row("IVON", "lr 0.5, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| t.gaussian(ivon(t), 0.5)),
     row("Multi-IVON", "3 runs of IVON", |t| t.multi_ivon(3)),

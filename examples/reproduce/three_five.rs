@@ -12,8 +12,9 @@
 //! samples.
 
 use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
-use crate::usps::Pair;
+use crate::usps::Usps;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_blr::family::{Cvi, Gaussian, Likelihood, LogisticLikelihood};
@@ -43,7 +44,11 @@ struct Problem {
 
 impl Problem {
     fn load() -> Outcome<Self> {
-        let Pair { images, labels } = Pair::load(3, 5)?;
+        let data = std::env::var_os("TCH_BLR_DATA").ok_or("set TCH_BLR_DATA to the folder that has usps/")?;
+        let load = |part| Usps::load(Path::new(&data), part).map(|all| all.of(&[3, 5]));
+        let parts = [load("train")?, load("test")?];
+        let both = |of: fn(&Usps) -> &Tensor| Tensor::cat(&[of(&parts[0]), of(&parts[1])], 0);
+        let (images, digits) = (both(|u| &u.images), both(|u| &u.digits));
         let n = images.size()[0];
         if n != N {
             return Err(format!("USPS has {n} images of 3 and 5: expected {N}").into());
@@ -52,7 +57,7 @@ impl Problem {
         let d = features.size()[1];
         let zero = Tensor::zeros([1, d], (Kind::Double, Device::Cpu));
         let prior = FullGaussian::new([(NAME, zero)], &(Tensor::eye(d, (Kind::Double, Device::Cpu)) / VARIANCE))?;
-        Ok(Problem { features, targets: labels, prior })
+        Ok(Problem { features, targets: digits.eq(5.0).to_kind(Kind::Double), prior })
     }
 
     fn weights(&self) -> i64 {
