@@ -14,7 +14,7 @@ type Corners = ((f64, f64), (f64, f64));
 const EXTENT: Corners = ((-0.4, 2.7), (-0.7, 1.2));
 
 pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
-    let (each, epochs) = if quick { (400, 40) } else { (2000, 50) };
+    let (each, epochs) = if quick { (1000, 60) } else { (2000, 50) };
     let tasks = blobs(each, 0);
     let training = Training { epochs, batch: 20, lr: 1e-2, clip: None, decay: false };
     let fromp =

@@ -18,12 +18,20 @@ const fn row(name: &'static str, settings: &'static str, published: Option<f64>,
     Row { name, settings, published, method, training: TRAINING, net }
 }
 
+const RANDOM: Method =
+    Method::Fromp { form: Form::Full, choice: Choice::Random, memory: 20, tau: 1.0, delta: 1e-4, jitter: 1e-3 };
+
 const ROWS: &[Row] = &[
     row("naive", "Adam", None, Method::Naive),
     row("EWC (online diagonal Laplace)", "λ 1, δ 1e-4", None, Method::OnlineLaplace { delta: 1e-4, lambda: 1.0 }),
     row("FROMP-L2", "20 examples a task, τ 1", None, fromp(Form::Identity)),
     row("FROMP, diagonal kernel", "as FROMP", None, fromp(Form::Diagonal)),
     row("FROMP", "20 examples a task, τ 1, δ 1e-4, ε 1e-3", Some(99.6), fromp(Form::Full)),
+    Row {
+        training: Training { decay: true, ..TRAINING },
+        ..row("FROMP, lr to zero", "as FROMP, lr along a cosine in each task", None, fromp(Form::Full))
+    },
+    row("FRORP", "as FROMP, random memory", None, RANDOM),
 ];
 
 pub fn table(job: &Job) -> Outcome<Section> {
