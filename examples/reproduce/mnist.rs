@@ -8,8 +8,9 @@ use std::time::Instant;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, nn};
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Evon, GaussianRule, Ivon, KroneckerGaussian, Mixture, Optimizer, Philox,
-    RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Ste, StructuredRule, Vadam, Von, VonCurvature,
+    Adam, AdamW, BayesBiNN, BayesianSam, Evon, GaussianRule, Ivon, KroneckerGaussian, Mixture, NoisyKfac, Optimizer,
+    Philox, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Soap, Ste, StructuredOptimizer, StructuredRule, Vadam, Von,
+    VonCurvature,
 };
 
 const BATCH: usize = 128;
@@ -54,7 +55,14 @@ const ROWS: &[Row] = &[
     row("Multi-IVON", "3 runs of IVON", |t| t.multi_ivon(3)),
     row("EVON", "lr 0.05, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| {
         let rule = Evon::default().ess(t.ess()).hess_init(0.1).weight_decay(2e-5).beta1(0.9).frequency(100);
-        t.structured(rule, 0.05)
+        t.kronecker(rule, 0.05)
+    }),
+    row("SOAP", "lr 3e-3, basis every 200 steps", |t| {
+        let (net, _, seconds) = t.structured(Soap::default().frequency(200), 3e-3)?;
+        t.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
+    }),
+    row("noisy K-FAC", "lr 0.03, damping 0.01, δ 2e-5, factors every 200 steps", |t| {
+        t.kronecker(NoisyKfac::default().ess(t.ess()).frequency(200).weight_decay(2e-5).damping(0.01), 0.03)
     }),
     row("STE", "binary weights, batch normalization; lr 1", |t| {
         let (net, _, seconds) = t.binary(Ste::default(), 1.0)?;
@@ -143,11 +151,16 @@ impl Training<'_> {
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
     }
 
-    fn structured<R: StructuredRule<Posterior = KroneckerGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
+    fn structured<R: StructuredRule>(&self, rule: R, lr: f64) -> Outcome<(Mlp, StructuredOptimizer<R>, f64)> {
         let net = self.net(0);
         let builder = rule.builder().noise(Philox { seed: self.seed }).schedule(self.schedule());
         let mut opt = builder.build(&net.vs, lr)?;
         let seconds = self.train(|x, y| opt.step(|| tch_blr::nn::cross_entropy(&net.logits(x), y)))?;
+        Ok((net, opt, seconds))
+    }
+
+    fn kronecker<R: StructuredRule<Posterior = KroneckerGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
+        let (net, opt, seconds) = self.structured(rule, lr)?;
         let q = opt.posterior()?;
         let average = |x: &Tensor| Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(x))?.mean);
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
