@@ -3,10 +3,11 @@
 use super::deep_learning::{train, train_structured};
 use super::support::{Quadrature, params, values, weight};
 use super::table::{Answer, Outcome, Row};
-use tch::{Kind, Tensor};
+use tch::nn::{LinearConfig, Module, VarStore};
+use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    BayesBiNN, Evon, Expectation, FullHessian, FullVon, Given, Ivon, MixtureOfGaussians, MultiIvon, Params, Rule, Sgd,
-    Site, Ste, StructuredRule, When,
+    BayesBiNN, Evon, Expectation, FisherLabels, FullHessian, FullVon, Given, Ivon, MixtureOfGaussians, MultiIvon,
+    NoisyKfac, Params, Rule, Sgd, Site, Soap, Ste, StructuredRule, When, nn,
 };
 
 const BERNOULLI: &str = "Bernoulli";
@@ -29,6 +30,24 @@ pub const ROWS: &[Row] = &[
             "2 outputs: m, S",
         ],
         evon,
+    ),
+    Row::new(
+        [
+            "SOAP",
+            "Gaussian (diagonal in an eigenbasis)",
+            "delta method, squared gradient, square root",
+            "a vector: Adam",
+        ],
+        soap,
+    ),
+    Row::new(
+        [
+            "Noisy K-FAC",
+            "Gaussian (matrix normal)",
+            "Fisher information A ⊗ G, ρ = 1",
+            "ridge regression, 1 step: m, S",
+        ],
+        noisy_kfac,
     ),
     Row::new(
         ["Straight-through estimator", BERNOULLI, "delta method, stochastic", "40 steps: sign λ"],
@@ -88,6 +107,43 @@ fn evon() -> Outcome<Answer> {
     let precision = [3.0, 3.0, 0.0, 0.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0, 3.0, 5.0];
     let ours = [mean, values(opt.posterior()?.to_full()?.precision())].concat();
     Ok(Answer { exact: [&solution[..], &precision].concat(), ours, tolerance: 1e-10 })
+}
+
+/// A vector is not rotated; so SOAP is Adam from the second step on, here with β = (0.9, 0.99) on ½Σ h(w-1)².
+fn soap() -> Outcome<Answer> {
+    let (h, start, alpha, eps) = ([1.0, 3.0, 0.1], [0.0, 2.0, -4.0], 0.05, 1e-8);
+    let rule = Soap::default().beta1(0.9).beta2(0.99).eps(eps).decoupled_decay(0.0);
+    let loss = |w: &Tensor| ((w - 1.0).square() * Tensor::from_slice(&h)).sum(Kind::Double) * 0.5;
+    let (ours, _) = train_structured(&weight(&start), 31, |w| rule.build(w, alpha), loss)?;
+    let exact = [0, 1, 2].map(|i| {
+        let (mut w, mut b, mut v) = (start[i], 0.0, 0.0);
+        for t in 1..=30 {
+            let g = h[i] * (w - 1.0);
+            b = 0.9 * b + 0.1 * g;
+            v = 0.99 * v + 0.01 * g * g;
+            let debias = |beta: f64| 1.0 - beta.powi(t);
+            w -= alpha * b / debias(0.9) / ((v / debias(0.99)).sqrt() + eps);
+        }
+        w
+    });
+    Ok(Answer { exact: exact.into(), ours, tolerance: 1e-12 })
+}
+
+/// One output, so that A ⊗ G is XᵀX/σ²; the prior is added to the product.
+fn noisy_kfac() -> Outcome<Answer> {
+    let mut vs = VarStore::new(Device::Cpu);
+    vs.set_kind(Kind::Double);
+    let config = LinearConfig { bias: false, ..Default::default() };
+    let layer = nn::linear(vs.root(), 2, 1, config);
+    let x = Tensor::from_slice(&[1.0, 0.0, 1.0, 1.0, 1.0, 2.0]).reshape([3, 2]);
+    let y = Tensor::from_slice(&[1.0, 2.0, 2.0]).reshape([3, 1]);
+    let rule = NoisyKfac::default().ess(3.0).weight_decay(1.0 / 3.0).split_damping(false).beta1(0.0);
+    let rule = rule.labels(FisherLabels::Exact).expectation(Expectation::Antithetic { pairs: 1 });
+    let mut opt = rule.build(&vs, 1.0)?;
+    opt.step(|| nn::squared_error(&layer.forward(&x), &y, 1.0))?;
+    let q = opt.posterior()?;
+    let ours = [values(q.mean("weight").expect("its name")), values(q.to_full()?.precision())].concat();
+    Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-12 })
 }
 
 /// ∇½(w-t)² at w = sign λ: λ ← clip(λ - α(sign λ - t), ±1), and so sign λ is t on average; t = ¼ has a period of eight steps
