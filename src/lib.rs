@@ -160,8 +160,8 @@ pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, New
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    Predictive, combine,
+    DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
+    Mixture, Natural, Predictive, combine,
 };
 pub use prior::Prior;
 pub use schedule::Schedule;
