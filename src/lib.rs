@@ -122,6 +122,8 @@
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
+//! * [`memory::Sensitivity`], [`memory::DualView`]: how far the model would move without an example; leave-one-out losses.
+//!   `docs/sensitivity.md`. [`pruning`]: which weights a model can do without.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -144,6 +146,7 @@ mod optimizer;
 mod params;
 mod posterior;
 mod prior;
+pub mod pruning;
 mod schedule;
 mod structured;
 

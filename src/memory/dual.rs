@@ -274,20 +274,14 @@ impl DualView {
         let features = self.rows(features)?;
         let output = features.f_mv(&self.weights)?;
         let variance = self.variance_of(&features)?;
-        Ok(match self.likelihood {
-            Likelihood::Gaussian { variance: noise } => DualPrediction {
-                mean: output.copy(),
-                epistemic: variance.copy(),
-                aleatoric: output.full_like(noise),
-                output,
-                variance,
-            },
-            _ => {
-                let mean = output.f_sigmoid()?;
-                let aleatoric: Tensor = &mean * (1.0 - &mean);
-                DualPrediction { epistemic: &variance * aleatoric.f_square()?, mean, aleatoric, output, variance }
-            }
-        })
+        if let Likelihood::Gaussian { variance: noise } = self.likelihood {
+            let (mean, epistemic, aleatoric) = (output.copy(), variance.copy(), output.full_like(noise));
+            return Ok(DualPrediction { output, variance, mean, epistemic, aleatoric });
+        }
+        let mean = output.f_sigmoid()?;
+        let aleatoric: Tensor = &mean * (1.0 - &mean);
+        let epistemic = &variance * aleatoric.f_square()?;
+        Ok(DualPrediction { output, variance, mean, epistemic, aleatoric })
     }
 
     /// f - vα/(1-βv) `[N]`: each example's output by the model without it; exact for linear regression.
@@ -390,21 +384,18 @@ impl DualView {
     pub fn duality_gap(&self) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         let f = self.features.f_mv(&self.weights)?;
-        let (losses, conjugates) = match self.likelihood {
-            Likelihood::Gaussian { variance } => (
-                (&f - &self.targets).f_square()? * (0.5 / variance),
-                &self.alpha * &self.targets - self.alpha.f_square()? * (0.5 * variance),
-            ),
-            _ => {
-                let p = &self.targets - &self.alpha;
-                if p.numel() > 0 && (p.min().double_value(&[]) < 0.0 || p.max().double_value(&[]) > 1.0) {
-                    // No dual variables of a logistic loss: D = -∞.
-                    return Ok(f64::INFINITY);
-                }
-                let q: Tensor = 1.0 - &p;
-                let entropy = -p.f_xlogy(&p)? - q.f_xlogy(&q)?;
-                (-(f.f_log_sigmoid()? + (&self.targets - 1.0) * &f), entropy)
+        let (losses, conjugates) = if let Likelihood::Gaussian { variance } = self.likelihood {
+            let squares = (&f - &self.targets).f_square()? * (0.5 / variance);
+            (squares, &self.alpha * &self.targets - self.alpha.f_square()? * (0.5 * variance))
+        } else {
+            let p = &self.targets - &self.alpha;
+            if p.numel() > 0 && (p.min().double_value(&[]) < 0.0 || p.max().double_value(&[]) > 1.0) {
+                // No dual variables of a logistic loss: D = -∞.
+                return Ok(f64::INFINITY);
             }
+            let q: Tensor = 1.0 - &p;
+            let entropy = -p.f_xlogy(&p)? - q.f_xlogy(&q)?;
+            (-(f.f_log_sigmoid()? + (&self.targets - 1.0) * &f), entropy)
         };
         let primal = number(&losses)? + 0.5 * self.delta * number(&self.weights.f_square()?)?;
         let dual =

@@ -456,7 +456,7 @@ fn home(t: &Tensor) -> Result<Tensor> {
 /// The targets of a batch as predictions in the shape of the outputs.
 fn predictions(batch: &Batch, likelihood: Likelihood, f: &Tensor) -> Result<Tensor> {
     let memory = Memory::new(&batch.inputs, likelihood);
-    let memory = batch.targets.iter().fold(memory, |memory, targets| memory.targets(targets));
+    let memory = batch.targets.iter().fold(memory, Memory::targets);
     let _ = memory.outputs(&|_| f.shallow_clone())?;
     memory.check(f)?;
     memory.hard(f)
