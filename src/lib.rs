@@ -186,3 +186,6 @@ struct Scales;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/merging.md")]
 struct Merging;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/sensitivity.md")]
+struct SensitivityOfExamples;

@@ -70,9 +70,9 @@ fn stay_zero<R: Rule>(rule: R, lr: f64) {
     let mut vs = VarStore::new(Device::Cpu);
     tch::manual_seed(1);
     let net = tch::nn::seq()
-        .add(nn::linear(vs.root() / "a", 5, 8, Default::default()))
+        .add(nn::linear(vs.root() / "a", 5, 8, tch::nn::LinearConfig::default()))
         .add_fn(Tensor::tanh)
-        .add(nn::linear(vs.root() / "b", 8, 3, Default::default()));
+        .add(nn::linear(vs.root() / "b", 8, 3, tch::nn::LinearConfig::default()));
     vs.set_kind(Kind::Double);
     let x = Tensor::randn([30, 5], (Kind::Double, Device::Cpu));
     let y = x.narrow(1, 0, 3).argmax(1, false);

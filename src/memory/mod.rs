@@ -41,6 +41,9 @@
 //! # }
 //! ```
 //!
+//! [`Sensitivity`] has what a score leaves out: how outputs, predictions and weights would change, and the leave-one-out loss that
+//! follows; [`Removal`] does it for a group, [`DualView`] from the side of the data.
+//!
 //! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
 
 mod dual;
