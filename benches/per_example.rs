@@ -1,5 +1,6 @@
 //! What per-example squares cost, at batch 128: a plain forward and backward pass; VOGN's step, which needs the squares;
-//! the optimizer's own part of it; and the same squares by a backward pass per example. The exact Fisher information, too.
+//! the optimizer's own part of it; and the same squares by a backward pass per example. The exact Fisher information and the
+//! sensitivities of examples, too.
 
 mod common;
 
@@ -7,7 +8,9 @@ use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, meas
 use std::hint::black_box;
 use tch::nn::{Module, Sequential, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_blr::{Fisher, Optimizer, Philox, Prior, Rule, Von};
+use tch_blr::memory::Sensitivity;
+use tch_blr::nn::Likelihood;
+use tch_blr::{Adam, Fisher, Optimizer, Philox, Prior, Rule, Von};
 
 const BATCH: i64 = 128;
 
@@ -129,6 +132,61 @@ fn fisher(c: &mut Criterion) {
     group.finish();
 }
 
+/// Sensitivities over ten outputs, by layers and by a backward pass for each example and output, and what an epoch of training
+/// takes.
+fn sensitivity(c: &mut Criterion) {
+    let model = Model::new(|vs| common::mlp(&vs.root(), tch_blr::nn::linear));
+    let (data, labels) = common::images(8 * BATCH);
+    let batches = || data.split(BATCH, 0).into_iter().zip(labels.split(BATCH, 0));
+    let q = Fisher::exact().diagonal(&model.vs, data.split(BATCH, 0), |x| model.net.forward(x));
+    let q = q.and_then(|f| f.laplace(Prior::isotropic(1.0))).expect("a positive precision");
+    let by_layers =
+        || Sensitivity::diagonal(&q, &model.vs, batches(), Likelihood::Categorical, |x| model.net.forward(x));
+    let with_covariances =
+        || Sensitivity::of(&q, &model.vs, batches(), Likelihood::Categorical, |x| model.net.forward(x));
+    let names: Vec<String> = tch_blr::Params::from(&model.vs).names().map(str::to_owned).collect();
+    let variances: Vec<Tensor> = names.iter().map(|name| q.variance(name).expect("a parameter")).collect();
+    let one_by_one = || {
+        let leaves = model.vs.trainable_variables();
+        let mut all = Vec::new();
+        for i in 0..BATCH {
+            let (logits, y) = (model.net.forward(&data.narrow(0, i, 1)).squeeze_dim(0), labels.int64_value(&[i]));
+            let p = logits.detach().softmax(-1, Kind::Double);
+            let mut score = 0.0;
+            for k in 0..10 {
+                let jacobian = Tensor::run_backward(&[logits.get(k)], &leaves, true, false);
+                let v =
+                    jacobian.iter().zip(&variances).map(|(j, v)| (j.square() * v).sum(Kind::Double).double_value(&[]));
+                let p = p.double_value(&[k]);
+                score += ((p - f64::from(u8::from(k == y))) * p * (1.0 - p) * v.sum::<f64>()).abs();
+            }
+            all.push(score);
+        }
+        Tensor::from_slice(&all)
+    };
+    let fast = by_layers().and_then(|s| s.score()).expect("finite sensitivities").narrow(0, 0, BATCH);
+    let slow = one_by_one();
+    let error = (fast - &slow).abs().max().double_value(&[]) / slow.max().double_value(&[]);
+    assert!(error < 1e-4, "{error:e}");
+    let mut opt = Adam::default().build(&model.vs, 1e-6).expect("valid settings");
+    let mut group = c.benchmark_group("per_example/sensitivity-784-256-256-10");
+    group.bench_function("1024 examples", |b| {
+        b.iter(|| black_box(by_layers().and_then(|s| s.score()).expect("finite")));
+    });
+    group.bench_function("1024 examples, covariances", |b| {
+        b.iter(|| black_box(with_covariances().and_then(|s| s.shift()).expect("finite")));
+    });
+    group.bench_function("1024 examples, epoch of Adam", |b| {
+        b.iter(|| {
+            for (x, y) in batches() {
+                black_box(opt.step(|| model.net.forward(&x).cross_entropy_for_logits(&y)).expect("a finite loss"));
+            }
+        });
+    });
+    group.bench_function("128 examples, one at a time", |b| b.iter(|| black_box(one_by_one())));
+    group.finish();
+}
+
 fn per_example(c: &mut Criterion) {
     let mut group = c.benchmark_group("per_example/mlp-784-256-256-10");
     model(&mut group, |vs| common::mlp(&vs.root(), tch_blr::nn::linear), |vs| common::mlp(&vs.root(), tch::nn::linear));
@@ -142,5 +200,5 @@ fn per_example(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! { name = benches; config = common::quick(); targets = per_example, fisher }
+criterion_group! { name = benches; config = common::quick(); targets = per_example, fisher, sensitivity }
 criterion_main!(benches);

@@ -122,6 +122,8 @@
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
+//! * [`memory::Sensitivity`], [`memory::DualView`]: how far the model would move without an example; leave-one-out losses.
+//!   `docs/sensitivity.md`. [`pruning`]: which weights a model can do without.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -144,6 +146,7 @@ mod optimizer;
 mod params;
 mod posterior;
 mod prior;
+pub mod pruning;
 mod schedule;
 mod structured;
 
@@ -160,8 +163,8 @@ pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, New
 pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    Predictive, combine,
+    DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
+    Mixture, Natural, Predictive, combine,
 };
 pub use prior::Prior;
 pub use schedule::Schedule;
@@ -183,3 +186,6 @@ struct Scales;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/merging.md")]
 struct Merging;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/sensitivity.md")]
+struct SensitivityOfExamples;

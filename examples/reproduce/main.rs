@@ -10,6 +10,8 @@
 mod digits;
 #[path = "../common/four_moons.rs"]
 mod four_moons;
+#[path = "../common/libsvm.rs"]
+mod libsvm;
 #[path = "../common/logistic.rs"]
 mod logistic;
 #[path = "../common/model.rs"]
@@ -22,6 +24,8 @@ mod usps;
 mod d1;
 mod d2;
 mod d4;
+mod d5;
+mod d6;
 mod merging;
 mod mnist;
 mod permuted;
@@ -40,6 +44,8 @@ const TABLES: &[Table] = &[
     ("d1", d1::table),
     ("d2", d2::table),
     ("d4", merging::table),
+    ("d5", d5::table),
+    ("d6", d6::table),
     ("usps", three_five::table),
     ("toy", toy::table),
     ("split", split::task_incremental),

@@ -416,33 +416,52 @@ impl<'a> Linearized<'a> {
         for c in 0..columns {
             let column = self.pull(&column(c)?)?;
             let _no_grad = no_grad_guard();
-            let uses: Vec<Vec<Contribution>> = (0..self.parameters()).map(|p| self.contributions(p, &column)).collect();
             let mut first = 0;
             while first < self.batch() {
                 let length = chunk.min(self.batch() - first);
-                let rows = Tensor::f_zeros([length, weights], (Kind::Double, sum.device()))?;
-                let mut starts = Vec::with_capacity(self.parameters());
-                let mut start = 0;
-                for (p, uses) in uses.iter().enumerate() {
-                    let n = self.leaves[p].tensor.numel() as i64;
-                    if !uses.is_empty() {
-                        let g = self.parameter(p, uses).gradients(first, length)?;
-                        rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
-                    }
-                    starts.push((start, n));
-                    start += n;
-                }
-                for i in 0..if self.loops() { length } else { 0 } {
-                    for (p, g) in self.of_example(&column, first + i)? {
-                        let (start, n) = starts[p];
-                        rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
-                    }
-                }
+                let rows = self.rows(&column, first, length, weights)?;
                 _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;
                 first += length;
             }
         }
         Ok(())
+    }
+
+    /// Gᵢ over all weights, one parameter after the other, `[length, P]` in f64.
+    fn rows(&self, column: &Column, first: i64, length: i64, weights: i64) -> Result<Tensor> {
+        let device = self.leaves.first().map_or(tch::Device::Cpu, |l| l.tensor.device());
+        let rows = Tensor::f_zeros([length, weights], (Kind::Double, device))?;
+        let mut starts = Vec::with_capacity(self.parameters());
+        let mut start = 0;
+        for p in 0..self.parameters() {
+            let n = self.leaves[p].tensor.numel() as i64;
+            let uses = self.contributions(p, column);
+            if !uses.is_empty() {
+                let g = self.parameter(p, &uses).gradients(first, length)?;
+                rows.f_narrow(1, start, n)?.f_copy_(&g.f_reshape([length, n])?)?;
+            }
+            starts.push((start, n));
+            start += n;
+        }
+        for i in 0..if self.loops() { length } else { 0 } {
+            for (p, g) in self.of_example(column, first + i)? {
+                let (start, n) = starts[p];
+                rows.f_select(0, i)?.f_narrow(0, start, n)?.f_copy_(&g.f_reshape([n])?)?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Jᵢ of every example, `[B, C, P]` in f64, its columns as in [`Linearized::rows`].
+    pub(crate) fn jacobian(&mut self) -> Result<Tensor> {
+        let weights = self.leaves.iter().map(|l| l.tensor.numel() as i64).sum();
+        let mut all = Vec::with_capacity(self.outputs() as usize);
+        for k in 0..self.outputs() {
+            let column = self.pull(&self.unit(k)?)?;
+            let _no_grad = no_grad_guard();
+            all.push(self.rows(&column, 0, self.batch(), weights)?);
+        }
+        Ok(Tensor::f_stack(&all, 1)?)
     }
 
     /// One for output k of every example.

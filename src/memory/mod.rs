@@ -43,14 +43,21 @@
 //! # }
 //! ```
 //!
+//! [`Sensitivity`] has what a score leaves out: how outputs, predictions and weights would change, and the leave-one-out loss that
+//! follows; [`Removal`] does it for a group, [`DualView`] from the side of the data.
+//!
 //! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
 
+mod dual;
 mod features;
 mod score;
+mod sensitivity;
 mod stream;
 
+pub use dual::{DualPrediction, DualView, jacobian};
 pub use features::{herding, k_centre};
 pub use score::random_scores;
+pub use sensitivity::{Removal, Sensitivity};
 pub use stream::{Reservoir, TopK, class_balanced, top};
 
 use crate::Error;

@@ -134,12 +134,17 @@ impl FullGaussian {
         linalg::inverse(&self.factor)
     }
 
+    /// L with P = LLᵀ
+    pub(super) fn factor(&self) -> &Tensor {
+        &self.factor
+    }
+
     fn means(&self) -> Vec<(String, Tensor)> {
         self.split(&self.mean)
     }
 
     /// A vector as parameters.
-    fn split(&self, all: &Tensor) -> Vec<(String, Tensor)> {
+    pub(super) fn split(&self, all: &Tensor) -> Vec<(String, Tensor)> {
         let mut first = 0;
         let parts = self.parameters.iter().map(|p| {
             let part = all.narrow(0, first, p.weights()).copy().view(&p.shape[..]);

@@ -14,4 +14,5 @@ pub use full::FullGaussian;
 pub use kronecker::{KroneckerGaussian, KroneckerParameter};
 pub(crate) use kronecker::{into_basis, matrix_shape, out_of_basis};
 pub use mixture::Mixture;
+pub use outputs::GaussianPosterior;
 pub use predictive::Predictive;

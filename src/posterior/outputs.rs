@@ -1,10 +1,10 @@
 //! What a posterior over the weights says about a model's outputs, to first order.
 
-use super::DiagonalGaussian;
+use super::{DiagonalGaussian, FullGaussian};
 use crate::curvature::{Forward, Linearized, Looked};
 use crate::nn::Likelihood;
-use crate::{Error, IntoTensor, Params, Result, kernel};
-use tch::Tensor;
+use crate::{Error, IntoTensor, Params, Result, kernel, linalg};
+use tch::{Kind, Tensor};
 
 impl DiagonalGaussian {
     /// Variances of the model's outputs under this posterior, to first order in the weights:
@@ -54,16 +54,9 @@ impl DiagonalGaussian {
         outputs: impl FnOnce() -> L,
         of: impl FnOnce(&mut Linearized, &[Option<Tensor>], &[i64]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        params.check()?;
-        // Names and shapes that do not fit are errors.
-        Self::in_model(
-            params,
-            self.names().map(|name| (name.to_owned(), self.mean(name).map_or_else(Tensor::new, Tensor::shallow_clone))),
-        )?;
-        let frozen = |name: &&str| params.find(name).is_some_and(|leaf| !leaf.trainable());
-        if let Some(name) = self.names().find(frozen) {
-            return Err(Error::parameter(name, "it is frozen, and without gradients; leave it out with select(..)"));
-        }
+        let means =
+            self.names().map(|name| (name.to_owned(), self.mean(name).map_or_else(Tensor::new, Tensor::shallow_clone)));
+        fits(params, means.collect())?;
         let trained = params.leaves().iter().filter(|l| l.trainable());
         let variances = trained.map(|leaf| {
             let variance = leaf.names.iter().find_map(|name| self.variance(name))?;
@@ -73,13 +66,150 @@ impl DiagonalGaussian {
         // Any likelihood that takes outputs as they are will do.
         let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
         let size = forward.output.z.size();
-        let found = of(&mut Linearized::new(&forward, params, &mut Looked::default())?, &variances, &size)?;
-        match kernel::first_non_finite(&found) {
-            None => Ok(found),
-            Some(value) => Err(Error::Curvature(format!(
-                "a variance of the outputs is not finite ({value}); look at the weights, the inputs and the posterior's \
-                 precision"
-            ))),
-        }
+        finite(of(&mut Linearized::new(&forward, params, &mut Looked::default())?, &variances, &size)?)
     }
+}
+
+impl FullGaussian {
+    /// Covariances `[B, C, C]` in f64 of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ, as [`DiagonalGaussian::output_covariance`] with the
+    /// whole matrix S. Forms the Jacobian: 8·B·C·P bytes, so give it batches of a size for that.
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::output_variance`].
+    pub fn output_covariance<L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        outputs: impl FnOnce() -> L,
+    ) -> Result<Tensor> {
+        self.of_outputs(&params.into(), outputs)
+    }
+
+    fn of_outputs<L: IntoTensor>(&self, params: &Params, outputs: impl FnOnce() -> L) -> Result<Tensor> {
+        fits(params, self.names().map(|name| (name.to_owned(), self.mean(name).unwrap_or_default())).collect())?;
+        let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
+        let jacobian = Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?;
+        let _no_grad = tch::no_grad_guard();
+        let &[batch, outputs, _] = &jacobian.size()[..] else { unreachable!("[B, C, P]") };
+        let mut start = 0;
+        let trained = params.leaves().iter().filter(|l| l.trainable());
+        let places: Vec<(&Vec<String>, i64, i64)> = trained
+            .map(|leaf| {
+                let (first, n) = (start, leaf.tensor.numel() as i64);
+                start += n;
+                (&leaf.names, first, n)
+            })
+            .collect();
+        // In the posterior's order.
+        let parts = self.names().filter_map(|name| {
+            let (_, first, n) = places.iter().find(|(names, ..)| names.iter().any(|n| n == name))?;
+            Some(jacobian.f_narrow(2, *first, *n))
+        });
+        let parts = parts.collect::<std::result::Result<Vec<_>, _>>()?;
+        let rows = Tensor::f_cat(&parts, 2)?.f_reshape([batch * outputs, -1])?;
+        // J S⁻¹ Jᵀ = (L⁻¹Jᵀ)ᵀ(L⁻¹Jᵀ)
+        let white = linalg::forward(&self.factor().to_device(rows.device()), &rows.f_tr()?.f_contiguous()?)?;
+        let white = white.f_tr()?.f_reshape([batch, outputs, -1])?;
+        finite(white.f_bmm(&white.f_transpose(1, 2)?)?)
+    }
+}
+
+/// Every parameter of the posterior is one of the model's, and trained.
+fn fits(params: &Params, means: Vec<(String, Tensor)>) -> Result<()> {
+    params.check()?;
+    let names: Vec<String> = means.iter().map(|(name, _)| name.clone()).collect();
+    DiagonalGaussian::in_model(params, means)?;
+    let frozen = |name: &&String| params.find(name).is_some_and(|leaf| !leaf.trainable());
+    match names.iter().find(frozen) {
+        Some(name) => Err(Error::parameter(name, "it is frozen, and without gradients; leave it out with select(..)")),
+        None => Ok(()),
+    }
+}
+
+fn finite(found: Tensor) -> Result<Tensor> {
+    match kernel::first_non_finite(&found) {
+        None => Ok(found),
+        Some(value) => Err(Error::Curvature(format!(
+            "a variance of the outputs is not finite ({value}); look at the weights, the inputs and the posterior's \
+             precision"
+        ))),
+    }
+}
+
+/// A Gaussian posterior as seen from the data: what it says about a model's outputs, to first order in the weights, and how
+/// far a gradient moves it.
+pub trait GaussianPosterior {
+    /// The diagonals of [`GaussianPosterior::covariance_of_outputs`], in the shape of the outputs.
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::output_variance`].
+    fn variance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor>;
+
+    /// vᵢ = JᵢS⁻¹Jᵢᵀ `[B, C, C]` at the model's present weights.
+    ///
+    /// # Errors
+    /// As [`DiagonalGaussian::output_variance`].
+    fn covariance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor>;
+
+    /// S⁻¹g of each of the posterior's parameters, in f64, for a gradient g by name; where there is none, it is zero.
+    ///
+    /// # Errors
+    /// A gradient of another shape.
+    fn solve(&self, gradient: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>>;
+}
+
+impl GaussianPosterior for DiagonalGaussian {
+    fn variance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
+        self.of_outputs(params, outputs, |model, v, size| Ok(model.variance(v)?.f_reshape(size)?))
+    }
+
+    fn covariance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
+        self.of_outputs(params, outputs, |model, v, _| model.covariance(v))
+    }
+
+    fn solve(&self, gradient: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let _no_grad = tch::no_grad_guard();
+        let each = self.names().map(|name| {
+            let s = self.precision(name).map_or_else(Tensor::new, |s| s.to_kind(Kind::Double));
+            Ok((name.to_owned(), find(gradient, name, &s)?.f_div(&s)?))
+        });
+        each.collect()
+    }
+}
+
+impl GaussianPosterior for FullGaussian {
+    fn variance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
+        let mut size = Vec::new();
+        let v = self.of_outputs(params, || {
+            let z = outputs()?;
+            size = z.size();
+            Ok::<_, Error>(z)
+        })?;
+        Ok(v.f_diagonal(0, 1, 2)?.f_reshape(&size)?)
+    }
+
+    fn covariance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
+        self.of_outputs(params, outputs)
+    }
+
+    fn solve(&self, gradient: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let _no_grad = tch::no_grad_guard();
+        let parts = self.names().map(|name| {
+            let like = self.mean(name).unwrap_or_default();
+            Ok(find(gradient, name, &like)?.f_reshape([-1])?)
+        });
+        let g = Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
+        Ok(self.split(&linalg::solve(self.factor(), &g)?))
+    }
+}
+
+/// In f64, in the shape and on the device of `like`.
+fn find(gradient: &[(String, Tensor)], name: &str, like: &Tensor) -> Result<Tensor> {
+    let Some((_, g)) = gradient.iter().find(|(n, _)| n == name) else {
+        return Ok(like.f_zeros_like()?.f_to_kind(Kind::Double)?);
+    };
+    if g.size() != like.size() {
+        let (theirs, ours) = (g.size(), like.size());
+        return Err(Error::parameter(name, format!("the gradient has shape {theirs:?} and the posterior {ours:?}")));
+    }
+    Ok(g.f_to_device(like.device())?.f_to_kind(Kind::Double)?)
 }

@@ -1,0 +1,147 @@
+//! Pruned weights stay zero, and the others train as in a network that never had them.
+
+mod support;
+
+use support::{all_close, params, values, weight};
+use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+use tch_blr::nn::{self, Likelihood};
+use tch_blr::pruning::{self, Mask};
+use tch_blr::{
+    Adam, AdamW, BayesianSam, DiagonalGaussian, Fisher, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd, Vadam, Von,
+};
+
+fn vector(x: &[f64]) -> Tensor {
+    Tensor::from_slice(x)
+}
+
+#[test]
+fn importances_are_their_definitions() {
+    let q = DiagonalGaussian::new([("w", vector(&[1.0, -2.0, 0.5]), vector(&[4.0, 0.25, 100.0]))]).unwrap();
+    all_close(&values(&q.signal_to_noise()[0].1), &[2.0, 1.0, 5.0], 1e-15);
+    all_close(&values(&pruning::precision(&q)[0].1), &[4.0, 0.25, 100.0], 0.0);
+    let w = weight(&[1.0, -2.0, 0.5]);
+    all_close(&values(&pruning::magnitude(params(&w))[0].1), &[1.0, 2.0, 0.5], 0.0);
+    let x = vector(&[1.0, 0.0, 2.0, 0.0, 3.0, 1.0]).reshape([2, 3]);
+    let fisher = Fisher::exact().likelihood(Likelihood::Gaussian { variance: 1.0 });
+    let f = fisher.diagonal(params(&w), [&x], |x| x.mv(&w)).unwrap();
+    all_close(&values(&pruning::saliency(&f, params(&w)).unwrap()[0].1), &[0.5, 18.0, 0.625], 1e-14);
+}
+
+#[test]
+fn the_least_important_go() {
+    let scores =
+        vec![("a".to_owned(), vector(&[3.0, 1.0, 2.0])), ("b".to_owned(), vector(&[1.0, 9.0]).reshape([2, 1]))];
+    let mask = |sparsity| pruning::prune(&scores, sparsity).unwrap();
+    let of = |m: &Mask| (values(m.get("a").unwrap()), values(m.get("b").unwrap()));
+    assert_eq!(of(&mask(0.0)), (vec![1.0; 3], vec![1.0; 2]));
+    // Of equals the earlier.
+    assert_eq!(of(&mask(0.2)), (vec![1.0, 0.0, 1.0], vec![1.0, 1.0]));
+    assert_eq!(of(&mask(0.59)), (vec![1.0, 0.0, 1.0], vec![0.0, 1.0]));
+    assert_eq!(of(&mask(0.8)), (vec![0.0; 3], vec![0.0, 1.0]));
+    assert_eq!((mask(0.8).pruned(), mask(1.0).pruned()), (4, 5));
+    assert_eq!(mask(0.5).get("b").unwrap().size(), [2, 1]);
+    assert!(mask(0.5).get("c").is_none());
+
+    let error = |scores: &[(String, Tensor)], sparsity| pruning::prune(scores, sparsity).unwrap_err().to_string();
+    assert!(error(&scores, 1.1).contains("sparsity") && error(&scores, f64::NAN).contains("sparsity"));
+    assert!(error(&[], 0.5).contains("no weights"));
+    assert!(error(&[("a".to_owned(), vector(&[f64::NAN]))], 0.5).contains("`a`"));
+    assert!(error(&[scores[0].clone_pair(), scores[0].clone_pair()], 0.5).contains("twice"));
+
+    // A model that does not fit is left as it was.
+    let w = weight(&[1.0, 2.0]);
+    assert!(mask(0.5).apply(params(&w)).is_err());
+    assert_eq!(values(&w), [1.0, 2.0]);
+}
+
+trait ClonePair {
+    fn clone_pair(&self) -> Self;
+}
+
+impl ClonePair for (String, Tensor) {
+    fn clone_pair(&self) -> Self {
+        (self.0.clone(), self.1.shallow_clone())
+    }
+}
+
+/// A small network, trained for a few steps and then pruned: in every evaluation and after every step its pruned weights are
+/// exactly zero, and the others move.
+fn stay_zero<R: Rule>(rule: R, lr: f64) {
+    let mut vs = VarStore::new(Device::Cpu);
+    tch::manual_seed(1);
+    let net = tch::nn::seq()
+        .add(nn::linear(vs.root() / "a", 5, 8, tch::nn::LinearConfig::default()))
+        .add_fn(Tensor::tanh)
+        .add(nn::linear(vs.root() / "b", 8, 3, tch::nn::LinearConfig::default()));
+    vs.set_kind(Kind::Double);
+    let x = Tensor::randn([30, 5], (Kind::Double, Device::Cpu));
+    let y = x.narrow(1, 0, 3).argmax(1, false);
+    let mut opt = rule.noise(Philox { seed: 3 }).build(&vs, lr).unwrap();
+    let per_example = rule.curvature() == tch_blr::Curvature::PerExample;
+    let loss = || {
+        let losses = nn::cross_entropy(&net.forward(&x), &y).unwrap();
+        if per_example { losses } else { losses.mean(Kind::Double) }
+    };
+    for _ in 0..3 {
+        opt.step(loss).unwrap();
+    }
+    let mask = pruning::prune(&pruning::magnitude(&vs), 0.6).unwrap();
+    assert_eq!(mask.pruned(), 45);
+    let zeros = || {
+        let each = vs.variables().into_iter().map(|(name, t)| {
+            let kept = mask.get(&name).unwrap();
+            assert!(t.detach().masked_select(&kept.eq(0.0)).eq(0.0).all().int64_value(&[]) == 1, "{name}");
+            t.detach().masked_select(&kept.eq(1.0)).abs().sum(Kind::Double).double_value(&[])
+        });
+        each.sum::<f64>()
+    };
+    mask.apply(&vs).unwrap();
+    let mut before = zeros();
+    for _ in 0..5 {
+        let during = || {
+            zeros();
+            loss()
+        };
+        mask.step(&mut opt, during).unwrap();
+        let now = zeros();
+        assert!(now != before && now.is_finite());
+        before = now;
+    }
+}
+
+#[test]
+fn pruned_weights_stay_zero_in_every_row() {
+    stay_zero(Sgd::default().momentum(0.9), 0.1);
+    stay_zero(RmsProp::default(), 0.01);
+    stay_zero(Adam::default(), 0.01);
+    stay_zero(AdamW::default(), 0.01);
+    stay_zero(Vadam::default().ess(30.0), 0.01);
+    stay_zero(Von::ogn().ess(30.0), 0.01);
+    stay_zero(Von::vogn().ess(30.0), 0.01);
+    stay_zero(Ivon::default().ess(30.0), 0.1);
+    stay_zero(Sam::default(), 0.1);
+    stay_zero(SamRmsProp::default(), 0.01);
+    stay_zero(BayesianSam::iclr2023().ess(30.0), 0.1);
+}
+
+/// Two weights, of which one is pruned, against a model with the other one only.
+#[test]
+fn the_rest_trains_as_if_they_had_never_been_there() {
+    fn train<R: Rule>(rule: R) {
+        let (both, alone) = (weight(&[0.7, 0.0]), weight(&[0.7]));
+        let q = DiagonalGaussian::new([("w", vector(&[1.0, 0.0]), vector(&[1.0, 1.0]))]).unwrap();
+        let mask = pruning::prune(&q.signal_to_noise(), 0.5).unwrap();
+        // The same draws: a weight's noise depends on its position.
+        let mut opt = rule.noise(Philox { seed: 5 }).build(params(&both), 0.05).unwrap();
+        let mut only = rule.noise(Philox { seed: 5 }).build(params(&alone), 0.05).unwrap();
+        for _ in 0..20 {
+            mask.step(&mut opt, || (both.get(0) * 2.0 + both.get(1) * 3.0 - 1.0).square()).unwrap();
+            only.step(|| (alone.get(0) * 2.0 - 1.0).square()).unwrap();
+            all_close(&values(&both), &[values(&alone)[0], 0.0], 1e-15);
+        }
+    }
+    train(Sgd::default().momentum(0.9));
+    train(Adam::default());
+    train(Vadam::default().ess(10.0));
+    train(Ivon::default().ess(10.0));
+}

@@ -1,0 +1,71 @@
+//! The tables of sensitivity: `examples/reproduce/d5.rs` and `d6.rs`.
+
+#[path = "../examples/reproduce/d5.rs"]
+#[allow(dead_code)] // Their tables are for the example.
+mod d5;
+#[path = "../examples/reproduce/d6.rs"]
+#[allow(dead_code)]
+mod d6;
+#[path = "../examples/common/libsvm.rs"]
+mod libsvm;
+#[path = "../examples/common/logistic.rs"]
+mod logistic;
+#[path = "../examples/reproduce/report.rs"]
+#[allow(dead_code)]
+mod report;
+
+use std::path::PathBuf;
+
+fn data(folder: &str, test: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("TCH_BLR_DATA").map(|d| PathBuf::from(d).join(folder)).filter(|d| d.is_dir());
+    if found.is_none() {
+        println!("skipped without TCH_BLR_DATA: {test} ({folder}/)");
+    }
+    found
+}
+
+/// Reference values of the same exact optima, computed by an independent program, to their last digit.
+#[test]
+fn leave_one_out_on_adult() {
+    let Some(folder) = data("adult", "leave_one_out_on_adult") else { return };
+    let rows = d5::run(&folder).unwrap();
+    for (row, reference) in rows.iter().zip(d5::REFERENCE) {
+        assert!(row.residual < 1e-9);
+        for (i, (ours, expected)) in row.numbers().into_iter().zip(reference).enumerate() {
+            println!("δ {} {}: {ours:.6} ({expected})", row.delta, d5::Row::NAMES[i]);
+        }
+        for (i, (ours, expected)) in row.numbers().into_iter().zip(reference).enumerate() {
+            let tolerance = [6e-5, 6e-5, 6e-5, 6e-5, 6e-5, 6e-5, 6e-5, 6e-5, 6e-4, 0.06][i];
+            assert!((ours - expected).abs() <= tolerance, "δ {}, {}: {ours}", row.delta, d5::Row::NAMES[i]);
+        }
+    }
+}
+
+/// Reference values by an independent program.
+#[test]
+fn weights_and_kernel_on_snelson() {
+    let Some(folder) = data("snelson", "weights_and_kernel_on_snelson") else { return };
+    let found = d6::run(&folder).unwrap();
+    println!("{found:?}");
+    let [weights, kernel] = found.evidence;
+    assert!((weights - d6::REFERENCE[0]).abs() < 1e-6 && (weights - kernel).abs() < 1e-9, "{weights} {kernel}");
+    assert!((found.rmse - d6::REFERENCE[1]).abs() < 1e-6, "{}", found.rmse);
+    assert!(found.identity < 1e-12, "{}", found.identity);
+}
+
+#[test]
+fn bad_tables_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t");
+    let error = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        libsvm::load(&path, 3).unwrap_err().to_string()
+    };
+    assert!(error("1 1:1\n2 1:1\n").contains("line 2: label 2"));
+    assert!(error("1 4:1\n").contains("4:1") && error("1 0:1\n").contains("0:1") && error("1 1\n").contains("line 1"));
+    assert!(error("\n").contains("no examples"));
+    std::fs::write(&path, "+1 2:0.5 \n-1 1:1 3:2\n").unwrap();
+    let t = libsvm::load(&path, 3).unwrap();
+    assert_eq!(Vec::<f64>::try_from(t.x.reshape([-1])).unwrap(), [0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 2.0, 1.0]);
+    assert_eq!(Vec::<f64>::try_from(t.y).unwrap(), [1.0, 0.0]);
+}
