@@ -57,12 +57,12 @@ const ROWS: &[Row] = &[
         let rule = Evon::default().ess(t.ess()).hess_init(0.1).weight_decay(2e-5).beta1(0.9).frequency(100);
         t.kronecker(rule, 0.05)
     }),
+    row("noisy K-FAC", "lr 0.3, damping 0.1, δ 1e-3, factors every 400 steps", |t| {
+        t.kronecker(NoisyKfac::default().ess(t.ess()).frequency(400).weight_decay(1e-3).damping(0.1), 0.3)
+    }),
     row("SOAP", "lr 3e-3, basis every 200 steps", |t| {
         let (net, _, seconds) = t.structured(Soap::default().frequency(200), 3e-3)?;
         t.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
-    }),
-    row("noisy K-FAC", "lr 0.03, damping 0.01, δ 2e-5, factors every 200 steps", |t| {
-        t.kronecker(NoisyKfac::default().ess(t.ess()).frequency(200).weight_decay(2e-5).damping(0.01), 0.03)
     }),
     row("STE", "binary weights, batch normalization; lr 1", |t| {
         let (net, _, seconds) = t.binary(Ste::default(), 1.0)?;
