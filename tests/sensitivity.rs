@@ -287,6 +287,26 @@ fn removal_moves_the_weights() {
     assert!(removal.posterior_without(&thin).unwrap_err().to_string().contains("smallest precision"));
 }
 
+/// Two weights used outside of the layers, by a backward pass for each example; and what is not in the posterior, or frozen.
+#[test]
+fn weights_outside_of_layers_count_too() {
+    let (mut vs, net) = network(&[3, 4, 2]);
+    let scale = vs.root().var("scale", &[2], tch::nn::Init::Const(1.0));
+    vs.set_kind(Kind::Double);
+    let x = wave(&[6, 3], 1.1);
+    let forward = |x: &Tensor| net.forward(x) * &scale;
+    let q = Fisher::exact().full(&vs, [&x], forward).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
+    let j = jacobian(&vs.trainable_variables(), &forward(&x));
+    let expected = j.matmul(&q.covariance().unwrap()).matmul(&j.transpose(1, 2));
+    assert!(largest(&(q.output_covariance(&vs, || forward(&x)).unwrap() - expected)) < 1e-12);
+    vs.freeze();
+    let mut first = vs.trainable_variables().remove(0);
+    let _ = first.requires_grad_(true);
+    assert!(q.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("frozen"));
+    let other = FullGaussian::new([("nobody", wave(&[2], 1.0))], &Tensor::eye(2, (Kind::Double, Device::Cpu))).unwrap();
+    assert!(other.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("nobody"));
+}
+
 /// S⁻¹g of the two posteriors agree where the full one is diagonal.
 #[test]
 fn posteriors_agree_where_they_are_the_same() {
@@ -301,7 +321,12 @@ fn posteriors_agree_where_they_are_the_same() {
     assert!(largest(&(&a - b)) < 1e-13);
     let b = full.variance_of_outputs(&params, &mut || Ok(net.forward(&x))).unwrap();
     assert!(largest(&(a.diagonal(0, 1, 2) - b)) < 1e-13);
-    // A part of the parameters, in another order than the model's.
+    // In another order than the model's.
+    let names: Vec<String> = q.names().map(str::to_owned).collect();
+    let turned = names.iter().rev().map(|n| (n.clone(), q.mean(n).unwrap().copy(), q.precision(n).unwrap().copy()));
+    let turned = FullGaussian::from(&DiagonalGaussian::new(turned).unwrap());
+    assert!(largest(&(turned.output_covariance(&vs, || net.forward(&x)).unwrap() - &a)) < 1e-13);
+    // A part of the parameters.
     let some = FullGaussian::from(&q.select(|name| name.contains("layer1")).unwrap());
     let c = some.output_covariance(&vs, || net.forward(&x)).unwrap();
     let expected =
