@@ -229,6 +229,37 @@ fn logistic_regression_has_a_dual() {
     assert!(error < 0.1 && error < simple, "{error} {simple}");
 }
 
+/// The conditions of an optimum of hinge losses, and that only support vectors are missed.
+#[test]
+fn support_vectors_carry_the_machine() {
+    let x = Tensor::cat(&[wave(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
+    // A few labels on the wrong side.
+    let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + wave(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
+    let fit = |x: &Tensor, y: &Tensor| memory::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
+    let machine = fit(&x, &y);
+    let theta = machine.weights().unwrap();
+    let margins = values(&(x.mv(&theta) * (&y * 2.0 - 1.0)));
+    for (alpha, margin) in values(machine.alpha()).into_iter().zip(&margins) {
+        // α = 0 outside of the margin, 1 inside of it.
+        assert!((alpha == 0.0 || *margin < 1.0 + 1e-5) && (alpha == 1.0 || *margin > 1.0 - 1e-5), "{alpha} {margin}");
+    }
+    let support = machine.support().unwrap();
+    assert!(support.len() > 2 && support.len() < 30, "{}", support.len());
+    // The same machine from its support vectors alone.
+    let at = Tensor::from_slice(&support);
+    let alone = fit(&x.index_select(0, &at), &y.index_select(0, &at));
+    all_close(&values(&alone.weights().unwrap()), &values(&theta), 1e-4);
+    // A support vector inside of the margin is missed.
+    let inside = support.iter().copied().find(|i| margins[*i as usize] < 0.9).unwrap();
+    let others = Tensor::from_slice(&(0..40).filter(|j| *j != inside).collect::<Vec<i64>>());
+    let without = fit(&x.index_select(0, &others), &y.index_select(0, &others)).weights().unwrap();
+    assert!(largest(&(without - theta)) > 1e-2);
+    let error = memory::SupportVectors::fit(&x, &y, 0.2, 1e-11, 1).unwrap_err().to_string();
+    assert!(error.contains("after 1 rounds"), "{error}");
+    assert!(memory::SupportVectors::fit(&x, &(&y * 2.0), 0.2, 1e-9, 9).unwrap_err().to_string().contains("label 2"));
+    assert!(memory::SupportVectors::fit(&x, &y, 0.0, 1e-9, 9).unwrap_err().to_string().contains("delta"));
+}
+
 /// A network with one output: features are its Jacobian, and the dual view agrees with Laplace's approximation.
 #[test]
 fn a_network_as_a_gaussian_process() {
