@@ -136,6 +136,9 @@ fn definitions_of_a_softmax_network() {
     let score = past.sensitivity(&diagonal, &vs, |x| net.forward(x)).unwrap();
     assert!(largest(&(s.score().unwrap() - score)) < 1e-12);
     let s = Sensitivity::of(&diagonal, &vs, batches(), of, |x| net.forward(x)).unwrap();
+    let with_empty = [(x.narrow(0, 0, 0), y.narrow(0, 0, 0)), (x.copy(), y.copy())];
+    let whole = Sensitivity::of(&diagonal, &vs, with_empty, of, |x| net.forward(x)).unwrap();
+    assert!(largest(&(whole.shift().unwrap() - s.shift().unwrap())) < 1e-13);
     let leverage = past.leverage(&diagonal, &vs, |x| net.forward(x)).unwrap();
     assert!(largest(&(s.leverage().unwrap() - leverage)) < 1e-12);
 }

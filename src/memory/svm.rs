@@ -20,9 +20,10 @@ use tch::{Kind, Tensor};
 /// ```
 /// # use tch::Tensor;
 /// # fn main() -> tch_blr::Result<()> {
-/// let x = Tensor::from_slice(&[-3.0, -1.0, 1.0, 2.0, 4.0]).unsqueeze(1);
+/// let x = Tensor::from_slice(&[-3.0, -1.0, 1.0, 2.0, 4.0]);
+/// let x = Tensor::stack(&[x.ones_like(), x], 1);
 /// let y = Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0, 1.0]);
-/// let machine = tch_blr::memory::SupportVectors::fit(&x, &y, 0.1, 1e-12, 100)?;
+/// let machine = tch_blr::memory::SupportVectors::fit(&x, &y, 0.1, 1e-12, 1000)?;
 /// assert_eq!(machine.support()?, [1, 2]);
 /// assert!(machine.duality_gap()?.abs() < 1e-12);
 /// # Ok(())
