@@ -145,3 +145,19 @@ fn the_rest_trains_as_if_they_had_never_been_there() {
     train(Vadam::default().ess(10.0));
     train(Ivon::default().ess(10.0));
 }
+
+/// Half-precision weights have their mean in f32 beside them: it is pruned as well.
+#[test]
+fn the_mean_of_half_precision_weights_is_pruned() {
+    let w = Tensor::from_slice(&[0.5f32, 2.0, -1.0]).to_kind(Kind::BFloat16).set_requires_grad(true);
+    let mut opt = Ivon::default().ess(10.0).noise(Philox { seed: 1 }).build(params(&w), 0.1).unwrap();
+    let loss = || (w.to_kind(Kind::Float) - 3.0).square().mean(Kind::Float);
+    opt.step(loss).unwrap();
+    let mask = pruning::prune(&pruning::magnitude(params(&w)), 0.34).unwrap();
+    for _ in 0..3 {
+        mask.step(&mut opt, loss).unwrap();
+        let mean = values(opt.posterior().unwrap().mean("w").unwrap());
+        assert_eq!((values(&w)[0], mean[0]), (0.0, 0.0));
+        assert!(mean[1] != 0.0 && mean[2] != 0.0);
+    }
+}

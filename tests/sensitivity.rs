@@ -136,6 +136,9 @@ fn definitions_of_a_softmax_network() {
     let score = past.sensitivity(&diagonal, &vs, |x| net.forward(x)).unwrap();
     assert!(largest(&(s.score().unwrap() - score)) < 1e-12);
     let s = Sensitivity::of(&diagonal, &vs, batches(), of, |x| net.forward(x)).unwrap();
+    let with_empty = [(x.narrow(0, 0, 0), y.narrow(0, 0, 0)), (x.copy(), y.copy())];
+    let whole = Sensitivity::of(&diagonal, &vs, with_empty, of, |x| net.forward(x)).unwrap();
+    assert!(largest(&(whole.shift().unwrap() - s.shift().unwrap())) < 1e-13);
     let leverage = past.leverage(&diagonal, &vs, |x| net.forward(x)).unwrap();
     assert!(largest(&(s.leverage().unwrap() - leverage)) < 1e-12);
 }
@@ -229,6 +232,37 @@ fn logistic_regression_has_a_dual() {
     assert!(error < 0.1 && error < simple, "{error} {simple}");
 }
 
+/// The conditions of an optimum of hinge losses, and that only support vectors are missed.
+#[test]
+fn support_vectors_carry_the_machine() {
+    let x = Tensor::cat(&[wave(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
+    // A few labels on the wrong side.
+    let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + wave(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
+    let fit = |x: &Tensor, y: &Tensor| memory::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
+    let machine = fit(&x, &y);
+    let theta = machine.weights().unwrap();
+    let margins = values(&(x.mv(&theta) * (&y * 2.0 - 1.0)));
+    for (alpha, margin) in values(machine.alpha()).into_iter().zip(&margins) {
+        // α = 0 outside of the margin, 1 inside of it.
+        assert!((alpha == 0.0 || *margin < 1.0 + 1e-5) && (alpha == 1.0 || *margin > 1.0 - 1e-5), "{alpha} {margin}");
+    }
+    let support = machine.support().unwrap();
+    assert!(support.len() > 2 && support.len() < 30, "{}", support.len());
+    // The same machine from its support vectors alone.
+    let at = Tensor::from_slice(&support);
+    let alone = fit(&x.index_select(0, &at), &y.index_select(0, &at));
+    all_close(&values(&alone.weights().unwrap()), &values(&theta), 1e-4);
+    // A support vector inside of the margin is missed.
+    let inside = support.iter().copied().find(|i| margins[*i as usize] < 0.9).unwrap();
+    let others = Tensor::from_slice(&(0..40).filter(|j| *j != inside).collect::<Vec<i64>>());
+    let without = fit(&x.index_select(0, &others), &y.index_select(0, &others)).weights().unwrap();
+    assert!(largest(&(without - theta)) > 1e-2);
+    let error = memory::SupportVectors::fit(&x, &y, 0.2, 1e-11, 1).unwrap_err().to_string();
+    assert!(error.contains("after 1 rounds"), "{error}");
+    assert!(memory::SupportVectors::fit(&x, &(&y * 2.0), 0.2, 1e-9, 9).unwrap_err().to_string().contains("label 2"));
+    assert!(memory::SupportVectors::fit(&x, &y, 0.0, 1e-9, 9).unwrap_err().to_string().contains("delta"));
+}
+
 /// A network with one output: features are its Jacobian, and the dual view agrees with Laplace's approximation.
 #[test]
 fn a_network_as_a_gaussian_process() {
@@ -287,6 +321,26 @@ fn removal_moves_the_weights() {
     assert!(removal.posterior_without(&thin).unwrap_err().to_string().contains("smallest precision"));
 }
 
+/// Two weights used outside of the layers, by a backward pass for each example; and what is not in the posterior, or frozen.
+#[test]
+fn weights_outside_of_layers_count_too() {
+    let (mut vs, net) = network(&[3, 4, 2]);
+    let scale = vs.root().var("scale", &[2], tch::nn::Init::Const(1.0));
+    vs.set_kind(Kind::Double);
+    let x = wave(&[6, 3], 1.1);
+    let forward = |x: &Tensor| net.forward(x) * &scale;
+    let q = Fisher::exact().full(&vs, [&x], forward).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
+    let j = jacobian(&vs.trainable_variables(), &forward(&x));
+    let expected = j.matmul(&q.covariance().unwrap()).matmul(&j.transpose(1, 2));
+    assert!(largest(&(q.output_covariance(&vs, || forward(&x)).unwrap() - expected)) < 1e-12);
+    vs.freeze();
+    let mut first = vs.trainable_variables().remove(0);
+    let _ = first.requires_grad_(true);
+    assert!(q.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("frozen"));
+    let other = FullGaussian::new([("nobody", wave(&[2], 1.0))], &Tensor::eye(2, (Kind::Double, Device::Cpu))).unwrap();
+    assert!(other.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("nobody"));
+}
+
 /// S⁻¹g of the two posteriors agree where the full one is diagonal.
 #[test]
 fn posteriors_agree_where_they_are_the_same() {
@@ -301,7 +355,12 @@ fn posteriors_agree_where_they_are_the_same() {
     assert!(largest(&(&a - b)) < 1e-13);
     let b = full.variance_of_outputs(&params, &mut || Ok(net.forward(&x))).unwrap();
     assert!(largest(&(a.diagonal(0, 1, 2) - b)) < 1e-13);
-    // A part of the parameters, in another order than the model's.
+    // In another order than the model's.
+    let names: Vec<String> = q.names().map(str::to_owned).collect();
+    let turned = names.iter().rev().map(|n| (n.clone(), q.mean(n).unwrap().copy(), q.precision(n).unwrap().copy()));
+    let turned = FullGaussian::from(&DiagonalGaussian::new(turned).unwrap());
+    assert!(largest(&(turned.output_covariance(&vs, || net.forward(&x)).unwrap() - &a)) < 1e-13);
+    // A part of the parameters.
     let some = FullGaussian::from(&q.select(|name| name.contains("layer1")).unwrap());
     let c = some.output_covariance(&vs, || net.forward(&x)).unwrap();
     let expected =

@@ -421,12 +421,12 @@ fn precision(features: &Tensor, beta: &Tensor, delta: f64) -> Result<Tensor> {
     linalg::cholesky("the precision of the weights", &linalg::symmetric(&s)?)
 }
 
-fn number(each: &Tensor) -> Result<f64> {
+pub(super) fn number(each: &Tensor) -> Result<f64> {
     Ok(each.f_sum(None::<Kind>)?.double_value(&[]))
 }
 
 /// On the CPU in f64, and finite.
-fn home(what: &str, t: &Tensor) -> Result<Tensor> {
+pub(super) fn home(what: &str, t: &Tensor) -> Result<Tensor> {
     if !t.defined() {
         return Err(error(format!("the {what} are undefined")));
     }

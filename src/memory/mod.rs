@@ -53,12 +53,14 @@ mod features;
 mod score;
 mod sensitivity;
 mod stream;
+mod svm;
 
 pub use dual::{DualPrediction, DualView, jacobian};
 pub use features::{herding, k_centre};
 pub use score::random_scores;
 pub use sensitivity::{Removal, Sensitivity};
 pub use stream::{Reservoir, TopK, class_balanced, top};
+pub use svm::SupportVectors;
 
 use crate::Error;
 

@@ -116,6 +116,9 @@ impl Sensitivity {
         let (mut outputs, mut targets, mut covariance) = (Vec::new(), Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch.into();
+            if batch.inputs.size().first() == Some(&0) {
+                continue;
+            }
             let mut f = Tensor::new();
             let found = v(&mut || {
                 let z = model(&batch.inputs).into_tensor()?;
@@ -128,7 +131,7 @@ impl Sensitivity {
             outputs.push(f);
             covariance.push(home(&found)?);
         }
-        if outputs.iter().all(|f| f.numel() == 0) {
+        if outputs.is_empty() {
             return Err(error("there are no examples: the batches are none or empty".to_owned()));
         }
         let _no_grad = tch::no_grad_guard();
