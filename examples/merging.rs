@@ -27,6 +27,8 @@ use tch_blr::merge::{self, Method, Model, Rescale, Tensors, gradient_mismatch, m
 use tch_blr::{Builder, DiagonalGaussian, HessianEstimator, Ivon, Rule, Schedule};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
+/// From the weight of both fine-tunes to the merge.
+type Merge<'a> = Box<dyn Fn(f64) -> tch_blr::Result<Tensors> + 'a>;
 /// Images and labels.
 type Examples = (Tensor, Tensor);
 
@@ -68,7 +70,8 @@ impl Training {
     }
 
     /// Squared gradients of mini-batches, times their size, estimate the Fisher information: never negative, so that a fine-tune only
-    /// adds precision to its prior, and every sum with weights ≥ 0 has a positive one.
+    /// adds precision to its prior, and every merge with weights ≥ 0 has a positive one. Price's estimate, of either sign, need not:
+    /// here some merges of the sweep would have none.
     fn ivon(&self, examples: usize) -> Builder<Ivon> {
         let ivon = Ivon::default().ess(examples as f64).hess_init(0.03).beta2(self.beta2).weight_decay(1e-4);
         ivon.estimator(HessianEstimator::SquaredGradient { scale: BATCH as f64 }).builder()
@@ -155,7 +158,7 @@ fn average_loss(net: &Mlp, data: &Examples) -> Tensor {
     summed(net, data) / data.1.numel() as f64
 }
 
-/// Accuracies on all shifted test digits and on the halves, and the mismatch of gradients of both fine-tunes.
+/// Accuracies on all shifted test digits and on the halves, and for both fine-tunes the mismatch of gradients of the summed loss.
 fn table(net: &Mlp, posteriors: &Posteriors, train: &[Examples; 2], test: &Examples) -> Outcome<Value> {
     let [low, high] = posteriors.halves.each_ref().map(mean);
     let tests = HALVES.map(|(_, digits)| only(test, &digits, i64::MAX));
@@ -198,7 +201,6 @@ fn table(net: &Mlp, posteriors: &Posteriors, train: &[Examples; 2], test: &Examp
 /// Accuracy and loss on the shifted test digits over the weight that both fine-tunes get.
 fn sweep(net: &Mlp, posteriors: &Posteriors, test: &Examples, path: &Path) -> Outcome<Value> {
     let grid: Vec<Vec<f64>> = (0..=15).map(|i| vec![f64::from(i) / 10.0]).collect();
-    type Merge<'a> = Box<dyn Fn(f64) -> tch_blr::Result<Tensors> + 'a>;
     let methods: [(&str, Merge); 3] = [
         ("task arithmetic (0.5: average)", Box::new(|alpha| posteriors.merge(Method::task_arithmetic(alpha)))),
         ("TIES", Box::new(|alpha| posteriors.merge(ties(alpha)))),
@@ -221,7 +223,7 @@ fn sweep(net: &Mlp, posteriors: &Posteriors, test: &Examples, path: &Path) -> Ou
         Curves { y_label: "accuracy on shifted digits (%)".to_owned(), series: accuracies },
         Curves { y_label: "NLL on shifted digits (nats)".to_owned(), series: losses },
     ];
-    training_curves(path, "weight of both fine-tunes", &panels)?;
+    training_curves(path, "weight of both fine-tunes (TIES: λ)", &panels)?;
     report.insert("weights".to_owned(), json!(grid.concat()));
     Ok(Value::Object(report))
 }
@@ -231,11 +233,14 @@ fn barrier(net: &Mlp, posteriors: &Posteriors, test: &Examples, path: &Path) -> 
     let [low, high] = posteriors.halves.each_ref().map(mean);
     let [first, second] = HALVES.map(|(_, digits)| only(test, &digits, i64::MAX));
     let (mut series, mut report) = (Vec::new(), Map::new());
-    // The ends do not know each other's digits: a chord so high is no hard test, the picture shows the losses themselves.
-    println!("\n  barrier on the straight line between the fine-tunes (nats above the chord)");
+    // An end does not know the other's digits, so the chord is high; the lowest loss says more than the barrier.
+    println!("\n  NLL on the straight line from the fine-tune on 0-4 to that on 5-9");
+    println!("  {:<26}{:>9}{:>9}{:>9}    {:>9}", "", "start", "lowest", "end", "barrier");
     for (name, data) in [("shifted 0-9", test), ("shifted 0-4", &first), ("shifted 5-9", &second)] {
         let line = merge::barrier(&net.vs, &low, &high, 21, || average_loss(net, data))?;
-        println!("  {name:<26}{:>9.3}", line.height);
+        let lowest = line.loss.iter().copied().fold(f64::INFINITY, f64::min);
+        let (start, end) = (line.loss[0], line.loss[line.loss.len() - 1]);
+        println!("  {name:<26}{start:>9.3}{lowest:>9.3}{end:>9.3}    {:>9.3}", line.height);
         report.insert(name.to_owned(), json!({"height": line.height, "nll": line.loss}));
         series.push((name.to_owned(), line.t.into_iter().zip(line.loss).collect()));
     }
