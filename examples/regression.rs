@@ -5,11 +5,11 @@
 //! Writes `bands.svg` and `report.json`, and fails if Laplace's approximation is not less sure in the gap than beside it,
 //! or differs from the Gaussian process that it is.
 //!
-//! The setting is that of Khan et al. (2019, *Approximate Inference Turns Deep Networks into Gaussian Processes*): 1-32-1 with
-//! tanh, noise σ = 0.286, prior N(0, 1/0.1) on every weight, no data for 1.5 < x < 3, full batches; but one in six of the other
-//! points is held out, too. Laplace's has the whole Gauss-Newton matrix; IVON's and VOGN's posteriors are diagonal, which can
-//! leave less doubt between data than there should be (shown for ReLU by Foong et al. 2020, *On the Expressiveness of Approximate Inference in
-//! Bayesian Neural Networks*).
+//! The setting is close to that of Khan et al. (2019, *Approximate Inference Turns Deep Networks into Gaussian Processes*):
+//! 1-32-1, noise σ = 0.286, prior N(0, 1/0.1) on every weight, no data for 1.5 < x < 3, full batches; but with tanh, inputs
+//! relative to 3, and one in six of the other points held out, too. Laplace's approximation has the whole Gauss-Newton matrix;
+//! IVON's and VOGN's posteriors are diagonal, which can leave less doubt between data than there should be (shown for ReLU by
+//! Foong et al. 2020, *On the Expressiveness of Approximate Inference in Bayesian Neural Networks*).
 
 #[path = "common/digits.rs"]
 mod digits;
