@@ -1,4 +1,4 @@
-//! Pictures of the examples, as SVG: training curves, reliability diagrams, entropy planes, histograms; and planes.rs.
+//! Pictures of the examples, as SVG: training curves, reliability diagrams, entropy planes, histograms; planes.rs; bands.rs.
 //!
 //! All take plain numbers and a path, create the parent folders and name what is wrong otherwise. One style: white
 //! paper, hairline grid, the palette of Okabe and Ito (2008, "Color Universal Design"), a legend above the panels.
@@ -7,6 +7,8 @@
 // Each example uses a part of this file.
 #![allow(dead_code)]
 
+#[path = "bands.rs"]
+pub mod bands;
 #[path = "planes.rs"]
 pub mod planes;
 
