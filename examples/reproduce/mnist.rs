@@ -266,7 +266,8 @@ pub fn table(job: &Job) -> Outcome<Section> {
             "{epochs} epochs, batch {BATCH}, one epoch of linear warm-up and then cosine for every row, mean ± standard \
              deviation over {seeds} seeds. ECE with {} bins; OOD: letters drawn by the example, told from digits by \
              predictive entropy. The rows with a full matrix or exact Hessians (Newton, FullVon, MixtureOfGaussians) are \
-             for hundreds of weights, and are not here; dropout is SGD with a dropout layer.",
+             for hundreds of weights, and are not here; dropout is SGD with a dropout layer. The settings of all rows \
+             but Adam's were chosen by short runs on the same test set. Seconds on one core of a machine with other work.",
             Scores::BINS
         ),
         header: header.map(str::to_owned).into(),
