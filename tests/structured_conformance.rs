@@ -40,6 +40,7 @@ macro_rules! suite {
                 schedule_multiplies_the_learning_rate
                 other_thread_gives_the_same
                 posterior_as_prior_is_refused
+                groups_have_their_own_settings
             );
         })*
     };
@@ -78,7 +79,8 @@ impl Model {
     fn starting_at(place: Place, phase: f64) -> Self {
         let vs = common::store(place);
         let a = nn::linear(vs.root() / "a", 3, 2, LinearConfig::default());
-        let b = nn::linear(vs.root() / "b", 2, 2, LinearConfig { bias: false, ..LinearConfig::default() });
+        // The second layer is in a group of its own.
+        let b = nn::linear(vs.root().set_group(1) / "b", 2, 2, LinearConfig { bias: false, ..LinearConfig::default() });
         let bias = a.bs.as_ref().unwrap();
         for (i, w) in [&a.ws, bias, &b.ws].into_iter().enumerate() {
             tch::no_grad(|| w.shallow_clone().copy_(&(wave(&w.size(), phase + i as f64, place) * 0.9)));
@@ -393,4 +395,59 @@ fn posterior_as_prior_is_refused<R: StructuredRule>(rule: R, lr: f64) {
         model.bits()
     });
     assert_eq!(paths[0], paths[1]);
+}
+
+/// A group that does not learn stays, also after a checkpoint, until the learning rate is set for all; rows with one block
+/// have no groups.
+fn groups_have_their_own_settings<R: StructuredRule>(rule: R, lr: f64) {
+    let model = Model::new(F64);
+    let builder = rule.noise(Philox { seed: 11 }).group(1, |c: R| c.with_learning_rate(0.0));
+    if R::JOINT {
+        let e = builder.build(&model.vs, lr).unwrap_err();
+        assert!(matches!(&e, Error::Parameters(e) if e.contains("no groups")), "{e}");
+        return;
+    }
+    let mut opt = builder.build(&model.vs, lr).unwrap();
+    let before = model.bits();
+    for _ in 0..3 {
+        opt.step(|| model.losses()).unwrap();
+    }
+    let after = model.bits();
+    assert_eq!(after[2], before[2]);
+    assert!(after[0] != before[0] && after[1] != before[1]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    opt.save(&path).unwrap();
+    let mut other = build(rule, lr, &model);
+    other.load(&path).unwrap();
+    other.step(|| model.losses()).unwrap();
+    assert_eq!(model.bits()[2], before[2]);
+    other.set_lr(lr).unwrap();
+    other.step(|| model.losses()).unwrap();
+    assert_ne!(model.bits()[2], before[2]);
+
+    let bad = rule.builder().named(|name| name.starts_with("b."), |c| c.with_weight_decay(-1.0));
+    assert!(bad.build(&model.vs, lr).unwrap_err().to_string().contains("`weight_decay`"));
+}
+
+/// δ of one group is in its posterior, and what all evaluate together cannot differ.
+#[test]
+fn overrides_reach_the_posterior() {
+    let model = Model::new(F64);
+    let rule = Evon::default().ess(10.0).weight_decay(0.01).hess_init(0.5);
+    let opt = rule.group(1, |c| c.weight_decay(0.5).ess(20.0)).build(&model.vs, 0.1).unwrap();
+    let q = opt.posterior().unwrap();
+    let precision = |name: &str| q.parameter(name).unwrap().precision.double_value(&[0, 0]);
+    assert!((precision("a.weight") - 10.0 * 0.51).abs() < 1e-12);
+    assert!((precision("b.weight") - 20.0 * 1.0).abs() < 1e-12);
+    // The prior takes the place of every weight decay, at each group's own ess.
+    let prior = rule.prior(Prior::isotropic(2.0)).group(1, |c| c.weight_decay(0.5).ess(20.0));
+    let q = prior.build(&model.vs, 0.1).unwrap().posterior().unwrap();
+    let precision = |name: &str| q.parameter(name).unwrap().precision.double_value(&[0, 0]);
+    assert!((precision("a.weight") - (10.0 * 0.5 + 2.0)).abs() < 1e-12);
+    assert!((precision("b.weight") - (20.0 * 0.5 + 2.0)).abs() < 1e-12);
+    let elsewhere = rule.group(1, |c| c.expectation(Expectation::MonteCarlo { samples: 2 }));
+    let e = elsewhere.build(&model.vs, 0.1).unwrap_err().to_string();
+    assert!(e.contains("where the loss is evaluated"), "{e}");
 }

@@ -128,9 +128,8 @@ impl StructuredRule for Evon {
         state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
         Ok((mean, state))
     }
-    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
-        let ess = check::ess(self.ess)?;
-        Eigenbasis::posterior(blocks, BASIS, |state| (&state[1] + self.weight_decay) * ess)
+    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
+        Eigenbasis::posterior(blocks, BASIS, |c, state| Ok((&state[1] + c.weight_decay) * check::ess(c.ess)?))
     }
 }
 

@@ -137,8 +137,8 @@ impl StructuredRule for FullVon {
         let step = linalg::solve(l, &(x.gradient + x.mean * delta))?;
         Ok((x.mean - step * (self.lr * when.lr_factor), vec![with_prior(&s, -delta)]))
     }
-    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<FullGaussian> {
-        full_posterior(self.ess, self.weight_decay, blocks)
+    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<FullGaussian> {
+        full_posterior(|c: Self| c.weight_decay, blocks)
     }
 }
 

@@ -65,12 +65,15 @@ pub(super) fn with_prior(hess: &Tensor, delta: f64) -> Tensor {
 }
 
 /// N(m, (λ(H + δI))⁻¹)
-pub(super) fn full_posterior(ess: Option<f64>, delta: f64, blocks: Vec<Learned>) -> Result<FullGaussian> {
-    let ess = check::ess(ess)?;
-    let Some(Learned { means, state }) = blocks.into_iter().next() else {
+pub(super) fn full_posterior<R: StructuredRule>(
+    delta: impl Fn(R) -> f64,
+    blocks: Vec<Learned<R>>,
+) -> Result<FullGaussian> {
+    let Some(Learned { config, means, state }) = blocks.into_iter().next() else {
         return Err(Error::Posterior("it has no parameter".to_owned()));
     };
-    FullGaussian::new(means, &(with_prior(&state[0], delta) * ess))
+    let ess = check::ess(config.effective_sample_size())?;
+    FullGaussian::new(means, &(with_prior(&state[0], delta(config)) * ess))
 }
 
 impl StructuredRule for Newton {
@@ -102,8 +105,8 @@ impl StructuredRule for Newton {
         let step = linalg::solve(&l, &(x.gradient + x.mean * self.weight_decay))?;
         Ok((x.mean - step * (self.lr * when.lr_factor), vec![hess]))
     }
-    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<FullGaussian> {
-        full_posterior(self.ess, self.weight_decay, blocks)
+    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<FullGaussian> {
+        full_posterior(|c: Self| c.weight_decay, blocks)
     }
 }
 
@@ -193,10 +196,10 @@ impl StructuredRule for DiagonalNewton {
         let step = (x.gradient + x.mean * self.weight_decay) / precision;
         Ok((x.mean - step * (self.lr * when.lr_factor), vec![hess]))
     }
-    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<DiagonalGaussian> {
-        let ess = check::ess(self.ess)?;
-        let entries = blocks.into_iter().flat_map(|Learned { means, state }| {
-            let precision = (&state[0] + self.weight_decay) * ess;
+    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<DiagonalGaussian> {
+        let mut entries = Vec::new();
+        for Learned { config, means, state } in blocks {
+            let precision = (&state[0] + config.weight_decay) * check::ess(config.ess)?;
             let mut first = 0;
             let entry = move |(name, mean): (String, Tensor)| {
                 let n = mean.numel() as i64;
@@ -204,8 +207,8 @@ impl StructuredRule for DiagonalNewton {
                 let s = precision.narrow(0, first - n, n).reshape(mean.size());
                 (name, mean, s)
             };
-            means.into_iter().map(entry)
-        });
+            entries.extend(means.into_iter().map(entry));
+        }
         DiagonalGaussian::new(entries)
     }
 }

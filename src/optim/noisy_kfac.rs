@@ -183,12 +183,11 @@ impl StructuredRule for NoisyKfac {
         let step = factors.back(&(factors.rotate(&pull)? / s), x.mean)?;
         Ok((x.mean - step * (self.lr * when.lr_factor), new))
     }
-    fn posterior(&self, _: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
-        let ess = check::ess(self.ess)?;
+    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
         let mut parameters = Vec::new();
-        for Learned { means, state } in blocks {
+        for Learned { config, means, state } in blocks {
             let factors = Factors::of(state);
-            let s = factors.precision(self.weight_decay, self.split_damping)? * ess;
+            let s = factors.precision(config.weight_decay, config.split_damping)? * check::ess(config.ess)?;
             for (name, mean) in means {
                 let [left, right] = factors.bases.map(|q| Some(q.shallow_clone()));
                 let precision = s.f_reshape(mean.size())?;
@@ -227,8 +226,8 @@ mod tests {
             let (m, state) = rule.update(When { t: 1, lr_factor: 0.5 }, &x, &rule.initial(&mean)).unwrap();
             close(&m, &[2.0 - 0.25 * 1.5 / s[0], -2.0 - 0.25 * 1.5 / s[1]]);
             close(&state[0], &[0.5, 1.0]);
-            let learned = || vec![Learned { means: vec![("w".to_owned(), m.copy())], state: &state }];
-            let q = rule.posterior(When { t: 1, lr_factor: 1.0 }, learned()).unwrap();
+            let learned = || vec![Learned { config: rule, means: vec![("w".to_owned(), m.copy())], state: &state }];
+            let q = NoisyKfac::posterior(When { t: 1, lr_factor: 1.0 }, learned()).unwrap();
             close(&q.parameter("w").unwrap().precision, &posterior);
 
             let zeros = statistics.each_ref().map(Tensor::zeros_like);

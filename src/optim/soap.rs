@@ -119,10 +119,10 @@ impl StructuredRule for Soap {
         new.extend(turned);
         Ok((mean, new))
     }
-    fn posterior(&self, when: When, blocks: Vec<Learned>) -> Result<KroneckerGaussian> {
-        let ess = check::ess(self.ess)?;
-        let precision = |state: &[Tensor]| (self.root(&state[1], when.t) + self.weight_decay) * ess;
-        Eigenbasis::posterior(blocks, BASIS, precision)
+    fn posterior(when: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
+        Eigenbasis::posterior(blocks, BASIS, |c, state| {
+            Ok((c.root(&state[1], when.t) + c.weight_decay) * check::ess(c.ess)?)
+        })
     }
 }
 
@@ -168,7 +168,8 @@ mod tests {
         close(&second[3], &[5.0, 1.5, 1.5, 0.5]);
         close(&second[5], &Vec::<f64>::try_from(first[5].reshape([-1])).unwrap());
         let means = vec![("w".to_owned(), m)];
-        let q = rule.posterior(When { t: 2, lr_factor: 1.0 }, vec![Learned { means, state: &second }]).unwrap();
+        let learned = vec![Learned { config: rule, means, state: &second }];
+        let q = Soap::posterior(When { t: 2, lr_factor: 1.0 }, learned).unwrap();
         close(&(&q.parameter("w").unwrap().precision / 10.0), &[3.0 / ten + 0.5, 1.0 / ten + 0.5]);
     }
 

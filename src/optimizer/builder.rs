@@ -25,13 +25,20 @@ pub struct Builder<R: Rule> {
 type Applies = dyn Fn(usize, &str) -> bool + Send;
 
 /// A change of the configuration for some parameters.
-pub(super) struct Override<R> {
+pub(crate) struct Override<R> {
     applies: Box<Applies>,
     change: Box<dyn Fn(R) -> R + Send>,
 }
 
 impl<R> Override<R> {
-    pub(super) fn apply(&self, config: R, group: usize, name: &str) -> R {
+    pub(crate) fn new(
+        applies: impl Fn(usize, &str) -> bool + Send + 'static,
+        change: impl Fn(R) -> R + Send + 'static,
+    ) -> Self {
+        Override { applies: Box::new(applies), change: Box::new(change) }
+    }
+
+    pub(crate) fn apply(&self, config: R, group: usize, name: &str) -> R {
         if (self.applies)(group, name) { (self.change)(config) } else { config }
     }
 }
@@ -98,7 +105,7 @@ impl<R: Rule> Builder<R> {
         applies: impl Fn(usize, &str) -> bool + Send + 'static,
         change: impl Fn(R) -> R + Send + 'static,
     ) -> Self {
-        self.overrides.push(Override { applies: Box::new(applies), change: Box::new(change) });
+        self.overrides.push(Override::new(applies, change));
         self
     }
 

@@ -9,6 +9,7 @@ mod state;
 mod sums;
 
 pub use builder::Builder;
+pub(crate) use builder::Override;
 pub use evaluate::Derivatives;
 pub use settings::{Diagnostics, Sigma};
 

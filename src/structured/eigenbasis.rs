@@ -88,18 +88,20 @@ impl<'a> Eigenbasis<'a> {
     }
 
     /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors.
-    pub(crate) fn posterior(
-        blocks: Vec<Learned>,
+    pub(crate) fn posterior<R>(
+        blocks: Vec<Learned<R>>,
         first: usize,
-        precision: impl Fn(&[Tensor]) -> Tensor,
+        precision: impl Fn(R, &[Tensor]) -> Result<Tensor>,
     ) -> Result<KroneckerGaussian> {
-        KroneckerGaussian::new(blocks.into_iter().flat_map(|Learned { means, state }| {
-            let (basis, s) = (Eigenbasis::of(&state[first..]), precision(state));
-            means.into_iter().map(move |(name, mean)| {
+        let mut parameters = Vec::new();
+        for Learned { config, means, state } in blocks {
+            let (basis, s) = (Eigenbasis::of(&state[first..]), precision(config, state)?);
+            parameters.extend(means.into_iter().map(|(name, mean)| {
                 let [left, right] = [basis.left(), basis.right()].map(|q| q.map(Tensor::shallow_clone));
                 let precision = s.reshape(mean.size());
                 KroneckerParameter { name, mean, left, right, precision }
-            })
-        }))
+            }));
+        }
+        KroneckerGaussian::new(parameters)
     }
 }

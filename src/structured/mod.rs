@@ -14,6 +14,7 @@ use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise, Philox};
 use crate::nn::tape::Recording;
 use crate::optim::When;
+use crate::optimizer::Override;
 use crate::params::Leaf;
 use crate::posterior::matrix_shape;
 use crate::{Error, Expectation, Params, Prior, Result, Schedule};
@@ -25,13 +26,15 @@ pub struct StructuredBuilder<R: StructuredRule> {
     config: R,
     prior: Option<Prior>,
     noise: Option<Noise>,
+    overrides: Vec<Override<R>>,
     schedule: Schedule,
     clip: Option<Clip>,
 }
 
 impl<R: StructuredRule> StructuredBuilder<R> {
     pub(crate) fn new(config: R) -> Self {
-        StructuredBuilder { config, prior: None, noise: None, schedule: Schedule::Constant, clip: None }
+        let schedule = Schedule::Constant;
+        StructuredBuilder { config, prior: None, noise: None, overrides: Vec::new(), schedule, clip: None }
     }
 
     /// Uses this prior in place of the weight decay. These rows have isotropic priors only, [`Prior::isotropic`]; for any
@@ -46,6 +49,34 @@ impl<R: StructuredRule> StructuredBuilder<R> {
     #[must_use]
     pub fn noise(mut self, noise: impl Into<Noise>) -> Self {
         self.noise = Some(noise.into());
+        self
+    }
+
+    /// Changes hyper-parameters for the variables of one group (tch's `set_group`); as
+    /// [`Builder::group`](crate::Builder::group). Not for rows with one block of all weights
+    /// ([`StructuredRule::JOINT`]).
+    #[must_use]
+    pub fn group(self, group: usize, change: impl Fn(R) -> R + Send + 'static) -> Self {
+        self.overriding(move |g, _| g == group, change)
+    }
+
+    /// Changes hyper-parameters for the variables whose name passes; as [`Builder::named`](crate::Builder::named). Not for
+    /// rows with one block of all weights.
+    #[must_use]
+    pub fn named(
+        self,
+        applies: impl Fn(&str) -> bool + Send + 'static,
+        change: impl Fn(R) -> R + Send + 'static,
+    ) -> Self {
+        self.overriding(move |_, name| applies(name), change)
+    }
+
+    fn overriding(
+        mut self,
+        applies: impl Fn(usize, &str) -> bool + Send + 'static,
+        change: impl Fn(R) -> R + Send + 'static,
+    ) -> Self {
+        self.overrides.push(Override::new(applies, change));
         self
     }
 
@@ -76,20 +107,18 @@ impl<R: StructuredRule> StructuredBuilder<R> {
     /// rate, whatever the configuration's was.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, a prior that is not isotropic or without the row's `ess`, no trainable parameter,
-    /// parameters on several devices.
+    /// A hyper-parameter out of range, a prior that is not isotropic or without the row's `ess`, an override in a row with
+    /// one block or one that changes where the loss is evaluated, no trainable parameter, parameters on several devices.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<StructuredOptimizer<R>> {
-        let mut config = self.config.with_learning_rate(lr);
-        if let Some(prior) = &self.prior {
-            let precision = prior.isotropic_precision().ok_or_else(|| {
-                Error::Posterior(format!(
-                    "{} takes an isotropic prior only: Prior::isotropic(precision), or its weight_decay",
-                    R::NAME
-                ))
-            })?;
-            config = config.with_weight_decay(precision / crate::check::ess(config.effective_sample_size())?);
-        }
+        let alone = self.config.with_learning_rate(lr);
+        let config = in_prior(self.prior.as_ref(), alone)?;
         config.validate()?;
+        if R::JOINT && !self.overrides.is_empty() {
+            return Err(Error::Parameters(format!(
+                "{} has one block of all weights and so no groups; leave .group(..) and .named(..) out",
+                R::NAME
+            )));
+        }
         self.schedule.validate()?;
         self.clip.map_or(Ok(()), Clip::validate)?;
         let params = params.into();
@@ -108,13 +137,42 @@ impl<R: StructuredRule> StructuredBuilder<R> {
         let _no_grad = tch::no_grad_guard();
         let kept = members.into_iter().map(|members| {
             let mean = initial_mean::<R>(&params, &members)?;
-            let state = config.initial(&mean);
-            Ok(Kept { members, mean, state })
+            let leaf = &params.leaves()[members[0]];
+            let own = self.overrides.iter().fold(alone, |config, o| o.apply(config, leaf.group, leaf.name()));
+            let own = in_prior(self.prior.as_ref(), own)?;
+            check_change(&config, &own)?;
+            let state = own.initial(&mean);
+            Ok(Kept { members, config: own, mean, state })
         });
         let blocks = kept.collect::<Result<Vec<_>>>()?;
         let (schedule, clip) = (self.schedule, self.clip);
         Ok(StructuredOptimizer { params, blocks, config, noise, schedule, clip, steps: 0 })
     }
+}
+
+/// The configuration with the prior in place of its weight decay.
+fn in_prior<R: StructuredRule>(prior: Option<&Prior>, config: R) -> Result<R> {
+    let Some(prior) = prior else { return Ok(config) };
+    let precision = prior.isotropic_precision().ok_or_else(|| {
+        Error::Posterior(format!(
+            "{} takes an isotropic prior only: Prior::isotropic(precision), or its weight_decay",
+            R::NAME
+        ))
+    })?;
+    Ok(config.with_weight_decay(precision / crate::check::ess(config.effective_sample_size())?))
+}
+
+/// Errors if a block cannot have this configuration: out of range, or evaluated elsewhere than the others.
+fn check_change<R: StructuredRule>(config: &R, changed: &R) -> Result<()> {
+    changed.validate()?;
+    let together = |c: &R| (c.expectation(), c.second_derivatives());
+    if together(config) == together(changed) {
+        return Ok(());
+    }
+    Err(Error::Parameters(
+        "an override changes where the loss is evaluated or which second derivatives it takes; that is one choice for all"
+            .to_owned(),
+    ))
 }
 
 /// An optimizer whose posterior is not a product over the weights: one row ([`StructuredRule`]) over the parameters that
@@ -140,7 +198,7 @@ impl<R: StructuredRule> StructuredBuilder<R> {
 #[derive(Debug)]
 pub struct StructuredOptimizer<R: StructuredRule> {
     params: Params,
-    blocks: Vec<Kept>,
+    blocks: Vec<Kept<R>>,
     config: R,
     noise: Noise,
     schedule: Schedule,
@@ -150,9 +208,11 @@ pub struct StructuredOptimizer<R: StructuredRule> {
 
 /// What is kept of one block.
 #[derive(Debug)]
-struct Kept {
+struct Kept<R> {
     /// Indices of its parameters.
     members: Vec<usize>,
+    /// After the overrides.
+    config: R,
     mean: Tensor,
     state: Vec<Tensor>,
 }
@@ -185,7 +245,7 @@ fn initial_mean<R: StructuredRule>(params: &Params, members: &[usize]) -> Result
     Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?.f_reshape(shape)?)
 }
 
-impl Kept {
+impl<R> Kept<R> {
     fn leaves<'a>(&self, params: &'a Params) -> Vec<&'a Leaf> {
         self.members.iter().map(|i| &params.leaves()[*i]).collect()
     }
@@ -277,8 +337,9 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         let Some((sample, sign)) = self.config.expectation().draw(k) else {
             return Ok(self.blocks.iter().map(|b| b.mean.zeros_like()).collect());
         };
-        let of =
-            |(b, block): (usize, &Kept)| Ok(self.config.displacement(&self.normals(b, sample)?, &block.state)? * sign);
+        let of = |(b, block): (usize, &Kept<R>)| {
+            Ok(block.config.displacement(&self.normals(b, sample)?, &block.state)? * sign)
+        };
         self.blocks.iter().enumerate().map(of).collect()
     }
 
@@ -340,7 +401,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
             let gradient = g.f_to_kind(kind)?.f_reshape(block.mean.size())?;
             let second = h.iter().map(|h| h.f_to_kind(kind)).collect::<std::result::Result<Vec<_>, _>>()?;
             let x = Evaluated { displacement: e, gradient: &gradient, second: &second };
-            let statistics = self.config.statistics(&x, &block.state)?;
+            let statistics = block.config.statistics(&x, &block.state)?;
             result.push(Mean { gradient, statistics });
         }
         Ok((loss.value, result))
@@ -374,7 +435,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         let when = When { t: self.steps + 1, lr_factor: self.schedule.factor(self.steps) };
         let updated = self.blocks.iter().zip(before).zip(sums).map(|((block, mean), sums)| {
             let x = Block { mean, gradient: &sums.gradient, statistics: &sums.statistics };
-            let (mean, state) = self.config.update(when, &x, &block.state)?;
+            let (mean, state) = block.config.update(when, &x, &block.state)?;
             // What an update computes from finite derivatives can still overflow.
             for t in state.iter().chain([&mean]) {
                 if let Some(value) = kernel::first_non_finite(t) {
@@ -414,10 +475,11 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         let learned = self.blocks.iter().map(|block| {
             let mean = block.mean_now(&self.params)?;
             let parts = block.split(&self.params, &mean).into_iter();
-            Ok(Learned { means: parts.map(|(leaf, x)| (leaf.name().to_owned(), x)).collect(), state: &block.state })
+            let means = parts.map(|(leaf, x)| (leaf.name().to_owned(), x)).collect();
+            Ok(Learned { config: block.config, means, state: &block.state })
         });
         let when = When { t: self.steps, lr_factor: self.schedule.factor(self.steps) };
-        self.config.posterior(when, learned.collect::<Result<Vec<_>>>()?)
+        R::posterior(when, learned.collect::<Result<Vec<_>>>()?)
     }
 
     /// Number of updates so far.
@@ -425,7 +487,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         self.steps
     }
 
-    /// The configuration.
+    /// The configuration, before overrides.
     pub fn config(&self) -> &R {
         &self.config
     }
@@ -440,7 +502,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         self.config.learning_rate() * self.schedule.factor(self.steps)
     }
 
-    /// Sets the learning rate; the schedule multiplies it.
+    /// Sets the learning rate of all parameters, in every group and with an override too; the schedule multiplies it.
     ///
     /// # Errors
     /// A learning rate out of range; nothing has changed then.
@@ -448,6 +510,9 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         let config = self.config.with_learning_rate(lr);
         config.validate()?;
         self.config = config;
+        for block in &mut self.blocks {
+            block.config = block.config.with_learning_rate(lr);
+        }
         Ok(())
     }
 

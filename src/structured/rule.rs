@@ -71,7 +71,9 @@ pub struct Block<'a> {
 
 /// What was learned of one block.
 #[derive(Debug)]
-pub struct Learned<'a> {
+pub struct Learned<'a, R> {
+    /// Its configuration, after the overrides of groups.
+    pub config: R,
     /// Name and mean of each of its parameters, in their shapes.
     pub means: Vec<(String, Tensor)>,
     /// One tensor per name in [`StructuredRule::STATE`].
@@ -144,7 +146,7 @@ pub trait StructuredRule: Copy + std::fmt::Debug + Send + Sync + Serialize + Des
     ///
     /// # Errors
     /// No effective sample size, or a precision that is not positive definite.
-    fn posterior(&self, when: When, blocks: Vec<Learned>) -> Result<Self::Posterior>;
+    fn posterior(when: When, blocks: Vec<Learned<Self>>) -> Result<Self::Posterior>;
 
     /// Builds the optimizer for the parameters that are trainable now, with this learning rate. As
     /// [`Rule::build`](crate::Rule::build).
@@ -161,6 +163,10 @@ pub trait StructuredRule: Copy + std::fmt::Debug + Send + Sync + Serialize + Des
     /// As [`StructuredBuilder::noise`].
     fn noise(self, noise: impl Into<Noise>) -> StructuredBuilder<Self> {
         self.builder().noise(noise)
+    }
+    /// As [`StructuredBuilder::group`].
+    fn group(self, group: usize, change: impl Fn(Self) -> Self + Send + 'static) -> StructuredBuilder<Self> {
+        self.builder().group(group, change)
     }
     /// As [`StructuredBuilder::schedule`].
     fn schedule(self, schedule: Schedule) -> StructuredBuilder<Self> {

@@ -1,6 +1,6 @@
 //! Structured optimizer ↔ one checkpoint file.
 
-use super::{StructuredOptimizer, StructuredRule};
+use super::{Kept, StructuredOptimizer, StructuredRule, check_change};
 use crate::gradient::Clip;
 use crate::kernel::{self, Noise, Philox};
 use crate::params::Leaf;
@@ -25,6 +25,8 @@ struct Content<R> {
     steps: u64,
     /// Names of the parameters of each block.
     blocks: Vec<Vec<String>>,
+    /// Configuration of each block.
+    configs: Vec<R>,
 }
 
 impl<R: StructuredRule> StructuredOptimizer<R> {
@@ -48,7 +50,8 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         }
         let noise = if let Noise::Philox(p) = &self.noise { Some(*p) } else { None };
         let (schedule, clip, steps) = (self.schedule, self.clip, self.steps);
-        let content = Content { config: self.config, schedule, clip, noise, steps, blocks };
+        let configs = self.blocks.iter().map(|block| block.config).collect();
+        let content = Content { config: self.config, schedule, clip, noise, steps, blocks, configs };
         checkpoint::save(path.as_ref(), &form::<R>(), &tensors, &content)
     }
 
@@ -64,12 +67,16 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
         self.params.refresh();
         self.check()?;
         content.config.validate().map_err(|e| Error::file(path, e))?;
+        for config in &content.configs {
+            check_change(&content.config, config).map_err(|e| Error::file(path, e))?;
+        }
         content.schedule.validate().map_err(|e| Error::file(path, e))?;
         content.clip.map_or(Ok(()), Clip::validate).map_err(|e| Error::file(path, e))?;
         if content.steps >= kernel::STEPS {
             return Err(refused(format!("counts {} steps, which cannot be", content.steps)));
         }
         let fits = content.blocks.len() == self.blocks.len()
+            && content.configs.len() == self.blocks.len()
             && self.blocks.iter().zip(&content.blocks).all(|(block, names)| {
                 let leaves = block.leaves(&self.params);
                 leaves.len() == names.len() && leaves.iter().zip(names).all(|(leaf, name)| leaf.names.contains(name))
@@ -93,7 +100,7 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
                 Ok(t.to_device(block.mean.device()))
             };
             let mean = take(format!("mean.{b}"), &block.mean)?;
-            let initial = content.config.initial(&block.mean);
+            let initial = content.configs[b].initial(&block.mean);
             let state = R::STATE.iter().zip(&initial).map(|(name, like)| take(format!("state.{name}.{b}"), like));
             restored.push((mean, state.collect::<Result<Vec<_>>>()?));
         }
@@ -101,8 +108,8 @@ impl<R: StructuredRule> StructuredOptimizer<R> {
             return Err(refused(format!("has a tensor `{name}` that belongs to nothing")));
         }
         let _no_grad = tch::no_grad_guard();
-        for (block, (mean, state)) in self.blocks.iter_mut().zip(restored) {
-            (block.mean, block.state) = (mean, state);
+        for ((block, (mean, state)), config) in self.blocks.iter_mut().zip(restored).zip(content.configs) {
+            *block = Kept { members: std::mem::take(&mut block.members), config, mean, state };
         }
         self.write()?;
         self.config = content.config;
