@@ -6,7 +6,7 @@ FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics lint bench bench-peers reproduce clean
+.PHONY: help setup demo test test-statistics test-large lint bench bench-peers reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: setup ## every test: unit, integration, examples, doctests; what runs in l
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
 	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
+
+test-large: setup ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
+	$(CARGO) test --release $(FLAGS) --features cli --test cli -- --ignored --nocapture
 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --check

@@ -73,7 +73,8 @@ fn split_digits_with_the_pair_known() {
     )[..] else {
         unreachable!()
     };
-    // Drawn digits are easier than MNIST: three tasks of them are hardly forgotten.
+    // Drawn digits are easier than MNIST: three tasks of them are hardly forgotten. IVON has 96.2 on MNIST and 95.3 on them;
+    // its bar leaves room for what other roundings of the training change in a thousand test images.
     assert!(si > naive && fromp > naive, "{naive} {si} {fromp}");
     assert!(si >= 97.0 && ivon >= 94.0 && fromp >= 98.0, "{si} {ivon} {fromp}");
 }

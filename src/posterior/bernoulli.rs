@@ -1,11 +1,10 @@
 //! Binary weights, independent of each other.
 
 use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
-use super::predictive::{self, Predictive};
+use super::predictive::predictions;
 use crate::expectation::{Perturbed, half_logistic, sign};
-use crate::gradient::IntoTensor;
 use crate::kernel::{self, Draw};
-use crate::{Error, Params, Result, check, checkpoint};
+use crate::{Error, Params, Result, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -36,6 +35,8 @@ struct Content {
 }
 
 const FORM: &str = "mean-field Bernoulli posterior";
+
+predictions!(MeanFieldBernoulli);
 
 impl MeanFieldBernoulli {
     /// A posterior from (name, λ) of each parameter, which it copies.
@@ -190,34 +191,6 @@ impl MeanFieldBernoulli {
             Ok(terms.sum(Kind::Double).double_value(&[]))
         });
         terms.sum()
-    }
-
-    /// Monte-Carlo prediction with samples 0, 1, … of q in the model's variables; as [`DiagonalGaussian::predict`].
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::predict`].
-    pub fn predict<L: IntoTensor>(
-        &self,
-        params: impl Into<Params>,
-        samples: usize,
-        probabilities: impl FnMut() -> L,
-    ) -> Result<Predictive> {
-        check::count("samples", samples)?;
-        predictive::predict(&params.into(), &vec![1.0; samples], |k| self.sample(k as u64), probabilities)
-    }
-
-    /// The outputs of `samples` samples, stacked to `[K, …]`; as [`DiagonalGaussian::predict_samples`].
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::predict_samples`].
-    pub fn predict_samples<L: IntoTensor>(
-        &self,
-        params: impl Into<Params>,
-        samples: usize,
-        outputs: impl FnMut() -> L,
-    ) -> Result<Tensor> {
-        check::count("samples", samples)?;
-        predictive::predict_samples(&params.into(), samples, |k| self.sample(k as u64), outputs)
     }
 
     /// Writes one safetensors file: tensor `<name>` is λ. The file is replaced atomically.

@@ -156,7 +156,16 @@ macro_rules! in_a_model {
                 }
                 Ok(())
             }
+        }
+        $crate::posterior::predictive::predictions!($Posterior);
+    };
+}
+pub(super) use in_a_model;
 
+/// Predictions averaged over samples of equal weight, for types with `sample(k)`.
+macro_rules! predictions {
+    ($Posterior:ident) => {
+        impl $Posterior {
             /// Monte-Carlo prediction, as [`DiagonalGaussian::predict`](crate::DiagonalGaussian::predict).
             ///
             /// # Errors
@@ -194,4 +203,4 @@ macro_rules! in_a_model {
         }
     };
 }
-pub(super) use in_a_model;
+pub(super) use predictions;
