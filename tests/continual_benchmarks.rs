@@ -125,7 +125,7 @@ fn blobs_along_the_plane() {
     let training = adam(40, 20, 1e-2, None);
     let [laplace, fromp] = averages(
         &tasks,
-        || Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid),
+        Network::for_blobs,
         &[
             ("Laplace", Method::OnlineLaplace { delta: 1e-4, lambda: 1.0 }, training),
             ("FROMP", fromp(20, 1.0, 1e-4, 1e-3), training),

@@ -137,6 +137,17 @@ impl Network {
         Network { vs, trunk, heads, activation }
     }
 
+    /// For the blobs in the plane, 2-20-20-2 with sigmoids. It starts as PyTorch's layers do, from U(±1/√inputs), which is what
+    /// the published runs had; tch's weights are √6 times as wide, and from them FROMP forgets.
+    pub fn for_blobs() -> Network {
+        let net = Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid);
+        let _no_grad = tch::no_grad_guard();
+        for layer in net.trunk.iter().chain(&net.heads) {
+            _ = layer.ws.shallow_clone().g_mul_scalar_(1.0 / 6f64.sqrt());
+        }
+        net
+    }
+
     /// Zero in place of the random weights of the heads.
     #[must_use]
     pub fn with_heads_at_zero(self) -> Self {

@@ -16,7 +16,7 @@ const EXTENT: Corners = ((-0.4, 2.7), (-0.7, 1.2));
 pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
     let (each, epochs) = if quick { (1000, 60) } else { (2000, 50) };
     let tasks = blobs(each, 0);
-    let training = Training { epochs, batch: 20, lr: 1e-2, clip: None, decay: false };
+    let training = Training { epochs, batch: 20, lr: 5e-3, clip: None, decay: false };
     let fromp =
         Method::Fromp { form: Form::Full, choice: Choice::Memorable, memory: 20, tau: 1.0, delta: 1e-4, jitter: 1e-3 };
     let methods = [
@@ -32,7 +32,7 @@ pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
     let (mut finals, mut rows): (Vec<Plane>, Vec<Vec<String>>) = (Vec::new(), Vec::new());
     for (name, method) in methods {
         tch::manual_seed(2);
-        let net = Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid);
+        let net = Network::for_blobs();
         // The boundary after each task, and the memory until then.
         let (mut heights, mut memory) = (Vec::new(), Vec::new());
         let learned = learn(name, &net, &tasks, method, training, 2, |t, learned| {

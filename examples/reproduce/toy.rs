@@ -4,10 +4,6 @@ use crate::report::{Job, Outcome, Section};
 use crate::sequence::{Row, rows, section};
 use crate::tasks::{Choice, Form, Method, Network, Training, blobs};
 
-fn net() -> Network {
-    Network::new(&[2, 20, 20, 2], 1, tch::Tensor::sigmoid)
-}
-
 const TRAINING: Training = Training { epochs: 50, batch: 20, lr: 1e-2, clip: None, decay: false };
 
 const fn fromp(form: Form) -> Method {
@@ -15,7 +11,7 @@ const fn fromp(form: Form) -> Method {
 }
 
 const fn row(name: &'static str, settings: &'static str, published: Option<f64>, method: Method) -> Row {
-    Row { name, settings, published, method, training: TRAINING, net }
+    Row { name, settings, published, method, training: TRAINING, net: Network::for_blobs }
 }
 
 const RANDOM: Method =
@@ -28,8 +24,8 @@ const ROWS: &[Row] = &[
     row("FROMP, diagonal kernel", "as FROMP", None, fromp(Form::Diagonal)),
     row("FROMP", "20 examples a task, τ 1, δ 1e-4, ε 1e-3", Some(99.6), fromp(Form::Full)),
     Row {
-        training: Training { decay: true, ..TRAINING },
-        ..row("FROMP, lr to zero", "as FROMP, lr along a cosine in each task", None, fromp(Form::Full))
+        training: Training { lr: 5e-3, ..TRAINING },
+        ..row("FROMP, lr 5e-3", "as FROMP, half the learning rate", None, fromp(Form::Full))
     },
     row("FRORP", "as FROMP, random memory", None, RANDOM),
 ];
@@ -38,9 +34,9 @@ pub fn table(job: &Job) -> Outcome<Section> {
     let (tasks, seeds) = (blobs(2000, 0), job.seeds(5));
     let text = format!(
         "Ten normal blobs of 2000 points in the plane, five tasks of two classes with one head, network 2-20-20-2 with \
-         sigmoids; accuracy on the training data, as published (99.6 ± 0.2 for FROMP, 99.70 ± 0.03 for Adam on all data at \
-         once). Adam with lr 1e-2, started anew in each task, batch 20, {} epochs a task; mean ± standard deviation over \
-         {seeds} seeds.",
+         sigmoids, begun as PyTorch's layers are; accuracy on the training data, as published (99.6 ± 0.2 for FROMP, 99.70 \
+         ± 0.03 for Adam on all data at once). Adam with lr 1e-2 but for one row, started anew in each task, batch 20, {} \
+         epochs a task; mean ± standard deviation over {seeds} seeds.",
         job.epochs(TRAINING.epochs)
     );
     Ok(section("Continual learning: the toy problem of FROMP", text, rows(job, ROWS, &tasks, seeds)?))
