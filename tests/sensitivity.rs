@@ -197,7 +197,7 @@ fn logistic_regression_has_a_dual() {
     let view = DualView::new(&x, &y, &theta, BERNOULLI, delta).unwrap();
     let p = x.mv(&theta).sigmoid();
     all_close(&values(view.alpha()), &values(&(&y - &p)), 1e-15);
-    all_close(&values(view.beta()), &values(&(&p - p.square())), 1e-15);
+    all_close(&values(view.lambda()), &values(&(&p - p.square())), 1e-15);
     all_close(&values(&view.representer().unwrap()), &values(&theta), 1e-8);
     close(view.duality_gap().unwrap(), 0.0, 1e-12);
     let mut before = 0.0;
@@ -395,7 +395,6 @@ fn what_does_not_fit_is_refused() {
 
     let phi = wave(&[2, 3], 1.0);
     let w = wave(&[3], 2.0);
-    assert!(DualView::new(&phi, &t, &w, Likelihood::Categorical, 1.0).unwrap_err().to_string().contains("one output"));
     assert!(DualView::new(&phi, &t, &w.narrow(0, 0, 2), BERNOULLI, 1.0).unwrap_err().to_string().contains("[2]"));
     assert!(DualView::new(&phi, &w, &w, BERNOULLI, 1.0).unwrap_err().to_string().contains("[3]"));
     assert!(DualView::new(&phi, &t, &w, BERNOULLI, 0.0).unwrap_err().to_string().contains("delta"));
@@ -404,9 +403,6 @@ fn what_does_not_fit_is_refused() {
     let view = DualView::new(&phi, &t, &w, BERNOULLI, 1.0).unwrap();
     assert!(view.predict(&wave(&[2, 4], 1.0)).unwrap_err().to_string().contains("[M, 3]"));
     assert!(view.without(&[0, 0]).is_err() && view.without(&[2]).is_err());
-    let certain = DualView::new(&(&phi * 1e6), &t, &w, BERNOULLI, 1.0).unwrap();
-    assert!(certain.log_marginal_likelihood().unwrap_err().to_string().contains("no curvature"));
-    assert!(memory::jacobian(&vs, || net.forward(&x)).unwrap_err().to_string().contains("one per example"));
 }
 
 /// Moves a network to a minimum of Σℓ + ½δ‖θ‖² by Newton steps (Gauss-Newton where the Hessian is not positive), halved until

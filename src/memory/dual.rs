@@ -1,29 +1,43 @@
 //! A trained model as a Gaussian process on its own data: what each example holds of it.
 
 use super::error;
+use super::site::{Sites, curvature, number, squares};
 use crate::curvature::{Forward, Linearized, Looked};
 use crate::nn::Likelihood;
+use crate::nn::tape::Output;
 use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
 use tch::{Device, Kind, Tensor};
 
-/// The dual of a fit: two numbers per example in place of the weights.
+/// Numbers in one matrix, at most: 4 GiB.
+const LARGEST: i64 = 1 << 29;
+
+/// The dual of a fit: what each example holds of it, in place of the weights.
 ///
-/// For a model f = φᵀθ with the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has the local natural
-/// parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual Parameterization of Sparse Variational
-/// Gaussian Processes*)
+/// For a model with C outputs f = Jθ and the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has the local
+/// natural parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual Parameterization of Sparse
+/// Variational Gaussian Processes*)
 ///
 /// ```text
-/// αᵢ = -ℓᵢ'(fᵢ) = yᵢ - pᵢ          βᵢ = ℓᵢ''(fᵢ) = pᵢ(1-pᵢ)         divided by σ² (and p(1-p) → 1) for a Gaussian
-/// θ = Φᵀα/δ                       S = δ + Φᵀ diag(β) Φ
+/// αᵢ = -∂ℓᵢ/∂fᵢ = yᵢ - pᵢ  [C]       Λᵢ = ∂²ℓᵢ/∂fᵢ²  [C, C]: diag(p) - ppᵀ of a softmax, p(1-p) of a logit, I for a Gaussian,
+/// θ = Σ Jᵢᵀαᵢ/δ                     S = δI + Σ JᵢᵀΛᵢJᵢ            where both are divided by σ²
 /// ```
 ///
-/// of which the first is the representer theorem: α are the dual variables of the fit, and the Lagrange multipliers of the
-/// examples. The same posterior is that of a Gaussian process with the kernel k(x, x') = φ(x)ᵀφ(x')/δ and the targets
-/// ỹ = φᵀθ + α/β of noise 1/β (for a Gaussian y and σ²). A network with one output is such a model in its Jacobian,
-/// φ = ∂f/∂θ ([`jacobian`]): Laplace's approximation with the Gauss-Newton matrix is exactly this process (Khan et al. 2019,
-/// *Approximate Inference Turns Deep Networks into Gaussian Processes*, DNN2GP).
+/// of which the line below is the representer theorem and the posterior's precision: α are the dual variables of the fit, and the
+/// Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel k(x, x') = J(x)J(x')ᵀ/δ,
+/// `[C, C]`. A linear model has features φ in place of J. A network is such a model in its Jacobian J = ∂f/∂θ ([`jacobian`]):
+/// Laplace's approximation with the Gauss-Newton matrix is exactly this process (Khan et al. 2019, *Approximate Inference Turns
+/// Deep Networks into Gaussian Processes*, DNN2GP).
 ///
-/// Everything is dense and in f64: P² for S, N² for what is computed by the kernel.
+/// # Shapes
+/// | | one output | C outputs |
+/// |---|---|---|
+/// | features, Jacobians | `[N, P]` | `[N, C, P]` |
+/// | outputs, α | `[N]` | `[N, C]` |
+/// | Λ, v, epistemic and aleatoric variance | `[N]` | `[N, C, C]` |
+/// | kernel | `[A, B]` | `[A, B, C, C]` |
+///
+/// Everything is dense and in f64: P² for S, NCP for the features, (NC)² for what is computed by the kernel, each of them 2²⁹
+/// numbers at most.
 ///
 /// ```
 /// # use tch::{Kind, Tensor};
@@ -45,64 +59,61 @@ use tch::{Device, Kind, Tensor};
 /// ```
 #[derive(Debug)]
 pub struct DualView {
-    likelihood: Likelihood,
-    delta: f64,
-    /// Φ `[N, P]`
-    features: Tensor,
-    /// y `[N]`
-    targets: Tensor,
+    pub(super) delta: f64,
+    /// J `[N, C, P]`
+    pub(super) jacobian: Tensor,
     /// θ `[P]`
-    weights: Tensor,
-    /// `[N]`
-    alpha: Tensor,
-    /// `[N]`
-    beta: Tensor,
+    pub(super) weights: Tensor,
+    pub(super) sites: Sites,
     /// L with S = LLᵀ `[P, P]`
-    factor: Tensor,
+    pub(super) factor: Tensor,
 }
 
-/// What a [`DualView`] predicts of other inputs.
+/// What a [`DualView`] predicts of M other inputs.
 #[derive(Debug)]
 pub struct DualPrediction {
-    /// φᵀθ `[M]`
+    /// f `[M]` or `[M, C]`
     pub output: Tensor,
-    /// v = φᵀS⁻¹φ `[M]`, the variance of the output.
+    /// v = JS⁻¹Jᵀ `[M]` or `[M, C, C]`, the covariance of the outputs.
     pub variance: Tensor,
-    /// p = sigmoid(φᵀθ), or the output itself of a Gaussian.
+    /// p: the softmax or sigmoid of f, or f itself of a Gaussian.
     pub mean: Tensor,
-    /// Variance of the prediction that more data would take away: Λ v Λ, or v of a Gaussian.
+    /// Covariance of the prediction that more data would take away: Λ v Λ, or v of a Gaussian.
     pub epistemic: Tensor,
-    /// Variance of a label that would stay: Λ = p(1-p), or σ².
+    /// Covariance of a label that would stay: Λ, or σ²I.
     pub aleatoric: Tensor,
 }
 
-/// ∂f/∂θ of each example for a model with one output, `[N, P]` in f64: the features of [`DualView::linearized`]. P are the
-/// trained parameters in order, each in row-major order. The closure gives outputs `[N]` or `[N, 1]`.
+/// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and `[N, C, P]`
+/// for `[N, C]`. P are the trained parameters in order, each in row-major order.
 ///
 /// # Errors
-/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode.
+/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode; [`Error::Memory`] for
+/// more than 2²⁹ numbers.
 pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce() -> L) -> Result<Tensor> {
-    Ok(linearize(&params.into(), outputs)?.1)
+    let (f, jacobian) = linearize(&params.into(), outputs)?;
+    Ok(if f.dim() == 1 { jacobian.f_squeeze_dim(1)? } else { jacobian })
 }
 
-/// f `[N]` and the Jacobian.
+/// f `[N]` or `[N, C]`, and the Jacobian `[N, C, P]`.
 fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Result<(Tensor, Tensor)> {
     params.check()?;
+    // The Jacobian is that of the outputs whatever the likelihood.
     let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
-    let size = forward.output.z.size();
-    if !matches!(size[..], [_] | [_, 1]) {
-        return Err(error(format!("the outputs are {size:?}: expected one per example, [N] or [N, 1]")));
-    }
-    let jacobian = Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?;
-    Ok((forward.output.z.detach().f_reshape([-1])?, jacobian.f_squeeze_dim(1)?))
+    let f = forward.output.z.detach();
+    let f = if matches!(f.size()[..], [_, 1]) { f.f_squeeze_dim(1)? } else { f };
+    let weights = params.leaves().iter().filter(|l| l.trainable()).map(|l| l.tensor.numel() as i64).sum();
+    within("the Jacobian", &[f.numel() as i64, weights])?;
+    Ok((f, Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?))
 }
 
 impl DualView {
-    /// Of weights θ `[P]` that were trained on features Φ `[N, P]` and targets `[N]` (0 or 1, or values) with the prior
-    /// precision δ > 0. Their optimum is assumed, not found: [`DualView::duality_gap`] tells how far they are from it.
+    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0 or 1, or
+    /// values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their optimum is assumed,
+    /// not found: [`DualView::duality_gap`] tells how far they are from it.
     ///
     /// # Errors
-    /// A categorical likelihood, shapes that do not fit, numbers that are not finite, δ or σ² that is not positive.
+    /// Shapes that do not fit, numbers that are not finite, δ or σ² that is not positive, more than 2²⁹ numbers in a matrix.
     pub fn new(
         features: &Tensor,
         targets: &Tensor,
@@ -112,17 +123,21 @@ impl DualView {
     ) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let (features, weights) = (home("features", features)?, home("weights", weights)?);
-        let &[_, p] = &features.size()[..] else {
-            return Err(error(format!("the features are {:?}: expected [N, P], a row per example", features.size())));
+        let size = features.size();
+        let (&[_, p] | &[_, _, p]) = &size[..] else {
+            return Err(error(format!(
+                "the features are {size:?}: expected [N, P], a row per example, or [N, C, P] for C outputs"
+            )));
         };
         if weights.size() != [p] {
             return Err(error(format!("the weights are {:?}: expected [{p}], one for each feature", weights.size())));
         }
-        let outputs = features.f_mv(&weights)?;
-        Self::at(features, targets, weights, &outputs, likelihood, delta)
+        let outputs = features.f_matmul(&weights)?;
+        Self::at(&features, targets, weights, outputs, likelihood, delta)
     }
 
-    /// Of a network with one output at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights.
+    /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its outputs `[N]`,
+    /// `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
     ///
     /// # Errors
     /// As [`DualView::new`] and [`jacobian`].
@@ -134,75 +149,57 @@ impl DualView {
         delta: f64,
     ) -> Result<Self> {
         let params = params.into();
-        let (f, features) = linearize(&params, outputs)?;
+        let (f, jacobian) = linearize(&params, outputs)?;
         let _no_grad = tch::no_grad_guard();
         let trained = params.leaves().iter().filter(|l| l.trainable());
         let weights = trained.map(|l| home("weights", &l.tensor)?.f_reshape([-1]).map_err(Error::from));
         let weights = Tensor::f_cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
-        Self::at(home("features", &features)?, targets, weights, &home("outputs", &f)?, likelihood, delta)
+        Self::at(&home("features", &jacobian)?, targets, weights, home("outputs", &f)?, likelihood, delta)
     }
 
-    /// The exact fit of a linear regression: θ = S⁻¹Φᵀy/σ².
+    /// The exact fit of a linear regression: θ = S⁻¹ Σ Jᵢᵀyᵢ/σ².
     ///
     /// # Errors
     /// As [`DualView::new`]; a likelihood that is not Gaussian.
     pub fn fitted(features: &Tensor, targets: &Tensor, likelihood: Likelihood, delta: f64) -> Result<Self> {
-        let Likelihood::Gaussian { variance } = likelihood else {
+        if !matches!(likelihood, Likelihood::Gaussian { .. }) {
             return Err(error(
                 "only a Gaussian likelihood has its fit in closed form; train the weights, then new(..)".to_owned(),
             ));
-        };
-        let p = features.size().get(1).copied().unwrap_or(0);
+        }
+        let p = features.size().last().copied().unwrap_or(0);
         let zero = Tensor::f_zeros([p], (Kind::Double, Device::Cpu))?;
-        let mut view = Self::new(features, targets, &zero, likelihood, delta)?;
+        let view = Self::new(features, targets, &zero, likelihood, delta)?;
         let _no_grad = tch::no_grad_guard();
-        view.weights = linalg::solve(&view.factor, &(view.features.f_tr()?.f_mv(&view.targets)? / variance))?;
-        view.alpha = (&view.targets - view.features.f_mv(&view.weights)?) / variance;
-        Ok(view)
+        let step = linalg::solve(&view.factor, &view.pull(&view.sites.alpha)?)?;
+        let d = view.push(&step)?;
+        Ok(DualView { weights: step, sites: view.sites.moved(&d)?, ..view })
     }
 
+    /// Of outputs in the shape that they are to have.
     fn at(
-        features: Tensor,
+        features: &Tensor,
         targets: &Tensor,
         weights: Tensor,
-        outputs: &Tensor,
+        outputs: Tensor,
         likelihood: Likelihood,
         delta: f64,
     ) -> Result<Self> {
         check::positive("delta", delta)?;
-        let targets = home("targets", targets)?;
-        let n = features.size()[0];
-        if targets.size() != [n] {
-            return Err(error(format!("the targets are {:?}: expected [{n}], one for each row", targets.size())));
-        }
-        let (alpha, beta) = match likelihood {
-            Likelihood::Bernoulli => {
-                let p = outputs.f_sigmoid()?;
-                // Rounding to p = 1 would leave no noise to divide by.
-                (&targets - &p, &p * (-outputs).f_sigmoid()?)
-            }
-            Likelihood::Gaussian { variance } => {
-                check::positive("variance", variance)?;
-                ((&targets - outputs) / variance, outputs.full_like(1.0 / variance))
-            }
-            Likelihood::Categorical => {
-                return Err(error(
-                    "a dual view has one output per example: Likelihood::Bernoulli or Gaussian".to_owned(),
-                ));
-            }
-        };
-        let factor = precision(&features, &beta, delta)?;
-        Ok(DualView { likelihood, delta, features, targets, weights, alpha, beta, factor })
+        let sites = Sites::of(likelihood, outputs, targets)?;
+        let jacobian = features.f_reshape([sites.len(), sites.columns(), -1])?;
+        let factor = precision(&jacobian, &sites.root, delta)?;
+        Ok(DualView { delta, jacobian, weights, sites, factor })
     }
 
-    /// α `[N]`: the dual variables, -e of [`Sensitivity`](super::Sensitivity).
+    /// α `[N]` or `[N, C]`: the dual variables, -e of [`Sensitivity`](super::Sensitivity).
     pub fn alpha(&self) -> &Tensor {
-        &self.alpha
+        &self.sites.alpha
     }
 
-    /// β `[N]`, the curvature of each loss.
-    pub fn beta(&self) -> &Tensor {
-        &self.beta
+    /// Λ, the curvature of each loss: β `[N]` of one output, `[N, C, C]` of several.
+    pub fn lambda(&self) -> &Tensor {
+        &self.sites.lambda
     }
 
     /// θ `[P]`
@@ -210,97 +207,164 @@ impl DualView {
         &self.weights
     }
 
-    /// Φᵀα/δ `[P]`: the weights as a sum over the examples. It is θ at the optimum.
+    /// Σ Jᵢᵀαᵢ/δ `[P]`: the weights as a sum over the examples. It is θ at the optimum.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn representer(&self) -> Result<Tensor> {
-        Ok(self.features.f_tr()?.f_mv(&self.alpha)? / self.delta)
+        Ok(self.pull(&self.sites.alpha)? / self.delta)
     }
 
-    /// The prior's kernel φ(x)ᵀφ(x')/δ `[A, B]` of two sets of features.
+    /// The prior's kernel J(x)J(x')ᵀ/δ of two sets of features: `[A, B]`, or `[A, B, C, C]` of C outputs.
     ///
     /// # Errors
-    /// Shapes that do not fit, numbers that are not finite.
+    /// Shapes that do not fit, numbers that are not finite, more than 2²⁹ numbers.
     pub fn kernel(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        Ok(self.rows(a)?.f_matmul(&self.rows(b)?.f_tr()?)? / self.delta)
+        let (a, b) = (self.rows(a)?, self.rows(b)?);
+        let (left, right, c) = (a.size()[0], b.size()[0], self.sites.columns());
+        let all = self.gram(&a.f_flatten(0, 1)?, &b.f_flatten(0, 1)?)?;
+        if self.one() {
+            return Ok(all);
+        }
+        Ok(all.f_reshape([left, c, right, c])?.f_permute([0, 2, 1, 3])?)
     }
 
-    /// v `[N]`: φᵢᵀS⁻¹φᵢ of the training examples.
+    /// Its trace over the outputs, Σ_c k_cc `[A, B]`: how alike two inputs are to the model. It takes C² less memory than the
+    /// whole kernel.
+    ///
+    /// # Errors
+    /// As [`DualView::kernel`].
+    pub fn kernel_trace(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        self.gram(&self.rows(a)?.f_flatten(1, -1)?, &self.rows(b)?.f_flatten(1, -1)?)
+    }
+
+    /// Its sum over all pairs of outputs, Σ_cd k_cd `[A, B]`: the kernel of the sum of the outputs.
+    ///
+    /// # Errors
+    /// As [`DualView::kernel`].
+    pub fn kernel_sum(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let sum = |t: &Tensor| Ok::<_, Error>(self.rows(t)?.f_sum_dim_intlist(1, false, None::<Kind>)?);
+        self.gram(&sum(a)?, &sum(b)?)
+    }
+
+    /// abᵀ/δ of two matrices.
+    pub(super) fn gram(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        within("the kernel", &[a.size()[0], b.size()[0]])?;
+        Ok(a.f_matmul(&b.f_tr()?)? / self.delta)
+    }
+
+    /// v = JᵢS⁻¹Jᵢᵀ `[N]` or `[N, C, C]` of the training examples.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn variance(&self) -> Result<Tensor> {
-        self.variance_of(&self.features)
+        squares(&self.white(&self.jacobian)?, self.one())
     }
 
-    fn variance_of(&self, features: &Tensor) -> Result<Tensor> {
-        let white = linalg::forward(&self.factor, &features.f_tr()?.f_contiguous()?)?;
-        Ok(white.f_square()?.f_sum_dim_intlist(0, false, None::<Kind>)?)
+    /// J L⁻ᵀ `[M, C, P]`
+    fn white(&self, jacobian: &Tensor) -> Result<Tensor> {
+        let columns = jacobian.f_flatten(0, 1)?.f_tr()?.f_contiguous()?;
+        Ok(linalg::forward(&self.factor, &columns)?.f_tr()?.f_reshape(jacobian.size())?)
     }
 
-    /// h = βv `[N]`, each in [0, 1): how much of its prediction is the example's own doing.
+    /// h = tr(Λv) `[N]`, between 0 and the rank of Λ: how much of its prediction is the example's own doing.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn leverage(&self) -> Result<Tensor> {
-        Ok(&self.beta * self.variance()?)
+        let each = self.sites.root.f_transpose(1, 2)?.f_bmm(&self.white(&self.jacobian)?)?;
+        Ok(each.f_square()?.f_sum_dim_intlist([1, 2].as_slice(), false, None::<Kind>)?)
     }
 
-    /// Σh = tr(S⁻¹ΦᵀBΦ) = P - δ tr S⁻¹: the effective number of parameters.
+    /// Σh = P - δ tr S⁻¹: the effective number of parameters.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn effective_parameters(&self) -> Result<f64> {
-        Ok(self.leverage()?.f_sum(None::<Kind>)?.double_value(&[]))
+        number(&self.leverage()?)
     }
 
-    /// S⁻¹φᵢαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it the change
+    /// S⁻¹Jᵢᵀαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it the change
     /// of the weights when it leaves, to first order.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn sensitivity(&self) -> Result<Tensor> {
-        let rows = &self.features * self.alpha.f_unsqueeze(1)?;
+        let alpha = self.sites.alpha.f_reshape([self.sites.len(), 1, self.sites.columns()])?;
+        let rows = alpha.f_bmm(&self.jacobian)?.f_squeeze_dim(1)?;
         Ok(rows.f_tr()?.f_cholesky_solve(&self.factor, false)?.f_tr()?)
     }
 
-    /// What is predicted for features φ `[M, P]`.
+    /// What is predicted for features `[M, P]` or `[M, C, P]`, with the outputs Jθ of the linear model.
     ///
     /// # Errors
     /// Shapes that do not fit, numbers that are not finite.
     pub fn predict(&self, features: &Tensor) -> Result<DualPrediction> {
         let _no_grad = tch::no_grad_guard();
-        let features = self.rows(features)?;
-        let output = features.f_mv(&self.weights)?;
-        let variance = self.variance_of(&features)?;
-        if let Likelihood::Gaussian { variance: noise } = self.likelihood {
-            let (mean, epistemic, aleatoric) = (output.copy(), variance.copy(), output.full_like(noise));
-            return Ok(DualPrediction { output, variance, mean, epistemic, aleatoric });
-        }
-        let mean = output.f_sigmoid()?;
-        let aleatoric: Tensor = &mean * (1.0 - &mean);
-        let epistemic = &variance * aleatoric.f_square()?;
-        Ok(DualPrediction { output, variance, mean, epistemic, aleatoric })
+        let output = self.rows(features)?.f_matmul(&self.weights)?;
+        self.predict_at(&if self.one() { output.f_squeeze_dim(1)? } else { output }, features)
     }
 
-    /// f - vα/(1-βv) `[N]`: each example's output by the model without it; exact for linear regression.
+    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear continuation from
+    /// θ = 0 only.
+    ///
+    /// # Errors
+    /// As [`DualView::predict`].
+    pub fn predict_at(&self, outputs: &Tensor, features: &Tensor) -> Result<DualPrediction> {
+        let _no_grad = tch::no_grad_guard();
+        let (jacobian, output) = (self.rows(features)?, home("outputs", outputs)?);
+        let m = jacobian.size()[0];
+        let shape = if self.one() { vec![m] } else { vec![m, self.sites.columns()] };
+        if output.size() != shape {
+            return Err(error(format!("the outputs are {:?}: expected {shape:?}", output.size())));
+        }
+        let white = self.white(&jacobian)?;
+        let output = Output { z: output, likelihood: self.sites.likelihood };
+        // A Gaussian's Λ is 1/σ²; the derivative of the mean by the output is Λ times this, the variance of a label Λ times its
+        // square.
+        let scale = if let Likelihood::Gaussian { variance } = output.likelihood { variance } else { 1.0 };
+        let (root, lambda) = curvature(&output)?;
+        let slope = root.f_bmm(&root.f_transpose(1, 2)?)? * scale;
+        let mean = match output.likelihood {
+            Likelihood::Gaussian { .. } => output.z.copy(),
+            Likelihood::Bernoulli => output.z.f_sigmoid()?,
+            Likelihood::Categorical => output.z.f_softmax(1, None::<Kind>)?,
+        };
+        Ok(DualPrediction {
+            variance: squares(&white, self.one())?,
+            epistemic: squares(&slope.f_bmm(&white)?, self.one())?,
+            aleatoric: lambda * (scale * scale),
+            mean,
+            output: output.z,
+        })
+    }
+
+    /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression, and for
+    /// it f - vα/(1-βv) of one output.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn leave_one_out(&self) -> Result<Tensor> {
-        let v = self.variance()?;
-        Ok(self.features.f_mv(&self.weights)? - &v * &self.alpha / (1.0 - &self.beta * &v))
+        let _no_grad = tch::no_grad_guard();
+        // (I - vRRᵀ)⁻¹v = v + vR(I - RᵀvR)⁻¹Rᵀv, whose middle has the rank of Λ.
+        let (white, root) = (self.white(&self.jacobian)?, &self.sites.root);
+        let v = squares(&white, false)?;
+        let shift = v.f_bmm(&self.sites.alpha.f_reshape([self.sites.len(), self.sites.columns(), 1])?)?;
+        let own = squares(&root.f_transpose(1, 2)?.f_bmm(&white)?, false)?;
+        let middle = Tensor::f_eye(root.size()[2], (Kind::Double, Device::Cpu))? - own;
+        let inner = Tensor::f_linalg_solve(&middle, &root.f_transpose(1, 2)?.f_bmm(&shift)?, true)?;
+        let shift = shift + v.f_bmm(&root.f_bmm(&inner)?)?;
+        Ok(&self.sites.outputs - shift.f_reshape(self.sites.outputs.size())?)
     }
 
-    /// The posterior divided by the parts of these examples: S - Σφβφᵀ, and Sθ - Σφ(βφᵀθ + α). For linear regression it is the
-    /// fit of the others; else one Newton step towards it.
+    /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear regression
+    /// it is the fit of the others; else one Newton step towards it.
     ///
     /// # Errors
     /// A position outside, or twice.
     pub fn without(&self, positions: &[i64]) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let n = self.alpha.size()[0];
+        let n = self.sites.len();
         for (k, i) in positions.iter().enumerate() {
             if !(0..n).contains(i) || positions[..k].contains(i) {
                 return Err(error(format!(
@@ -311,118 +375,73 @@ impl DualView {
         }
         let others: Vec<i64> = (0..n).filter(|i| !positions.contains(i)).collect();
         let (gone, left) = (Tensor::from_slice(positions), Tensor::from_slice(&others));
-        let pick = |t: &Tensor, at: &Tensor| t.f_index_select(0, at);
-        let (features, beta) = (pick(&self.features, &left)?, pick(&self.beta, &left)?);
-        let factor = precision(&features, &beta, self.delta)?;
-        let (phi, sites) = (pick(&self.features, &gone)?, pick(&self.beta, &gone)?);
-        let site = sites * phi.f_mv(&self.weights)? + pick(&self.alpha, &gone)?;
-        // Sθ = LLᵀθ
-        let natural = self.factor.f_mv(&self.factor.f_tr()?.f_mv(&self.weights)?)? - phi.f_tr()?.f_mv(&site)?;
-        let weights = linalg::solve(&factor, &natural)?;
-        // Their own parts stay as they are, so that for a Gaussian only α, which is the error at θ, is another.
-        let moved = features.f_mv(&(&weights - &self.weights))?;
-        let alpha = pick(&self.alpha, &left)? - &beta * moved;
-        let targets = pick(&self.targets, &left)?;
-        Ok(DualView { likelihood: self.likelihood, delta: self.delta, features, targets, weights, alpha, beta, factor })
+        let pick = |at: &Tensor| Ok::<_, Error>((self.jacobian.f_index_select(0, at)?, self.sites.select(at)?));
+        let (jacobian, sites) = pick(&left)?;
+        let (theirs, parts) = pick(&gone)?;
+        let factor = precision(&jacobian, &sites.root, self.delta)?;
+        let step = -linalg::solve(&factor, &pull(&theirs, &parts.alpha)?)?;
+        // The others' parabolas stay as they are, seen from the new weights.
+        let sites = sites.moved(&push(&jacobian, &step)?)?;
+        Ok(DualView { delta: self.delta, jacobian, weights: &self.weights + step, sites, factor })
     }
 
-    /// ln N(ỹ | 0, ΦΦᵀ/δ + diag(β)⁻¹) of the targets ỹ = Φθ + α/β, in nats, computed with the weights (P²N):
-    ///
-    /// ```text
-    /// -½( N ln 2π - Σ ln β + ln det S - P ln δ + Σβ(ỹ - Φm)² + δ‖m‖² ),    m = S⁻¹ΦᵀBỹ
-    /// ```
-    ///
-    /// For a Gaussian it is ln p(y), and the δ, σ² or features with the highest one are a good choice (MacKay 1992, *Bayesian
-    /// Interpolation*). For other likelihoods it is that of the Gaussian model in their place (DNN2GP).
-    ///
-    /// # Errors
-    /// [`Error::Memory`] for an example without curvature (β = 0).
-    pub fn log_marginal_likelihood(&self) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let y = self.pseudo_targets()?;
-        let m = linalg::solve(&self.factor, &self.features.f_tr()?.f_mv(&(&self.beta * &y))?)?;
-        let misfit = number(&(&self.beta * (&y - self.features.f_mv(&m)?).f_square()?))?;
-        let (n, p) = (y.size()[0] as f64, m.size()[0] as f64);
-        let volume = linalg::log_det(&self.factor) - p * self.delta.ln() - number(&self.beta.f_log()?)?;
-        Ok(-0.5 * (n * std::f64::consts::TAU.ln() + volume + misfit + self.delta * number(&m.f_square()?)?))
+    /// Whether outputs are `[N]`.
+    fn one(&self) -> bool {
+        self.sites.alpha.dim() == 1
     }
 
-    /// The same number by the kernel (N³).
-    ///
-    /// # Errors
-    /// As [`DualView::log_marginal_likelihood`].
-    pub fn log_marginal_likelihood_of_kernel(&self) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let y = self.pseudo_targets()?;
-        let covariance = self.kernel(&self.features, &self.features)? + self.beta.f_reciprocal()?.f_diag(0)?;
-        let factor = linalg::cholesky("the kernel with the noise", &linalg::symmetric(&covariance)?)?;
-        let misfit = y.f_dot(&linalg::solve(&factor, &y)?)?.double_value(&[]);
-        Ok(-0.5 * (y.size()[0] as f64 * std::f64::consts::TAU.ln() + linalg::log_det(&factor) + misfit))
+    /// Jx of each example, `[N, C]`.
+    pub(super) fn push(&self, x: &Tensor) -> Result<Tensor> {
+        push(&self.jacobian, x)
     }
 
-    /// ỹ `[N]`
-    fn pseudo_targets(&self) -> Result<Tensor> {
-        let certain = self.beta.f_eq(0.0)?.f_nonzero()?;
-        if certain.numel() > 0 {
-            let i = certain.int64_value(&[0, 0]);
-            return Err(error(format!("example {i} has no curvature (β = 0), and so no Gaussian target in its place")));
-        }
-        Ok(self.features.f_mv(&self.weights)? + &self.alpha / &self.beta)
+    /// Σ Jᵢᵀaᵢ `[P]`
+    pub(super) fn pull(&self, a: &Tensor) -> Result<Tensor> {
+        pull(&self.jacobian, a)
     }
 
-    /// P(θ) - D(α) ≥ 0, in nats; 0 at the optimum only. With the conjugate ℓ* of each loss
-    ///
-    /// ```text
-    /// P(θ) = Σℓᵢ(fᵢ) + ½δ‖θ‖²          D(α) = -Σℓᵢ*(-αᵢ) - ‖Φᵀα‖²/(2δ)
-    /// ```
-    ///
-    /// where -ℓ*(-α) is the entropy of y - α for logistic losses, and αy - ½σ²α² for squares. So it bounds how far P(θ) is above
-    /// its minimum. Both are of the model f = φᵀθ.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn duality_gap(&self) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let f = self.features.f_mv(&self.weights)?;
-        let (losses, conjugates) = if let Likelihood::Gaussian { variance } = self.likelihood {
-            let squares = (&f - &self.targets).f_square()? * (0.5 / variance);
-            (squares, &self.alpha * &self.targets - self.alpha.f_square()? * (0.5 * variance))
-        } else {
-            let p = &self.targets - &self.alpha;
-            if p.numel() > 0 && (p.min().double_value(&[]) < 0.0 || p.max().double_value(&[]) > 1.0) {
-                // No dual variables of a logistic loss: D = -∞.
-                return Ok(f64::INFINITY);
-            }
-            let q: Tensor = 1.0 - &p;
-            let entropy = -p.f_xlogy(&p)? - q.f_xlogy(&q)?;
-            (-(f.f_log_sigmoid()? + (&self.targets - 1.0) * &f), entropy)
-        };
-        let primal = number(&losses)? + 0.5 * self.delta * number(&self.weights.f_square()?)?;
-        let dual =
-            number(&conjugates)? - number(&self.features.f_tr()?.f_mv(&self.alpha)?.f_square()?)? * 0.5 / self.delta;
-        Ok(primal - dual)
-    }
-
-    /// Features of other inputs.
+    /// Features of other inputs, `[M, C, P]`.
     fn rows(&self, features: &Tensor) -> Result<Tensor> {
-        let p = self.weights.size()[0];
+        let (c, p) = (self.sites.columns(), self.weights.size()[0]);
         let features = home("features", features)?;
-        if !matches!(features.size()[..], [_, columns] if columns == p) {
-            return Err(error(format!("the features are {:?}: expected [M, {p}]", features.size())));
+        match &features.size()[..] {
+            &[_, columns] if columns == p && self.one() => Ok(features.f_unsqueeze(1)?),
+            &[_, outputs, columns] if (outputs, columns) == (c, p) && !self.one() => Ok(features),
+            size => {
+                let expected = if self.one() { format!("[M, {p}]") } else { format!("[M, {c}, {p}]") };
+                Err(error(format!("the features are {size:?}: expected {expected}")))
+            }
         }
-        Ok(features)
     }
+}
+
+fn push(jacobian: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(jacobian.f_matmul(x)?)
+}
+
+fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
+    Ok(jacobian.f_flatten(0, 1)?.f_tr()?.f_mv(&a.f_reshape([-1])?)?)
 }
 
 /// The factor of S.
-fn precision(features: &Tensor, beta: &Tensor, delta: f64) -> Result<Tensor> {
-    let prior = Tensor::f_eye(features.size()[1], (Kind::Double, Device::Cpu))? * delta;
-    let s = features.f_tr()?.f_matmul(&(features * beta.f_unsqueeze(1)?))? + prior;
+fn precision(jacobian: &Tensor, root: &Tensor, delta: f64) -> Result<Tensor> {
+    let p = jacobian.size()[2];
+    within("the precision of the weights", &[p, p])?;
+    let each = root.f_transpose(1, 2)?.f_bmm(jacobian)?.f_flatten(0, 1)?;
+    let s = each.f_tr()?.f_matmul(&each)? + Tensor::f_eye(p, (Kind::Double, Device::Cpu))? * delta;
     linalg::cholesky("the precision of the weights", &linalg::symmetric(&s)?)
 }
 
-pub(super) fn number(each: &Tensor) -> Result<f64> {
-    Ok(each.f_sum(None::<Kind>)?.double_value(&[]))
+/// Whether a matrix of so many numbers can be meant.
+fn within(what: &str, size: &[i64]) -> Result<()> {
+    let numbers = size.iter().fold(1i64, |product, n| product.saturating_mul(*n));
+    if numbers <= LARGEST {
+        return Ok(());
+    }
+    Err(error(format!(
+        "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: take fewer \
+         examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
+    )))
 }
 
 /// On the CPU in f64, and finite.

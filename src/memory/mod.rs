@@ -49,9 +49,11 @@
 //! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
 
 mod dual;
+mod evidence;
 mod features;
 mod score;
 mod sensitivity;
+mod site;
 mod stream;
 mod svm;
 

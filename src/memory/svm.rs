@@ -1,7 +1,8 @@
 //! A linear support vector machine by its dual: the model whose sensitivities are zero for all but a few examples.
 
-use super::dual::{home, number};
+use super::dual::home;
 use super::error;
+use super::site::number;
 use crate::{Result, check};
 use tch::{Kind, Tensor};
 
