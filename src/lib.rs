@@ -187,5 +187,8 @@ struct Scales;
 #[doc = include_str!("../docs/merging.md")]
 struct Merging;
 #[cfg(doctest)]
+#[doc = include_str!("../docs/continual.md")]
+struct ContinualLearning;
+#[cfg(doctest)]
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;

@@ -216,6 +216,73 @@ fn tasks_one_after_the_other_are_learned_as_if_at_once() {
     one_after_the_other(von);
 }
 
+/// Mean and precision from the parts of S and of S·m.
+fn sum(parts: &[(f64, &[Vec<f64>; 2])]) -> [Vec<f64>; 2] {
+    let of = |i: usize, f: &dyn Fn(&[f64; 2]) -> f64| -> f64 {
+        parts.iter().map(|(w, [mean, precision])| w * f(&[mean[i], precision[i]])).sum()
+    };
+    let precision: Vec<f64> = (0..3).map(|i| of(i, &|[_, s]| *s)).collect();
+    [(0..3).map(|i| of(i, &|[m, s]| m * s) / precision[i]).collect(), precision]
+}
+
+/// What a task's likelihood adds to the prior: Σ x² around Σ xy / Σ x².
+fn likelihood(task: &Task) -> [Vec<f64>; 2] {
+    let of = |f: &dyn Fn(usize) -> f64| (0..3).map(f).collect::<Vec<_>>();
+    [of(&|j| task.moment(j) / task.gram(j, j)), of(&|j| task.gram(j, j))]
+}
+
+fn options_of_variational_continual_learning<R: GaussianRule>(rule: impl Fn(f64) -> R) {
+    let [a, b] = &tasks();
+    let (la, lb) = (likelihood(a), likelihood(b));
+    let q0 = posterior(&[0.2, 0.0, -0.1], &[PRIOR; 3]);
+    let p0 = [vec![0.2, 0.0, -0.1], vec![PRIOR; 3]];
+    let qa = learn(rule(a.n()), a, Prior::from(&q0));
+    is(&qa, &sum(&[(1.0, &p0), (1.0, &la)]), 1e-10);
+    for x in [0.3, 0.9] {
+        // A tempered likelihood, E[L] + τ KL: S = S₀ + H/τ.
+        let tempered = learn(rule(b.n() / x), b, Prior::from(&qa));
+        is(&tempered, &sum(&[(1.0, &p0), (1.0, &la), (1.0 / x, &lb)]), 1e-9);
+        // Forgetting: natural parameters between those of the last posterior and those of the first prior.
+        let forgotten = combine(&[(x, &qa), (1.0 - x, &q0)]).unwrap();
+        is(&forgotten, &sum(&[(1.0, &p0), (x, &la)]), 1e-10);
+        is(&learn(rule(b.n()), b, Prior::from(forgotten)), &sum(&[(1.0, &p0), (x, &la), (1.0, &lb)]), 1e-10);
+        // An inflated prior: all that was known counts for less, the first prior too.
+        let inflated = learn(rule(b.n()), b, Prior::from(qa.temper(1.0 / x).unwrap()));
+        is(&inflated, &sum(&[(x, &p0), (x, &la), (1.0, &lb)]), 1e-10);
+    }
+}
+
+/// Tempering, forgetting and inflation at the fixed points of IVON and of VON, whose temperature is another way to the first.
+#[test]
+fn variational_continual_learning_has_its_options() {
+    let [a, b] = &tasks();
+    options_of_variational_continual_learning(|n| ivon(b).ess(n));
+    options_of_variational_continual_learning(|n| von(b).ess(n));
+    let qa = learn(von(a), a, Prior::isotropic(PRIOR));
+    for tau in [0.3, 2.5] {
+        let q = learn(von(b).temperature(tau), b, Prior::from(&qa));
+        is(&q, &sum(&[(1.0, &exact(&[a])), (1.0 / tau, &likelihood(b))]), 1e-9);
+    }
+}
+
+/// δ = S/N′: with no curvature yet the step along a slope g from the prior's mean is α g/δ = α g N′/S.
+#[test]
+fn a_prior_is_rescaled_by_the_examples_of_the_next_task() {
+    let slope = [0.3, -0.2, 0.5];
+    let g = Tensor::from_slice(&slope);
+    let one_step = |builder: tch_blr::Builder<Ivon>| {
+        let w = weight(&[0.5, -1.0, 2.0]);
+        builder.noise(given(1, &[&[1.0; 3]])).build(params(&w), 1e-3).unwrap().step(|| w.dot(&g)).unwrap();
+        values(&w)
+    };
+    for n in [1.0, 6.0, 1000.0] {
+        let rule = Ivon::default().ess(n).antithetic(true).beta1(0.0).rescale_lr(false);
+        let expected: Vec<f64> =
+            [0.5, -1.0, 2.0].iter().zip(slope).zip([3.0, 40.0, 0.2]).map(|((m, g), s)| m - 1e-3 * g * n / s).collect();
+        all_close(&one_step(rule.prior(old())), &expected, 1e-12);
+    }
+}
+
 /// For a Gaussian target with the precision matrix A = [[2, 0.9], [0.9, 1]] the best diagonal Gaussian has the exact
 /// mean and the precisions on A's diagonal (reference), not the reciprocals of the marginal variances.
 #[test]

@@ -8,7 +8,7 @@ use crate::model::progress;
 use std::time::Instant;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SynapticIntelligence};
+use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SoftLabels, SynapticIntelligence};
 use tch_blr::memory::{class_balanced, random_scores};
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::{self, Likelihood, Linear};
@@ -40,6 +40,14 @@ impl Task {
     /// Positions of the classes among the labels.
     fn positions(&self, y: &Tensor) -> Tensor {
         y.unsqueeze(1).eq_tensor(&Tensor::from_slice(&self.labels)).to_kind(Kind::Int64).argmax(1, false)
+    }
+
+    /// These examples with their classes, each counting so many times.
+    fn memory(&self, positions: &[i64], weight: f64) -> Memory {
+        let rows = Tensor::from_slice(positions);
+        let (x, y) = (self.train.0.index_select(0, &rows), self.train.1.index_select(0, &rows));
+        let weights = y.ones_like().to_kind(Kind::Float) * weight;
+        Memory::new(&self.shown(&x), Likelihood::Categorical).targets(&y).weights(&weights).labels(&self.labels)
     }
 
     fn batches(&self) -> impl Iterator<Item = Tensor> {
@@ -232,6 +240,19 @@ pub enum Method {
         delta: f64,
         lambda: f64,
     },
+    /// The same with a Kronecker product for every layer and task.
+    KroneckerLaplace {
+        delta: f64,
+        lambda: f64,
+    },
+    /// EWC + FR + Replay (Daxberger et al. 2023): of a random memory one half is replayed and the other has soft labels, each
+    /// example counting `weight` times; the diagonal Fisher information of the examples left out counts λ times.
+    EwcFrReplay {
+        memory: usize,
+        weight: f64,
+        delta: f64,
+        lambda: f64,
+    },
     /// The last posterior as prior. The step is α(h₀+δ).
     Ivon {
         hess_init: f64,
@@ -291,6 +312,8 @@ struct Learner<'a> {
     past: Past,
     memories: Vec<Memory>,
     posterior: Option<DiagonalGaussian>,
+    /// Of the past, around the newest weights.
+    curvature: Option<Quadratic>,
     importance: Option<SynapticIntelligence>,
 }
 
@@ -343,8 +366,8 @@ impl<'a> Learner<'a> {
             Method::SynapticIntelligence { xi, .. } => Some(SynapticIntelligence::new(&params, xi)?),
             _ => None,
         };
-        let (past, memories, posterior) = (Past::new(), Vec::new(), None);
-        Ok(Learner { net, params, method, training, seed, past, memories, posterior, importance })
+        let (past, memories, posterior, curvature) = (Past::new(), Vec::new(), None, None);
+        Ok(Learner { net, params, method, training, seed, past, memories, posterior, curvature, importance })
     }
 
     /// The optimizer of a task, with nothing left of the last one's but the prior.
@@ -372,6 +395,15 @@ impl<'a> Learner<'a> {
             };
             let fromp = Fromp::new(&self.params, &kernel, &self.memories, |x| self.net.logits(x))?;
             self.past = Past::new().with(fromp.scaled(tau * n)?);
+        }
+        if let (Method::EwcFrReplay { lambda, .. }, Some(curvature)) = (self.method, &self.curvature) {
+            self.past = Past::new().with(curvature.scaled(lambda)?);
+            for memory in &self.memories {
+                let half = |from| (from..memory.len() as i64).step_by(2).collect::<Vec<_>>();
+                let past = std::mem::take(&mut self.past);
+                let past = past.with(SoftLabels::of(memory.select(&half(0))?, |x| self.net.logits(x))?);
+                self.past = past.with(Replay::new(memory.select(&half(1))?)?);
+            }
         }
         let adam = Adam::default().builder();
         let adam = if let Some(max) = self.training.clip { adam.clip_grad_norm(max) } else { adam };
@@ -414,6 +446,23 @@ impl<'a> Learner<'a> {
                 self.past = Past::new().with(Quadratic::from(&q).scaled(lambda)?);
                 self.posterior = Some(q);
             }
+            Method::KroneckerLaplace { delta, lambda } => {
+                let fisher = Fisher::exact().labels(&task.labels);
+                let fisher = fisher.kronecker(&self.net.vs, task.batches(), |x| self.net.logits(x))?;
+                let past = self.curvature(delta)?.plus(&Quadratic::from(&fisher))?;
+                self.past = Past::new().with(past.scaled(lambda)?);
+                self.curvature = Some(past);
+            }
+            Method::EwcFrReplay { memory, weight, delta, .. } => {
+                let positions = self.choose(task, Choice::Random, memory)?;
+                let left_out: Vec<i64> = (0..task.examples() as i64).filter(|i| !positions.contains(i)).collect();
+                let left_out = task.shown(&task.train.0.index_select(0, &Tensor::from_slice(&left_out))).split(1000, 0);
+                let fisher = Fisher::exact().labels(&task.labels);
+                let fisher = fisher.diagonal(&self.net.vs, left_out, |x| self.net.logits(x))?;
+                self.curvature = Some(self.curvature(delta)?.plus(&Quadratic::from(&fisher))?);
+                self.memories.push(task.memory(&positions, weight));
+                return Ok(Some(positions));
+            }
             Method::Ivon { .. } => {
                 if let Driver::Ivon(opt) = driver {
                     // Heads that are still to be used keep their own prior.
@@ -431,16 +480,19 @@ impl<'a> Learner<'a> {
             }
             Method::Replay { memory } => {
                 let positions = self.choose(task, Choice::Random, memory)?;
-                let rows = Tensor::from_slice(&positions);
-                let (x, y) = (task.train.0.index_select(0, &rows), task.train.1.index_select(0, &rows));
-                let weights = y.ones_like().to_kind(Kind::Float) * (task.examples() as f64 / positions.len() as f64);
-                let memory = Memory::new(&task.shown(&x), Likelihood::Categorical).targets(&y).labels(&task.labels);
+                let memory = task.memory(&positions, task.examples() as f64 / positions.len() as f64);
                 let past = std::mem::take(&mut self.past);
-                self.past = past.with(Replay::new(memory.weights(&weights))?);
+                self.past = past.with(Replay::new(memory)?);
                 return Ok(Some(positions));
             }
         }
         Ok(None)
+    }
+
+    /// That of the tasks before, around the present weights; δ before all tasks.
+    fn curvature(&self, delta: f64) -> Result<Quadratic> {
+        let past = self.curvature.as_ref();
+        past.map_or_else(|| Quadratic::isotropic(&self.params, delta), |past| past.recentred(&self.params))
     }
 
     /// N(θ, (F + δ)⁻¹) with F of all tasks so far.

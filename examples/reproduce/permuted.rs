@@ -37,6 +37,13 @@ const ROWS: &[Row] = &[
         ADAM,
     ),
     row(
+        "Kronecker online Laplace",
+        "exact Fisher, λ 1, δ 1e-5",
+        None,
+        Method::KroneckerLaplace { delta: 1e-5, lambda: 1.0 },
+        ADAM,
+    ),
+    row(
         "IVON, posterior as prior",
         "5 epochs; h₀ 0.03, β₂ 0.9995, δ 5e-5, step 0.01",
         Some(90.0),

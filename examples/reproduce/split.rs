@@ -56,6 +56,14 @@ const TASK_INCREMENTAL: &[Row] = &[
         ADAM,
         one_head,
     ),
+    row(
+        "Kronecker online Laplace",
+        "exact Fisher, λ 1, δ 1e-3",
+        None,
+        Method::KroneckerLaplace { delta: 1e-3, lambda: 1.0 },
+        ADAM,
+        one_head,
+    ),
     row("IVON, posterior as prior", "five heads; h₀ 0.1, β₂ 0.9995, δ 1e-4", Some(97.0), IVON, VARIATIONAL, five_heads),
     row(
         "FROMP",

@@ -17,6 +17,10 @@
 //! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
 //! | | [`StoredOutputs`] | DER, DER++ |
 //! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
+//! | all three | [`Quadratic`] of the examples in no memory + [`SoftLabels`] on M₁∖M₂ + [`Replay`] on M₂ | EWC + FR + Replay |
+//!
+//! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay (`docs/continual.md`
+//! has it written out).
 //!
 //! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to keep
 //! is the business of [`crate::memory`].
@@ -56,7 +60,8 @@
 //!
 //! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs into its
 //! prior instead, where the expectation over the posterior is exact: [`Rule::prior`](crate::Rule::prior) takes the last
-//! task's posterior, [`temper`](crate::DiagonalGaussian::temper) makes it count less, and
+//! task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
+//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, and
 //! [`combine`](crate::combine) forgets: `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left out
 //! of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).

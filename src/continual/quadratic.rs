@@ -3,7 +3,10 @@
 use super::past::{Model, Regularizer};
 use crate::params::Leaf;
 use crate::posterior::{into_basis, matrix_shape};
-use crate::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, Params, Result, check};
+use crate::{
+    DiagonalFisher, DiagonalGaussian, Error, FullFisher, FullGaussian, KroneckerFisher, KroneckerGaussian,
+    LayerFactors, Params, Result, check,
+};
 use tch::{Kind, Tensor};
 
 /// K(θ) = Σ ½ (θ-m)ᵀ S (θ-m), a sum of quadratic forms with S ≥ 0, on the scale of the loss summed over examples.
@@ -14,17 +17,45 @@ use tch::{Kind, Tensor};
 /// | method | m | S | here |
 /// |---|---|---|---|
 /// | L2 to the previous weights | θₜ | δI | [`Quadratic::isotropic`] |
-/// | online EWC = online Laplace, diagonal | θₜ | γ Sₜ₋₁ + F | `past.scaled(γ)?.recentred(&params)?.plus(&new)?`, from δI |
-/// | online Laplace, Kronecker or full | θₜ | Sₜ₋₁ + F | the same: Kronecker terms are kept as a list, for their sum is none |
-/// | separate EWC | each θₖ | λ Σ Fₖ | `past.plus(&new.scaled(λ)?)?`, without `recentred`: still two tensors |
+/// | online EWC = online Laplace: diagonal, Kronecker-factored, full | θₜ | γ Sₜ₋₁ + F | `past.scaled(γ)?.recentred(&params)?.plus(&Quadratic::from(&fisher))?`, from δI |
+/// | separate EWC | each θₖ | λ Σ Fₖ | `past.plus(&Quadratic::from(&fisher).scaled(λ)?)?`, without `recentred`: still two tensors |
 /// | Synaptic Intelligence | θₜ | 2cΩ | [`SynapticIntelligence`](super::SynapticIntelligence) |
 /// | a posterior | its mean | its precision | `Quadratic::from(&q)` |
 ///
 /// Separate EWC counts the past twice, compared with Bayes: θ₂ was pulled to θ₁ already (Huszár 2018). Parameters that it
 /// does not name (new heads) are free.
 ///
-/// Diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and s·m = s₁m₁ + s₂m₂, with the
-/// constant that this leaves, so values are those of the sum.
+/// What a sum takes: diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and
+/// s·m = s₁m₁ + s₂m₂, with the constant that this leaves, so values are those of the sum. Full matrices around the same
+/// weights are added. Kronecker products are kept as a list, a pair of factors for each task, because their sum is no
+/// Kronecker product, and least of all (A₁ + A₂) ⊗ (G₁ + G₂).
+///
+/// ```
+/// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+/// use tch_blr::continual::{Model, Quadratic, Regularizer};
+/// use tch_blr::{Adam, Fisher, Params, Rule, nn};
+/// # fn main() -> tch_blr::Result<()> {
+/// # let vs = VarStore::new(Device::Cpu);
+/// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+/// # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
+/// # let tasks = [data(30), data(50)];
+/// let params = Params::from(&vs);
+/// let forward = |x: &Tensor| net.forward(x);
+/// let mut past = Quadratic::towards_zero(&params, 1.0)?;
+/// for (x, y) in &tasks {
+///     let mut opt = Adam::default().build(&vs, 1e-2)?;
+///     for _ in 0..10 {
+///         opt.step(|| {
+///             let past = past.value(&Model { params: &params, forward: &forward })?;
+///             Ok::<_, tch_blr::Error>(forward(x).cross_entropy_for_logits(y) + past / x.size()[0])
+///         })?;
+///     }
+///     let fisher = Fisher::exact().kronecker(&vs, [x], forward)?; // or diagonal, or full
+///     past = past.recentred(&params)?.plus(&Quadratic::from(&fisher))?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Quadratic {
     terms: Vec<Term>,
@@ -38,9 +69,14 @@ enum Term {
     Diagonal { name: String, mean: Tensor, precision: Tensor },
     /// `precision` in the basis, as in [`KroneckerGaussian`].
     Kronecker { name: String, mean: Tensor, left: Option<Tensor>, right: Option<Tensor>, precision: Tensor },
+    /// G ⊗ A of a layer's `[W b]`: `mean` `[out, in]` or `[out, in+1]`, `inputs` A, `outputs` G.
+    Layer { weight: Shaped, bias: Option<Shaped>, mean: Tensor, inputs: Tensor, outputs: Tensor },
     /// `mean` `[n]` and `precision` `[n, n]` of all these together, in f64.
-    Full { parameters: Vec<(String, Vec<i64>)>, mean: Tensor, precision: Tensor },
+    Full { parameters: Vec<Shaped>, mean: Tensor, precision: Tensor },
 }
+
+/// Name and shape of a parameter.
+type Shaped = (String, Vec<i64>);
 
 impl Quadratic {
     /// Diagonal, from (name, m, s) of each parameter, which it copies.
@@ -120,8 +156,10 @@ impl Quadratic {
         check::non_negative("w", w)?;
         let mut all = self.copy();
         for term in &mut all.terms {
-            let (Term::Diagonal { precision, .. } | Term::Kronecker { precision, .. } | Term::Full { precision, .. }) =
-                term;
+            let (Term::Diagonal { precision, .. }
+            | Term::Kronecker { precision, .. }
+            | Term::Layer { outputs: precision, .. }
+            | Term::Full { precision, .. }) = term;
             *precision = &*precision * w;
         }
         all.constant *= w;
@@ -157,22 +195,37 @@ impl Quadratic {
     }
 
     fn add(&mut self, new: &Term) -> Result<()> {
-        let Term::Diagonal { name, mean, precision } = new else {
-            self.terms.push(new.copy());
-            return Ok(());
-        };
+        let _no_grad = tch::no_grad_guard();
+        match new {
+            Term::Diagonal { name, mean, precision } => return self.add_diagonal(name, mean, precision),
+            Term::Full { parameters, mean, precision } => {
+                let there = self.terms.iter_mut().find_map(|t| match t {
+                    Term::Full { parameters: p, mean: m, precision: s } if p == parameters && m.equal(mean) => Some(s),
+                    _ => None,
+                });
+                if let Some(s) = there {
+                    *s = s.f_add(precision)?;
+                    return Ok(());
+                }
+            }
+            Term::Kronecker { .. } | Term::Layer { .. } => (),
+        }
+        self.terms.push(new.copy());
+        Ok(())
+    }
+
+    fn add_diagonal(&mut self, name: &str, mean: &Tensor, precision: &Tensor) -> Result<()> {
         let there = self.terms.iter_mut().find_map(|t| match t {
             Term::Diagonal { name: other, mean, precision } if other == name => Some((mean, precision)),
             _ => None,
         });
         let Some((m, s)) = there else {
-            self.terms.push(new.copy());
+            self.terms.push(Term::diagonal(name, mean, precision));
             return Ok(());
         };
         if m.size() != mean.size() {
             return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", m.size(), mean.size())));
         }
-        let _no_grad = tch::no_grad_guard();
         let wide = |t: &Tensor| t.to_kind(Kind::Double).to_device(m.device());
         let (m1, s1, m2, s2) = (wide(m), wide(s), wide(mean), wide(precision));
         let sum = &s1 + &s2;
@@ -208,18 +261,28 @@ impl Quadratic {
 }
 
 impl Term {
+    /// Shares the tensors, none of which is ever written to.
+    fn diagonal(name: &str, mean: &Tensor, precision: &Tensor) -> Self {
+        Term::Diagonal { name: name.to_owned(), mean: mean.shallow_clone(), precision: precision.shallow_clone() }
+    }
+
     fn copy(&self) -> Self {
         let copy = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
         match self {
-            Term::Diagonal { name, mean, precision } => {
-                Term::Diagonal { name: name.clone(), mean: mean.shallow_clone(), precision: precision.shallow_clone() }
-            }
+            Term::Diagonal { name, mean, precision } => Term::diagonal(name, mean, precision),
             Term::Kronecker { name, mean, left, right, precision } => Term::Kronecker {
                 name: name.clone(),
                 mean: mean.shallow_clone(),
                 left: copy(left),
                 right: copy(right),
                 precision: precision.shallow_clone(),
+            },
+            Term::Layer { weight, bias, mean, inputs, outputs } => Term::Layer {
+                weight: weight.clone(),
+                bias: bias.clone(),
+                mean: mean.shallow_clone(),
+                inputs: inputs.shallow_clone(),
+                outputs: outputs.shallow_clone(),
             },
             Term::Full { parameters, mean, precision } => Term::Full {
                 parameters: parameters.clone(),
@@ -230,7 +293,10 @@ impl Term {
     }
 
     fn mean_mut(&mut self) -> &mut Tensor {
-        let (Term::Diagonal { mean, .. } | Term::Kronecker { mean, .. } | Term::Full { mean, .. }) = self;
+        let (Term::Diagonal { mean, .. }
+        | Term::Kronecker { mean, .. }
+        | Term::Layer { mean, .. }
+        | Term::Full { mean, .. }) = self;
         mean
     }
 
@@ -239,6 +305,12 @@ impl Term {
         match self {
             Term::Diagonal { name, mean, .. } | Term::Kronecker { name, mean, .. } => {
                 Ok(find(params, name, &mean.size())?.shallow_clone())
+            }
+            Term::Layer { weight: (weight, shape), bias, .. } => {
+                let w = find(params, weight, shape)?.f_reshape(matrix_shape(shape))?;
+                let Some((bias, shape)) = bias else { return Ok(w) };
+                let b = find(params, bias, shape)?.f_unsqueeze(1)?;
+                Ok(Tensor::f_cat(&[w, b], 1)?)
             }
             Term::Full { parameters, .. } => {
                 let parts = parameters
@@ -261,6 +333,12 @@ impl Term {
                 let there = |q: &Option<Tensor>| q.as_ref().map(|q| q.to_device(theta.device()));
                 let d = into_basis(&d, there(left).as_ref(), there(right).as_ref())?.f_reshape(mean.size())?;
                 d.square() * precision.to_device(theta.device())
+            }
+            Term::Layer { mean, inputs, outputs, .. } => {
+                // tr(G D A Dᵀ)
+                let d = apart(mean)?;
+                let [a, g] = [inputs, outputs].map(|t| t.to_device(theta.device()));
+                g.f_matmul(&d.f_matmul(&a)?)? * d
             }
             Term::Full { mean, precision, .. } => {
                 let d = apart(mean)?;
@@ -331,6 +409,53 @@ impl From<&FullGaussian> for Quadratic {
             parameters: q.names().map(shape).collect(),
             mean: q.mean_vector(),
             precision: q.precision().copy(),
+        };
+        Quadratic { terms: vec![term], constant: 0.0 }
+    }
+}
+
+/// ½ (θ-m)ᵀ diag(F) (θ-m) around the weights m at which F was computed, without a prior.
+impl From<&DiagonalFisher> for Quadratic {
+    fn from(f: &DiagonalFisher) -> Self {
+        let of = |l: &Leaf| Term::diagonal(l.name(), &l.tensor, f.get(l.name()).expect("its name"));
+        Quadratic { terms: f.solution().leaves().iter().map(of).collect(), constant: 0.0 }
+    }
+}
+
+/// ½ tr(G ΔV A ΔVᵀ) for every layer, with V = `[W b]`: a weight and its bias together, as they are in A. What has no factors
+/// has its diagonal. Around the weights at which F was computed, without a prior.
+impl From<&KroneckerFisher> for Quadratic {
+    fn from(f: &KroneckerFisher) -> Self {
+        let _no_grad = tch::no_grad_guard();
+        let at = |name: &str| &f.solution().find(name).expect("its name").tensor;
+        let shaped = |name: &str| (name.to_owned(), at(name).size());
+        let layer = |l: &LayerFactors| {
+            let w = at(&l.weight).reshape(matrix_shape(&at(&l.weight).size()));
+            let mean =
+                l.bias.as_ref().map_or_else(|| w.shallow_clone(), |b| Tensor::cat(&[&w, &at(b).unsqueeze(1)], 1));
+            Term::Layer {
+                weight: shaped(&l.weight),
+                bias: l.bias.as_deref().map(shaped),
+                inputs: l.inputs.to_kind(mean.kind()),
+                outputs: l.outputs.to_kind(mean.kind()),
+                mean,
+            }
+        };
+        let layers = f.layers().iter().map(layer);
+        let rest = f.names().filter_map(|name| Some(Term::diagonal(name, at(name), f.diagonal(name)?)));
+        Quadratic { terms: layers.chain(rest).collect(), constant: 0.0 }
+    }
+}
+
+/// ½ (θ-m)ᵀ F (θ-m) around the weights m at which F was computed, without a prior.
+impl From<&FullFisher> for Quadratic {
+    fn from(f: &FullFisher) -> Self {
+        let leaves = f.solution().leaves();
+        let flat: Vec<Tensor> = leaves.iter().map(|l| l.tensor.to_kind(Kind::Double).reshape([-1])).collect();
+        let term = Term::Full {
+            parameters: leaves.iter().map(|l| (l.name().to_owned(), l.tensor.size())).collect(),
+            mean: Tensor::cat(&flat, 0),
+            precision: f.matrix().shallow_clone(),
         };
         Quadratic { terms: vec![term], constant: 0.0 }
     }

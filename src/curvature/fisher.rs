@@ -470,6 +470,11 @@ macro_rules! at {
                 self.at.fisher.labels.as_deref()
             }
 
+            /// θ, in the order of the names.
+            pub(crate) fn solution(&self) -> &Params {
+                &self.at.solution
+            }
+
             /// Names of the parameters, in order.
             pub fn names(&self) -> impl Iterator<Item = &str> {
                 self.at.solution.names()
@@ -567,6 +572,10 @@ impl KroneckerFisher {
     /// the weight is the block without the appended 1, and the bias has precision g + P₀ in the basis U_G. What the full
     /// G ⊗ A says about their correlation is left out. Parameters without factors get diag F + P₀.
     ///
+    /// With a posterior as prior the sum has no such basis. As a loss term it has no need of one:
+    /// [`continual::Quadratic`](crate::continual::Quadratic) is made of this, keeps the products of all tasks as a list, and
+    /// takes a weight with its bias.
+    ///
     /// # Errors
     /// A prior that is a posterior; a precision that is not positive and finite, as where both F and P₀ vanish.
     pub fn laplace(&self, prior: impl Into<Prior>) -> Result<KroneckerGaussian> {
@@ -575,7 +584,8 @@ impl KroneckerFisher {
         let Some(p0) = prior.isotropic_precision() else {
             return Err(Error::Posterior(
                 "a Kronecker-factored Fisher information was given a posterior as prior: expected Prior::isotropic(..), \
-                 because the sum has no Kronecker basis otherwise; take Fisher::diagonal or Fisher::full"
+                 because the sum has no Kronecker basis otherwise; take continual::Quadratic::from(&fisher) as a loss term, or \
+                 Fisher::diagonal or Fisher::full"
                     .to_owned(),
             ));
         };
