@@ -42,6 +42,8 @@ const SMALLEST: f64 = 1e-10;
 /// | [`Sensitivity::shift_size`], ‖v e‖ | **mislabelled** ones. They have errors near 1 where the model is sure of something else, and that is where Λ would hide them |
 /// | [`Sensitivity::leverage`], tr(Λv) | examples that the model fits because they are there, whatever their label |
 ///
+/// All from the predictions of the mean, or, as sensitivities are followed over a training, [`Sensitivity::averaged`] ones.
+///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 /// use tch_blr::{Fisher, Prior, memory::{self, Sensitivity}, nn::{self, Likelihood}};
