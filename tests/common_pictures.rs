@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::Path;
 
 use pictures::planes::{Panel, ellipse, field, planes};
-use pictures::{Curves, entropy_planes, histograms, reliability, training_curves};
+use pictures::{Cloud, Curves, entropy_planes, histograms, reliability, scatter, training_curves};
 use tch::Tensor;
 use tch_blr::metrics::{self, Reliability};
 
@@ -53,6 +53,22 @@ fn curves() {
     let empty = [Curves { y_label: "NLL".into(), series: vec![("Adam".into(), vec![(1.0, f64::INFINITY)])] }];
     assert_eq!(refused(|path| training_curves(path, "epoch", &empty)), "no points for NLL");
     assert!(refused(|path| training_curves(path, "epoch", &[])).contains("no training curves"));
+}
+
+#[test]
+fn clouds() {
+    let cloud = |y: &str, points: &[(f64, f64)]| Cloud {
+        x_label: "‖e‖".into(),
+        y_label: y.into(),
+        groups: vec![("all".into(), points.to_vec()), ("few".into(), vec![(0.5, 1.0)])],
+    };
+    let panels = [cloud("tr v", &[(0.0, 1.0), (1.0, f64::NAN), (1.0, 3.0)]), cloud("tr Λ", &[])];
+    let svg = drawn(|path| scatter(path, &panels), &["‖e‖", "tr v", "tr Λ", "all", "few"]);
+    // Two keys, and the finite points.
+    assert_eq!(svg.matches("<circle").count(), 2 + 3 + 1);
+    let empty = Cloud { groups: vec![("all".into(), vec![(1.0, f64::NAN)])], ..cloud("tr v", &[]) };
+    assert_eq!(refused(|path| scatter(path, std::slice::from_ref(&empty))), "no points for tr v");
+    assert!(refused(|path| scatter(path, &[])).contains("no clouds"));
 }
 
 #[test]

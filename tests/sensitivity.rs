@@ -494,3 +494,121 @@ fn predictions_for_a_network_are_those_of_retraining() {
     let found = suspects.iter().filter(|i| flip.double_value(&[**i]) == 1.0).count();
     assert!(found >= 10, "{found} of 12");
 }
+
+/// ∫ f(z) N(z; 0, 1) dz, by the trapezoidal rule: for smooth f exact to rounding.
+fn normal_average(f: impl Fn(f64) -> f64) -> f64 {
+    let (n, end) = (4000, 12.0);
+    let at = |k: usize| end * (2.0 * k as f64 / n as f64 - 1.0);
+    let weight = |z: f64| (-0.5 * z * z).exp() / std::f64::consts::TAU.sqrt();
+    (0..=n).map(|k| f(at(k)) * weight(at(k))).sum::<f64>() * (2.0 * end / n as f64)
+}
+
+fn sigmoid(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
+}
+
+/// Σ of n squared standardized errors of averages over so many samples is χ²(n) if each is its integral: a normal deviate of it
+/// (Wilson and Hilferty 1931).
+fn deviate(found: &[f64], expected: &[(f64, f64)], samples: usize) -> f64 {
+    let squares =
+        found.iter().zip(expected).map(|(p, (mean, variance))| (p - mean).powi(2) * samples as f64 / variance);
+    let (n, total) = (found.len() as f64, squares.sum::<f64>());
+    ((total / n).cbrt() - 1.0 + 2.0 / (9.0 * n)) / (2.0 / (9.0 * n)).sqrt()
+}
+
+/// Predictions averaged over N(f, v) against quadrature, for one logit, and for softmaxes whose v has one direction (rank 1).
+#[test]
+fn averaged_predictions_are_integrals() {
+    let n = 100;
+    let f = wave(&[n], 2.7) * 3.0;
+    let v = (wave(&[n, 1], 1.1).square() + 0.05) * 4.0;
+    let y = wave(&[n], 9.1).gt(0.0).to_kind(Kind::Double);
+    let moments = |p: &dyn Fn(f64) -> f64| {
+        let mean = normal_average(p);
+        (mean, normal_average(|z| (p(z) - mean).powi(2)))
+    };
+    let of_one = |i: usize| {
+        let (f, v) = (f.double_value(&[i as i64]), v.double_value(&[i as i64, 0]));
+        moments(&|z| sigmoid(f + v.sqrt() * z))
+    };
+    let expected: Vec<_> = (0..n as usize).map(of_one).collect();
+    let s = Sensitivity::new(BERNOULLI, &f, &y, &v).unwrap();
+    let average = |samples, seed| values(&(s.averaged(samples, seed).unwrap().errors() + &y));
+    // Two sides of 3·10⁻⁷ each; the error falls as it should, over four orders of the number of samples.
+    for (samples, seed) in [(1, 0), (150, 1), (150, 2), (10_000, 3)] {
+        let z = deviate(&average(samples, seed), &expected, samples);
+        assert!(z.abs() < 5.0, "{samples} samples: {z}");
+    }
+    // By the seed, and by nothing else.
+    assert_eq!(average(150, 1), average(150, 1));
+    assert_ne!(average(150, 1), average(150, 2));
+
+    // v = aaᵀ: all logits of an example move together, and without the covariances the averages would be others.
+    let (f, a) = (wave(&[n, 3], 1.7) * 2.0, wave(&[n, 3], 3.3) * 2.0);
+    let y = Tensor::arange(n, (Kind::Int64, Device::Cpu)).remainder(3);
+    let full = a.unsqueeze(2) * a.unsqueeze(1);
+    let (rows, directions) = (values(&f), values(&a));
+    let softmax = |i: usize, z: f64| {
+        let e: [f64; 3] = std::array::from_fn(|c| (rows[3 * i + c] + directions[3 * i + c] * z).exp());
+        e.map(|x| x / e.iter().sum::<f64>())
+    };
+    for class in 0..3 {
+        let expected: Vec<_> = (0..n as usize).map(|i| moments(&|z| softmax(i, z)[class])).collect();
+        let found = |v: &Tensor| {
+            let s = Sensitivity::new(Likelihood::Categorical, &f, &y, v).unwrap();
+            let p = s.averaged(1000, 7).unwrap().errors() + y.one_hot(3);
+            values(&p.select(1, class as i64))
+        };
+        let z = deviate(&found(&full), &expected, 1000);
+        assert!(z.abs() < 5.0, "class {class}: {z}");
+        assert!(deviate(&found(&full.diagonal(0, 1, 2)), &expected, 1000) > 20.0);
+    }
+}
+
+/// What follows from averaged predictions, and where averaging changes nothing.
+#[test]
+fn averaging_replaces_predictions_and_nothing_else() {
+    let (f, y) = (wave(&[6, 3], 1.7) * 3.0, Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0]));
+    let v = wave(&[6, 3], 0.9).square() + 0.1;
+    let all = |s: &Sensitivity| {
+        let each = [s.errors().copy(), s.shift().unwrap(), s.score().unwrap(), s.leverage().unwrap()];
+        let more = [s.shift_of_predictions().unwrap(), s.leave_one_out_shift().unwrap(), s.shift_size().unwrap()];
+        each.iter().chain(&more).flat_map(values).collect::<Vec<f64>>()
+    };
+    let of = |f: &Tensor, v: &Tensor| Sensitivity::new(Likelihood::Categorical, f, &y, v).unwrap();
+    let s = of(&f, &v);
+    let averaged = s.averaged(50, 3).unwrap();
+    // As if the outputs were those that predict p̄.
+    let p = averaged.errors() + y.one_hot(3);
+    assert!(
+        largest(&(p.sum_dim_intlist(1, false, Kind::Double) - 1.0)) < 1e-14
+            && largest(&(&p - f.softmax(1, Kind::Double))) > 0.01
+    );
+    all_close(&all(&averaged), &all(&of(&p.log(), &v)), 1e-12);
+    // Outputs, variances and losses of shifts are those of the mean.
+    all_close(&values(averaged.outputs()), &values(&f), 0.0);
+    all_close(&values(&averaged.variance().unwrap()), &values(&v), 0.0);
+    close(averaged.nll(&f.zeros_like()).unwrap(), s.nll(&f.zeros_like()).unwrap(), 0.0);
+
+    // No variance, nothing to average; v as matrices or as diagonals.
+    for none in [v.zeros_like(), v.zeros_like().diag_embed(0, 1, 2)] {
+        let s = of(&f, &none);
+        all_close(&all(&s.averaged(7, 0).unwrap()), &all(&s), 1e-14);
+    }
+    // Both ends of a sigmoid keep their digits.
+    let f = Tensor::from_slice(&[-40.0, 0.0, 40.0]);
+    let (y, v) = (Tensor::from_slice(&[0.0, 1.0, 1.0]), Tensor::from_slice(&[0.3; 3]).unsqueeze(1));
+    let e = values(Sensitivity::new(BERNOULLI, &f, &y, &v).unwrap().averaged(20, 5).unwrap().errors());
+    assert!(e[0] > 1e-18 && e[0] < 1e-16 && (e[2] <= 0.0) && e[2].abs() < 1e-15, "{e:?}");
+    // A Gaussian's predictions are f.
+    let s = Sensitivity::new(Likelihood::Gaussian { variance: 0.5 }, &f, &y, &v).unwrap();
+    all_close(&all(&s.averaged(3, 0).unwrap()), &all(&s), 0.0);
+
+    let error = s.averaged(0, 0).unwrap_err().to_string();
+    assert!(error.contains("samples") && error.contains("at least 1"), "{error}");
+    let bad = Tensor::from_slice(&[1.0, 2.0, 2.0, 1.0]).reshape([1, 2, 2]);
+    let two = Tensor::zeros([1, 2], (Kind::Double, Device::Cpu));
+    let s = Sensitivity::new(Likelihood::Categorical, &two, &Tensor::from_slice(&[0i64]), &bad).unwrap();
+    let error = s.averaged(5, 0).unwrap_err().to_string();
+    assert!(error.contains("v of example 0 is no covariance"), "{error}");
+}

@@ -1,5 +1,8 @@
 //! Sheets of numbers and of images, as SVG without a library: accuracy matrices and examples.
 
+// Each example uses a part of this file.
+#![allow(dead_code)]
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -79,43 +82,85 @@ pub fn heat_maps(path: &Path, matrices: &[(String, AccuracyMatrix)]) -> Outcome 
     write(path, columns * width, matrices.len().div_ceil(columns) * height, &body)
 }
 
+const SIDE: usize = 28;
+const PIXEL: usize = 2;
+const GAP: usize = 6;
+
 /// Images `[N, 784]` in [0, 1], so many in a row, ink on white.
 ///
 /// # Errors
 /// If they have another shape, or the file cannot be written.
 pub fn images(path: &Path, images: &Tensor, per_row: usize) -> Outcome {
-    const SIDE: usize = 28;
-    const PIXEL: usize = 2;
-    const GAP: usize = 6;
-    const LEVELS: f64 = 8.0;
+    let (step, mut body) = (SIDE * PIXEL + GAP, String::new());
+    let all = pixels(images)?;
+    for (k, image) in all.iter().enumerate() {
+        draw(&mut body, image, (GAP + k % per_row * step, GAP + k / per_row * step))?;
+    }
+    write(path, GAP + per_row.min(all.len().max(1)) * step, GAP + all.len().div_ceil(per_row) * step, &body)
+}
+
+/// Images `[N, 784]` of one kind, a caption below each.
+pub struct Row {
+    pub title: String,
+    pub images: Tensor,
+    pub captions: Vec<String>,
+}
+
+/// Rows of images under their titles.
+///
+/// # Errors
+/// As [`images`].
+pub fn rows(path: &Path, rows: &[Row]) -> Outcome {
+    const HEAD: usize = 26;
+    const CAPTION: usize = 18;
+    let (side, mut body, mut columns) = (SIDE * PIXEL, String::new(), 1);
+    let height = HEAD + side + CAPTION + GAP;
+    for (r, row) in rows.iter().enumerate() {
+        let upper = GAP + r * height;
+        let title = format!("x=\"{GAP}\" y=\"{}\" {STYLE} font-size=\"13\"", upper + HEAD - 9);
+        writeln!(body, "<text {title}>{}</text>", row.title)?;
+        let all = pixels(&row.images)?;
+        columns = columns.max(all.len());
+        for (k, (image, caption)) in all.iter().zip(&row.captions).enumerate() {
+            let left = GAP + k * (side + GAP);
+            draw(&mut body, image, (left, upper + HEAD))?;
+            let (x, y) = (left + side / 2, upper + HEAD + side + CAPTION - 5);
+            let place = format!("x=\"{x}\" y=\"{y}\" {STYLE} font-size=\"12\" text-anchor=\"middle\"");
+            writeln!(body, "<text {place}>{caption}</text>")?;
+        }
+    }
+    write(path, GAP + columns * (side + GAP), GAP + rows.len() * height, &body)
+}
+
+fn pixels(images: &Tensor) -> Result<Vec<Vec<f32>>, Box<dyn Error>> {
     if images.size().get(1) != Some(&((SIDE * SIDE) as i64)) {
         return Err(format!("images of shape {:?}: expected [N, 784]", images.size()).into());
     }
-    let count = images.size()[0] as usize;
-    let (step, mut body) = (SIDE * PIXEL + GAP, String::new());
-    for k in 0..count {
-        let pixels = Vec::<f32>::try_from(images.get(k as i64).contiguous())?;
-        let (left, upper) = (GAP + k % per_row * step, GAP + k / per_row * step);
-        let level = |row: usize, column: usize| (f64::from(pixels[row * SIDE + column]) * LEVELS).round() as usize;
-        for row in 0..SIDE {
-            let mut column = 0;
-            while column < SIDE {
-                let (from, ink) = (column, level(row, column));
-                while column < SIDE && level(row, column) == ink {
-                    column += 1;
-                }
-                if ink > 0 {
-                    let shade = 255 - (ink as f64 / LEVELS * 235.0) as u8;
-                    let (x, y, width) = (left + from * PIXEL, upper + row * PIXEL, (column - from) * PIXEL);
-                    writeln!(
-                        body,
-                        "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{PIXEL}\" fill=\"rgb({shade},{shade},{shade})\"/>"
-                    )?;
-                }
+    (0..images.size()[0]).map(|k| Ok(Vec::try_from(images.get(k).contiguous())?)).collect()
+}
+
+/// One image, as rectangles of equal ink.
+fn draw(body: &mut String, pixels: &[f32], (left, upper): (usize, usize)) -> Outcome {
+    const LEVELS: f64 = 8.0;
+    let level = |row: usize, column: usize| (f64::from(pixels[row * SIDE + column]) * LEVELS).round() as usize;
+    for row in 0..SIDE {
+        let mut column = 0;
+        while column < SIDE {
+            let (from, ink) = (column, level(row, column));
+            while column < SIDE && level(row, column) == ink {
+                column += 1;
+            }
+            if ink > 0 {
+                let shade = 255 - (ink as f64 / LEVELS * 235.0) as u8;
+                let (x, y, width) = (left + from * PIXEL, upper + row * PIXEL, (column - from) * PIXEL);
+                writeln!(
+                    body,
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{PIXEL}\" fill=\"rgb({shade},{shade},{shade})\"/>"
+                )?;
             }
         }
     }
-    write(path, GAP + per_row.min(count.max(1)) * step, GAP + count.div_ceil(per_row) * step, &body)
+    Ok(())
 }
 
 fn write(path: &Path, width: usize, height: usize, body: &str) -> Outcome {

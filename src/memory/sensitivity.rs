@@ -2,10 +2,12 @@
 
 use super::error;
 use crate::continual::Memory;
+use crate::kernel::Draw;
 use crate::nn::Likelihood;
 use crate::nn::tape::Output;
 use crate::{
-    Batch, DiagonalFisher, DiagonalGaussian, Error, Fisher, GaussianPosterior, IntoTensor, Params, Result, kernel,
+    Batch, DiagonalFisher, DiagonalGaussian, Error, Fisher, GaussianPosterior, IntoTensor, Params, Result, check,
+    kernel,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -40,6 +42,8 @@ const SMALLEST: f64 = 1e-10;
 /// | [`Sensitivity::shift_size`], ‖v e‖ | **mislabelled** ones. They have errors near 1 where the model is sure of something else, and that is where Λ would hide them |
 /// | [`Sensitivity::leverage`], tr(Λv) | examples that the model fits because they are there, whatever their label |
 ///
+/// All from the predictions of the mean, or, as sensitivities are followed over a training, [`Sensitivity::averaged`] ones.
+///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 /// use tch_blr::{Fisher, Prior, memory::{self, Sensitivity}, nn::{self, Likelihood}};
@@ -61,6 +65,8 @@ pub struct Sensitivity {
     likelihood: Likelihood,
     /// f `[N]` or `[N, C]`, f64
     outputs: Tensor,
+    /// What p is the prediction of: f, or the logits of an average.
+    logits: Tensor,
     /// y as predictions, in the shape of f.
     targets: Tensor,
     /// e, in the shape of f.
@@ -166,9 +172,77 @@ impl Sensitivity {
         if let Some(value) = kernel::first_non_finite(&covariance) {
             return Err(error(format!("v is not finite ({value})")));
         }
-        let output = Output { z: outputs, likelihood };
-        let errors = output.residual(&targets)?;
-        Ok(Sensitivity { likelihood, outputs: output.z, targets, errors, covariance })
+        let logits = outputs.shallow_clone();
+        let errors = Output { z: logits.shallow_clone(), likelihood }.residual(&targets)?;
+        Ok(Sensitivity { likelihood, outputs, logits, targets, errors, covariance })
+    }
+
+    /// The same with predictions averaged over what the posterior leaves open, for every number that comes of p:
+    ///
+    /// ```text
+    /// p̄ᵢ = (1/K) Σ_k softmax(f_ik) or sigmoid(f_ik),   f_ik ~ N(fᵢ, vᵢ)         e = p̄ - y,   Λ of p̄
+    /// ```
+    ///
+    /// So Nickl et al. follow sensitivities over a training, with K = `samples` = 150. An example that the mean is sure of while
+    /// the posterior is not then counts as uncertain. Where v is 0, and for a Gaussian likelihood, whose predictions are linear in
+    /// f, nothing changes; nor do f, v and [`Sensitivity::nll`], which adds shifts to f. A function of the arguments: the same
+    /// seed gives the same draws, and the error falls with 1/√K.
+    ///
+    /// # Errors
+    /// No samples, a v that is no covariance.
+    pub fn averaged(&self, samples: usize, seed: u64) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        check::count("samples", samples)?;
+        let root = self.root()?;
+        let z = columns(&self.outputs)?;
+        let draw = |k: usize| -> Result<Tensor> {
+            let normals = kernel::normals(seed, Draw { step: k as u64, sample: 0, parameter: 0, group: 0 }, &z);
+            Ok((times(&root, &normals)? + &z).f_reshape(self.outputs.size())?)
+        };
+        let mean_log = |predict: &dyn Fn(Tensor) -> Result<Tensor>| -> Result<Tensor> {
+            let mut sum = predict(draw(0)?)?;
+            for k in 1..samples {
+                sum = sum.f_add_(&predict(draw(k)?)?)?;
+            }
+            Ok((sum / samples as f64).clamp_min(f64::MIN_POSITIVE).log())
+        };
+        let logits = match self.likelihood {
+            Likelihood::Gaussian { .. } => self.outputs.shallow_clone(),
+            Likelihood::Categorical => mean_log(&|f| Ok(f.f_softmax(1, None::<Kind>)?))?,
+            // p̄ and 1 - p̄, each with its digits.
+            Likelihood::Bernoulli => {
+                let both = mean_log(&|f| Ok(Tensor::f_stack(&[&f, &-&f], 0)?.f_sigmoid()?))?;
+                both.get(0) - both.get(1)
+            }
+        };
+        let errors = Output { z: logits.shallow_clone(), likelihood: self.likelihood }.residual(&self.targets)?;
+        let [outputs, targets, covariance] =
+            [&self.outputs, &self.targets, &self.covariance].map(Tensor::shallow_clone);
+        Ok(Sensitivity { likelihood: self.likelihood, outputs, logits, targets, errors, covariance })
+    }
+
+    /// R with v = RRᵀ, in the form of v. By eigenvectors: v has no Cholesky factor where outputs move together.
+    fn root(&self) -> Result<Tensor> {
+        let full = self.covariance.dim() == 3;
+        let (values, vectors) = if full {
+            let (values, vectors) = self.covariance.f_linalg_eigh("L")?;
+            (values, Some(vectors))
+        } else {
+            (self.covariance.shallow_clone(), None)
+        };
+        // Below zero by more than the rounding of what v may have been computed in, f32.
+        let (least, most) = (values.f_amin(1, true)?, values.f_amax(1, true)?);
+        let bad = least.f_lt_tensor(&(most.abs() * -1e-5))?.f_nonzero()?;
+        if bad.numel() > 0 {
+            let i = bad.int64_value(&[0, 0]);
+            let least = least.double_value(&[i, 0]);
+            return Err(error(format!("v of example {i} is no covariance: an eigenvalue is {least:e}, expected ≥ 0")));
+        }
+        let scale = values.f_clamp_min(0.0)?.f_sqrt()?;
+        Ok(match vectors {
+            Some(vectors) => vectors * scale.f_unsqueeze(1)?,
+            None => scale,
+        })
     }
 
     /// f `[N]` or `[N, C]`
@@ -332,19 +406,16 @@ impl Sensitivity {
     }
 
     fn output(&self) -> Output {
-        Output { z: self.outputs.shallow_clone(), likelihood: self.likelihood }
+        Output { z: self.logits.shallow_clone(), likelihood: self.likelihood }
     }
 
     fn prediction(&self) -> Result<Tensor> {
-        Memory::new(&self.outputs, self.likelihood).prediction(&self.outputs)
+        Memory::new(&self.logits, self.likelihood).prediction(&self.logits)
     }
 
     /// v x for x `[N, C]`
     fn times_v(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.covariance.dim() {
-            3 => self.covariance.f_bmm(&x.f_unsqueeze(2)?)?.f_squeeze_dim(2)?,
-            _ => &self.covariance * x,
-        })
+        times(&self.covariance, x)
     }
 }
 
@@ -463,6 +534,11 @@ fn predictions(batch: &Batch, likelihood: Likelihood, f: &Tensor) -> Result<Tens
     let _ = memory.outputs(&|_| f.shallow_clone())?;
     memory.check(f)?;
     memory.hard(f)
+}
+
+/// A x for matrices `[N, C, C]`, or diagonals `[N, C]`, and x `[N, C]`.
+fn times(a: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(if a.dim() == 3 { a.f_bmm(&x.f_unsqueeze(2)?)?.f_squeeze_dim(2)? } else { a * x })
 }
 
 /// `[N, C]`
