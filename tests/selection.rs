@@ -5,10 +5,11 @@ mod support;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use support::{all_close, close, values};
+use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::Memory;
-use tch_blr::memory::{Reservoir, TopK, class_balanced, herding, k_centre, random_scores, top};
-use tch_blr::nn::Likelihood;
+use tch_blr::memory::{Reservoir, Ring, TopK, class_balanced, herding, k_centre, random_scores, top};
+use tch_blr::nn::{self, Likelihood};
 use tch_blr::{DiagonalGaussian, Error, Fisher, Params, Prior};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -101,6 +102,10 @@ fn scores_are_those_of_explicit_jacobians() {
             let norm = e.square().sum_dim_intlist(1, false, Kind::Double).sqrt();
             all_close(&values(&memory.gradient_norm(forward).unwrap()), &values(&norm), 1e-14);
             let q = net.posterior();
+            let gradients = net.jacobian().transpose(1, 2).matmul(&e.unsqueeze(2)).squeeze_dim(2);
+            let norm = gradients.square().sum_dim_intlist(1, false, Kind::Double).sqrt();
+            let grand = memory.weight_gradient_norm(net.params(), forward).unwrap();
+            all_close(&values(&grand), &values(&norm), 1e-13);
             let variance =
                 Tensor::cat(&[q.variance("w1").unwrap().reshape([-1]), q.variance("w2").unwrap().reshape([-1])], 0);
             let j = net.jacobian();
@@ -116,6 +121,38 @@ fn scores_are_those_of_explicit_jacobians() {
             all_close(&values(&memory.sensitivity(&q, net.params(), forward).unwrap()), &values(&expected), 1e-12);
         }
     }
+}
+
+/// Layers that are tapped (one of them used twice) and a weight that is not, against one backward pass for every example.
+#[test]
+fn grand_is_that_of_a_loop() {
+    let mut vs = VarStore::new(Device::Cpu);
+    let root = vs.root();
+    let config = tch::nn::ConvConfig { padding: 1, ..Default::default() };
+    let conv = nn::conv2d(&root / "conv", 1, 3, 3, config);
+    let twice = nn::linear(&root / "twice", 12, 12, tch::nn::LinearConfig::default());
+    let last = nn::linear(&root / "last", 12, 3, tch::nn::LinearConfig::default());
+    let outside = root.randn_standard("outside", &[12]);
+    let frozen = root.randn_standard("frozen", &[12]).set_requires_grad(false);
+    vs.double();
+    let x = wave(&[5, 1, 2, 2], 0.4);
+    let forward = |x: &Tensor| {
+        let h = conv.forward(x).tanh().flatten(1, -1) * &outside + &frozen;
+        last.forward(&twice.forward(&twice.forward(&h).tanh()).tanh())
+    };
+    let y = Tensor::from_slice(&[2i64, 0, 1, 1, 2]);
+    let memory = Memory::new(&x, Likelihood::Categorical).targets(&y);
+    let scores = memory.weight_gradient_norm(&vs, forward).unwrap();
+    let trained: Vec<Tensor> = vs.trainable_variables().into_iter().filter(Tensor::requires_grad).collect();
+    assert_eq!(trained.len(), 7);
+    assert!(trained.iter().all(|w| !w.grad().defined()));
+    let one = |i: i64| {
+        // tch's cross_entropy_for_logits is in f32.
+        let loss = -forward(&x.narrow(0, i, 1)).log_softmax(1, Kind::Double).get(0).get(y.int64_value(&[i]));
+        let gradients = Tensor::run_backward(&[loss], &trained, false, false);
+        gradients.iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum::<f64>().sqrt()
+    };
+    all_close(&values(&scores), &(0..5).map(one).collect::<Vec<_>>(), 1e-12);
 }
 
 /// Σ tr(Λᵢvᵢ) = Σ_j F_jj/(F_jj + δ), whatever the model: the effective number of parameters of the diagonal approximation.
@@ -253,6 +290,28 @@ fn herding_follows_the_mean() {
     assert!(off(&all[..7]) < 0.5 * chance, "{} {chance}", off(&all[..7]));
 }
 
+#[test]
+fn a_ring_keeps_the_last_of_each_class() {
+    let classes: Vec<i64> = (0..100).map(|i| (i * i + i / 7) % 5 - 2).collect();
+    for k in [1, 3, 50] {
+        let mut ring = Ring::new(k).unwrap();
+        assert!(ring.is_empty());
+        for (i, class) in classes.iter().enumerate() {
+            let of_class = |until: usize| (0..until).filter(|j| classes[*j] == *class).collect::<Vec<_>>();
+            let before = of_class(i);
+            let oldest = before.len().checked_sub(k).map(|at| before[at]);
+            assert_eq!(ring.offer(*class, i), oldest);
+        }
+        let last = |class: i64| {
+            let of_class: Vec<usize> = (0..100).filter(|i| classes[*i] == class).collect();
+            of_class[of_class.len().saturating_sub(k)..].to_vec()
+        };
+        let expected: Vec<usize> = (-2..3).flat_map(last).collect();
+        assert!(ring.items().eq(&expected) && ring.len() == expected.len());
+        assert_eq!(ring.into_items(), expected);
+    }
+}
+
 /// Every position is kept equally often: 4000 seeds, 5 of 40. Kept counts have variance 4000·⅛·⅞; χ² over 40 positions with
 /// one constraint, normalised for sampling without replacement, is below its 1 - 10⁻⁶ quantile (89.6 at 39 degrees).
 #[test]
@@ -313,6 +372,7 @@ fn what_cannot_be_selected_is_refused_by_name() {
     says(class_balanced(&wave(&[3], 0.1), &wave(&[3], 0.1), 2), "Double");
     says(TopK::<u8>::new(0), "`k`");
     says(Reservoir::<u8>::new(0, 1), "`k`");
+    says(Ring::<u8>::new(0), "`k`");
     let mut kept = TopK::new(1).unwrap();
     says(kept.offer(0, f64::NAN, 1), "NaN");
     assert!(kept.is_empty());
@@ -326,6 +386,9 @@ fn what_cannot_be_selected_is_refused_by_name() {
     let forward = |x: &Tensor| net.forward(x);
     let memory = || Memory::new(&net.x, Likelihood::Categorical);
     says(memory().gradient_norm(forward), "no targets");
+    says(memory().weight_gradient_norm(net.params(), forward), "no targets");
+    let other = memory().targets(&Tensor::from_slice(&[0i64, 1, 2, 3, 0, 1]));
+    says(other.weight_gradient_norm(net.params(), forward), "example 3 has class 3");
     says(memory().sensitivity(&net.posterior(), net.params(), forward), "no targets");
     says(Memory::new(&net.x.narrow(0, 0, 0), Likelihood::Categorical).lambda(forward), "empty");
     says(Memory::new(&(&net.x * f64::NAN), Likelihood::Categorical).lambda(forward), "not finite");

@@ -9,6 +9,7 @@
 //! | [`Memory::leverage`](crate::continual::Memory::leverage) | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
 //! | [`Memory::sensitivity`](crate::continual::Memory::sensitivity) | labels too | Σ \|e Λ v\|: how far the model would move without it |
 //! | [`Memory::gradient_norm`](crate::continual::Memory::gradient_norm) | labels | ‖pᵢ - yᵢ‖: EL2N |
+//! | [`Memory::weight_gradient_norm`](crate::continual::Memory::weight_gradient_norm) | labels | ‖Jᵢᵀ(pᵢ - yᵢ)‖: GraNd |
 //! | [`random_scores`] | nothing | |
 //!
 //! | selection | |
@@ -16,6 +17,7 @@
 //! | [`top`], [`class_balanced`] | the highest of all, or of each class equally many |
 //! | [`TopK`] | the same from a stream |
 //! | [`Reservoir`] | each of a stream with the same probability |
+//! | [`Ring`] | the last of a stream, of each class |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
 //! Class-balanced examples by chance are [`class_balanced`] of [`random_scores`].
@@ -61,7 +63,7 @@ pub use dual::{DualPrediction, DualView, jacobian};
 pub use features::{herding, k_centre};
 pub use score::random_scores;
 pub use sensitivity::{Removal, Sensitivity};
-pub use stream::{Reservoir, TopK, class_balanced, top};
+pub use stream::{Reservoir, Ring, TopK, class_balanced, top};
 pub use svm::SupportVectors;
 
 use crate::Error;

@@ -2,9 +2,11 @@
 
 use super::error;
 use crate::continual::Memory;
+use crate::curvature::{Forward, Linearized, Looked, Part};
 use crate::kernel;
 use crate::nn::Likelihood;
 use crate::{DiagonalGaussian, Params, Result, check};
+use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
@@ -85,6 +87,33 @@ impl Memory {
         let _no_grad = tch::no_grad_guard();
         let (_, e) = self.errors(&forward)?;
         Ok(sum(&e.square())?.sqrt())
+    }
+
+    /// ‖Jᵢᵀeᵢ‖, the size of the loss's gradient by the weights: GraNd (Paul et al. 2021, *Deep Learning on a Data Diet*). They
+    /// average it over a few networks early in training; average what this gives.
+    ///
+    /// One backward pass for all examples, if the model is made of the layers of [`crate::nn`]: a linear layer with inputs
+    /// aᵢ and gradients δᵢ by its outputs adds ‖δᵢaᵢᵀ‖² = ‖δᵢ‖²‖aᵢ‖². Parameters used outside of them take one for every
+    /// example. Frozen ones are left out.
+    ///
+    /// # Errors
+    /// As [`Memory::gradient_norm`] and [`Fisher::diagonal`](crate::Fisher::diagonal).
+    pub fn weight_gradient_norm(
+        &self,
+        params: impl Into<Params>,
+        forward: impl Fn(&Tensor) -> Tensor,
+    ) -> Result<Tensor> {
+        let params = params.into();
+        params.check()?;
+        let (_, e) = tch::no_grad(|| self.errors(&forward))?;
+        // Any likelihood that takes outputs as they are will do.
+        let pass = Forward::run(&params, Likelihood::Bernoulli, None, || self.outputs(&forward))?;
+        let one = Tensor::f_ones([1], (Kind::Double, e.device()))?;
+        let ones = params.leaves().iter().map(|leaf| Ok((leaf.name(), one.f_expand(leaf.tensor.size(), false)?)));
+        let ones: HashMap<&str, Tensor> = ones.collect::<Result<_>>()?;
+        let mut model = Linearized::new(&pass, &params, &mut Looked::default())?;
+        let squares = model.kernels(&[e], Part::Diagonal, |name| ones.get(name))?;
+        Ok(squares[0].f_sqrt()?)
     }
 
     fn predicted(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {

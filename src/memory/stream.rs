@@ -4,7 +4,7 @@ use super::error;
 use super::score::{count, numbers, uniform};
 use crate::Result;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use tch::{Device, Kind, Tensor};
 
 /// The k examples of highest score `[n]`, highest first, or all if there are no more.
@@ -178,5 +178,62 @@ impl<T> Reservoir<T> {
     /// What is kept.
     pub fn items(&self) -> &[T] {
         &self.items
+    }
+}
+
+/// The last k of every class of a stream: a ring buffer for each (Chaudhry et al. 2019, *On Tiny Episodic Memories in Continual
+/// Learning*; with tasks for classes that of Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory*).
+///
+/// ```
+/// # fn main() -> tch_blr::Result<()> {
+/// let mut kept = tch_blr::memory::Ring::new(2)?;
+/// let gone: Vec<Option<usize>> = [7, 3, 7, 7, 3].into_iter().enumerate().map(|(i, class)| kept.offer(class, i)).collect();
+/// assert_eq!(gone, [None, None, None, Some(0), None]);
+/// assert_eq!(kept.into_items(), [1, 4, 2, 3]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Ring<T> {
+    k: usize,
+    classes: BTreeMap<i64, VecDeque<T>>,
+}
+
+impl<T> Ring<T> {
+    /// With k ≥ 1 places for each class.
+    ///
+    /// # Errors
+    /// k = 0.
+    pub fn new(k: usize) -> Result<Self> {
+        count(k)?;
+        Ok(Ring { k, classes: BTreeMap::new() })
+    }
+
+    /// Takes it, and returns the oldest of its class if there is no room for it any more.
+    pub fn offer(&mut self, class: i64, item: T) -> Option<T> {
+        let ring = self.classes.entry(class).or_default();
+        let oldest = if ring.len() == self.k { ring.pop_front() } else { None };
+        ring.push_back(item);
+        oldest
+    }
+
+    /// Number of examples kept.
+    pub fn len(&self) -> usize {
+        self.classes.values().map(VecDeque::len).sum()
+    }
+
+    /// Whether nothing was offered yet.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// What is kept, class by class, oldest first.
+    pub fn items(&self) -> impl Iterator<Item = &T> {
+        self.classes.values().flatten()
+    }
+
+    /// As [`Ring::items`].
+    pub fn into_items(self) -> Vec<T> {
+        self.classes.into_values().flatten().collect()
     }
 }
