@@ -39,6 +39,7 @@
 mod diagnostics;
 mod engine;
 mod files;
+mod header;
 mod method;
 mod posteriors;
 mod tensors;
