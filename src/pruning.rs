@@ -152,7 +152,7 @@ impl Mask {
     /// Not for a [`StructuredOptimizer`](crate::StructuredOptimizer): its step is S⁻¹g with an S that ties weights together, so that
     /// the others would move with pruned ones that stay where they are, away from their own optimum.
     ///
-    /// ```compile_fail
+    /// ```compile_fail,E0308
     /// # use tch::nn::VarStore;
     /// # use tch_blr::{Newton, StructuredRule, pruning::Mask};
     /// # fn f(vs: &VarStore, mask: &Mask, loss: impl FnMut() -> tch::Tensor) -> tch_blr::Result<()> {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 use tch_blr::merge::{
-    Difference, FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
+    Destination, Difference, FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files,
+    remove_files,
 };
 use tch_blr::{DiagonalGaussian, Error, combine};
 
@@ -151,6 +152,88 @@ fn shards_are_one_model() {
     }
     let e = WeightFile::open(folder.path()).unwrap_err().to_string();
     assert!(e.contains("neither model.safetensors nor"), "{e}");
+}
+
+/// Shards hold what the single file does, whatever their size, and merge like it.
+#[test]
+fn merges_go_to_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let [a, b] = files(folder.path(), [("a", &model(1, Kind::Float)), ("b", &model(2, Kind::Float))]);
+    let models = [FileModel::new(&a), FileModel::new(&b)];
+    let average = |out: Destination| merge_files(Method::linear(), None, &models, out, &mut quiet);
+    let one = average(at("one").into()).unwrap();
+    // `big` has 4 MB, `count` 8 bytes, `small` 12.
+    let big = 8 * ((1 << 19) + 17);
+    for (most, shards) in [(1, 3), (12, 3), (20, 2), (big, 2), (big + 8, 2), (big + 20, 1), (u64::MAX, 1)] {
+        let out = at(&format!("shards{most}"));
+        let mut seen = (0, 0);
+        let destination = Destination::shards(&out, most);
+        let merged = merge_files(Method::linear(), None, &models, destination, &mut |n, all| seen = (n, all)).unwrap();
+        assert_eq!((merged, seen), (one.clone(), (big + 20, big + 20)));
+        assert!(diff_files(at("one"), &out).unwrap().is_empty());
+        let file = WeightFile::open(&out).unwrap();
+        assert_eq!(file.shards().count(), shards, "{most}");
+        assert_eq!(file.metadata()["format"], "pt");
+        // These, an index and nothing else.
+        assert_eq!(fs::read_dir(&out).unwrap().count(), shards + 1);
+        assert!(out.join(format!("model-00001-of-{shards:05}.safetensors")).is_file());
+        let index: serde_json::Value =
+            serde_json::from_slice(&fs::read(out.join("model.safetensors.index.json")).unwrap()).unwrap();
+        assert_eq!(index["metadata"]["total_size"], big + 20);
+        assert_eq!(index["weight_map"].as_object().unwrap().len(), 3);
+    }
+    let again = [FileModel::new(at("shards12")), FileModel::new(at("one"))];
+    merge_files(Method::linear(), None, &again, at("again"), &mut quiet).unwrap();
+    assert!(diff_files(at("one"), at("again")).unwrap().is_empty());
+
+    // Posteriors: a weight and its precision side by side, and the description in every shard.
+    posterior(1).save(at("q1")).unwrap();
+    posterior(2).save(at("q2")).unwrap();
+    let models = [FileModel::new(at("q1")), FileModel::new(at("q2"))];
+    merge_files(Method::Fisher, None, &models, at("q"), &mut quiet).unwrap();
+    merge_files(Method::Fisher, None, &models, Destination::shards(at("qs"), 24), &mut quiet).unwrap();
+    assert!(diff_files(at("q"), at("qs")).unwrap().is_empty());
+    for shard in WeightFile::open(at("qs")).unwrap().shards() {
+        let shard = WeightFile::open(shard).unwrap();
+        assert!(shard.tensors().len() == 2 && shard.metadata().contains_key("tch_blr"));
+        assert_eq!(shard.tensors().keys().filter(|name| shard.is_precision(name)).count(), 1);
+    }
+    remove_files(at("qs"), at("q2"), 0.5, Destination::shards(at("less"), 24), &mut quiet).unwrap();
+    remove_files(at("q"), at("q2"), 0.5, at("less1"), &mut quiet).unwrap();
+    assert!(diff_files(at("less"), at("less1")).unwrap().is_empty());
+}
+
+/// All of a folder or nothing of it.
+#[test]
+fn shards_replace_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let good =
+        BTreeMap::from([("v".to_owned(), Tensor::from(1f32)), ("w".to_owned(), Tensor::from_slice(&[1f32, 2.0]))]);
+    let bad =
+        BTreeMap::from([("v".to_owned(), Tensor::from(1f32)), ("w".to_owned(), Tensor::from_slice(&[1f32, f32::NAN]))]);
+    let [a, same, b] = files(folder.path(), [("a", &good), ("same", &good), ("b", &bad)]);
+    let run = |model: &PathBuf, out: &str, most| {
+        let models = [FileModel::new(&a), FileModel::new(model)];
+        merge_files(Method::linear(), None, &models, Destination::shards(at(out), most), &mut quiet)
+    };
+    fs::create_dir(at("full")).unwrap();
+    fs::write(at("full").join("config.json"), "{}").unwrap();
+    fs::create_dir(at("empty")).unwrap();
+    for out in ["full", "a"] {
+        let e = run(&same, out, 4).unwrap_err().to_string();
+        assert!(e.contains("shards go to a new or empty folder"), "{e}");
+    }
+    assert!(run(&same, "new", 0).unwrap_err().to_string().contains("max_shard_size"));
+    // The first shard is written when the second one fails.
+    let e = run(&b, "new", 4).unwrap_err().to_string();
+    assert!(e.contains("`w`: model `b` has NaN in element 1"), "{e}");
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["a", "b", "empty", "full", "same"]);
+    run(&same, "empty", 4).unwrap();
+    assert!(diff_files(&a, at("empty")).unwrap().is_empty());
 }
 
 fn posterior(seed: i64) -> DiagonalGaussian {

@@ -13,7 +13,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// What the name of a weight's precision ends with in a posterior's file.
 pub(super) const PRECISION: &str = ".precision";
 /// Elements that a thread converts at a time.
