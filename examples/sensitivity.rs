@@ -109,10 +109,11 @@ fn main() -> Outcome<()> {
     let last = found.last().ok_or("no epoch")?;
     let half = 5 * found.len() + 4;
     println!("   found (%) among the 10 % of highest{:>half$}{:>half$}", "p of the mean", "averaged p");
-    let epochs_of: String = found.iter().map(|(epoch, _)| format!("{epoch:5}")).collect();
+    let epochs_of = found.iter().map(|(epoch, _)| format!("{epoch:5}")).collect::<Vec<_>>().concat();
     println!("     {:<32}{epochs_of}    {epochs_of}", "after epochs");
     for (i, name) in SCORES.iter().enumerate() {
-        let row = |k: usize| found.iter().map(|(_, all)| format!("{:5.1}", 100.0 * all[i][k])).collect::<String>();
+        let cell = |share: f64| format!("{:5.1}", 100.0 * share);
+        let row = |k: usize| found.iter().map(|(_, all)| cell(all[i][k])).collect::<Vec<_>>().concat();
         println!("     {name:<32}{}    {}", row(0), row(1));
     }
 

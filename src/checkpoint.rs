@@ -64,7 +64,8 @@ impl View for &Stored {
 }
 
 /// Writes a file by way of a draft. Whoever opens `path`, after a crash at any moment too, finds the old file or the new one, whole:
-/// `write` makes the new one beside it, which is flushed to the disk and renamed.
+/// `write` makes the new one beside it, which is flushed to the disk and renamed. Or a folder, in place of none or of an empty one;
+/// `write` flushes the files in it.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
     let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
@@ -78,7 +79,8 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
         // The rename itself is on the disk once the folder is.
         fs::File::open(folder)?.sync_all()
     };
-    write(&draft).and_then(|()| renamed().map_err(|e| error(&e))).inspect_err(|_| _ = fs::remove_file(&draft))
+    let clear = || fs::remove_file(&draft).or_else(|_| fs::remove_dir_all(&draft));
+    write(&draft).and_then(|()| renamed().map_err(|e| error(&e))).inspect_err(|_| _ = clear())
 }
 
 /// Writes tensors (f32, f64) and `content` as a file of this form, in place of an old one only when it is whole.

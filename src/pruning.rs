@@ -145,9 +145,21 @@ impl Mask {
     }
 
     /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated (samples and
-    /// adversarial points too), and in the new mean. Exact for every row whose weights are their means; the other weights move as
-    /// in a network that does not have these. For loops of one's own: [`Mask::apply`] at the beginning of the closure, and after
+    /// adversarial points too), and in the new mean; the other weights move as in a network that does not have these. A pruned
+    /// binary weight is 0 as well, and has λ = 0. For loops of one's own: [`Mask::apply`] at the beginning of the closure, and after
     /// the step.
+    ///
+    /// Not for a [`StructuredOptimizer`](crate::StructuredOptimizer): its step is S⁻¹g with an S that ties weights together, so that
+    /// the others would move with pruned ones that stay where they are, away from their own optimum.
+    ///
+    /// ```compile_fail,E0308
+    /// # use tch::nn::VarStore;
+    /// # use tch_blr::{Newton, StructuredRule, pruning::Mask};
+    /// # fn f(vs: &VarStore, mask: &Mask, loss: impl FnMut() -> tch::Tensor) -> tch_blr::Result<()> {
+    /// mask.step(&mut Newton::default().build(vs, 1.0)?, loss)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Mask::apply`] and [`Optimizer::step`].

@@ -141,6 +141,34 @@ fn posteriors_merge_and_part() {
 }
 
 #[test]
+fn results_in_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, x) in [("a.safetensors", 1f32), ("b.safetensors", 3.0)] {
+        let tensors: Vec<(String, Tensor)> = (0..5)
+            .map(|i| (format!("layer{i}"), Tensor::full([1000], f64::from(x) + f64::from(i), tch::kind::FLOAT_CPU)))
+            .collect();
+        Tensor::write_safetensors(&tensors, at.join(name)).unwrap();
+    }
+    let merge = "merge --method average a.safetensors b.safetensors --out";
+    ok(at, &format!("{merge} one.safetensors"));
+    for (size, shards) in [("8KB", 3), ("8KiB", 3), ("4000", 5), ("1MB", 1), ("5GB", 1)] {
+        let text = ok(at, &format!("{merge} {size} --max-shard-size {size}"));
+        assert!(text.contains("weights of 5 tensors, 5000 elements"), "{text}");
+        assert_eq!(ok(at, &format!("diff one.safetensors {size}")), "");
+        assert!(ok(at, &format!("inspect {size}")).contains(&format!("20000 bytes, {shards} file(s)")), "{size}");
+    }
+    assert!(error(at, &format!("{merge} 5GB --max-shard-size 5GB")).contains("shards go to a new or empty folder"));
+    for size in ["0", "GB", "-1", "1.5GB", "5TB", "99999999999GB"] {
+        let out = run(at, &format!("{merge} m --max-shard-size={size}"));
+        assert_eq!(out.status.code(), Some(2), "{size}");
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert!(text.contains("--max-shard-size") && text.contains("expected"), "{text}");
+        assert!(!at.join("m").exists());
+    }
+}
+
+#[test]
 fn inspect_and_diff() {
     let folder = models();
     let text = ok(folder.path(), "inspect a.safetensors");

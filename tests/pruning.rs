@@ -7,7 +7,8 @@ use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::pruning::{self, Mask};
 use tch_blr::{
-    Adam, AdamW, BayesianSam, DiagonalGaussian, Fisher, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Fisher, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd,
+    Ste, Vadam, Von,
 };
 
 fn vector(x: &[f64]) -> Tensor {
@@ -91,7 +92,9 @@ fn stay_zero<R: Rule>(rule: R, lr: f64) {
         let each = vs.variables().into_iter().map(|(name, t)| {
             let kept = mask.get(&name).unwrap();
             assert!(t.detach().masked_select(&kept.eq(0.0)).eq(0.0).all().int64_value(&[]) == 1, "{name}");
-            t.detach().masked_select(&kept.eq(1.0)).abs().sum(Kind::Double).double_value(&[])
+            let left = t.detach().masked_select(&kept.eq(1.0));
+            // Binary ones change in their signs only.
+            left.dot(&Tensor::arange(left.numel() as i64, (Kind::Double, Device::Cpu)).cos()).double_value(&[])
         });
         each.sum::<f64>()
     };
@@ -122,6 +125,8 @@ fn pruned_weights_stay_zero_in_every_row() {
     stay_zero(Sam::default(), 0.1);
     stay_zero(SamRmsProp::default(), 0.01);
     stay_zero(BayesianSam::iclr2023().ess(30.0), 0.1);
+    stay_zero(Ste::default().momentum(0.9), 10.0);
+    stay_zero(BayesBiNN::default().ess(30.0), 0.01);
 }
 
 /// Two weights, of which one is pruned, against a model with the other one only.
@@ -144,6 +149,21 @@ fn the_rest_trains_as_if_they_had_never_been_there() {
     train(Adam::default());
     train(Vadam::default().ess(10.0));
     train(Ivon::default().ess(10.0));
+    train(Ste::default().momentum(0.9));
+    train(BayesBiNN::default().ess(10.0));
+}
+
+/// Pruned binary weights are neither -1 nor 1, and their natural parameter says so.
+#[test]
+fn pruned_binary_weights_have_no_preference() {
+    let w = weight(&[0.5, -0.9, 0.1]);
+    let mut opt = BayesBiNN::default().ess(10.0).noise(Philox { seed: 2 }).build(params(&w), 0.05).unwrap();
+    let mask = pruning::prune(&pruning::magnitude(params(&w)), 0.34).unwrap();
+    for _ in 0..5 {
+        mask.step(&mut opt, || (&w - 1.0).square().mean(Kind::Double)).unwrap();
+    }
+    let natural = values(opt.posterior().unwrap().natural("w").unwrap());
+    assert!(natural[2] == 0.0 && natural[0] != 0.0 && natural[1] != 0.0, "{natural:?}");
 }
 
 /// Half-precision weights have their mean in f32 beside them: it is pruned as well.

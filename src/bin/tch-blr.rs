@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tch_blr::merge::{
-    Difference, FileModel, Keep, Merged, Method, Rescale, TaskVectors, WeightFile, diff_files, merge_files,
-    remove_files,
+    Destination, Difference, FileModel, Keep, Merged, Method, Rescale, TaskVectors, WeightFile, diff_files,
+    merge_files, remove_files,
 };
 
 /// Merge, compare and look into weights in safetensors files.
@@ -97,6 +97,9 @@ Examples:
   Posteriors saved by this crate (with <name>.precision), q0 the prior of both:
     tch-blr merge --method gradient-matching --base q0.safetensors q1.safetensors q2.safetensors --out q.safetensors
 
+  In shards, with an index, as model hubs have large models:
+    tch-blr merge --method average a.safetensors b.safetensors --max-shard-size 5GB --out merged
+
   Plain weights, with Fisher diagonals in files of their own:
     tch-blr merge --method fisher a.safetensors b.safetensors --fisher a.fisher.safetensors \\
       --fisher b.fisher.safetensors --out m.safetensors";
@@ -113,9 +116,8 @@ struct Merge {
     /// The models.
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// Where the result goes.
-    #[arg(long, short)]
-    out: PathBuf,
+    #[command(flatten)]
+    out: Out,
     /// A weight for each model, in their order; repeat or separate by commas [default: 1 each].
     #[arg(long, short, value_delimiter = ',', allow_negative_numbers = true)]
     weight: Vec<f64>,
@@ -162,9 +164,44 @@ struct Remove {
     /// How much of it.
     #[arg(long, short, default_value_t = 1.0)]
     weight: f64,
-    /// Where the result goes.
+    #[command(flatten)]
+    out: Out,
+}
+
+#[derive(Args)]
+struct Out {
+    /// Where the result goes: a file, or with --max-shard-size a new folder.
     #[arg(long, short)]
     out: PathBuf,
+    /// Write shards of at most so many bytes of tensors each (5GB, 500MiB, 1000000), and their index, to a folder.
+    #[arg(long, value_parser = size)]
+    max_shard_size: Option<u64>,
+}
+
+impl Out {
+    fn destination(&self) -> Destination {
+        match self.max_shard_size {
+            Some(most) => Destination::shards(&self.out, most),
+            None => Destination::from(&self.out),
+        }
+    }
+}
+
+/// A number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[number.len()..] {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("expected a unit of B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
+    };
+    let bytes = number.trim_end().parse().ok().and_then(|n: u64| n.checked_mul(unit)).filter(|n| *n > 0);
+    bytes.ok_or_else(|| "expected a whole number > 0, and a unit: 5GB".to_owned())
 }
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -243,8 +280,9 @@ impl Merge {
             None => FileModel::new(path),
         });
         let models: Vec<FileModel> = models.collect();
-        let merged = with_progress(|progress| merge_files(method, base.as_ref(), &models, &self.out, progress))?;
-        report(&merged, &self.out)
+        let merged =
+            with_progress(|progress| merge_files(method, base.as_ref(), &models, self.out.destination(), progress))?;
+        report(&merged, &self.out.out)
     }
 }
 
@@ -327,9 +365,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Merge(merge) => merge.run().map(|()| false),
         Command::Remove(Remove { posterior, part, weight, out }) => {
-            with_progress(|progress| remove_files(posterior, part, weight, &out, progress))
+            with_progress(|progress| remove_files(posterior, part, weight, out.destination(), progress))
                 .map_err(Into::into)
-                .and_then(|merged| report(&merged, &out))
+                .and_then(|merged| report(&merged, &out.out))
                 .map(|()| false)
         }
         Command::Inspect { model } => inspect(&model).map(|()| false),

@@ -1,7 +1,7 @@
 //! Merging files that need not fit into memory.
 
 use super::engine::{self, Input, Inputs, Number, Output, Plan};
-use super::weight_file::{PRECISION, StoredTensor, WeightFile, encode};
+use super::weight_file::{INDEX, PRECISION, StoredTensor, WeightFile, encode};
 use super::{Method, same_tensors};
 use crate::{Error, Result, check, checkpoint};
 use safetensors::Dtype;
@@ -41,6 +41,43 @@ impl FileModel {
     pub fn curvature(mut self, path: impl Into<PathBuf>) -> Self {
         self.curvature = Some(path.into());
         self
+    }
+}
+
+/// Where merged files go: to one file, which any path is, or to [`Destination::shards`].
+#[derive(Debug, Clone)]
+pub struct Destination {
+    path: PathBuf,
+    /// Bytes of tensors in a shard.
+    most: Option<u64>,
+}
+
+impl Destination {
+    /// A new or empty folder: shards `model-00001-of-0000N.safetensors` with at most so many bytes of tensors each, and their index
+    /// `model.safetensors.index.json`. A tensor that is larger has a shard of its own, and one and its precision share theirs.
+    /// [`WeightFile::open`] takes the folder.
+    pub fn shards(folder: impl Into<PathBuf>, most: u64) -> Self {
+        Destination { path: folder.into(), most: Some(most) }
+    }
+
+    /// Errors before any work is done.
+    fn check(&self) -> Result<()> {
+        let Some(most) = self.most else { return Ok(()) };
+        check::that("max_shard_size", most, most > 0, "a number of bytes > 0")?;
+        let taken = match std::fs::read_dir(&self.path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => self.path.exists(),
+        };
+        if taken {
+            return Err(Error::file(&self.path, "is there already: shards go to a new or empty folder"));
+        }
+        Ok(())
+    }
+}
+
+impl<P: AsRef<Path>> From<P> for Destination {
+    fn from(path: P) -> Self {
+        Destination { path: path.as_ref().to_owned(), most: None }
     }
 }
 
@@ -247,19 +284,21 @@ struct Draft<'a> {
     file: File,
     /// Kind and place of each tensor.
     tensors: HashMap<String, (Dtype, u64)>,
-    written: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    /// Called with every number of bytes written.
+    progress: &'a mut dyn FnMut(u64),
     buffer: Vec<u8>,
 }
+
+/// Name, kind, shape and bytes of a tensor to be written.
+type Entry = (String, Dtype, Vec<usize>, u64);
 
 impl<'a> Draft<'a> {
     fn new(
         path: &'a Path,
         draft: &Path,
         metadata: Option<HashMap<String, String>>,
-        mut tensors: Vec<(String, Dtype, Vec<usize>, u64)>,
-        progress: &'a mut dyn FnMut(u64, u64),
+        mut tensors: Vec<Entry>,
+        progress: &'a mut dyn FnMut(u64),
     ) -> Result<Self> {
         let error = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {e}"));
         // Wide elements first: every tensor then begins at a multiple of its elements' size.
@@ -281,14 +320,13 @@ impl<'a> Draft<'a> {
         let prefix = (header.len() as u64).to_le_bytes();
         file.write_all(&prefix).and_then(|()| file.write_all(&header)).map_err(|e| error(&e))?;
         let tensors = offsets.into_iter().map(|(name, dtype, at)| (name, (dtype, data + at))).collect();
-        Ok(Draft { path, file, tensors, written: 0, total: at as u64, progress, buffer: Vec::new() })
+        Ok(Draft { path, file, tensors, progress, buffer: Vec::new() })
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
         written.map_err(|e| Error::file(self.path, format!("cannot be written: {e}")))?;
-        self.written += bytes.len() as u64;
-        (self.progress)(self.written, self.total);
+        (self.progress)(bytes.len() as u64);
         Ok(())
     }
 
@@ -342,7 +380,8 @@ impl<T: Number> Output<T> for Writer<'_, '_> {
 /// [`DiagonalGaussian::save`](crate::DiagonalGaussian::save) writes them), and make of the latter a posterior's file; the other methods
 /// make plain weights of these. For [`Method::dare`] a model is known by the end of its path that tells it from the others.
 ///
-/// `out` is replaced atomically once everything is written. `progress` is called with the bytes written and those to be written.
+/// `out`, a file or [`Destination::shards`], is replaced atomically once everything is written. `progress` is called with the bytes
+/// written and those to be written.
 ///
 /// # Errors
 /// As [`merge`](super::merge); files that cannot be read or written, or are broken; kinds of numbers that cannot be merged. `out` is as it
@@ -351,53 +390,107 @@ pub fn merge_files(
     method: Method,
     base: Option<&FileModel>,
     models: &[FileModel],
-    out: impl AsRef<Path>,
+    out: impl Into<Destination>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
+    let out = out.into();
+    out.check()?;
     let names = names(models);
     let weighted: Vec<(&str, f64)> = names.iter().zip(models).map(|(name, m)| (name.as_str(), m.weight)).collect();
     method.validate(&weighted)?;
     let sources = Sources::open(method, base, models)?;
     let posteriors = method.needs_curvature() && sources.pattern().curvature.is_none();
-    write(&Plan { method, models: weighted, posteriors }, &sources, out.as_ref(), progress)
+    write(&Plan { method, models: weighted, posteriors }, &sources, &out, progress)
 }
 
-fn write(plan: &Plan, sources: &Sources, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Merged> {
+fn write(plan: &Plan, sources: &Sources, out: &Destination, progress: &mut dyn FnMut(u64, u64)) -> Result<Merged> {
     let pattern = &sources.pattern().weights;
     let mut merged = Merged { tensors: 0, weights: 0, copied: Vec::new(), posterior: plan.posteriors };
-    let kept = pattern.tensors().iter().filter(|(name, _)| plan.posteriors || !pattern.is_precision(name));
-    let tensors = kept.map(|(name, t)| (name.clone(), t.dtype, t.shape.clone(), t.bytes())).collect();
+    let shards = shards(pattern, plan.posteriors, out.most);
+    let total = shards.iter().flatten().map(|(.., bytes)| bytes).sum();
     let mut metadata = pattern.metadata().clone();
     if !plan.posteriors {
         metadata.remove(checkpoint::DESCRIPTION);
     }
     let metadata = Some(metadata).filter(|m| !m.is_empty());
-    checkpoint::replace(out, |draft| {
-        let mut draft = Draft::new(out, draft, metadata, tensors, progress)?;
-        for (name, t) in pattern.tensors() {
-            if pattern.is_precision(name) {
-                continue;
-            }
-            if !t.is_floating() {
-                draft.copy(name, pattern, t)?;
-                merged.copied.push(name.clone());
-                continue;
-            }
-            let mut reader = Reader { sources, name, buffer: Vec::new() };
-            let wide = reader.wide(plan.method)?;
-            let precision = plan.posteriors.then(|| format!("{name}{PRECISION}"));
-            let mut writer = Writer { draft: &mut draft, name, precision };
-            if wide {
-                engine::merge::<f64>(plan, name, t.elements(), &mut reader, &mut writer)?;
-            } else {
-                engine::merge::<f32>(plan, name, t.elements(), &mut reader, &mut writer)?;
-            }
-            merged.tensors += 1;
-            merged.weights += t.elements() as u64;
+    let mut written = 0;
+    let mut count = |bytes| {
+        written += bytes;
+        progress(written, total);
+    };
+    checkpoint::replace(&out.path, |draft| {
+        let mut fill = |path: &Path, draft: &Path, tensors: &[Entry]| {
+            let file = Draft::new(path, draft, metadata.clone(), tensors.to_vec(), &mut count)?;
+            let names = tensors.iter().map(|(name, ..)| name.as_str()).filter(|name| !pattern.is_precision(name));
+            write_tensors(plan, sources, names, file, &mut merged)
+        };
+        if out.most.is_none() {
+            return shards.iter().try_for_each(|tensors| fill(&out.path, draft, tensors));
         }
-        Ok(())
+        let error = |e: std::io::Error| Error::file(&out.path, format!("cannot be written: {e}"));
+        std::fs::create_dir(draft).map_err(error)?;
+        let mut map = BTreeMap::new();
+        for (i, tensors) in shards.iter().enumerate() {
+            let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+            fill(&out.path.join(&name), &draft.join(&name), tensors)?;
+            map.extend(tensors.iter().map(|(tensor, ..)| (tensor, name.clone())));
+        }
+        let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+        let mut file = File::create(draft.join(INDEX)).map_err(error)?;
+        file.write_all(format!("{index:#}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(error)
     })?;
     Ok(merged)
+}
+
+/// What is written, in files of at most so many bytes of tensors: at least one, and one alone without a limit.
+fn shards(pattern: &WeightFile, posteriors: bool, most: Option<u64>) -> Vec<Vec<Entry>> {
+    let most = most.unwrap_or(u64::MAX);
+    let (mut shards, mut room) = (vec![Vec::new()], most);
+    for (name, t) in pattern.tensors().iter().filter(|(name, _)| !pattern.is_precision(name)) {
+        let entry = |name: String, t: &StoredTensor| (name, t.dtype, t.shape.clone(), t.bytes());
+        let precision = pattern.precision_of(name).filter(|_| posteriors);
+        let both = std::iter::once(entry(name.clone(), t));
+        let both: Vec<Entry> = both.chain(precision.map(|s| entry(format!("{name}{PRECISION}"), s))).collect();
+        let bytes = both.iter().map(|(.., bytes)| bytes).sum();
+        if bytes > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
+            shards.push(Vec::new());
+            room = most;
+        }
+        room = room.saturating_sub(bytes);
+        shards.last_mut().expect("there is one from the start").extend(both);
+    }
+    shards
+}
+
+/// Merges these tensors into a file that has places for them.
+fn write_tensors<'a>(
+    plan: &Plan,
+    sources: &Sources,
+    names: impl Iterator<Item = &'a str>,
+    mut draft: Draft,
+    merged: &mut Merged,
+) -> Result<()> {
+    let pattern = &sources.pattern().weights;
+    for name in names {
+        let t = &pattern.tensors()[name];
+        if !t.is_floating() {
+            draft.copy(name, pattern, t)?;
+            merged.copied.push(name.to_owned());
+            continue;
+        }
+        let mut reader = Reader { sources, name, buffer: Vec::new() };
+        let wide = reader.wide(plan.method)?;
+        let precision = plan.posteriors.then(|| format!("{name}{PRECISION}"));
+        let mut writer = Writer { draft: &mut draft, name, precision };
+        if wide {
+            engine::merge::<f64>(plan, name, t.elements(), &mut reader, &mut writer)?;
+        } else {
+            engine::merge::<f32>(plan, name, t.elements(), &mut reader, &mut writer)?;
+        }
+        merged.tensors += 1;
+        merged.weights += t.elements() as u64;
+    }
+    draft.file.sync_all().map_err(|e| Error::file(draft.path, format!("cannot be written: {e}")))
 }
 
 /// As [`remove`](super::remove), of posteriors' files: the natural parameters of `q` less `weight` times those of `part`.
@@ -408,9 +501,11 @@ pub fn remove_files(
     q: impl Into<PathBuf>,
     part: impl Into<PathBuf>,
     weight: f64,
-    out: impl AsRef<Path>,
+    out: impl Into<Destination>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
+    let out = out.into();
+    out.check()?;
     check::positive("weight", weight)?;
     let models = [FileModel::new(q), FileModel::new(part).weight(-weight)];
     let names = names(&models);
@@ -436,7 +531,7 @@ pub fn remove_files(
         return Err(Error::Removal { what, weight, largest });
     }
     plan.method.validate(&plan.models)?;
-    write(&plan, &sources, out.as_ref(), progress)
+    write(&plan, &sources, &out, progress)
 }
 
 /// How one tensor differs between two files.

@@ -39,13 +39,14 @@
 mod diagnostics;
 mod engine;
 mod files;
+mod header;
 mod method;
 mod posteriors;
 mod tensors;
 mod weight_file;
 
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
-pub use files::{Difference, FileModel, Merged, diff_files, merge_files, remove_files};
+pub use files::{Destination, Difference, FileModel, Merged, diff_files, merge_files, remove_files};
 pub use method::{Keep, Method, Rescale, TaskVectors};
 pub use posteriors::{NaturalSum, federated, gradient_matching, largest_removal, remove};
 pub use tensors::{Model, Tensors, merge};

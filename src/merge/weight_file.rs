@@ -1,23 +1,19 @@
 //! Weights in safetensors files, read piece by piece.
 
 use super::engine::Number;
+use super::header;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
-/// The longest header that the format allows, in bytes.
-const LONGEST_HEADER: u64 = 100_000_000;
-/// Bytes before the header: its length.
-const PREFIX: u64 = 8;
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// What the name of a weight's precision ends with in a posterior's file.
 pub(super) const PRECISION: &str = ".precision";
 /// Elements that a thread converts at a time.
@@ -25,8 +21,9 @@ const BLOCK: usize = 1 << 14;
 
 /// A model's weights on the disk: one safetensors file, or several (shards) with an index. Opening reads the headers alone.
 ///
-/// A header is believed only where it agrees with the length of the file, and nothing larger than the file is ever allocated: a broken
-/// or hostile file gives an error.
+/// A header is believed only where it agrees with the length of the file, and opening takes at most 4 times the bytes of the file and a
+/// megabyte, whatever it says: a broken or hostile file gives an error. Names longer than 4096 bytes, shapes of more than 64 dimensions
+/// and more than 4096 entries of metadata are refused.
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
@@ -42,10 +39,10 @@ pub struct StoredTensor {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    shard: usize,
+    pub(super) shard: usize,
     /// From the beginning of the shard, in bytes.
-    at: u64,
-    bytes: u64,
+    pub(super) at: u64,
+    pub(super) bytes: u64,
 }
 
 impl StoredTensor {
@@ -79,35 +76,6 @@ fn width(dtype: Dtype) -> Option<usize> {
 struct Index {
     /// File by tensor.
     weight_map: BTreeMap<String, String>,
-}
-
-/// The header of one file, and where its data begin.
-fn header(path: &Path, file: &mut File) -> Result<(Metadata, u64)> {
-    let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
-    let invalid = |problem: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {problem}"));
-    let unreadable = |e: std::io::Error| error(&format!("cannot be read: {e}"));
-    let total = file.metadata().map_err(unreadable)?.len();
-    let Some(rest) = total.checked_sub(PREFIX) else {
-        return Err(invalid(&format!("it has {total} bytes, fewer than the length of its header takes")));
-    };
-    let mut prefix = [0; PREFIX as usize];
-    file.read_exact(&mut prefix).map_err(unreadable)?;
-    let length = u64::from_le_bytes(prefix);
-    if length > rest.min(LONGEST_HEADER) {
-        return Err(invalid(&format!("it claims a header of {length} bytes, of which {rest} are there")));
-    }
-    let mut text = vec![0; length as usize];
-    file.read_exact(&mut text).map_err(unreadable)?;
-    // Checks that every tensor has as many bytes as its shape needs, one after the other, without gaps.
-    let header: Metadata = serde_json::from_slice(&text).map_err(|e| invalid(&e))?;
-    let data = rest - length;
-    if header.data_len() as u64 != data {
-        return Err(invalid(&format!(
-            "its header describes {} bytes of tensors and {data} are there",
-            header.data_len()
-        )));
-    }
-    Ok((header, PREFIX + length))
 }
 
 impl WeightFile {
@@ -167,19 +135,18 @@ impl WeightFile {
     }
 
     fn open_shard(&mut self, path: &Path) -> Result<()> {
-        let mut file = File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-        let (header, data) = header(path, &mut file)?;
-        let shard = self.shards.len();
+        let file = File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        let header = header::read(path, &file, self.shards.len())?;
         self.shards.push((path.to_owned(), file));
-        for (name, info) in header.tensors() {
-            let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-            let (at, bytes) = (data + begin, end - begin);
-            let stored = StoredTensor { dtype: info.dtype, shape: info.shape.clone(), shard, at, bytes };
-            if self.tensors.insert(name.clone(), stored).is_some() {
-                return Err(Error::file(path, format!("has a tensor `{name}`, which another shard has too")));
-            }
+        if let Some(name) = header.tensors.keys().find(|name| self.tensors.contains_key(*name)) {
+            return Err(Error::file(path, format!("has a tensor `{name}`, which another shard has too")));
         }
-        self.metadata.extend(header.metadata().clone().unwrap_or_default());
+        if self.tensors.is_empty() {
+            self.tensors = header.tensors;
+        } else {
+            self.tensors.extend(header.tensors);
+        }
+        self.metadata.extend(header.metadata);
         Ok(())
     }
 

@@ -1,0 +1,222 @@
+//! The header of a safetensors file, read as a stream into what is kept of it: no text, no tree of values.
+//!
+//! It is believed only where it agrees with the length of the file. Whatever it says, what it takes is bounded by its own length: numbers
+//! reserve nothing, and what has no use is skipped.
+
+use super::weight_file::StoredTensor;
+use crate::{Error, Result};
+use safetensors::Dtype;
+use serde::de::value::StrDeserializer;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+/// The longest header that the format allows, in bytes.
+const LONGEST: u64 = 100_000_000;
+/// Bytes before the header: its length.
+const PREFIX: u64 = 8;
+/// More than libtorch can reduce over, and than numpy can have.
+const MOST_DIMENSIONS: usize = 64;
+/// Bytes of a tensor's name. Only metadata have longer texts.
+const LONGEST_NAME: usize = 4096;
+/// Entries of metadata, each of which takes more memory than text.
+const MOST_METADATA: usize = 4096;
+/// Bytes of a parser's message that are passed on; it may quote the file.
+const LONGEST_MESSAGE: usize = 300;
+
+/// What a header says.
+#[derive(Default)]
+pub(super) struct Header {
+    /// By name; `at` counts from the beginning of the file.
+    pub tensors: BTreeMap<String, StoredTensor>,
+    pub metadata: HashMap<String, String>,
+}
+
+/// Reads and checks the header of a file whose tensors will be those of shard number `shard`.
+pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
+    let invalid = |problem: String| Error::file(path, format_args!("is not a whole safetensors file: {problem}"));
+    let unreadable = |e: std::io::Error| Error::file(path, format_args!("cannot be read: {e}"));
+    let total = file.metadata().map_err(unreadable)?.len();
+    let Some(rest) = total.checked_sub(PREFIX) else {
+        return Err(invalid(format!("it has {total} bytes, fewer than the length of its header takes")));
+    };
+    let mut file = BufReader::new(file);
+    let mut prefix = [0; PREFIX as usize];
+    file.read_exact(&mut prefix).map_err(unreadable)?;
+    let length = u64::from_le_bytes(prefix);
+    if length > rest.min(LONGEST) {
+        return Err(invalid(format!("it claims a header of {length} bytes, of which {rest} are there")));
+    }
+    let mut parser = serde_json::Deserializer::from_reader(file.take(length));
+    let parsed = Header::deserialize(&mut parser).and_then(|header| parser.end().map(|()| header));
+    let mut header = parsed.map_err(|e| {
+        let mut message = e.to_string();
+        if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+            message.truncate(end);
+            message += "…";
+        }
+        invalid(message)
+    })?;
+    let end = check(&header.tensors).map_err(invalid)?;
+    if end != rest - length {
+        return Err(invalid(format!("its header describes {end} bytes of tensors and {} are there", rest - length)));
+    }
+    for t in header.tensors.values_mut() {
+        t.shard = shard;
+        t.at += PREFIX + length;
+    }
+    Ok(header)
+}
+
+/// Whether every tensor has as many bytes as its shape needs, one after the other, without gaps; gives where the last one ends.
+fn check(tensors: &BTreeMap<String, StoredTensor>) -> std::result::Result<u64, String> {
+    for (name, t) in tensors {
+        let elements = t.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let bits = elements.and_then(|n| n.checked_mul(t.dtype.bitsize()));
+        if bits.is_none_or(|bits| bits % 8 != 0 || (bits / 8) as u64 != t.bytes) {
+            return Err(format!("tensor `{name}` has {} bytes for {:?} {:?}", t.bytes, t.dtype, t.shape));
+        }
+    }
+    let mut places: Vec<(u64, u64)> = tensors.values().map(|t| (t.at, t.at + t.bytes)).collect();
+    places.sort_unstable();
+    places.into_iter().try_fold(0, |end, (from, to)| {
+        let gap = || format!("a tensor begins at byte {from} of the data, where another one ends at {end}");
+        if from == end { Ok(to) } else { Err(gap()) }
+    })
+}
+
+/// [`Deserialize`] from what it expects, by these methods of a visitor.
+macro_rules! by_visitor {
+    ($type:ty, $expects:literal, $($method:tt)*) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+                struct This;
+                impl<'de> Visitor<'de> for This {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expects)
+                    }
+                    $($method)*
+                }
+                d.deserialize_any(This)
+            }
+        }
+    };
+}
+
+/// A method that refuses texts. serde's own would quote them in its error, and they may be as long as the file.
+macro_rules! no_text {
+    () => {
+        fn visit_str<E: de::Error>(self, _: &str) -> std::result::Result<Self::Value, E> {
+            Err(E::custom(format_args!("a text where there should be {}", &self as &dyn de::Expected)))
+        }
+    };
+}
+
+struct Name(String);
+struct Text(String);
+struct Kind(Dtype);
+struct Count(u64);
+struct Shape(Vec<usize>);
+struct Entries(HashMap<String, String>);
+
+by_visitor! { Name, "a name",
+    fn visit_str<E: de::Error>(self, name: &str) -> std::result::Result<Name, E> {
+        if name.len() > LONGEST_NAME {
+            return Err(E::custom(format_args!("a name of {} bytes: expected {LONGEST_NAME} at most", name.len())));
+        }
+        Ok(Name(name.to_owned()))
+    }
+}
+
+by_visitor! { Text, "a text",
+    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Text, E> {
+        Ok(Text(text.to_owned()))
+    }
+}
+
+by_visitor! { Kind, "a kind of number",
+    fn visit_str<E: de::Error>(self, name: &str) -> std::result::Result<Kind, E> {
+        let known = name.len() < 16;
+        let dtype = known.then(|| Dtype::deserialize(StrDeserializer::<E>::new(name)));
+        dtype.ok_or_else(|| E::custom("an unknown kind of number"))?.map(Kind)
+    }
+}
+
+by_visitor! { Count, "a whole number ≥ 0",
+    no_text! {}
+    fn visit_u64<E: de::Error>(self, n: u64) -> std::result::Result<Count, E> {
+        Ok(Count(n))
+    }
+}
+
+by_visitor! { Shape, "a shape",
+    no_text! {}
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> std::result::Result<Shape, A::Error> {
+        let (mut shape, mut n) = ([0; MOST_DIMENSIONS], 0);
+        while let Some(Count(size)) = sequence.next_element()? {
+            let place = shape.get_mut(n);
+            *place.ok_or_else(|| de::Error::custom(format_args!("more than {MOST_DIMENSIONS} dimensions")))? = size as usize;
+            n += 1;
+        }
+        Ok(Shape(shape[..n].to_vec()))
+    }
+}
+
+by_visitor! { Entries, "a map of texts",
+    no_text! {}
+    fn visit_unit<E: de::Error>(self) -> std::result::Result<Entries, E> {
+        Ok(Entries(HashMap::new()))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+        let mut entries = HashMap::new();
+        while let Some((Text(name), Text(text))) = map.next_entry()? {
+            entries.insert(name, text);
+            if entries.len() > MOST_METADATA {
+                return Err(de::Error::custom(format_args!("more than {MOST_METADATA} entries of metadata")));
+            }
+        }
+        Ok(Entries(entries))
+    }
+}
+
+by_visitor! { Description, "the kind, shape and place of a tensor",
+    no_text! {}
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Description, A::Error> {
+        Ok(Description(Fields::deserialize(de::value::MapAccessDeserializer::new(map))?))
+    }
+}
+
+struct Description(Fields);
+
+#[derive(serde::Deserialize)]
+struct Fields {
+    dtype: Kind,
+    shape: Shape,
+    data_offsets: [Count; 2],
+}
+
+by_visitor! { Header, "tensors by name",
+    no_text! {}
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut header = Header::default();
+        while let Some(Name(name)) = map.next_key()? {
+            if name == "__metadata__" {
+                Entries(header.metadata) = map.next_value()?;
+                continue;
+            }
+            let Description(Fields { dtype, shape, data_offsets: [Count(at), Count(end)] }) = map.next_value()?;
+            let Some(bytes) = end.checked_sub(at) else {
+                return Err(de::Error::custom(format_args!("tensor `{name}` ends before it begins")));
+            };
+            if header.tensors.contains_key(&name) {
+                return Err(de::Error::custom(format_args!("tensor `{name}` is described twice")));
+            }
+            header.tensors.insert(name, StoredTensor { dtype: dtype.0, shape: shape.0, shard: 0, at, bytes });
+        }
+        Ok(header)
+    }
+}
