@@ -164,19 +164,143 @@ fn far(p: &FullGaussian, q: &FullGaussian) -> f64 {
     difference(&p.mean_vector(), &q.mean_vector()).max(difference(p.precision(), q.precision()))
 }
 
+/// A family of posteriors, and quadratic losses whose posteriors it has: ½(w - c)ᵀH(w - c) of twelve weights.
+struct Family<Q> {
+    prior: FullGaussian,
+    /// H and Hc
+    losses: Vec<(Tensor, Tensor)>,
+    of: Box<dyn Fn(&FullGaussian) -> Q>,
+    dense: Box<dyn Fn(&Q) -> FullGaussian>,
+}
+
+impl<Q: NaturalSum> Family<Q> {
+    /// The posterior of Σ a L, by matrices.
+    fn fit(&self, a: [f64; 3]) -> FullGaussian {
+        let mut precision = self.prior.precision().copy();
+        let mut b = precision.mv(&self.prior.mean_vector());
+        for (a, (h, hc)) in a.into_iter().zip(&self.losses) {
+            precision += h * a;
+            b += hc * a;
+        }
+        FullGaussian::new([("w", precision.inverse().mv(&b).reshape([3, 4]))], &precision).unwrap()
+    }
+
+    fn far(&self, q: &Q, expected: &FullGaussian) -> f64 {
+        far(&(self.dense)(q), expected)
+    }
+
+    /// Everything that a merge of this family should do.
+    fn check(&self, name: &str) {
+        let q0 = (self.of)(&self.prior);
+        let q = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]].map(|a| (self.of)(&self.fit(a)));
+        let [s0, m0] = [self.prior.precision().copy(), self.prior.mean_vector()];
+        for a in [[1.0, 1.0, 1.0], [0.2, 0.3, 0.5], [2.0, 0.0, 0.7], [1.5, 1.0, -0.05], [0.0, 0.0, 0.0]] {
+            let parts: Vec<_> = a.into_iter().zip(&q).collect();
+            let merged = gradient_matching(&q0, &parts).unwrap();
+            // The joint fit, for every weight.
+            let joint = self.fit(a);
+            assert!(self.far(&merged, &joint) < 1e-11, "{name} {a:?}: {:e}", self.far(&merged, &joint));
+            // θ₀ + Σ a H̄⁻¹(H₀+H)(θ-θ₀)
+            let total = a.iter().zip(&self.losses).fold(s0.copy(), |sum, (a, (h, _))| sum + h * *a);
+            let steps = a.iter().zip(&self.losses).zip(&q).fold(m0.zeros_like(), |sum, ((a, (h, _)), q)| {
+                sum + (&s0 + h).mv(&((self.dense)(q).mean_vector() - &m0)) * *a
+            });
+            let formula = &m0 + total.inverse().mv(&steps);
+            assert!(difference(&(self.dense)(&merged).mean_vector(), &formula) < 1e-12, "{name} {a:?}");
+            // In any order, and with the prior as a term of its own.
+            let mut terms: Vec<_> = parts.iter().copied().chain([(1.0 - a.iter().sum::<f64>(), &q0)]).collect();
+            for _ in 0..4 {
+                terms.rotate_left(1);
+                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-11, "{name} {a:?}");
+                terms.swap(0, 2);
+                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-11, "{name} {a:?}");
+            }
+        }
+        // Addition in two steps is one in one, and removal inverts it, in any order.
+        let dense = self.dense.as_ref();
+        let sum = Q::combine(&[(1.0, &Q::combine(&[(1.0, &q0), (0.8, &q[0])]).unwrap()), (1.7, &q[1])]).unwrap();
+        let at_once = Q::combine(&[(1.0, &q0), (0.8, &q[0]), (1.7, &q[1])]).unwrap();
+        assert!(self.far(&sum, &dense(&at_once)) < 1e-12, "{name}");
+        for [(i, w), (j, v)] in [[(0, 0.8), (1, 1.7)], [(1, 1.7), (0, 0.8)]] {
+            let less = remove(&sum, &q[i], w).unwrap();
+            let expected = Q::combine(&[(1.0, &q0), (v, &q[j])]).unwrap();
+            assert!(self.far(&less, &dense(&expected)) < 1e-12, "{name}");
+            assert!(self.far(&less, &dense(&sum)) > 0.1, "{name}: nothing was removed");
+            assert!(self.far(&remove(&less, &q[j], v).unwrap(), &self.prior) < 1e-12, "{name}");
+        }
+        // Equal posteriors on the simplex; one task of weight 1; no task at all.
+        let same = gradient_matching(&q0, &[(0.25, &q[2]), (0.5, &q[2]), (0.25, &q[2])]).unwrap();
+        assert!(self.far(&same, &dense(&q[2])) < 1e-12, "{name}");
+        assert!(self.far(&gradient_matching(&q0, &[(1.0, &q[1])]).unwrap(), &dense(&q[1])) < 1e-12, "{name}");
+        assert!(self.far(&gradient_matching(&q0, &[]).unwrap(), &self.prior) < 1e-12, "{name}");
+        assert!(self.far(&federated(&q0, &[&q[2], &q[0], &q[1]]).unwrap(), &self.fit([1.0; 3])) < 1e-11, "{name}");
+    }
+}
+
+/// Regressions of the weights `[3, 4]`, whose posteriors each family has: with orthogonal features the diagonal one, and with
+/// several outputs whose noise and features have axes in common the Kronecker-factored one.
 #[test]
 fn merged_regressions_are_the_joint_fit() {
-    let (prior, data) = tasks();
-    let fits: Vec<FullGaussian> = data.iter().map(|d| regression(&[(1.0, d)], &prior)).collect();
-    for a in [[1.0, 1.0, 1.0], [0.2, 0.3, 0.5], [2.0, 0.0, 0.7], [1.5, 1.0, -0.05], [0.0, 0.0, 0.0]] {
-        let parts: Vec<_> = a.into_iter().zip(&fits).collect();
-        let merged = gradient_matching(&prior, &parts).unwrap();
-        let joint = regression(&a.into_iter().zip(&data).collect::<Vec<_>>(), &prior);
-        assert!(far(&merged, &joint) < 1e-11, "{a:?}: {:e}", far(&merged, &joint));
-        // The order does not matter.
-        let reversed: Vec<_> = parts.iter().rev().copied().collect();
-        assert!(far(&gradient_matching(&prior, &reversed).unwrap(), &merged) < 1e-12);
-    }
+    let prior = |scale: &Tensor| {
+        let mean = randn(&[3, 4], 50);
+        FullGaussian::new([("w", mean)], scale).unwrap()
+    };
+    let target = |h: &Tensor, t: i64| h.mv(&randn(&[12], 70 + t));
+    let eye = Tensor::eye(12, F64);
+
+    let full = Family {
+        prior: prior(&(&eye * 0.7)),
+        losses: (0..3)
+            .map(|t| (randn(&[9, 12], 60 + t), randn(&[9], 70 + t)))
+            .map(|(x, y)| (x.tr().matmul(&x), x.tr().mv(&y)))
+            .collect(),
+        of: Box::new(|q: &FullGaussian| FullGaussian::new([("w", q.mean("w").unwrap())], q.precision()).unwrap()),
+        dense: Box::new(|q: &FullGaussian| FullGaussian::new([("w", q.mean("w").unwrap())], q.precision()).unwrap()),
+    };
+    full.check("full");
+
+    let orthogonal = |t: i64| {
+        let x = Tensor::linalg_qr(&randn(&[20, 12], 60 + t), "reduced").0 * (randn(&[12], 80 + t).abs() + 0.1);
+        (x.tr().matmul(&x), x.tr().mv(&randn(&[20], 70 + t)))
+    };
+    let diagonal = Family {
+        prior: prior(&(randn(&[12], 90).square() + 0.3).diag(0)),
+        losses: (0..3).map(orthogonal).collect(),
+        of: Box::new(|q: &FullGaussian| {
+            let precision = q.precision();
+            let s = precision.diag(0);
+            assert!(difference(precision, &s.diag(0)) < 1e-12, "not diagonal");
+            DiagonalGaussian::new([("w", q.mean("w").unwrap(), s.reshape([3, 4]))]).unwrap()
+        }),
+        dense: Box::new(|q: &DiagonalGaussian| FullGaussian::from(q)),
+    };
+    diagonal.check("diagonal");
+
+    // H = G ⊗ XᵀX of y = Wx + noise of precision G.
+    let basis = |n, seed| Tensor::linalg_qr(&randn(&[n, n], seed), "reduced").0;
+    let (u, v) = (basis(3, 7), basis(4, 8));
+    let axes = u.kron(&v);
+    let shared = |t: i64| {
+        let of = |basis: &Tensor, n: i64, seed: i64| {
+            basis.matmul(&(randn(&[n], seed).square() + 0.2).diag(0)).matmul(&basis.tr())
+        };
+        of(&u, 3, 60 + t).kron(&of(&v, 4, 80 + t))
+    };
+    let axes_of = axes.copy();
+    let kronecker = Family {
+        prior: prior(&(&eye * 0.7)),
+        losses: (0..3).map(|t| (shared(t), target(&shared(t), t))).collect(),
+        of: Box::new(move |q: &FullGaussian| {
+            let inside = axes_of.tr().matmul(q.precision()).matmul(&axes_of);
+            let precision = inside.diag(0);
+            assert!(difference(&inside, &precision.diag(0)) < 1e-12, "other axes");
+            let (left, right) = (Some(u.copy()), Some(v.copy()));
+            let (name, mean, precision) = ("w".to_owned(), q.mean("w").unwrap(), precision.reshape([3, 4]));
+            KroneckerGaussian::new([KroneckerParameter { name, mean, left, right, precision }]).unwrap()
+        }),
+        dense: Box::new(|q: &KroneckerGaussian| q.to_full().unwrap()),
+    };
+    kronecker.check("Kronecker");
 }
 
 #[test]
@@ -311,8 +435,8 @@ fn every_method_is_invariant_to_the_order_of_models() {
     let (base, h0) = (model(0), map(&curvature(0), |h| h + 0.1));
     let base = Model::new("base", &base).curvature(&h0);
     let (models, h) = ([model(1), model(2), model(3)], [curvature(1), curvature(2), curvature(3)]);
-    let mut given: Vec<Model> =
-        weighted(&models, &[0.5, 1.0, 0.7]).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
+    // Precisions must be positive.
+    let s = h.each_ref().map(|h| map(h, |h| h + 0.1));
     for method in [
         Method::linear(),
         Method::task_arithmetic(0.8),
@@ -322,10 +446,20 @@ fn every_method_is_invariant_to_the_order_of_models() {
         Method::dare_ties(1.0, 0.5, Rescale::Density, 3),
         Method::Fisher,
         Method::gradient_matching(),
+        Method::Combine,
     ] {
+        let given = weighted(&models, &[0.5, 1.0, 0.7]).into_iter().zip(&h);
+        let mut given: Vec<Model> = match method {
+            Method::Combine => given.zip(&s).map(|((m, _), s)| m.precision(s)).collect(),
+            _ => given.map(|(m, h)| m.curvature(h)).collect(),
+        };
         let merged = merge(method, Some(&base), &given).unwrap();
-        given.rotate_left(1);
-        close(&merged, &merge(method, Some(&base), &given).unwrap(), 1e-13);
+        for _ in 0..3 {
+            given.rotate_left(1);
+            close(&merged, &merge(method, Some(&base), &given).unwrap(), 1e-13);
+            given.swap(0, 1);
+            close(&merged, &merge(method, Some(&base), &given).unwrap(), 1e-13);
+        }
         assert!(difference(&merged["a"], &models[0]["a"]) > 0.01);
     }
 }
@@ -337,6 +471,11 @@ fn slerp_is_an_arc() {
     let at = |t| merge(Method::Slerp { t }, None, &models).unwrap();
     close(&at(0.0), &a, 0.0);
     close(&at(1.0), &b, 0.0);
+    // The same arc from the other end.
+    let back = |t| merge(Method::Slerp { t }, None, &[Model::new("b", &b), Model::new("a", &a)]).unwrap();
+    for t in [0.0, 0.2, 0.5, 0.9] {
+        close(&back(1.0 - t), &at(t), 1e-14);
+    }
     // Half the way between orthogonal vectors of norm 1, and a third.
     let (x, y) = (one(&[1.0, 0.0]), one(&[0.0, 1.0]));
     let arc = |t| merge(Method::Slerp { t }, None, &[Model::new("x", &x), Model::new("y", &y)]).unwrap();
@@ -427,6 +566,23 @@ fn dare_of_density_1_is_task_arithmetic() {
     }
     let elected = merge(Method::dare_ties(0.9, 1.0, Rescale::Density, 0), Some(&base), &given).unwrap();
     close(&elected, &merge(Method::ties(0.9, 1.0), Some(&base), &given).unwrap(), 0.0);
+}
+
+/// TIES of one model is that model where all is kept; DARE with elected signs is DARE of each model alone, then TIES of all.
+#[test]
+fn elected_signs_compose() {
+    let (base, models) = (model(0), [model(1), model(2), model(3)]);
+    let given = weighted(&models, &[0.3, 1.4, 0.8]);
+    let base = Model::new("base", &base);
+    close(&merge(Method::ties(1.0, 1.0), Some(&base), &given[1..2]).unwrap(), &models[1], 1e-14);
+    for rescale in [Rescale::Density, Rescale::L1Norm] {
+        let alone = |m: &Model| merge(Method::dare(1.0, 0.5, rescale, 4), Some(&base), &[m.weight(1.0)]).unwrap();
+        let sparse: Vec<Tensors> = given.iter().map(alone).collect();
+        assert!(sparse.iter().zip(&models).all(|(s, m)| difference(&s["a"], &m["a"]) > 0.01));
+        let elected = merge(Method::ties(0.9, 1.0), Some(&base), &weighted(&sparse, &[0.3, 1.4, 0.8])).unwrap();
+        let at_once = merge(Method::dare_ties(0.9, 0.5, rescale, 4), Some(&base), &given).unwrap();
+        close(&at_once, &elected, 1e-13);
+    }
 }
 
 #[test]
