@@ -87,6 +87,14 @@ const CLASS_INCREMENTAL: &[Row] = &[
     row("IVON, posterior as prior", "h₀ 0.1, β₂ 0.9995, δ 1e-4", None, IVON, VARIATIONAL, one_random_head),
     row("replay", "200 random examples a task", Some(88.8), Method::Replay { memory: 200 }, ADAM, one_random_head),
     row(
+        "EWC + FR + Replay",
+        "200 random examples a task, 100 of them replayed, each counting 60 times; λ 100, δ 1e-3",
+        None,
+        Method::EwcFrReplay { memory: 200, weight: 60.0, delta: 1e-3, lambda: 100.0 },
+        ADAM,
+        one_random_head,
+    ),
+    row(
         "FROMP",
         "200 examples a task, τ 10, δ 1e-3, ε 1e-6",
         Some(77.4),
