@@ -347,13 +347,13 @@ fn the_diagonal_is_exact_where_features_are_orthogonal() {
 
 /// Layers of [`tch_blr::nn`] in f64, with weights without a pattern: `first` with a bias, `second` without, and `scale`, which is
 /// no layer's.
-struct Layers {
+struct Layered {
     vs: VarStore,
     layers: Vec<tch_blr::nn::Linear>,
     scale: Option<Tensor>,
 }
 
-impl Layers {
+impl Layered {
     fn new(deep: bool) -> Self {
         let mut vs = VarStore::new(Device::Cpu);
         vs.set_kind(Kind::Double);
@@ -364,7 +364,7 @@ impl Layers {
         let mut layers = vec![layer("first", 3, 2, true)];
         layers.extend(deep.then(|| layer("second", 2, 4, false)));
         let scale = deep.then(|| vs.root().zeros("scale", &[4]));
-        let net = Layers { vs, layers, scale };
+        let net = Layered { vs, layers, scale };
         net.set(0.1);
         net
     }
@@ -418,7 +418,7 @@ impl Layers {
 /// ½ tr(G ΔV A ΔVᵀ) with V = [W b], and the exact diagonal of what has no factors; two tasks are a list.
 #[test]
 fn kronecker_factors_as_a_quadratic() {
-    let net = Layers::new(true);
+    let net = Layered::new(true);
     let x = wave(&[9, 3], 0.6);
     let f = net.kronecker(&x, Likelihood::Categorical);
     let [first, second] = f.layers() else { unreachable!() };
@@ -486,7 +486,7 @@ fn kronecker_factors_of_a_convolution_as_a_quadratic() {
 /// One example per task: G ⊗ A is the layer's block, bias and all, and a list of them the sum of the full matrices.
 #[test]
 fn the_structures_agree_where_they_are_exact() {
-    let net = Layers::new(false);
+    let net = Layered::new(false);
     let x = wave(&[3, 3], 0.6);
     let zero = || Quadratic::towards_zero(&net.params(), 0.7).unwrap();
     let (mut kronecker, mut full) = (zero(), zero());
@@ -523,7 +523,7 @@ fn the_structures_agree_where_they_are_exact() {
 /// task after the other ends at the optimum of all at once, in any order. The diagonal does not.
 #[test]
 fn online_laplace_is_exact_where_its_structure_is() {
-    let net = Layers::new(false);
+    let net = Layered::new(false);
     let tasks: Vec<_> =
         (0..3).map(|t| (wave(&[7 + t, 3], t as f64), wave(&[7 + t, 2], 3.0 + t as f64) * 2.0)).collect();
     let gaussian = Likelihood::Gaussian { variance: VARIANCE };
@@ -1061,7 +1061,7 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
     says(one("w", w(), w().square()).unwrap().scaled(f64::NAN), "`w`");
     says(value(&Quadratic::new(Vec::<(String, Tensor, Tensor)>::new()).unwrap()), "no parameters");
     let f = full(0.3);
-    let layers = Layers::new(false);
+    let layers = Layered::new(false);
     let factors = Quadratic::from(&layers.kronecker(&wave(&[4, 3], 0.1), Likelihood::Categorical));
     says(value(&factors), "`first.weight`");
     let other = Params::named([("first.weight", w()), ("first.bias", wave(&[2], 0.1))]).unwrap();

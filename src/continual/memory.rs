@@ -236,7 +236,8 @@ fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
 /// Σ w CE(p_old, p(θ)): the model's own predictions as labels on the memory.
 ///
 /// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
-/// T² Σ w CE(softmax(f_old/T), softmax(f/T)). Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's loss, exactly where
+/// T² Σ w CE(softmax(f_old/T), softmax(f/T)); on the inputs of the new task in place of a memory it is learning without
+/// forgetting (Li and Hoiem 2016), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's loss, exactly where
 /// the model is linear in its weights and the memory holds all data, and θ_old is their optimum with a prior (whose
 /// [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small memory by
 /// [`Memory::lambda`], which suits these soft labels.
@@ -252,26 +253,26 @@ fn losses(likelihood: Likelihood, f: &Tensor, t: &Tensor) -> Result<Tensor> {
 /// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
 /// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
 ///
-/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature:
-/// `Quadratic::from(&Fisher::exact().full(.., the left-out examples, ..)?.laplace(Prior::isotropic(δ))?)` in place of the
-/// isotropic part (Daxberger et al. 2023).
+/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which is
+/// added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`] it is their EWC + FR + Replay):
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 /// use tch_blr::continual::{Memory, Past, Quadratic, SoftLabels};
 /// use tch_blr::nn::{self, Likelihood};
-/// use tch_blr::{Fisher, Params, Prior};
+/// use tch_blr::{Fisher, Params};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 1, Default::default());
 /// # let x = Tensor::randn([50, 4], (Kind::Float, Device::Cpu));
 /// let (kept, left_out) = (x.narrow(0, 0, 10), x.narrow(0, 10, 40));
-/// let delta = 0.5;
-/// let curvature = Fisher::exact().likelihood(Likelihood::Bernoulli).full(&vs, [left_out], |x| net.forward(x))?;
+/// let params = Params::from(&vs);
+/// let fisher = Fisher::exact().likelihood(Likelihood::Bernoulli).full(&vs, [left_out], |x| net.forward(x))?;
 /// let past = Past::new()
-///     .with(Quadratic::from(&curvature.laplace(Prior::isotropic(delta))?))
+///     .with(Quadratic::isotropic(&params, 0.5)?)
+///     .with(Quadratic::from(&fisher))
 ///     .with(SoftLabels::of(Memory::new(&kept, Likelihood::Bernoulli), |x| net.forward(x))?);
-/// # let _ = past.value(&Params::from(&vs), &|x| net.forward(x))?;
+/// # let _ = past.value(&params, &|x| net.forward(x))?;
 /// # Ok(())
 /// # }
 /// ```

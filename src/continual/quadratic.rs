@@ -199,8 +199,9 @@ impl Quadratic {
         match new {
             Term::Diagonal { name, mean, precision } => return self.add_diagonal(name, mean, precision),
             Term::Full { parameters, mean, precision } => {
+                let same = |p: &[Shaped], m: &Tensor| p == parameters && m.device() == mean.device() && m.equal(mean);
                 let there = self.terms.iter_mut().find_map(|t| match t {
-                    Term::Full { parameters: p, mean: m, precision: s } if p == parameters && m.equal(mean) => Some(s),
+                    Term::Full { parameters: p, mean: m, precision: s } if same(p, m) => Some(s),
                     _ => None,
                 });
                 if let Some(s) = there {
