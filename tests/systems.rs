@@ -4,6 +4,9 @@
 #[path = "../examples/common/digits.rs"]
 mod digits;
 #[allow(dead_code)]
+#[path = "../examples/systems/low_shot.rs"]
+mod low_shot;
+#[allow(dead_code)]
 #[path = "../examples/systems/maml.rs"]
 mod maml;
 #[allow(dead_code)]
@@ -309,5 +312,70 @@ mod matching_examples {
         let gains: Vec<f64> = siamese.one_shot.iter().zip(&pixels.one_shot).map(|(s, p)| s - p).collect();
         let (gain, error) = shared::mean_and_error(&gains);
         assert!(gain > 3.0 * error, "{gain} ± {error}");
+    }
+}
+
+mod low_shot_fine_tuning {
+    use super::*;
+    use low_shot::{DEGREES, FEATURES, Known, isotropic, learn, turned};
+    use tch_blr::FullGaussian;
+
+    /// Interpolation is exact where pixels fall on pixels, up to the rounding of places in f32.
+    #[test]
+    fn a_quarter_turn_is_exact_and_others_are_undone() {
+        let images = Digits::synthetic(20, 10, 3).train_images;
+        let apart = |a: &Tensor, b: &Tensor| norm(&(a - b)) / norm(b);
+        assert!(apart(&turned(&images, 90.0), &digits::rotate90(&images)) < 1e-4);
+        assert!(apart(&turned(&images, 0.0), &images) < 1e-4);
+        // Twice blurred.
+        assert!(apart(&turned(&turned(&images, DEGREES), -DEGREES), &images) < 0.4);
+        assert!(apart(&turned(&images, DEGREES), &images) > 0.7);
+    }
+
+    /// At the mode Σ (pᵢ - yᵢ)zᵢᵀ + S₀(θ - m₀) = 0, up to the square root of Newton's last decrement; and
+    /// S = Σ Λᵢ ⊗ zᵢzᵢᵀ + S₀.
+    #[test]
+    fn the_posterior_of_the_head_is_laplaces() {
+        let mut rng = Rng::new(0, 0);
+        let n = 40;
+        let z = uniform(&[n, FEATURES], &mut rng) * 3.0;
+        let y = Tensor::from_slice(&(0..n).map(|i| (i * i) % 10).collect::<Vec<_>>());
+        let root = uniform(&[10 * FEATURES; 2], &mut rng);
+        let s0 = root.matmul(&root.tr()) * 0.01 + Tensor::eye(10 * FEATURES, (Kind::Double, tch::Device::Cpu)) * 0.1;
+        let m0 = uniform(&[10, FEATURES], &mut rng);
+        for prior in [FullGaussian::new([("θ", m0.shallow_clone())], &s0).unwrap(), isotropic(&m0, 1e-3).unwrap()] {
+            let q = learn(&(z.shallow_clone(), y.shallow_clone()), &prior).unwrap();
+            let theta = q.mean_vector();
+            let p = z.matmul(&theta.view([10, FEATURES]).tr()).softmax(1, Kind::Double);
+            let errors = &p - y.one_hot(10).to_kind(Kind::Double);
+            let pull = prior.precision().mv(&(&theta - prior.mean_vector()));
+            let gradient = errors.tr().matmul(&z).view([-1]) + pull;
+            // gᵀS⁻¹g is the decrement.
+            let left = gradient.dot(&q.covariance().unwrap().mv(&gradient)).double_value(&[]);
+            assert!(left < 1e-6, "{left:e}");
+            let mut hessian = prior.precision().copy();
+            for i in 0..n {
+                let (p, z) = (p.get(i), z.get(i));
+                hessian += (p.diag(0) - p.outer(&p)).kron(&z.outer(&z));
+            }
+            assert!(norm(&(q.precision() - &hessian)) < 1e-12 * norm(&hessian));
+        }
+    }
+
+    /// With fixed γ and δ against the δ that is best on the very draws that count.
+    #[test]
+    fn the_posterior_is_a_better_prior_than_an_isotropic_one() {
+        let known = Known::learn(&setting(8000), 800, 0).unwrap();
+        let posterior = known.power(0.3, 10.0).unwrap();
+        let zero = posterior.mean_vector().zeros_like();
+        for shots in [1, 5] {
+            let with = known.few(shots, &posterior, 0..16).unwrap();
+            for delta in [1.0, 10.0, 30.0] {
+                let without = known.few(shots, &isotropic(&zero, delta).unwrap(), 0..16).unwrap();
+                let gains: Vec<f64> = with.iter().zip(&without).map(|(p, q)| p - q).collect();
+                let (gain, error) = shared::mean_and_error(&gains);
+                assert!(gain > 3.0 * error, "{shots} examples, δ = {delta}: {gain} ± {error}");
+            }
+        }
     }
 }

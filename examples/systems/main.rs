@@ -1,8 +1,8 @@
 //! Other systems that learn one thing after the other, as small examples on this crate's optimizers and posteriors.
 //!
 //! `cargo run --release --example systems [-- NAME..]` runs all, or those named, and prints a table of what was checked and
-//! shown; fails if a check does. Pictures go to `target/systems/`. The digits are drawn by the
-//! example itself; the settings were chosen on them (see `matching.rs` for what MNIST says).
+//! shown; fails if a check does. Pictures go to `target/systems/`. The digits are MNIST's where `TCH_BLR_DATA` is set, and else
+//! drawn by the example itself.
 //!
 //! | name | what carries over from task to task |
 //! |---|---|
@@ -10,12 +10,14 @@
 //! | superposition | all weights at once, told apart by a key per task |
 //! | maml | an initialization from which a gradient step does much |
 //! | matching | a distance (Siamese), or the examples themselves (nearest neighbour) |
+//! | low_shot | the posterior of a head, as the prior for another domain |
 
 #[path = "../common/digits.rs"]
 mod digits;
 #[path = "../common/pictures.rs"]
 mod pictures;
 
+mod low_shot;
 mod maml;
 mod matching;
 mod progressive;
@@ -29,11 +31,12 @@ use std::time::Instant;
 
 type System = (&'static str, fn(&Setting) -> Outcome<Vec<Finding>>);
 
-const SYSTEMS: [System; 4] = [
+const SYSTEMS: [System; 5] = [
     ("progressive", progressive::run),
     ("superposition", superposition::run),
     ("maml", maml::run),
     ("matching", matching::run),
+    ("low_shot", low_shot::run),
 ];
 
 fn main() -> Outcome<()> {
@@ -42,7 +45,7 @@ fn main() -> Outcome<()> {
         let names: Vec<&str> = SYSTEMS.iter().map(|(name, _)| *name).collect();
         return Err(format!("no system {unknown}; there are {}", names.join(", ")).into());
     }
-    let setting = Setting { data: Digits::load_from(None)?, folder: PathBuf::from("target/systems") };
+    let setting = Setting { data: Digits::load()?, folder: PathBuf::from("target/systems") };
     println!("Data: {}\n", setting.data.source);
     let mut failed = Vec::new();
     for (name, run) in SYSTEMS.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|n| n == name)) {
