@@ -279,6 +279,13 @@ fn linear_regression_with_several_outputs_is_exact() {
     assert_eq!((p.mean.size(), p.epistemic.size()), (vec![1, 3], vec![1, 3, 3]));
     assert!(largest(&(p.epistemic.get(0) - &variance)) < 1e-11 && largest(&(p.variance.get(0) - variance)) < 1e-11);
     assert!(largest(&(p.aleatoric.get(0) - Tensor::eye(3, F64) * 0.3)) < 1e-15);
+
+    // The kernel of two inputs is J(x)J(x')ᵀ/δ, which is not symmetric.
+    let all = view.kernel(&new, &j).unwrap();
+    assert_eq!(all.size(), [1, 9, 3, 3]);
+    let own = all.get(0).get(7);
+    assert!(largest(&(&own - own.tr())) > 0.1);
+    assert!(largest(&(own - new.get(0).matmul(&j.get(7).tr()) / delta)) < 1e-14);
 }
 
 /// Outputs that share no weight are as many models, whatever the likelihood; and one output is the case C = 1.

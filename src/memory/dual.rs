@@ -1,10 +1,9 @@
 //! A trained model as a Gaussian process on its own data: what each example holds of it.
 
 use super::error;
-use super::site::{Sites, curvature, number, squares};
+use super::site::{Sites, number, squares};
 use crate::curvature::{Forward, Linearized, Looked};
 use crate::nn::Likelihood;
-use crate::nn::tape::Output;
 use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
 use tch::{Device, Kind, Tensor};
 
@@ -18,11 +17,12 @@ const LARGEST: i64 = 1 << 29;
 /// Variational Gaussian Processes*)
 ///
 /// ```text
-/// αᵢ = -∂ℓᵢ/∂fᵢ = yᵢ - pᵢ  [C]       Λᵢ = ∂²ℓᵢ/∂fᵢ²  [C, C]: diag(p) - ppᵀ of a softmax, p(1-p) of a logit, I for a Gaussian,
-/// θ = Σ Jᵢᵀαᵢ/δ                     S = δI + Σ JᵢᵀΛᵢJᵢ            where both are divided by σ²
+/// αᵢ = -∂ℓᵢ/∂fᵢ = yᵢ - pᵢ  [C]              of a Gaussian divided by σ²
+/// Λᵢ = ∂²ℓᵢ/∂fᵢ²  [C, C]                    diag(p) - ppᵀ of a softmax, p(1-p) of a logit, I/σ² of a Gaussian
+/// θ = Σ Jᵢᵀαᵢ/δ                            S = δI + Σ JᵢᵀΛᵢJᵢ
 /// ```
 ///
-/// of which the line below is the representer theorem and the posterior's precision: α are the dual variables of the fit, and the
+/// of which the last line is the representer theorem and the posterior's precision: α are the dual variables of the fit, and the
 /// Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel k(x, x') = J(x)J(x')ᵀ/δ,
 /// `[C, C]`. A linear model has features φ in place of J. A network is such a model in its Jacobian J = ∂f/∂θ ([`jacobian`]):
 /// Laplace's approximation with the Gauss-Newton matrix is exactly this process (Khan et al. 2019, *Approximate Inference Turns
@@ -67,21 +67,6 @@ pub struct DualView {
     pub(super) sites: Sites,
     /// L with S = LLᵀ `[P, P]`
     pub(super) factor: Tensor,
-}
-
-/// What a [`DualView`] predicts of M other inputs.
-#[derive(Debug)]
-pub struct DualPrediction {
-    /// f `[M]` or `[M, C]`
-    pub output: Tensor,
-    /// v = JS⁻¹Jᵀ `[M]` or `[M, C, C]`, the covariance of the outputs.
-    pub variance: Tensor,
-    /// p: the softmax or sigmoid of f, or f itself of a Gaussian.
-    pub mean: Tensor,
-    /// Covariance of the prediction that more data would take away: Λ v Λ, or v of a Gaussian.
-    pub epistemic: Tensor,
-    /// Covariance of a label that would stay: Λ, or σ²I.
-    pub aleatoric: Tensor,
 }
 
 /// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and `[N, C, P]`
@@ -262,7 +247,7 @@ impl DualView {
     }
 
     /// J L⁻ᵀ `[M, C, P]`
-    fn white(&self, jacobian: &Tensor) -> Result<Tensor> {
+    pub(super) fn white(&self, jacobian: &Tensor) -> Result<Tensor> {
         let columns = jacobian.f_flatten(0, 1)?.f_tr()?.f_contiguous()?;
         Ok(linalg::forward(&self.factor, &columns)?.f_tr()?.f_reshape(jacobian.size())?)
     }
@@ -293,50 +278,6 @@ impl DualView {
         let alpha = self.sites.alpha.f_reshape([self.sites.len(), 1, self.sites.columns()])?;
         let rows = alpha.f_bmm(&self.jacobian)?.f_squeeze_dim(1)?;
         Ok(rows.f_tr()?.f_cholesky_solve(&self.factor, false)?.f_tr()?)
-    }
-
-    /// What is predicted for features `[M, P]` or `[M, C, P]`, with the outputs Jθ of the linear model.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, numbers that are not finite.
-    pub fn predict(&self, features: &Tensor) -> Result<DualPrediction> {
-        let _no_grad = tch::no_grad_guard();
-        let output = self.rows(features)?.f_matmul(&self.weights)?;
-        self.predict_at(&if self.one() { output.f_squeeze_dim(1)? } else { output }, features)
-    }
-
-    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear continuation from
-    /// θ = 0 only.
-    ///
-    /// # Errors
-    /// As [`DualView::predict`].
-    pub fn predict_at(&self, outputs: &Tensor, features: &Tensor) -> Result<DualPrediction> {
-        let _no_grad = tch::no_grad_guard();
-        let (jacobian, output) = (self.rows(features)?, home("outputs", outputs)?);
-        let m = jacobian.size()[0];
-        let shape = if self.one() { vec![m] } else { vec![m, self.sites.columns()] };
-        if output.size() != shape {
-            return Err(error(format!("the outputs are {:?}: expected {shape:?}", output.size())));
-        }
-        let white = self.white(&jacobian)?;
-        let output = Output { z: output, likelihood: self.sites.likelihood };
-        // A Gaussian's Λ is 1/σ²; the derivative of the mean by the output is Λ times this, the variance of a label Λ times its
-        // square.
-        let scale = if let Likelihood::Gaussian { variance } = output.likelihood { variance } else { 1.0 };
-        let (root, lambda) = curvature(&output)?;
-        let slope = root.f_bmm(&root.f_transpose(1, 2)?)? * scale;
-        let mean = match output.likelihood {
-            Likelihood::Gaussian { .. } => output.z.copy(),
-            Likelihood::Bernoulli => output.z.f_sigmoid()?,
-            Likelihood::Categorical => output.z.f_softmax(1, None::<Kind>)?,
-        };
-        Ok(DualPrediction {
-            variance: squares(&white, self.one())?,
-            epistemic: squares(&slope.f_bmm(&white)?, self.one())?,
-            aleatoric: lambda * (scale * scale),
-            mean,
-            output: output.z,
-        })
     }
 
     /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression, and for
@@ -386,7 +327,7 @@ impl DualView {
     }
 
     /// Whether outputs are `[N]`.
-    fn one(&self) -> bool {
+    pub(super) fn one(&self) -> bool {
         self.sites.alpha.dim() == 1
     }
 
@@ -401,7 +342,7 @@ impl DualView {
     }
 
     /// Features of other inputs, `[M, C, P]`.
-    fn rows(&self, features: &Tensor) -> Result<Tensor> {
+    pub(super) fn rows(&self, features: &Tensor) -> Result<Tensor> {
         let (c, p) = (self.sites.columns(), self.weights.size()[0]);
         let features = home("features", features)?;
         match &features.size()[..] {

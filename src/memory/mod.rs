@@ -53,14 +53,16 @@
 mod dual;
 mod evidence;
 mod features;
+mod predictive;
 mod score;
 mod sensitivity;
 mod site;
 mod stream;
 mod svm;
 
-pub use dual::{DualPrediction, DualView, jacobian};
+pub use dual::{DualView, jacobian};
 pub use features::{herding, k_centre};
+pub use predictive::DualPrediction;
 pub use score::random_scores;
 pub use sensitivity::{Removal, Sensitivity};
 pub use stream::{Reservoir, Ring, TopK, class_balanced, top};
