@@ -100,7 +100,7 @@ impl Memory {
         })
     }
 
-    pub(super) fn labels_of_task(&self) -> Option<&[i64]> {
+    pub(crate) fn labels_of_task(&self) -> Option<&[i64]> {
         self.labels.as_deref()
     }
 
@@ -180,6 +180,15 @@ impl Memory {
             return Err(memory(format!("the model's outputs on it are not finite ({value})")));
         }
         self.check_weights()
+    }
+
+    /// wᵢ `[M]` in f64.
+    pub(crate) fn weights_or_one(&self) -> Result<Tensor> {
+        self.check_weights()?;
+        match &self.weights {
+            Some(weights) => Ok(weights.f_to_kind(Kind::Double)?),
+            None => Ok(Tensor::f_ones([self.len() as i64], (Kind::Double, self.inputs.device()))?),
+        }
     }
 
     fn check_weights(&self) -> Result<()> {

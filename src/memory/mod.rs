@@ -20,6 +20,8 @@
 //! | [`Ring`] | the last of a stream, of each class |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
+//! [`compact`] keeps no examples but pseudo-examples with weights, that have the curvature of all.
+//!
 //! Class-balanced examples by chance are [`class_balanced`] of [`random_scores`].
 //!
 //! **The score belongs to the loss.** λ and its relatives pick the examples near the boundary. With soft labels
@@ -50,6 +52,7 @@
 //!
 //! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
 
+mod compact;
 mod dual;
 mod evidence;
 mod features;
@@ -60,6 +63,7 @@ mod site;
 mod stream;
 mod svm;
 
+pub use compact::compact;
 pub use dual::{DualView, jacobian};
 pub use features::{herding, k_centre};
 pub use predictive::DualPrediction;
