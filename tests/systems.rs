@@ -256,7 +256,7 @@ mod model_agnostic_meta_learning {
 
 mod matching_examples {
     use super::*;
-    use matching::{Siamese, euclidean, nearest, tell, vote};
+    use matching::{Siamese, class, euclidean, nearest, oriented, tell, vote};
 
     #[test]
     fn siamese_distance_is_symmetric_and_vanishes_for_identical_images() {
@@ -270,6 +270,22 @@ mod matching_examples {
             assert!(d.min().double_value(&[]) > 0.0);
             let own = net.distances(a, a).diagonal(0, 0, 1);
             assert!(own.equal(&own.zeros_like()));
+        }
+    }
+
+    /// All eight of a generic image differ; of one that neither a mirror nor half a turn changes, like 0 and 1, those of equal
+    /// class are the same.
+    #[test]
+    fn the_orientations_are_those_of_a_square() {
+        let x = uniform(&[1, 784], &mut Rng::new(0, 5));
+        let twice = |x: &Tensor, k| oriented(&oriented(x, k), k);
+        assert!(oriented(&x, 0).equal(&x) && twice(&x, 2).equal(&x) && (4..8).all(|k| twice(&x, k).equal(&x)));
+        let flipped = x.view([1, 28, 28]).flip([1]).view([1, 784]);
+        let symmetric = &x + oriented(&x, 4) + &flipped + oriented(&flipped, 4);
+        for (a, b) in (0..8).flat_map(|a| (0..8).map(move |b| (a, b))) {
+            let near = norm(&(oriented(&symmetric, a) - oriented(&symmetric, b))) < 1e-12;
+            assert_eq!((near, oriented(&x, a).equal(&oriented(&x, b))), (class(1, a) == class(1, b), a == b));
+            assert_eq!((class(2, a) == class(2, b), class(2, a) == class(3, b)), (a == b, false));
         }
     }
 
