@@ -145,15 +145,20 @@ impl Network {
         Network { vs, trunk, heads, activation }
     }
 
-    /// For the blobs in the plane, 2-20-20-2 with sigmoids. It starts as PyTorch's layers do, from U(±1/√inputs), which is what
-    /// the published runs had; tch's weights are √6 times as wide, and from them FROMP forgets.
+    /// For the blobs in the plane, 2-20-20-2 with sigmoids.
     pub fn for_blobs() -> Network {
-        let net = Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid);
+        Network::new(&[2, 20, 20, 2], 1, Tensor::sigmoid).started_as_by_pytorch()
+    }
+
+    /// Weights of U(±1/√inputs), as PyTorch's layers start and so the networks of FROMP's publication. tch's are √6 times as wide, and
+    /// from them FROMP forgets more.
+    #[must_use]
+    pub fn started_as_by_pytorch(self) -> Self {
         let _no_grad = tch::no_grad_guard();
-        for layer in net.trunk.iter().chain(&net.heads) {
+        for layer in self.trunk.iter().chain(&self.heads) {
             _ = layer.ws.shallow_clone().g_mul_scalar_(1.0 / 6f64.sqrt());
         }
-        net
+        self
     }
 
     /// Zero in place of the random weights of the heads.
