@@ -125,14 +125,15 @@ fn weights_alone_do_not_keep_classes_apart() {
 
 #[test]
 fn blobs_along_the_plane() {
-    let tasks: Vec<Task> = blobs(400, 0).into_iter().take(TASKS).collect();
+    let tasks: Vec<Task> = blobs(1000, 0).into_iter().take(TASKS).collect();
     let training = adam(40, 20, 1e-2, None);
     let [laplace, fromp] = averages(
         &tasks,
         Network::for_blobs,
         &[
             ("Laplace", Method::OnlineLaplace { delta: 1e-4, lambda: 1.0 }, training),
-            ("FROMP", fromp(20, 1.0, 1e-4, 1e-3), training),
+            // Ten times the published ε: behind the stiffer penalty so few steps do not learn the third task.
+            ("FROMP", fromp(20, 1.0, 1e-4, 1e-2), training),
         ],
     )[..] else {
         unreachable!()

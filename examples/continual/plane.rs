@@ -16,9 +16,9 @@ const EXTENT: Corners = ((-0.4, 2.7), (-0.7, 1.2));
 pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
     let (each, epochs) = if quick { (1000, 60) } else { (2000, 50) };
     let tasks = blobs(each, 0);
-    let training = Training { epochs, batch: 20, lr: 5e-3, clip: None, decay: false };
+    let training = Training { epochs, batch: 20, lr: 1e-2, clip: None, decay: false };
     let fromp =
-        Method::Fromp { form: Form::Full, choice: Choice::Memorable, memory: 20, tau: 1.0, delta: 1e-4, jitter: 1e-3 };
+        Method::Fromp { form: Form::Full, choice: Choice::Memorable, memory: 20, tau: 1.0, delta: 1e-4, jitter: 1e-2 };
     let methods = [
         ("naive", Method::Naive),
         ("online Laplace", Method::OnlineLaplace { delta: 1e-4, lambda: 1.0 }),

@@ -71,5 +71,6 @@ pub fn section(title: &str, text: String, (rows, figures): (Vec<Vec<String>>, Ve
         "seconds per task",
         "settings",
     ];
+    let text = format!("{text} Seconds are of one thread, beside whatever else the machine had to do.");
     Section { title: title.to_owned(), text, header: header.map(str::to_owned).into(), rows, figures }
 }
