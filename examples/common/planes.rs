@@ -62,7 +62,7 @@ pub fn planes(path: &Path, panels: &[Panel<'_>]) -> Outcome {
             if let Some((f, levels)) = &panel.contours {
                 for level in levels {
                     for line in contour(f, panel.extent, *level) {
-                        line_of(&mut chart, &line, GREY.mix(0.55).stroke_width(1))?;
+                        line_of(&mut chart, &line, GREY.mix(0.8).stroke_width(1))?;
                     }
                 }
             }

