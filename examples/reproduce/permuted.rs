@@ -59,5 +59,5 @@ pub fn table(job: &Job) -> Outcome<Section> {
          task. Mean ± standard deviation over {seeds} seeds. Published: Pan et al. (2020), table 1; for IVON the number of \
          variational continual learning (Nguyen et al. 2018)."
     );
-    Ok(section("Continual learning: permuted MNIST", text, rows(job, ROWS, &tasks, seeds)?))
+    Ok(section("Continual learning: permuted MNIST", &text, rows(job, ROWS, &tasks, seeds)?))
 }

@@ -60,7 +60,7 @@ pub fn rows(job: &Job, rows: &[Row], tasks: &[Task], seeds: u64) -> Outcome<(Vec
 }
 
 /// A section with the columns of [`rows`].
-pub fn section(title: &str, text: String, (rows, figures): (Vec<Vec<String>>, Vec<Figure>)) -> Section {
+pub fn section(title: &str, text: &str, (rows, figures): (Vec<Vec<String>>, Vec<Figure>)) -> Section {
     let header = [
         "",
         "average accuracy (%)",

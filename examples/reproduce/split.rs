@@ -124,7 +124,11 @@ pub fn task_incremental(job: &Job) -> Outcome<Section> {
          {seeds} seeds. Published: Pan et al. (2020), table 1; for IVON, of which there is none, the number of variational \
          continual learning (Nguyen et al. 2018)."
     );
-    Ok(section("Continual learning: split MNIST, the task is known", text, rows(job, TASK_INCREMENTAL, &tasks, seeds)?))
+    Ok(section(
+        "Continual learning: split MNIST, the task is known",
+        &text,
+        rows(job, TASK_INCREMENTAL, &tasks, seeds)?,
+    ))
 }
 
 pub fn class_incremental(job: &Job) -> Outcome<Section> {
@@ -137,7 +141,7 @@ pub fn class_incremental(job: &Job) -> Outcome<Section> {
     );
     Ok(section(
         "Continual learning: split MNIST, the task is not known",
-        text,
+        &text,
         rows(job, CLASS_INCREMENTAL, &tasks, seeds)?,
     ))
 }

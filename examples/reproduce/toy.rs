@@ -39,5 +39,5 @@ pub fn table(job: &Job) -> Outcome<Section> {
          epochs a task; mean ± standard deviation over {seeds} seeds.",
         job.epochs(TRAINING.epochs)
     );
-    Ok(section("Continual learning: the toy problem of FROMP", text, rows(job, ROWS, &tasks, seeds)?))
+    Ok(section("Continual learning: the toy problem of FROMP", &text, rows(job, ROWS, &tasks, seeds)?))
 }
