@@ -1007,6 +1007,9 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
     says(noise(with(&net.x)), "no targets");
     says(Replay::new(with(&net.x)), "no targets");
     says(soft(whole().labels(&[1, 3])), "label 3 is active, but the model has the outputs 0 to 2");
+    says(soft(whole().labels(&[])), "at least 2");
+    says(soft(whole().labels(&[1])), "at least 2");
+    says(soft(whole().labels(&[1, 2, 1])), "each of them once");
     says(replay(whole().labels(&[0, 1])), "example 2 has class 2");
     says(noise(with(&net.x).targets(&(&y + 1))), "class 3");
     says(replay(with(&net.x).targets(&y.narrow(0, 0, 5))), "Int64 [8]");
@@ -1047,6 +1050,8 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
     says(value(&one("other", w(), w().square()).unwrap()), "another model");
     says(value(&one("w", wave(&[2], 0.1), wave(&[2], 0.1).square()).unwrap()), "shape [2]");
     says(one("other", w(), w().square()).unwrap().recentred(&model.params()), "another model");
+    let diverged = Params::named([("w", w() * f64::NAN)]).unwrap();
+    says(one("w", w(), w().square()).unwrap().recentred(&diverged), "not finite");
     says(one("w", w(), w() * f64::NAN), "not finite");
     says(one("w", w() * f64::INFINITY, w().square()), "not finite");
     says(one("w", w(), w()), "≥ 0");

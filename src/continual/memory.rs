@@ -131,6 +131,12 @@ impl Memory {
                 "the outputs are {size:?} and labels are named: expected columns to choose from"
             )));
         };
+        let fewest = if self.likelihood == Likelihood::Categorical { 2 } else { 1 };
+        if labels.len() < fewest || labels.iter().enumerate().any(|(i, c)| labels[..i].contains(c)) {
+            return Err(memory(format!(
+                "the active labels are {labels:?}: expected at least {fewest}, each of them once"
+            )));
+        }
         if let Some(bad) = labels.iter().find(|c| !(0..columns).contains(*c)) {
             return Err(memory(format!("label {bad} is active, but the model has the outputs 0 to {}", columns - 1)));
         }

@@ -169,8 +169,13 @@ impl Quadratic {
     /// The same S around the present weights: Laplace's approximation moves to the newest mode.
     ///
     /// # Errors
-    /// Parameters that the model does not have in this shape.
+    /// Parameters that the model does not have in this shape, weights that are not finite.
     pub fn recentred(&self, params: &Params) -> Result<Self> {
+        for leaf in params.leaves() {
+            if let Some(value) = crate::kernel::first_non_finite(&leaf.tensor) {
+                return Err(Error::parameter(leaf.name(), format!("its weights are not finite ({value})")));
+            }
+        }
         let mut all = self.copy();
         for term in &mut all.terms {
             let now = term.weights(params)?.detach();
