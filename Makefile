@@ -23,7 +23,7 @@ test test-statistics: export OMP_NUM_THREADS ?= 1
 test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
 	$(CARGO) test $(FLAGS) --features cli
 	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \
-		$(CARGO) test $(FLAGS) --test golden --test exact --test conformance --test properties || exit 1; done
+		$(CARGO) test $(FLAGS) --features cli --test golden --test exact --test conformance --test properties || exit 1; done
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
 	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
