@@ -199,7 +199,7 @@ impl<Q: NaturalSum> Family<Q> {
             let merged = gradient_matching(&q0, &parts).unwrap();
             // The joint fit, for every weight.
             let joint = self.fit(a);
-            assert!(self.far(&merged, &joint) < 1e-11, "{name} {a:?}: {:e}", self.far(&merged, &joint));
+            assert!(self.far(&merged, &joint) < 1e-12, "{name} {a:?}: {:e}", self.far(&merged, &joint));
             // θ₀ + Σ a H̄⁻¹(H₀+H)(θ-θ₀)
             let total = a.iter().zip(&self.losses).fold(s0.copy(), |sum, (a, (h, _))| sum + h * *a);
             let steps = a.iter().zip(&self.losses).zip(&q).fold(m0.zeros_like(), |sum, ((a, (h, _)), q)| {
@@ -211,9 +211,9 @@ impl<Q: NaturalSum> Family<Q> {
             let mut terms: Vec<_> = parts.iter().copied().chain([(1.0 - a.iter().sum::<f64>(), &q0)]).collect();
             for _ in 0..4 {
                 terms.rotate_left(1);
-                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-11, "{name} {a:?}");
+                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
                 terms.swap(0, 2);
-                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-11, "{name} {a:?}");
+                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
             }
         }
         // Addition in two steps is one in one, and removal inverts it, in any order.
@@ -233,7 +233,7 @@ impl<Q: NaturalSum> Family<Q> {
         assert!(self.far(&same, &dense(&q[2])) < 1e-12, "{name}");
         assert!(self.far(&gradient_matching(&q0, &[(1.0, &q[1])]).unwrap(), &dense(&q[1])) < 1e-12, "{name}");
         assert!(self.far(&gradient_matching(&q0, &[]).unwrap(), &self.prior) < 1e-12, "{name}");
-        assert!(self.far(&federated(&q0, &[&q[2], &q[0], &q[1]]).unwrap(), &self.fit([1.0; 3])) < 1e-11, "{name}");
+        assert!(self.far(&federated(&q0, &[&q[2], &q[0], &q[1]]).unwrap(), &self.fit([1.0; 3])) < 1e-12, "{name}");
     }
 }
 
@@ -312,7 +312,7 @@ fn rounds_of_a_federation_are_the_fit_to_all_data() {
     let late = regression(&[(1.0, &data[2])], &server);
     let server = federated(&server, &[&late]).unwrap();
     let all = regression(&data.iter().map(|d| (1.0, d)).collect::<Vec<_>>(), &prior);
-    assert!(far(&server, &all) < 1e-11);
+    assert!(far(&server, &all) < 1e-12);
     // Without clients, the prior.
     assert!(far(&federated(&prior, &[]).unwrap(), &prior) < 1e-15);
 }
