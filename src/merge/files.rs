@@ -1,18 +1,15 @@
 //! Merging files that need not fit into memory.
 
+use super::draft::{Draft, Entry};
 use super::engine::{self, Input, Inputs, Number, Output, Plan};
-use super::weight_file::{INDEX, PRECISION, StoredTensor, WeightFile, encode};
+use super::weight_file::{INDEX, PRECISION, StoredTensor, WeightFile};
 use super::{Method, same_tensors};
 use crate::{Error, Result, check, checkpoint};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
-
-/// Bytes of a piece of a tensor that is copied.
-const PIECE: usize = 1 << 22;
 
 /// One of the files that are merged.
 #[derive(Debug, Clone)]
@@ -278,82 +275,6 @@ impl<T: Number> Inputs<T> for Reader<'_> {
     }
 }
 
-/// A new file, written where its header says.
-struct Draft<'a> {
-    path: &'a Path,
-    file: File,
-    /// Kind and place of each tensor.
-    tensors: HashMap<String, (Dtype, u64)>,
-    /// Called with every number of bytes written.
-    progress: &'a mut dyn FnMut(u64),
-    buffer: Vec<u8>,
-}
-
-/// Name, kind, shape and bytes of a tensor to be written.
-type Entry = (String, Dtype, Vec<usize>, u64);
-
-impl<'a> Draft<'a> {
-    fn new(
-        path: &'a Path,
-        draft: &Path,
-        metadata: Option<HashMap<String, String>>,
-        mut tensors: Vec<Entry>,
-        progress: &'a mut dyn FnMut(u64),
-    ) -> Result<Self> {
-        let error = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {e}"));
-        // Wide elements first: every tensor then begins at a multiple of its elements' size.
-        tensors.sort_by(|a, b| b.1.bitsize().cmp(&a.1.bitsize()).then_with(|| a.0.cmp(&b.0)));
-        let mut at = 0;
-        let infos = tensors.into_iter().map(|(name, dtype, shape, bytes)| {
-            let begin = at;
-            at += bytes as usize;
-            (name, TensorInfo { dtype, shape, data_offsets: (begin, at) })
-        });
-        let infos: Vec<_> = infos.collect();
-        let offsets: Vec<(String, Dtype, u64)> =
-            infos.iter().map(|(name, info)| (name.clone(), info.dtype, info.data_offsets.0 as u64)).collect();
-        let header = Metadata::new(metadata, infos).map_err(|e| error(&e))?;
-        let mut header = serde_json::to_vec(&header).map_err(|e| error(&e))?;
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let data = 8 + header.len() as u64;
-        let mut file = File::create(draft).map_err(|e| error(&e))?;
-        let prefix = (header.len() as u64).to_le_bytes();
-        file.write_all(&prefix).and_then(|()| file.write_all(&header)).map_err(|e| error(&e))?;
-        let tensors = offsets.into_iter().map(|(name, dtype, at)| (name, (dtype, data + at))).collect();
-        Ok(Draft { path, file, tensors, progress, buffer: Vec::new() })
-    }
-
-    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
-        written.map_err(|e| Error::file(self.path, format!("cannot be written: {e}")))?;
-        (self.progress)(bytes.len() as u64);
-        Ok(())
-    }
-
-    fn elements<T: Number>(&mut self, name: &str, at: usize, x: &[T]) -> Result<()> {
-        let (dtype, begin) = self.tensors[name];
-        let mut bytes = std::mem::take(&mut self.buffer);
-        if let Some(i) = encode(dtype, x, &mut bytes) {
-            let problem = format!("its element {} becomes {:e}, which is too large for {dtype:?}", at + i, x[i].wide());
-            return Err(Error::parameter(name, problem));
-        }
-        self.write(begin + (at * dtype.bitsize() / 8) as u64, &bytes)?;
-        self.buffer = bytes;
-        Ok(())
-    }
-
-    fn copy(&mut self, name: &str, from: &WeightFile, t: &StoredTensor) -> Result<()> {
-        let (_, begin) = self.tensors[name];
-        let mut piece = Vec::new();
-        for at in (0..t.bytes()).step_by(PIECE) {
-            piece.resize(PIECE.min((t.bytes() - at) as usize), 0);
-            from.read_bytes(t, at, &mut piece)?;
-            self.write(begin + at, &piece)?;
-        }
-        Ok(())
-    }
-}
-
 /// Where one merged tensor goes.
 struct Writer<'a, 'b> {
     draft: &'a mut Draft<'b>,
@@ -490,7 +411,7 @@ fn write_tensors<'a>(
         merged.tensors += 1;
         merged.weights += t.elements() as u64;
     }
-    draft.file.sync_all().map_err(|e| Error::file(draft.path, format!("cannot be written: {e}")))
+    draft.finish()
 }
 
 /// As [`remove`](super::remove), of posteriors' files: the natural parameters of `q` less `weight` times those of `part`.
@@ -532,84 +453,4 @@ pub fn remove_files(
     }
     plan.method.validate(&plan.models)?;
     write(&plan, &sources, &out, progress)
-}
-
-/// How one tensor differs between two files.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Difference {
-    /// Only the first file has it.
-    OnlyInFirst,
-    /// Only the second file has it.
-    OnlyInSecond,
-    /// The shapes or kinds of numbers differ.
-    Form(StoredTensor, StoredTensor),
-    /// Some bytes differ, of tensors that are not F32, F64, BF16 or F16.
-    Bytes,
-    /// Some numbers differ.
-    Numbers {
-        /// The largest |b - a|; NaN where exactly one of the two numbers is NaN.
-        largest: f64,
-        /// ‖b - a‖ / ‖a‖
-        relative: f64,
-    },
-}
-
-/// What differs between the tensors of two files, by name; tensors that are equal are left out. Metadata are not compared.
-///
-/// # Errors
-/// Files that cannot be read, or are broken.
-pub fn diff_files(a: impl AsRef<Path>, b: impl AsRef<Path>) -> Result<BTreeMap<String, Difference>> {
-    let (a, b) = (WeightFile::open(a)?, WeightFile::open(b)?);
-    let mut found = BTreeMap::new();
-    for (name, x) in a.tensors() {
-        let Some(y) = b.tensors().get(name) else {
-            found.insert(name.clone(), Difference::OnlyInFirst);
-            continue;
-        };
-        if (x.dtype, &x.shape) != (y.dtype, &y.shape) {
-            found.insert(name.clone(), Difference::Form(x.clone(), y.clone()));
-        } else if let Some(difference) = if x.is_floating() { numbers(&a, x, &b, y)? } else { bytes(&a, x, &b, y)? } {
-            found.insert(name.clone(), difference);
-        }
-    }
-    let new = b.tensors().keys().filter(|name| !a.tensors().contains_key(*name));
-    found.extend(new.map(|name| (name.clone(), Difference::OnlyInSecond)));
-    Ok(found)
-}
-
-fn bytes(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -> Result<Option<Difference>> {
-    let (mut p, mut q) = (Vec::new(), Vec::new());
-    for at in (0..x.bytes()).step_by(PIECE) {
-        let length = PIECE.min((x.bytes() - at) as usize);
-        p.resize(length, 0);
-        q.resize(length, 0);
-        a.read_bytes(x, at, &mut p)?;
-        b.read_bytes(y, at, &mut q)?;
-        if p != q {
-            return Ok(Some(Difference::Bytes));
-        }
-    }
-    Ok(None)
-}
-
-fn numbers(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -> Result<Option<Difference>> {
-    let (mut p, mut q, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut largest, mut norm, mut distance) = (0f64, 0.0, 0.0);
-    let len = x.elements();
-    for at in (0..len).step_by(engine::CHUNK) {
-        let length = engine::CHUNK.min(len - at);
-        p.resize(length, 0.0f64);
-        q.resize(length, 0.0f64);
-        a.read(x, at, &mut p, &mut buffer)?;
-        b.read(y, at, &mut q, &mut buffer)?;
-        for (p, q) in p.iter().zip(&q) {
-            let d = if p == q || p.is_nan() && q.is_nan() { 0.0 } else { (q - p).abs() };
-            largest = if d.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(d) };
-            norm += p * p;
-            distance += d * d;
-        }
-    }
-    let relative = (distance / norm).sqrt();
-    Ok((largest != 0.0).then_some(Difference::Numbers { largest, relative }))
 }

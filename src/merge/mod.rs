@@ -37,6 +37,8 @@
 //! ```
 
 mod diagnostics;
+mod diff;
+mod draft;
 mod engine;
 mod files;
 mod header;
@@ -46,7 +48,8 @@ mod tensors;
 mod weight_file;
 
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
-pub use files::{Destination, Difference, FileModel, Merged, diff_files, merge_files, remove_files};
+pub use diff::{Difference, diff_files};
+pub use files::{Destination, FileModel, Merged, merge_files, remove_files};
 pub use method::{Keep, Method, Rescale, TaskVectors};
 pub use posteriors::{NaturalSum, federated, gradient_matching, largest_removal, remove};
 pub use tensors::{Model, Tensors, merge};

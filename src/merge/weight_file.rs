@@ -14,6 +14,8 @@ use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Bytes of a piece of a tensor that is copied or compared as it is.
+pub(super) const PIECE: usize = 1 << 22;
 /// What the name of a weight's precision ends with in a posterior's file.
 pub(super) const PRECISION: &str = ".precision";
 /// Elements that a thread converts at a time.
