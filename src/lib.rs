@@ -141,8 +141,8 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
-mod optim;
-mod optimizer;
+mod rows;
+mod driver;
 mod params;
 mod posterior;
 mod prior;
@@ -155,12 +155,12 @@ pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
 pub use kernel::{Given, Noise, Pack, Philox, Real};
-pub use optim::{
+pub use rows::{
     Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
     MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
 };
-pub use optim::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
-pub use optimizer::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
+pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
+pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
     DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,

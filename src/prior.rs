@@ -1,6 +1,6 @@
 //! The prior over the weights: isotropic, or yesterday's posterior.
 
-use crate::optim::Rule;
+use crate::rows::Rule;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
 use crate::{Error, Link, Params, Result};

@@ -103,7 +103,7 @@ fn the_documented_proofs_exist() {
         let parts: Vec<&str> = name.split("::").collect();
         let (file, test) = match parts[..] {
             [file, test] => (format!("tests/{file}.rs"), test),
-            ["optim", row, "tests", test] => (format!("src/optim/{row}.rs"), test),
+            ["rows", row, "tests", test] => (format!("src/rows/{row}.rs"), test),
             _ => panic!("{name} is no name of a test"),
         };
         let source = text(&file);

@@ -1,7 +1,7 @@
 //! What a row with a structured posterior has to say; the driver ([`StructuredOptimizer`]) does the rest.
 
 use super::{StructuredBuilder, StructuredOptimizer};
-use crate::optim::When;
+use crate::rows::When;
 use crate::{Expectation, Noise, Params, Prior, Result, Schedule};
 use serde::{Serialize, de::DeserializeOwned};
 use tch::Tensor;

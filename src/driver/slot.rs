@@ -3,7 +3,7 @@
 use super::programs::Pass;
 use crate::expectation::Link;
 use crate::kernel::{self, Field, Inputs, Pack};
-use crate::optim::{Rule, When};
+use crate::rows::{Rule, When};
 use crate::params::Leaf;
 use crate::prior::{Isotropic, Prior, PriorOf};
 use crate::{Error, Result};

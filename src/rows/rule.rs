@@ -215,7 +215,7 @@ macro_rules! config {
             $($(#[$doc])*
             #[must_use]
             #[allow(clippy::useless_conversion)]
-            pub fn $field(mut self, $field: $crate::optim::rule::config!(@arg $type $(, $arg)?)) -> Self {
+            pub fn $field(mut self, $field: $crate::rows::rule::config!(@arg $type $(, $arg)?)) -> Self {
                 self.$field = $field.into();
                 self
             })*
@@ -249,6 +249,6 @@ macro_rules! fields {
             self.ess
         }
     };
-    ($($field:ident)*) => { $($crate::optim::rule::fields!(@ $field);)* };
+    ($($field:ident)*) => { $($crate::rows::rule::fields!(@ $field);)* };
 }
 pub(crate) use fields;

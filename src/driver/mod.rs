@@ -15,7 +15,7 @@ pub use settings::{Diagnostics, Sigma};
 
 use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::{self, Field, Job, Noise};
-use crate::optim::{DeltaRule, GaussianRule, Rule, When};
+use crate::rows::{DeltaRule, GaussianRule, Rule, When};
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
 use crate::{Curvature, Error, Params, Prior, Result, Schedule, check};

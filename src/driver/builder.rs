@@ -3,7 +3,7 @@
 use super::{Optimizer, slot::Slot};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
-use crate::optim::Rule;
+use crate::rows::Rule;
 use crate::{Params, Prior, Result, Schedule};
 use std::fmt;
 

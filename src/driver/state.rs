@@ -4,7 +4,7 @@ use super::{Optimizer, sums::Sums};
 use crate::expectation::Link;
 use crate::gradient::Clip;
 use crate::kernel::{self, Noise, Philox};
-use crate::optim::Rule;
+use crate::rows::Rule;
 use crate::params::Leaf;
 use crate::prior::{Isotropic, PriorOf};
 use crate::{Error, Result, Schedule, checkpoint};

@@ -1,7 +1,7 @@
 //! The elementwise passes of a row, for the kernel.
 
 use crate::kernel::{self, Elementwise, Pack, Real};
-use crate::optim::{Rule, Site, When};
+use crate::rows::{Rule, Site, When};
 
 const MAX_COEFFICIENTS: usize = 16;
 

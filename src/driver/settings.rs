@@ -1,7 +1,7 @@
 //! What can be read and changed between steps.
 
 use super::Optimizer;
-use crate::optim::{GaussianRule, Rule};
+use crate::rows::{GaussianRule, Rule};
 use crate::prior::PriorOf;
 use crate::{Error, Params, Result, Schedule};
 use tch::{Kind, Tensor};
