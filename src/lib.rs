@@ -131,46 +131,49 @@ mod check;
 mod checkpoint;
 pub mod continual;
 mod curvature;
+mod driver;
 mod error;
 mod expectation;
 pub mod family;
 mod gradient;
 mod kernel;
+mod labels;
 mod linalg;
+mod link;
 pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
-mod rows;
-mod driver;
 mod params;
 mod posterior;
 mod prior;
 pub mod pruning;
+pub mod rows;
+pub mod rule;
 mod schedule;
-mod structured;
+mod statistic;
 
-pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
+pub use curvature::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
+pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
 pub use error::{Error, Result};
-pub use expectation::{Expectation, Link, Perturbed};
+pub use expectation::Expectation;
 pub use gradient::IntoTensor;
-pub use kernel::{Given, Noise, Pack, Philox, Real};
-pub use rows::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
-    MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
-};
-pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
-pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
-pub use params::Params;
+pub use kernel::{Given, Noise, Philox};
+pub use labels::Labels;
+pub(crate) use link::Link;
+pub use params::{Params, Perturbed};
 pub use posterior::{
     DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
-    Mixture, Natural, Predictive, combine,
+    Mixture, Natural, Posterior, Predictive, combine,
 };
 pub use prior::Prior;
-pub use schedule::Schedule;
-pub use structured::{
-    Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
+pub(crate) use kernel::Real;
+pub use rows::{
+    Adam, AdamW, AnyRow, BayesBiNN, BayesianSam, BuildOptions, DiagonalNewton, Evon, FullVon, Ivon, MixtureOfGaussians,
+    MultiIvon, Newton, NoisyKfac, RmsProp, Sam, SamRmsProp, Sgd, Soap, Ste, Vadam, Von,
 };
+pub use schedule::Schedule;
+pub use statistic::Statistic;
 pub use tch;
 
 // The snippets of these pages are tests.

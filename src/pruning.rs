@@ -31,7 +31,8 @@
 //! # }
 //! ```
 
-use crate::{DiagonalFisher, DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, Rule, check};
+use crate::driver::Row;
+use crate::{DiagonalFisher, DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
 /// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned (biases, say):
@@ -163,7 +164,7 @@ impl Mask {
     ///
     /// # Errors
     /// As [`Mask::apply`] and [`Optimizer::step`].
-    pub fn step<R: Rule, L: IntoTensor>(&self, opt: &mut Optimizer<R>, mut closure: impl FnMut() -> L) -> Result<f64> {
+    pub fn step<R: Row, L: IntoTensor>(&self, opt: &mut Optimizer<R>, mut closure: impl FnMut() -> L) -> Result<f64> {
         let pruned = self.of_model(opt.params())?;
         clear(&pruned);
         let loss = opt.step(|| {

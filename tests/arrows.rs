@@ -10,9 +10,8 @@ use tch::{Kind, Tensor};
 use tch_blr::family::{
     BayesianMixture, ConjugatePrior, Dirichlet, ExponentialFamily, NormalGamma, rule_step, vmp_step,
 };
-use tch_blr::{
-    Adam, Expectation, FullVon, Given, Ivon, PrecisionInStep, RmsProp, Rule, StructuredRule, Von, VonCurvature,
-};
+use tch_blr::rows::PrecisionInStep;
+use tch_blr::{Adam, Expectation, FullVon, Given, Ivon, RmsProp, Statistic, Von};
 
 /// Noise of zeros for the parameters of [`Net`].
 fn no_noise(net: &Net, steps: usize) -> Given {
@@ -111,7 +110,7 @@ fn ivon_without_rescaling_and_debias_is_von() {
     let (net, other) = (Net::new(F64), Net::new(F64));
     let ivon = Ivon::default().ess(60.0).hess_init(0.7).beta2(0.95).weight_decay(0.03).debias(false).rescale_lr(false);
     let von = Von::default().ess(60.0).hess_init(0.7).beta2(0.95).weight_decay(0.03).debias(false);
-    let von = von.curvature(VonCurvature::Price);
+    let von = von.hessian(Statistic::Price);
     let noise = || tch_blr::Philox { seed: 8 };
     let mut ivon = ivon.noise(noise()).build(&net.vs, 0.1).unwrap();
     let mut von = von.noise(noise()).build(&other.vs, 0.1).unwrap();
@@ -158,7 +157,7 @@ fn ivon_without_retraction_is_the_plain_rule() {
         // By the old precision, the retraction does not enter the step at all.
         let (w, u) = (start(), start());
         let von = Von::default().ess(ess).hess_init(h0).weight_decay(delta).beta1(0.0).beta2(1.0 - r).debias(false);
-        let von = von.curvature(VonCurvature::Price).precision_in_step(PrecisionInStep::Old);
+        let von = von.hessian(Statistic::Price).precision_in_step(PrecisionInStep::Old);
         von.noise(noise()).build(params(&w), lr).unwrap().step(|| loss(&w)).unwrap();
         let old = plain.precision_in_step(PrecisionInStep::Old).expectation(Expectation::MonteCarlo { samples: 1 });
         old.noise(noise()).build(params(&u), lr).unwrap().step(|| loss(&u)).unwrap();

@@ -11,12 +11,14 @@ use support::{
     Quadrature, all_close, close, given, mean_and_error, params, state, values, weight, with_exact_expectations,
 };
 use tch::{Kind, Tensor};
-use tch_blr::{Adam, Expectation, Ivon, Optimizer, Philox, RmsProp, Rule, Sgd, Vadam, Von, VonCurvature};
+use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
+use tch_blr::{DiagonalGaussian, Adam, Expectation, Ivon, Optimizer, Philox, RmsProp, Sgd, Statistic, Vadam, Von};
 
 /// The means after steps with these gradients, from 0.5.
 fn trajectory(rule: impl Rule, lr: f64, gradients: [f64; 3]) -> [f64; 3] {
     let w = weight(&[0.5]);
-    let mut opt = rule.build(params(&w), lr).unwrap();
+    let mut opt = Optimizer::builder(rule).build(params(&w), lr).unwrap();
     gradients.map(|g| {
         opt.step(|| (&w * g).sum(Kind::Double)).unwrap();
         values(&w)[0]
@@ -91,8 +93,8 @@ impl Regression {
 
     /// Mean and precision after `steps` steps of antithetic evaluations at m ± σ. These two points of equal weight
     /// integrate second-degree polynomials exactly, which is all that a linear model asks for.
-    fn fixed_point<R: tch_blr::GaussianRule>(&self, rule: R, lr: f64, steps: usize) -> (f64, f64) {
-        let mut opt = rule.noise(given(steps, &[&[1.0]])).build(params(&self.w), lr).unwrap();
+    fn fixed_point<R: Row<Posterior = DiagonalGaussian>>(&self, rule: R, lr: f64, steps: usize) -> (f64, f64) {
+        let mut opt = Optimizer::builder(rule).noise(given(steps, &[&[1.0]])).build(params(&self.w), lr).unwrap();
         for _ in 0..steps {
             opt.step(|| self.losses()).unwrap();
         }
@@ -134,8 +136,8 @@ fn ogn_and_vogn_miss_the_precision_of_least_squares() {
 
 #[test]
 fn price_finds_the_precision_of_least_squares() {
-    let von = vogn().expectation(Expectation::Antithetic { pairs: 1 }).curvature(VonCurvature::Price);
-    let ivon = Ivon::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9).antithetic(true).rescale_lr(false);
+    let von = vogn().expectation(Expectation::Antithetic { pairs: 1 }).hessian(Statistic::Price);
+    let ivon = Ivon::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9).expectation(Expectation::Antithetic { pairs: 1 }).rescale_lr(false);
     for (mean, precision) in
         [Regression::new().fixed_point(von, 0.2, 300), Regression::new().fixed_point(ivon, 0.2, 300)]
     {
@@ -185,11 +187,11 @@ fn ivon() -> Ivon {
 
 #[test]
 fn with_exact_expectations_the_best_gaussian_is_found() {
-    let von = Von::default().ess(1.0).weight_decay(1.0).curvature(VonCurvature::Price);
+    let von = Von::default().ess(1.0).weight_decay(1.0).hessian(Statistic::Price);
     for p in [LOGISTIC, POISSON] {
         for (mean, precision) in [
-            with_exact_expectations(ivon().beta2(0.9).lr(0.1), 1500, p.gradient),
-            with_exact_expectations(von.beta2(0.9).lr(0.1), 1500, p.gradient),
+            with_exact_expectations(ivon().beta2(0.9), 0.1, 1500, p.gradient),
+            with_exact_expectations(von.beta2(0.9), 0.1, 1500, p.gradient),
         ] {
             close(mean, p.mean, 1e-8);
             close(precision, p.precision, 1e-8);
@@ -239,7 +241,7 @@ fn the_bias_of_the_retraction_halves_with_its_step() {
 fn settled(p: &Problem, r: f64) -> [(f64, f64); 2] {
     const COPIES: usize = 512;
     let w = weight(&[0.0; COPIES]);
-    let rule = ivon().beta2(1.0 - r).antithetic(true);
+    let rule = ivon().beta2(1.0 - r).expectation(Expectation::Antithetic { pairs: 1 });
     let mut opt: Optimizer<Ivon> = rule.noise(Philox { seed: 1 }).build(params(&w), r).unwrap();
     let mut totals = [Tensor::zeros_like(&w), Tensor::zeros_like(&w)].map(|t| t.detach());
     // The start is forgotten by a factor of exp(-20) when averaging begins.
@@ -273,7 +275,8 @@ fn ivon_settles_at_the_best_gaussian() {
 #[test]
 fn a_state_exists_while_it_is_of_use() {
     use tch::{Device, Kind, nn::Init, nn::VarStore};
-    use tch_blr::{Adam, RmsProp, Rule, Sgd};
+
+    use tch_blr::{Adam, RmsProp, Sgd};
     let vs = VarStore::new(Device::Cpu);
     let w = vs.root().var("w", &[1], Init::Const(1.0));
     let mut opt = Sgd::default().dampening(0.5).build(&vs, 0.25).unwrap();
@@ -301,7 +304,7 @@ fn a_state_exists_while_it_is_of_use() {
 #[test]
 fn given_gradients_take_the_same_step() {
     use tch::{Device, Kind, Tensor, nn::VarStore};
-    use tch_blr::{Derivatives, Ivon, Philox, Rule};
+    use tch_blr::{Derivatives, Ivon, Philox};
     let derivatives = |loss, gradients| Derivatives { loss, examples: None, gradients, squares: Vec::new() };
     let run = |given: bool| {
         let vs = VarStore::new(Device::Cpu);
@@ -312,17 +315,17 @@ fn given_gradients_take_the_same_step() {
             let loss = (&w * 2.0 - 1.0).square().sum(Kind::Float);
             if given {
                 let gradient = Tensor::run_backward(&[&loss], &[&w], false, false).remove(0);
-                evaluation.step_with(derivatives(loss.double_value(&[]), vec![Some(gradient)])).unwrap();
+                evaluation.step(derivatives(loss.double_value(&[]), vec![Some(gradient)])).unwrap();
             } else {
                 evaluation.step(loss).unwrap();
             }
         }
         let e = opt.perturbed().unwrap();
-        let short = e.step_with(derivatives(0.0, Vec::new())).unwrap_err().to_string();
+        let short = e.step(derivatives(0.0, Vec::new())).unwrap_err().to_string();
         assert!(short.contains("expected 1"), "{short}");
         let e = opt.perturbed().unwrap();
         let flat = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        let shape = e.backward_with(derivatives(0.0, vec![Some(flat)])).unwrap_err().to_string();
+        let shape = e.backward(derivatives(0.0, vec![Some(flat)])).unwrap_err().to_string();
         assert!(shape.contains("`w`") && shape.contains("[3]"), "{shape}");
         Vec::<f32>::try_from(w.detach()).unwrap()
     };

@@ -6,10 +6,9 @@
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Reduction, Tensor};
-use tch_blr::{
-    Adam, AdamW, BayesianSam, Builder, Expectation, Given, HessianEstimator, Ivon, Momentum, Optimizer,
-    PrecisionInStep, RmsProp, Rule, Sam, Sgd, Von,
-};
+use tch_blr::rows::{Momentum, PrecisionInStep};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, AdamW, BayesianSam, Builder, Expectation, Given, Ivon, Optimizer, RmsProp, Sam, Sgd, Statistic, Von};
 
 /// Everything here is f64; what differs is the order of operations.
 const TOLERANCE: f64 = 1e-10;
@@ -197,10 +196,10 @@ fn ivon() {
         let c = Ivon::default().ess(ess).hess_init(number(h, "hess_init", f64::NAN));
         let c = c.beta1(number(h, "beta1", f64::NAN)).beta2(number(h, "beta2", f64::NAN));
         let c = c.weight_decay(number(h, "weight_decay", f64::NAN));
-        let mut c = c.mc_samples(h["mc_samples"].as_u64().unwrap() as usize);
+        let mut c = c.samples(h["mc_samples"].as_u64().unwrap() as usize);
         if h.get("hess_approx").is_some_and(|v| v == "gradsq") {
             // This implementation scales the squared gradient by the effective sample size.
-            c = c.estimator(HessianEstimator::SquaredGradient { scale: ess });
+            c = c.hessian(Statistic::SquaredGradient).square_scale(ess);
         }
         if let Some(radius) = h.get("clip_radius") {
             c = c.clip_radius(radius.as_f64().unwrap());

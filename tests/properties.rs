@@ -5,10 +5,9 @@ mod support;
 use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
-use tch_blr::{
-    Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Momentum, Params, PrecisionInStep,
-    RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Site, Von, VonCurvature, When, combine,
-};
+use tch_blr::rows::{Momentum, PrecisionInStep};
+use tch_blr::rule::{Row, Rule, Site, When};
+use tch_blr::{Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Statistic, Von, combine};
 
 /// S before and after a step whose curvature estimate is f, and a bound on the rounding of S after it.
 fn retract<R>(rule: R, h: f64, delta: f64, r: f64, curvature: f64, f: f64) -> (f64, f64, f64)
@@ -16,7 +15,7 @@ where
     R: Rule<State<f64> = [f64; 2]>,
 {
     let site = Site { mean: 0.0, gradient: 0.0, curvature, prior_mean: 0.0, delta };
-    let (mean, [_, new]) = rule.update(rule.coefficients(When { t: 1, lr_factor: 1.0 }), site, [0.0, h]);
+    let (mean, [_, new]) = rule.update(rule.coefficients(When { t: 1, lr: 0.0 }), site, [0.0, h]);
     assert_eq!(mean, 0.0, "with a learning rate of 0 the mean stays");
     let s = h + delta;
     let terms = h.abs() + delta + r * (f - h).abs() + 0.5 * (r * (f - h)).powi(2) / s;
@@ -25,9 +24,9 @@ where
 
 /// The improved rules with S = h+δ, given f.
 fn improved(h: f64, delta: f64, r: f64, f: f64) -> [(f64, f64, f64); 3] {
-    let ivon = Ivon::default().lr(0.0).ess(1.0).beta2(1.0 - r);
-    let square = ivon.estimator(HessianEstimator::SquaredGradient { scale: 1.0 });
-    let von = Von::default().lr(0.0).ess(1.0).beta2(1.0 - r).curvature(VonCurvature::Price);
+    let ivon = Ivon::default().ess(1.0).beta2(1.0 - r);
+    let square = ivon.hessian(Statistic::SquaredGradient).square_scale(1.0);
+    let von = Von::default().ess(1.0).beta2(1.0 - r).hessian(Statistic::Price);
     let price = f / (h + delta);
     [retract(ivon, h, delta, r, price, f), retract(square, h, delta, r, f, f), retract(von, h, delta, r, price, f)]
 }
@@ -234,35 +233,34 @@ proptest! {
         samples in 1..10_usize,
         steps in any::<u64>(),
     ) {
-        let estimator = if on[0] { HessianEstimator::Price } else { HessianEstimator::SquaredGradient { scale: x[7] } };
         let expectation = match samples % 3 {
             0 => Expectation::Delta,
             1 => Expectation::MonteCarlo { samples },
             _ => Expectation::Antithetic { pairs: samples },
         };
-        round_trip(Sgd { lr: x[0], momentum: x[1], dampening: x[2], nesterov: on[0], weight_decay: x[3], ess })?;
+        round_trip(Sgd { momentum: x[1], dampening: x[2], nesterov: on[0], weight_decay: x[3], ess })?;
         round_trip(RmsProp {
-            lr: x[0], alpha: x[1], eps: x[2], momentum: x[3], centered: on[0], weight_decay: x[4], ess,
+            alpha: x[1], eps: x[2], momentum: x[3], centered: on[0], weight_decay: x[4], ess,
         })?;
-        round_trip(Adam { lr: x[0], beta1: x[1], beta2: x[2], eps: x[3], amsgrad: on[0], weight_decay: x[4], ess })?;
-        round_trip(AdamW { lr: x[0], beta1: x[1], beta2: x[2], eps: x[3], amsgrad: on[0], weight_decay: x[4], ess })?;
+        round_trip(Adam { beta1: x[1], beta2: x[2], eps: x[3], amsgrad: on[0], weight_decay: x[4], ess })?;
+        round_trip(AdamW { beta1: x[1], beta2: x[2], eps: x[3], amsgrad: on[0], weight_decay: x[4], ess })?;
         round_trip(Ivon {
-            lr: x[0], ess, hess_init: x[1], beta1: x[2], beta2: x[3], weight_decay: x[4], mc_samples: samples,
-            antithetic: on[1], estimator, clip_radius: ess, debias: on[2], rescale_lr: on[3],
+            ess, hess_init: x[1], beta1: x[2], beta2: x[3], weight_decay: x[4], expectation,
+            hessian: if on[0] { Statistic::Price } else { Statistic::SquaredGradient }, square_scale: ess, clip_radius: ess, debias: on[2], rescale_lr: on[3],
         })?;
         round_trip(Von {
-            lr: x[0], ess, weight_decay: x[1], hess_init: x[2], hess_from_first_batch: on[0], beta1: x[3], beta2: x[4],
+            ess, weight_decay: x[1], hess_init: x[2], hess_from_first_batch: on[0], beta1: x[3], beta2: x[4],
             damping: x[5], expectation,
-            curvature: if on[1] { VonCurvature::PerExample } else { VonCurvature::Price },
+            hessian: if on[1] { Statistic::Fisher(Labels::Observed) } else { Statistic::Price },
             momentum: if on[2] { Momentum::Average } else { Momentum::HeavyBall },
             debias: on[3], prior_in_momentum: !on[0],
             precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
             temperature: x[6], warmup_from: x[7], warmup_steps: steps, augmentation: -x[0],
         })?;
-        round_trip(Sam { lr: x[0], rho: x[1], momentum: x[2], weight_decay: x[3], ess })?;
-        round_trip(SamRmsProp { lr: x[0], rho: x[1], alpha: x[2], eps: x[3], weight_decay: x[4], ess })?;
+        round_trip(Sam { rho: x[1], momentum: x[2], weight_decay: x[3], ess })?;
+        round_trip(SamRmsProp { rho: x[1], alpha: x[2], eps: x[3], weight_decay: x[4], ess })?;
         round_trip(BayesianSam {
-            lr: x[0], ess, rho: x[1], hess_init: x[2], beta1: x[3], beta2: x[4], weight_decay: x[5], damping: x[6],
+            ess, rho: x[1], hess_init: x[2], beta1: x[3], beta2: x[4], weight_decay: x[5], damping: x[6],
             precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
         })?;
     }
@@ -278,7 +276,7 @@ proptest! {
 
 #[test]
 fn what_a_file_does_not_say_is_the_default() {
-    fn default_of<R: Rule + PartialEq + Default>() {
+    fn default_of<R: Row + PartialEq + Default>() {
         assert_eq!(serde_json::from_str::<R>("{}").unwrap(), R::default());
     }
     default_of::<Sgd>();
@@ -310,7 +308,7 @@ fn run<R: Rule>(rule: R, kind: Kind, transposed: bool, random: &[f64]) -> Vec<Ve
         .map(|step| (0..2).map(|k| vec![Tensor::from_slice(noise[step + k]).reshape(shape)]).collect())
         .collect();
     let params = Params::named([("w", w.shallow_clone())]).unwrap();
-    let mut opt = rule.noise(tch_blr::Given(noise)).build(params, 0.1).unwrap();
+    let mut opt = tch_blr::Optimizer::builder(rule).noise(tch_blr::Given(noise)).build(params, 0.1).unwrap();
     for gradient in gradients.chunks(24).take(STEPS) {
         // Linear losses of two examples, so that libtorch's own arithmetic is the same in both layouts.
         let losses = || gradient.chunks(12).map(|g| (&w * tensor(g)).sum(kind)).collect::<Vec<_>>();
@@ -358,12 +356,12 @@ proptest! {
         }
         let ivon = Ivon::default().ess(10.0).beta2(0.9);
         same_on_both(ivon.clip_radius(0.1), Roots::Some, &random)?;
-        same_on_both(ivon.mc_samples(2).antithetic(true).rescale_lr(false).debias(false), Roots::Some, &random)?;
-        same_on_both(ivon.estimator(HessianEstimator::SquaredGradient { scale: 3.0 }), Roots::Some, &random)?;
+        same_on_both(ivon.samples(2).expectation(Expectation::Antithetic { pairs: 1 }).rescale_lr(false).debias(false), Roots::Some, &random)?;
+        same_on_both(ivon.hessian(Statistic::SquaredGradient).square_scale(3.0), Roots::Some, &random)?;
         let von = Von::default().ess(10.0).beta2(0.9).damping(0.1).temperature(0.5).warmup_from(0.1).warmup_steps(3);
         same_on_both(von, Roots::Some, &random)?;
         same_on_both(von.expectation(Expectation::Delta).hess_from_first_batch(true), Roots::None, &random)?;
-        same_on_both(von.curvature(VonCurvature::Price).precision_in_step(PrecisionInStep::Old), Roots::Some, &random)?;
+        same_on_both(von.hessian(Statistic::Price).precision_in_step(PrecisionInStep::Old), Roots::Some, &random)?;
         let heavy = von.momentum(Momentum::HeavyBall).debias(false).prior_in_momentum(true);
         same_on_both(heavy.expectation(Expectation::Antithetic { pairs: 1 }), Roots::Some, &random)?;
         same_on_both(Sam::default().weight_decay(0.1), Roots::None, &random)?;

@@ -8,11 +8,9 @@ mod support;
 use support::{all_close, close, mean_and_error, params, values, weight};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{
-    Adam, DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullHessian, FullVon, Given,
-    HessianDiagonal, Ivon, Newton, Params, Philox, PrecisionInStep, Prior, Rule, Schedule, Soap, StructuredBuilder,
-    StructuredOptimizer, StructuredRule,
-};
+use tch_blr::rows::PrecisionInStep;
+use tch_blr::rule::Row;
+use tch_blr::{Adam, Builder, DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullVon, Given, Ivon, Newton, Optimizer, Params, Philox, Prior, Schedule, Soap, Statistic};
 
 /// Ridge regression of three points, unit noise and prior: its posterior has precision [[4, 3], [3, 6]] and mean
 /// (0.8, 0.6). As mean loss of N = λ = 3 examples, δ = 1/3.
@@ -58,8 +56,8 @@ fn exact_expectations(steps: usize, n: usize) -> (Expectation, Given) {
 }
 
 /// Both Hessians, with expectations that are exact, and rates of one.
-fn unit_steps(steps: usize) -> [StructuredBuilder<FullVon>; 2] {
-    [FullHessian::Price, FullHessian::Exact].map(|hessian| {
+fn unit_steps(steps: usize) -> [Builder<FullVon>; 2] {
+    [Statistic::Price, Statistic::Hessian].map(|hessian| {
         let (expectation, noise) = exact_expectations(steps, 2);
         let rule = FullVon::default().ess(ESS).weight_decay(DELTA).improved(false).beta2(0.0);
         rule.expectation(expectation).hessian(hessian).noise(noise)
@@ -90,7 +88,7 @@ fn natural_parameters_converge_geometrically() {
     let rule = FullVon::default().ess(ESS).weight_decay(DELTA).improved(false).beta2(1.0 - rho);
     let rule = rule.expectation(expectation).noise(noise);
     let mut opt = rule.build(params(&ridge.w), rho).unwrap();
-    let rest = |opt: &StructuredOptimizer<FullVon>| {
+    let rest = |opt: &Optimizer<FullVon>| {
         let q = opt.posterior().unwrap();
         let precision_mean = values(&q.precision().mv(&q.mean_vector()));
         let exact = PRECISION.iter().chain(&[5.0, 6.0]);
@@ -107,7 +105,7 @@ fn natural_parameters_converge_geometrically() {
 #[test]
 fn the_improved_rule_finds_the_same_posterior() {
     for precision_in_step in [PrecisionInStep::New, PrecisionInStep::Old] {
-        for hessian in [FullHessian::Price, FullHessian::Exact] {
+        for hessian in [Statistic::Price, Statistic::Hessian] {
             let ridge = Ridge::new();
             let (expectation, noise) = exact_expectations(400, 2);
             let rule = FullVon::default().ess(ESS).weight_decay(DELTA).precision_in_step(precision_in_step);
@@ -130,7 +128,7 @@ fn the_improved_rule_stays_positive_definite() {
         let a = (Tensor::arange(n * n, (Kind::Double, Device::Cpu)) * 1.7 + t as f64).sin().reshape([n, n]);
         (&a + a.tr()) * 10f64.powi((t * 7 % 10) as i32 - 3)
     };
-    let rule = FullVon::default().ess(10.0).hessian(FullHessian::Exact).beta2(0.5).expectation(Expectation::Delta);
+    let rule = FullVon::default().ess(10.0).hessian(Statistic::Hessian).beta2(0.5).expectation(Expectation::Delta);
     let w = weight(&[0.1, -0.2, 0.3, 0.0]);
     let mut opt = rule.build(params(&w), 0.0).unwrap();
     let mut indefinite = 0;
@@ -151,10 +149,10 @@ fn the_improved_rule_stays_positive_definite() {
 }
 
 /// The error of a step that changes neither the checkpoint nor the weights.
-fn unchanged<R: StructuredRule>(opt: &mut StructuredOptimizer<R>, w: &Tensor, loss: impl FnMut() -> Tensor) -> Error {
+fn unchanged<R: Row>(opt: &mut Optimizer<R>, w: &Tensor, loss: impl FnMut() -> Tensor) -> Error {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
-    let file = |opt: &StructuredOptimizer<R>| {
+    let file = |opt: &Optimizer<R>| {
         opt.save(&path).unwrap();
         (std::fs::read(&path).unwrap(), values(w), opt.steps())
     };
@@ -199,7 +197,7 @@ fn full_von_finds_the_variational_posterior() {
     let steps = 40;
     let draw = |i: i64| vec![z.narrow(0, i, 1)];
     let noise = || Given((0..steps).map(|_| (0..k).map(draw).collect()).collect());
-    for hessian in [FullHessian::Price, FullHessian::Exact] {
+    for hessian in [Statistic::Price, Statistic::Hessian] {
         let w = weight(&[0.0]);
         let rule = FullVon::default().ess(1.0).weight_decay(1.0).beta2(0.5).hessian(hessian);
         let rule = rule.expectation(Expectation::Antithetic { pairs: k as usize }).noise(noise());
@@ -219,7 +217,7 @@ fn stochastic_steps_are_unbiased() {
     let mut found = [Vec::new(), Vec::new()];
     for seed in 0..16 {
         let ridge = Ridge::new();
-        let rule = FullVon::default().ess(ESS).weight_decay(DELTA).beta2(0.8).hessian(FullHessian::Exact);
+        let rule = FullVon::default().ess(ESS).weight_decay(DELTA).beta2(0.8).hessian(Statistic::Hessian);
         let rule = rule.noise(Philox { seed }).schedule(Schedule::Step { every: 40, factor: 0.5 });
         let mut opt = rule.build(params(&ridge.w), 0.3).unwrap();
         for _ in 0..160 {
@@ -267,7 +265,7 @@ fn the_hessian_is_that_of_all_parameters_together() {
     let row =
         |i| (gradient(i, -2.0 * h) - gradient(i, 2.0 * h) + (gradient(i, h) - gradient(i, -h)) * 8.0) / (12.0 * h);
     let exact = Tensor::stack(&(0..9).map(row).collect::<Vec<_>>(), 0);
-    let rule = FullVon::default().ess(1.0).hessian(FullHessian::Exact).expectation(Expectation::Delta);
+    let rule = FullVon::default().ess(1.0).hessian(Statistic::Hessian).expectation(Expectation::Delta);
     let mut opt = rule.beta2(0.0).weight_decay(100.0).improved(false).build(named(), 0.0).unwrap();
     opt.step(|| coupled(&a, &b)).unwrap();
     let error = (opt.state("b", "hess").unwrap() - &exact).abs().max().double_value(&[]);
@@ -281,7 +279,7 @@ fn the_hessian_is_that_of_all_parameters_together() {
     };
     all_close(&diagonal(rule, 0), &values(&exact.diagonal(0, 0, 1)), 1e-9);
     // Hutchinson: unbiased, at 4.5 standard errors of 400 estimates for each of 9 elements (6e-5), and not exact.
-    let rule = rule.hessian(HessianDiagonal::Hutchinson { probes: 2 });
+    let rule = rule.hessian(Statistic::Hutchinson { probes: 2 });
     let estimates: Vec<Vec<f64>> = (0..400).map(|seed| diagonal(rule, seed)).collect();
     for (i, expected) in values(&exact.diagonal(0, 0, 1)).into_iter().enumerate() {
         let (mean, error) = mean_and_error(&estimates.iter().map(|e| e[i]).collect::<Vec<_>>());
@@ -293,7 +291,7 @@ fn the_hessian_is_that_of_all_parameters_together() {
 /// A diagonal Hessian is found exactly by a single vector of signs; so a separable quadratic is solved in one step.
 #[test]
 fn one_diagonal_step_solves_a_separable_quadratic() {
-    for hessian in [HessianDiagonal::Exact, HessianDiagonal::Hutchinson { probes: 1 }] {
+    for hessian in [Statistic::HessianDiagonal, Statistic::Hutchinson { probes: 1 }] {
         let w = weight(&[1.0, 2.0, -3.0]);
         let c = Tensor::from_slice(&[1.0, 4.0, 0.5]);
         let mut opt = DiagonalNewton::default().ess(2.0).hessian(hessian).build(params(&w), 1.0).unwrap();
@@ -362,10 +360,10 @@ fn loss_of(vars: &[Tensor]) -> Tensor {
 /// Six steps are three, a checkpoint, and three; for rows of one and of many blocks, in every kind of weights.
 #[test]
 fn training_resumes_bit_by_bit() {
-    fn resumes<R: StructuredRule>(rule: R, lr: f64) {
+    fn resumes<R: Row>(rule: R, lr: f64) {
         for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
             let build = |vs: &VarStore, seed| {
-                rule.noise(Philox { seed }).schedule(Schedule::Step { every: 2, factor: 0.5 }).build(vs, lr).unwrap()
+                Optimizer::builder(rule).noise(Philox { seed }).schedule(Schedule::Step { every: 2, factor: 0.5 }).build(vs, lr).unwrap()
             };
             let dir = tempfile::tempdir().unwrap();
             let (half, whole) = (dir.path().join("half"), dir.path().join("whole"));
@@ -394,7 +392,7 @@ fn training_resumes_bit_by_bit() {
     resumes(Evon::default().ess(100.0).frequency(2), 0.1);
     resumes(Soap::default().frequency(2), 0.1);
     resumes(Newton::default().weight_decay(1.0), 0.5);
-    resumes(DiagonalNewton::default().weight_decay(1.0).hessian(HessianDiagonal::Hutchinson { probes: 2 }), 0.1);
+    resumes(DiagonalNewton::default().weight_decay(1.0).hessian(Statistic::Hutchinson { probes: 2 }), 0.1);
 }
 
 #[test]

@@ -9,10 +9,8 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Kind, Tensor};
-use tch_blr::{
-    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FisherLabels, FullHessian, FullVon, HessianDiagonal,
-    Newton, NoisyKfac, Params, Philox, Prior, Schedule, Soap, StructuredOptimizer, StructuredRule, nn,
-};
+use tch_blr::rule::Row;
+use tch_blr::{DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullVon, Labels, Newton, NoisyKfac, Optimizer, Params, Philox, Prior, Schedule, Soap, Statistic, nn};
 
 macro_rules! checks {
     ($rule:expr, $lr:expr; $($check:ident)*) => {
@@ -50,14 +48,14 @@ suite!(
     newton: Newton::default().ess(1e3).weight_decay(0.1), 0.5;
     newton_averaged: Newton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.5), 0.5;
     diagonal_newton: DiagonalNewton::default().ess(1e3).weight_decay(0.1), 0.3;
-    hutchinson: DiagonalNewton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.9).hessian(HessianDiagonal::Hutchinson { probes: 2 }), 0.2;
+    hutchinson: DiagonalNewton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.9).hessian(Statistic::Hutchinson { probes: 2 }), 0.2;
     full_von: FullVon::default().ess(1e3).weight_decay(0.01).beta2(0.99).expectation(Expectation::Antithetic { pairs: 4 }), 0.1;
-    full_von_exact: FullVon::default().ess(1e3).weight_decay(0.01).hessian(FullHessian::Exact).expectation(Expectation::Antithetic { pairs: 1 }), 0.3;
+    full_von_exact: FullVon::default().ess(1e3).weight_decay(0.01).hessian(Statistic::Hessian).expectation(Expectation::Antithetic { pairs: 1 }), 0.3;
     evon: Evon::default().ess(1e3).weight_decay(0.01).beta1(0.8).frequency(2), 0.2;
     soap: Soap::default().ess(1e3).weight_decay(0.01).frequency(2), 0.05;
     noisy_kfac: NoisyKfac::default().ess(1e3).weight_decay(0.01).frequency(2), 0.2;
-    noisy_kfac_exact: NoisyKfac::default().ess(1e3).weight_decay(0.01).labels(FisherLabels::Exact).split_damping(false).damping(0.1).expectation(Expectation::MonteCarlo { samples: 2 }), 0.2;
-    kfac: NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(FisherLabels::Observed).expectation(Expectation::Delta), 0.05;
+    noisy_kfac_exact: NoisyKfac::default().ess(1e3).weight_decay(0.01).labels(Labels::Exact).split_damping(false).damping(0.1).expectation(Expectation::MonteCarlo { samples: 2 }), 0.2;
+    kfac: NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(Labels::Observed).expectation(Expectation::Delta), 0.05;
 );
 
 /// A linear regression by two layers that see different inputs, quadratic in all weights.
@@ -121,19 +119,19 @@ impl Model {
     }
 }
 
-fn build<R: StructuredRule>(rule: R, lr: f64, model: &Model) -> StructuredOptimizer<R> {
+fn build<R: Row>(rule: R, lr: f64, model: &Model) -> Optimizer<R> {
     rule.noise(Philox { seed: 11 }).build(&model.vs, lr).unwrap()
 }
 
 /// Everything that a step may change: the checkpoint and the weights.
-fn snapshot<R: StructuredRule>(opt: &StructuredOptimizer<R>, model: &Model) -> (Vec<u8>, Vec<Vec<u8>>) {
+fn snapshot<R: Row>(opt: &Optimizer<R>, model: &Model) -> (Vec<u8>, Vec<Vec<u8>>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     opt.save(&path).unwrap();
     (std::fs::read(&path).unwrap(), model.bits())
 }
 
-fn loss_decreases<R: StructuredRule>(rule: R, lr: f64) {
+fn loss_decreases<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let model = Model::new(place);
         let mut opt = build(rule, lr, &model);
@@ -152,7 +150,7 @@ fn loss_decreases<R: StructuredRule>(rule: R, lr: f64) {
 }
 
 /// Without a prior's pull nothing moves it; in these rows, with one, it goes towards zero.
-fn a_parameter_that_the_loss_does_not_know_has_the_gradient_zero<R: StructuredRule>(rule: R, lr: f64) {
+fn a_parameter_that_the_loss_does_not_know_has_the_gradient_zero<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let model = Model::new(place);
         let mut opt = build(rule, lr, &model);
@@ -166,7 +164,7 @@ fn a_parameter_that_the_loss_does_not_know_has_the_gradient_zero<R: StructuredRu
     }
 }
 
-fn frozen_variable_is_untouched<R: StructuredRule>(rule: R, lr: f64) {
+fn frozen_variable_is_untouched<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let model = Model::new(place);
         _ = model.b.ws.set_requires_grad(false);
@@ -186,7 +184,7 @@ fn frozen_variable_is_untouched<R: StructuredRule>(rule: R, lr: f64) {
     }
 }
 
-fn tied_variable_steps_once<R: StructuredRule>(rule: R, lr: f64) {
+fn tied_variable_steps_once<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let run = |tied: bool| {
             let model = Model::new(place);
@@ -207,7 +205,7 @@ fn tied_variable_steps_once<R: StructuredRule>(rule: R, lr: f64) {
 /// A closure that goes wrong.
 type Failure = fn(&Model) -> Result<Tensor, std::io::Error>;
 
-fn failure_changes_nothing<R: StructuredRule>(rule: R, lr: f64) {
+fn failure_changes_nothing<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let start = || {
             let model = Model::new(place);
@@ -263,7 +261,7 @@ trait Evaluations {
     fn expectation_evaluations(&self) -> u64;
 }
 
-impl<R: StructuredRule> Evaluations for R {
+impl<R: Row> Evaluations for R {
     fn expectation_evaluations(&self) -> u64 {
         match self.expectation() {
             Expectation::MonteCarlo { samples } => samples as u64,
@@ -273,7 +271,7 @@ impl<R: StructuredRule> Evaluations for R {
     }
 }
 
-fn resumed_run_is_identical<R: StructuredRule>(rule: R, lr: f64) {
+fn resumed_run_is_identical<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
@@ -305,7 +303,7 @@ fn resumed_run_is_identical<R: StructuredRule>(rule: R, lr: f64) {
     }
 }
 
-fn variables_hold_the_mean<R: StructuredRule>(rule: R, _: f64) {
+fn variables_hold_the_mean<R: Row>(rule: R, _: f64) {
     for place in places() {
         let model = Model::new(place);
         let mut opt = build(rule, 0.0, &model);
@@ -329,7 +327,7 @@ fn variables_hold_the_mean<R: StructuredRule>(rule: R, _: f64) {
     }
 }
 
-fn changes_from_outside_are_taken_over<R: StructuredRule>(rule: R, lr: f64) {
+fn changes_from_outside_are_taken_over<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let (model, other) = (Model::new(place), Model::starting_at(place, 1.0));
         let mut opt = build(rule, lr, &model);
@@ -346,7 +344,7 @@ fn changes_from_outside_are_taken_over<R: StructuredRule>(rule: R, lr: f64) {
     }
 }
 
-fn schedule_multiplies_the_learning_rate<R: StructuredRule>(rule: R, lr: f64) {
+fn schedule_multiplies_the_learning_rate<R: Row>(rule: R, lr: f64) {
     let (model, other) = (Model::new(F64), Model::new(F64));
     // Powers of two, so that the order of multiplications makes no difference.
     let schedule = Schedule::Step { every: 2, factor: 0.5 };
@@ -362,7 +360,7 @@ fn schedule_multiplies_the_learning_rate<R: StructuredRule>(rule: R, lr: f64) {
     assert!(matches!(by_hand.set_lr(-1.0), Err(Error::HyperParameter { name: "lr", .. })));
 }
 
-fn other_thread_gives_the_same<R: StructuredRule>(rule: R, lr: f64) {
+fn other_thread_gives_the_same<R: Row>(rule: R, lr: f64) {
     let run = |elsewhere: bool| {
         let model = Model::new(F64);
         let mut opt = build(rule, lr, &model);
@@ -376,7 +374,7 @@ fn other_thread_gives_the_same<R: StructuredRule>(rule: R, lr: f64) {
     assert!(run(true) == run(false));
 }
 
-fn posterior_as_prior_is_refused<R: StructuredRule>(rule: R, lr: f64) {
+fn posterior_as_prior_is_refused<R: Row>(rule: R, lr: f64) {
     let model = Model::new(F64);
     let weights = Params::from(&model.vs);
     let variables = model.vs.variables();
@@ -399,7 +397,7 @@ fn posterior_as_prior_is_refused<R: StructuredRule>(rule: R, lr: f64) {
 
 /// A group that does not learn stays, also after a checkpoint, until the learning rate is set for all; rows with one block
 /// have no groups.
-fn groups_have_their_own_settings<R: StructuredRule>(rule: R, lr: f64) {
+fn groups_have_their_own_settings<R: Row>(rule: R, lr: f64) {
     let model = Model::new(F64);
     let builder = rule.noise(Philox { seed: 11 }).group(1, |c: R| c.with_learning_rate(0.0));
     if R::JOINT {

@@ -5,7 +5,7 @@ use crate::kernel::{self, Draw, Field};
 use crate::nn::Likelihood;
 use crate::nn::tape::Output;
 use crate::posterior::matrix_shape;
-use crate::prior::PriorOf;
+use crate::prior::Family;
 use crate::{
     DiagonalGaussian, Error, FullGaussian, IntoTensor, KroneckerGaussian, KroneckerParameter, Params, Prior, Result,
     check, linalg,
@@ -518,12 +518,9 @@ impl DiagonalFisher {
 impl At {
     /// P₀ of every parameter, in its shape.
     fn precisions(&self, prior: &Prior) -> Result<Vec<Tensor>> {
-        prior.check(&self.solution)?;
+        prior.check(&self.solution, "a diagonal Fisher information", Family::Diagonal)?;
         let of = |leaf| {
-            Ok(match prior.of(leaf)? {
-                PriorOf::Isotropic(isotropic) => leaf.tensor.full_like(isotropic.precision(self.examples as f64)),
-                PriorOf::Posterior { precision, .. } => precision,
-            })
+            prior.diagonal_of(leaf, self.examples as f64)
         };
         self.solution.leaves().iter().map(of).collect()
     }
@@ -580,7 +577,7 @@ impl KroneckerFisher {
     /// A prior that is a posterior; a precision that is not positive and finite, as where both F and P₀ vanish.
     pub fn laplace(&self, prior: impl Into<Prior>) -> Result<KroneckerGaussian> {
         let prior = prior.into();
-        prior.check(&self.at.solution)?;
+        prior.check(&self.at.solution, "a Kronecker-factored Fisher information", Family::Full)?;
         let Some(p0) = prior.isotropic_precision() else {
             return Err(Error::Posterior(
                 "a Kronecker-factored Fisher information was given a posterior as prior: expected Prior::isotropic(..), \

@@ -1,17 +1,19 @@
 //! From a configuration to an optimizer.
 
-use super::{Optimizer, slot::Slot};
+use super::arithmetic::{Arithmetic, check_lr};
+use super::row::Row;
+use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
-use crate::rows::Rule;
 use crate::{Params, Prior, Result, Schedule};
 use std::fmt;
 
 /// Everything about an optimizer that is not a number of its row: prior, noise, groups, schedule, clipping.
 ///
-/// Comes from [`Rule::builder`], [`Rule::prior`] or [`Rule::noise`], and ends in [`Builder::build`].
+/// Comes from [`Optimizer::builder`], or from `builder`, `prior`, `noise`, `group`, .. of a row's settings, and ends in
+/// [`Builder::build`].
 #[derive(Debug)]
-pub struct Builder<R: Rule> {
+pub struct Builder<R: Row> {
     pub(super) config: R,
     pub(super) prior: Option<Prior>,
     noise: Option<Noise>,
@@ -24,22 +26,16 @@ pub struct Builder<R: Rule> {
 /// Whether an override applies to a group and name.
 type Applies = dyn Fn(usize, &str) -> bool + Send;
 
-/// A change of the configuration for some parameters.
-pub(crate) struct Override<R> {
+/// A change of settings and learning rate for some parameters.
+pub struct Override<R> {
     applies: Box<Applies>,
-    change: Box<dyn Fn(R) -> R + Send>,
+    change: Box<dyn Fn((R, f64)) -> (R, f64) + Send>,
 }
 
 impl<R> Override<R> {
-    pub(crate) fn new(
-        applies: impl Fn(usize, &str) -> bool + Send + 'static,
-        change: impl Fn(R) -> R + Send + 'static,
-    ) -> Self {
-        Override { applies: Box::new(applies), change: Box::new(change) }
-    }
-
-    pub(crate) fn apply(&self, config: R, group: usize, name: &str) -> R {
-        if (self.applies)(group, name) { (self.change)(config) } else { config }
+    /// Settings and learning rate of a parameter.
+    pub(super) fn apply(&self, own: (R, f64), group: usize, name: &str) -> (R, f64) {
+        if (self.applies)(group, name) { (self.change)(own) } else { own }
     }
 }
 
@@ -49,7 +45,7 @@ impl<R> fmt::Debug for Override<R> {
     }
 }
 
-impl<R: Rule> Builder<R> {
+impl<R: Row> Builder<R> {
     pub(crate) fn new(config: R) -> Self {
         Builder {
             config,
@@ -86,26 +82,38 @@ impl<R: Rule> Builder<R> {
     /// `.group(1, |c| c.weight_decay(0.0))`. Overrides apply in the order given.
     #[must_use]
     pub fn group(self, group: usize, change: impl Fn(R) -> R + Send + 'static) -> Self {
-        self.overriding(move |g, _| g == group, change)
+        self.overriding(move |g, _| g == group, move |(row, lr)| (change(row), lr))
+    }
+
+    /// Gives the variables of one group a learning rate of their own, in place of the argument of [`Builder::build`].
+    #[must_use]
+    pub fn group_lr(self, group: usize, lr: f64) -> Self {
+        self.overriding(move |g, _| g == group, move |(row, _)| (row, lr))
     }
 
     /// Changes hyper-parameters for the variables whose name passes, for example
-    /// `.named(|name| name.ends_with("bias"), |c| c.lr(0.01))`.
+    /// `.named(|name| name.ends_with("bias"), |c| c.weight_decay(0.0))`.
     #[must_use]
     pub fn named(
         self,
         applies: impl Fn(&str) -> bool + Send + 'static,
         change: impl Fn(R) -> R + Send + 'static,
     ) -> Self {
-        self.overriding(move |_, name| applies(name), change)
+        self.overriding(move |_, name| applies(name), move |(row, lr)| (change(row), lr))
+    }
+
+    /// Gives the variables whose name passes a learning rate of their own.
+    #[must_use]
+    pub fn named_lr(self, applies: impl Fn(&str) -> bool + Send + 'static, lr: f64) -> Self {
+        self.overriding(move |_, name| applies(name), move |(row, _)| (row, lr))
     }
 
     fn overriding(
         mut self,
         applies: impl Fn(usize, &str) -> bool + Send + 'static,
-        change: impl Fn(R) -> R + Send + 'static,
+        change: impl Fn((R, f64)) -> (R, f64) + Send + 'static,
     ) -> Self {
-        self.overrides.push(Override::new(applies, change));
+        self.overrides.push(Override { applies: Box::new(applies), change: Box::new(change) });
         self
     }
 
@@ -140,60 +148,49 @@ impl<R: Rule> Builder<R> {
         self
     }
 
-    /// Builds the optimizer. `lr` is the learning rate of all parameters without an override, whatever the
-    /// configuration's was. Variables that the [`VarStore`](tch::nn::VarStore) gets later are picked up.
+    /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that the
+    /// [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, a curvature statistic that the expectation does not give, a prior without the row's `ess`, an override that changes where the loss is
-    /// evaluated, no trainable parameter, parameters on several devices, a prior that does not fit the model.
+    /// A hyper-parameter out of range, a statistic that the expectation does not give, a prior without the row's `ess` or
+    /// of a family that the row does not take, an override that changes where the loss is evaluated or in a row with one
+    /// block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
-        let builder = Builder { config: self.config.with_learning_rate(lr), ..self };
-        builder.config.validate()?;
-        builder.config.curvature().check(builder.config.expectation())?;
-        builder.schedule.validate()?;
-        builder.clip.map_or(Ok(()), Clip::validate)?;
+        let Builder { config, prior, noise, overrides, schedule, clip, check_finite } = self;
+        check_lr(lr)?;
+        config.validate()?;
+        config.statistic().check(config.expectation())?;
+        R::Arithmetic::check(&config)?;
+        schedule.validate()?;
+        clip.map_or(Ok(()), Clip::validate)?;
         let params = params.into();
         params.check()?;
         params.check_overlap()?;
-        builder.prior.as_ref().map_or(Ok(()), |prior| prior.check(&params))?;
+        prior.as_ref().map_or(Ok(()), |prior| prior.check(&params, R::NAME, R::Arithmetic::family()))?;
         let mut optimizer = Optimizer {
             params,
-            slots: Vec::new(),
-            config: builder.config,
-            prior: builder.prior,
-            overrides: builder.overrides,
-            noise: builder.noise.unwrap_or_else(|| default_noise(&builder.config)),
-            schedule: builder.schedule,
-            clip: builder.clip,
-            check_finite: builder.check_finite,
+            units: Vec::new(),
+            config,
+            lr,
+            prior,
+            overrides,
+            noise: noise.unwrap_or_else(|| default_noise(&config)),
+            schedule,
+            clip,
+            check_finite,
             steps: 0,
-            sums: super::sums::Sums::default(),
+            sums: Sums::default(),
             last: None,
             taps_checked: false,
         };
-        optimizer.add_slots()?;
-        optimizer.follow();
+        optimizer.extend()?;
+        R::Arithmetic::follow(&mut optimizer.units, &optimizer.params);
         Ok(optimizer)
     }
 }
 
 /// A seed from libtorch's generator; rows that draw nothing leave that as it is.
-fn default_noise<R: Rule>(config: &R) -> Noise {
-    let draws = config.expectation().draw(0).is_some();
+fn default_noise<R: Row>(row: &R) -> Noise {
+    let draws = row.expectation().draw(0).is_some() || row.statistic().is_random();
     if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()
-}
-
-impl<R: Rule> Optimizer<R> {
-    /// Gives every parameter that has none a slot.
-    pub(super) fn add_slots(&mut self) -> Result<()> {
-        let mut group = self.slots.last().map_or(0, Slot::end);
-        for leaf in &self.params.leaves()[self.slots.len()..] {
-            let change = |config, o: &Override<R>| o.apply(config, leaf.group, leaf.name());
-            let config = self.overrides.iter().fold(self.config, change);
-            let slot = Slot::new(leaf, config, self.config, self.prior.as_ref(), group)?;
-            group = slot.end();
-            self.slots.push(slot);
-        }
-        Ok(())
-    }
 }

@@ -1,37 +1,68 @@
-//! The driver that all rows share: perturb → closure → estimate → update.
+//! The driver that all rows share: perturb → closure → differentiate → estimate → update.
+//!
+//! One step of [`Optimizer::step`], and the file of each station:
+//!
+//! ```text
+//! step_chunks          mod.rs         the public loop: prepare, evaluate, finish
+//! ├─ prepare           step.rs        late variables, checks; weights that were changed from outside
+//! ├─ evaluate          step.rs        for each point of the row's expectation:
+//! │  ├─ begin          step.rs        tape on; perturb: the variables go to m+e
+//! │  │  └─ perturb     weights.rs, blocks.rs
+//! │  ├─ closure        yours          the loss there
+//! │  └─ end            step.rs        differentiate; the mean comes back; finite? clip
+//! │     └─ ascend      weights.rs     SAM: from the first point's gradient to the second point
+//! └─ finish → apply    step.rs        averages, then one update
+//!    └─ update         weights.rs     Rule::update on every weight, in one pass of the kernel (programs.rs)
+//!                      blocks.rs      BlockRule::update on every block; all, or none if one fails
+//! ```
+//!
+//! A row says what is particular to it ([`Row`], then [`Rule`] or [`BlockRule`]); [`arithmetic::Arithmetic`] is what the
+//! driver asks of the two kinds of rows, and nothing else in this folder tells them apart.
 
+mod arithmetic;
+mod block_rule;
+mod blocks;
 mod builder;
-mod evaluate;
+mod checkpoint;
+mod diagnostics;
+mod evaluation;
+mod prior;
 mod programs;
+mod row;
+mod rule;
+mod second;
 mod settings;
-mod slot;
-mod state;
+mod step;
 mod sums;
+mod train;
+mod weights;
 
+pub use arithmetic::{Arithmetic, Blocks, Weights};
+pub use block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 pub use builder::Builder;
-pub(crate) use builder::Override;
-pub use evaluate::Derivatives;
-pub use settings::{Diagnostics, Sigma};
+pub use diagnostics::{Diagnostics, Sigma};
+pub use evaluation::Evaluation;
+pub use row::{Decay, MaybePosterior, NoPosterior, Row, When};
+pub use rule::{DeltaRule, OfWeights, Rule, Site};
+pub use step::{Derivatives, Outcome};
+pub use train::Train;
 
 use crate::gradient::{Clip, IntoTensor};
-use crate::kernel::{self, Field, Job, Noise};
-use crate::rows::{DeltaRule, GaussianRule, Rule, When};
-use crate::params::Leaf;
-use crate::posterior::DiagonalGaussian;
-use crate::{Curvature, Error, Params, Prior, Result, Schedule, check};
-use programs::{Displacement, Given, Relaxed, Square, Statistic, Update};
-use slot::Slot;
+use crate::kernel::Noise;
+use crate::posterior::Posterior;
+use crate::{Error, Params, Prior, Result, Schedule, check};
+use arithmetic::Unit;
 use sums::Sums;
 use tch::Tensor;
 
-/// An optimizer: one row of the table ([`Rule`]) over the parameters of a model.
+/// An optimizer: one row of the table ([`Row`]) over the parameters of a model.
 ///
 /// Built as tch builds its own, `Ivon::default().ess(60_000.0).build(&vs, 0.1)`. The step takes a closure, because some
 /// rows evaluate the loss at samples of the posterior; the same line serves every row:
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-/// use tch_blr::{Ivon, Rule};
+/// use tch_blr::Ivon;
 /// # fn main() -> tch_blr::Result<()> {
 /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
 /// let vs = nn::VarStore::new(Device::Cpu);
@@ -48,10 +79,11 @@ use tch::Tensor;
 /// error, weights, state, accumulators and the position in the noise are as before; only what the closure itself
 /// changes (batch-norm statistics, libtorch's own generator in dropout) is outside of that promise.
 #[derive(Debug)]
-pub struct Optimizer<R: Rule> {
+pub struct Optimizer<R: Row> {
     params: Params,
-    slots: Vec<Slot<R>>,
+    units: Vec<Unit<R>>,
     config: R,
+    lr: f64,
     prior: Option<Prior>,
     overrides: Vec<builder::Override<R>>,
     noise: Noise,
@@ -62,7 +94,7 @@ pub struct Optimizer<R: Rule> {
     /// Evaluations since the last update.
     sums: Sums,
     last: Option<Last>,
-    /// Whether per-example gradients were compared with the true gradient, and batch-norm was looked for.
+    /// Whether what the tape gives was compared with the true gradient, and batch-norm was looked for.
     taps_checked: bool,
 }
 
@@ -73,7 +105,12 @@ struct Last {
     gradient_norm: f64,
 }
 
-impl<R: Rule> Optimizer<R> {
+impl<R: Row> Optimizer<R> {
+    /// Starts a [`Builder`]. The crate's own rows have it, and its methods, as methods of their settings.
+    pub fn builder(row: R) -> Builder<R> {
+        Builder::new(row)
+    }
+
     /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss, with what was
     /// accumulated before.
     ///
@@ -97,7 +134,7 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-    /// # use tch_blr::{Sam, Rule};
+    /// # use tch_blr::Sam;
     /// # fn main() -> tch_blr::Result<()> {
     /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
     /// # let vs = nn::VarStore::new(Device::Cpu);
@@ -141,85 +178,10 @@ impl<R: Rule> Optimizer<R> {
         }
         self.params.check()?;
         let sums = std::mem::take(&mut self.sums);
-        Ok(self.apply(&sums, Given))
-    }
-
-    /// The evaluations of the chunks of one micro-batch. The curvature statistics of a single one are left unformed.
-    fn evaluate<L: IntoTensor>(&mut self, chunks: usize, mut closure: impl FnMut(usize) -> L) -> Result<Sums> {
-        let mut sums = Sums::default();
-        let each = self.config.expectation().evaluations();
-        let evaluations = each.saturating_mul(chunks as u64);
-        for k in 0..evaluations {
-            let mut loss = || closure((k / each) as usize);
-            let mut begun = self.begin(self.sums.evaluations + k)?;
-            if begun.first {
-                let (k, first) = (begun.k, self.end(begun, loss())?);
-                begun = self.ascend(k, &first)?;
-            }
-            let mut one = self.end(begun, loss())?;
-            if evaluations > 1 {
-                self.form(&mut one);
-            }
-            sums.merge(one)?;
-        }
-        Ok(sums)
-    }
-
-    /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
-    fn keep(&mut self, mut sums: Sums) -> Result<f64> {
-        if sums.evaluations == 1 {
-            self.form(&mut sums);
-        }
-        let loss = sums.loss;
-        self.sums.merge(sums)?;
-        Ok(loss)
-    }
-
-    /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
-    fn finish(&mut self, sums: Sums) -> Result<f64> {
-        if self.sums.weight > 0.0 {
-            self.keep(sums)?;
-            let sums = std::mem::take(&mut self.sums);
-            return Ok(self.apply(&sums, Given));
-        }
-        Ok(match self.config.curvature() {
-            Curvature::SquaredGradient if sums.evaluations == 1 => self.apply(&sums, Square),
-            Curvature::Price if sums.evaluations == 1 => self.apply(&sums, Displacement),
-            Curvature::Relaxed if sums.evaluations == 1 => self.apply(&sums, Relaxed),
-            _ => self.apply(&sums, Given),
+        self.apply(sums, true).map_err(|(e, sums)| {
+            self.sums = sums;
+            e
         })
-    }
-
-    fn apply<S: Statistic>(&mut self, sums: &Sums, statistic: S) -> f64 {
-        let _no_grad = tch::no_grad_guard();
-        let factor = self.schedule.factor(self.steps);
-        self.follow();
-        let gradient = |i: usize, leaf: &Leaf| sums.gradients.get(i)?.as_ref().filter(|_| leaf.trainable());
-        let curvature = |i: usize| sums.curvature.get(i)?.as_ref();
-        let leaves = self.params.leaves().iter().enumerate();
-        kernel::run(self.slots.iter().zip(leaves.clone()).filter_map(|(slot, (i, leaf))| {
-            let mean = slot.mean(leaf);
-            let c = if S::AT_POINT { slot.point.as_ref() } else { curvature(i) };
-            let c = c.map_or(Field::Number(0.0), Field::Tensor);
-            let gradient = Field::Tensor(gradient(i, leaf)?);
-            Some(Job {
-                f: Update { pass: slot.next(factor), statistic },
-                inputs: slot.with_state([Field::Tensor(mean), gradient, c, slot.prior_mean(), slot.delta()]),
-                outputs: std::iter::once(Some(mean)).chain(slot.state.iter().map(Option::as_ref)).collect(),
-            })
-        }));
-        for (slot, (i, leaf)) in self.slots.iter_mut().zip(leaves) {
-            if gradient(i, leaf).is_some() {
-                if let Some(mean) = &slot.mean {
-                    leaf.tensor.shallow_clone().copy_(&slot.config.link().weight(mean));
-                }
-                kernel::note_write(&leaf.tensor);
-                slot.steps += 1;
-            }
-        }
-        self.steps += 1;
-        self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
-        sums.loss
     }
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
@@ -229,7 +191,7 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-    /// # use tch_blr::{Ivon, Rule};
+    /// # use tch_blr::Ivon;
     /// # fn main() -> tch_blr::Result<()> {
     /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
     /// # let vs = nn::VarStore::new(Device::Cpu);
@@ -247,128 +209,7 @@ impl<R: Rule> Optimizer<R> {
     pub fn perturbed(&mut self) -> Result<Evaluation<'_, R>> {
         self.prepare()?;
         let begun = self.begin(self.sums.evaluations)?;
-        Ok(Evaluation { optimizer: self, begun })
-    }
-}
-
-/// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without one,
-/// nothing has happened.
-#[must_use = "the weights go back to their mean as soon as this is dropped"]
-pub struct Evaluation<'a, R: Rule> {
-    optimizer: &'a mut Optimizer<R>,
-    begun: evaluate::Begun,
-}
-
-impl<R: Rule> std::fmt::Debug for Evaluation<'_, R> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Evaluation").field("steps", &self.optimizer.steps).finish_non_exhaustive()
-    }
-}
-
-impl<R: Rule> Evaluation<'_, R> {
-    /// For the rows that evaluate the loss at two points ([`Sam`](crate::Sam) and its relatives): differentiates the first
-    /// loss, and moves the weights to the second point, where they wait for the loss on the same batch.
-    ///
-    /// ```
-    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-    /// # use tch_blr::{Sam, Rule};
-    /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
-    /// # let vs = nn::VarStore::new(Device::Cpu);
-    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
-    /// # let mut opt = Sam::default().build(&vs, 0.1)?;
-    /// let evaluation = opt.perturbed()?;
-    /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
-    /// let evaluation = evaluation.ascend(loss)?;
-    /// let loss = net.forward(&x).cross_entropy_for_logits(&y);
-    /// evaluation.step(loss)?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// If the weights are not at the first of two points, and as [`Optimizer::step`]. Nothing has changed then.
-    pub fn ascend<L: IntoTensor>(self, loss: L) -> Result<Self> {
-        self.at_first(true)?;
-        let Evaluation { optimizer, begun } = self;
-        let (k, first) = (begun.k, optimizer.end(begun, loss)?);
-        let begun = optimizer.ascend(k, &first)?;
-        Ok(Evaluation { optimizer, begun })
-    }
-
-    /// As [`Evaluation::ascend`] with derivatives that were computed elsewhere at the perturbed weights.
-    ///
-    /// # Errors
-    /// As [`Evaluation::ascend`] and [`Evaluation::step_with`].
-    pub fn ascend_with(self, derivatives: Derivatives) -> Result<Self> {
-        self.at_first(true)?;
-        let Evaluation { optimizer, begun } = self;
-        let (k, first) = (begun.k, optimizer.end_with(begun, derivatives)?);
-        let begun = optimizer.ascend(k, &first)?;
-        Ok(Evaluation { optimizer, begun })
-    }
-
-    /// Errors unless the weights are (or are not) at the first of two points.
-    fn at_first(&self, expected: bool) -> Result<()> {
-        let problem = match (self.begun.first, expected) {
-            (true, false) => {
-                "this row evaluates the loss at two points, and the weights are at the first: hand its loss to \
-                 Evaluation::ascend, and the one at the second point here"
-            }
-            (false, true) => {
-                "the weights are at no first of two points: hand their loss to Evaluation::step or backward"
-            }
-            _ => return Ok(()),
-        };
-        Err(Error::Loss(problem.to_owned()))
-    }
-
-    /// Differentiates the loss that was computed at the perturbed weights, brings the mean back, updates the weights (with
-    /// what was accumulated before), and returns the mean loss.
-    ///
-    /// # Errors
-    /// If the weights are at the first of two points ([`Evaluation::ascend`]), and as [`Optimizer::step`].
-    pub fn step<L: IntoTensor>(self, loss: L) -> Result<f64> {
-        self.at_first(false)?;
-        let Evaluation { optimizer, begun } = self;
-        let sums = optimizer.end(begun, loss)?;
-        optimizer.finish(sums)
-    }
-
-    /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples, and
-    /// for micro-batches. Returns this loss.
-    ///
-    /// # Errors
-    /// As [`Evaluation::step`].
-    pub fn backward<L: IntoTensor>(self, loss: L) -> Result<f64> {
-        self.at_first(false)?;
-        let Evaluation { optimizer, begun } = self;
-        let sums = optimizer.end(begun, loss)?;
-        optimizer.keep(sums)
-    }
-
-    /// As [`Evaluation::step`] with derivatives that were computed elsewhere at the perturbed weights, for example summed
-    /// over processes.
-    ///
-    /// # Errors
-    /// Another number of tensors or other shapes, a loss or gradient that is not finite, weights at the first of two points.
-    /// Nothing has changed then.
-    pub fn step_with(self, derivatives: Derivatives) -> Result<f64> {
-        self.at_first(false)?;
-        let Evaluation { optimizer, begun } = self;
-        let sums = optimizer.end_with(begun, derivatives)?;
-        optimizer.finish(sums)
-    }
-
-    /// As [`Evaluation::backward`] with derivatives that were computed elsewhere at the perturbed weights.
-    ///
-    /// # Errors
-    /// As [`Evaluation::step_with`].
-    pub fn backward_with(self, derivatives: Derivatives) -> Result<f64> {
-        self.at_first(false)?;
-        let Evaluation { optimizer, begun } = self;
-        let sums = optimizer.end_with(begun, derivatives)?;
-        optimizer.keep(sums)
+        Ok(Evaluation::new(self, begun))
     }
 }
 
@@ -376,7 +217,7 @@ impl<R: Rule> Evaluation<'_, R> {
 ///
 /// ```compile_fail
 /// # use tch::{nn, Device, Tensor};
-/// # use tch_blr::{Ivon, Rule};
+/// # use tch_blr::Ivon;
 /// # fn f(loss: Tensor, vs: nn::VarStore) -> tch_blr::Result<()> {
 /// // IVON needs the gradient at a sample, so a loss that is already computed does not suffice.
 /// Ivon::default().ess(1000.0).build(&vs, 0.1)?.backward_step(&loss)?;
@@ -417,58 +258,36 @@ impl<R: DeltaRule> Optimizer<R> {
     }
 }
 
-impl<R: Rule> Optimizer<R> {
-    /// What is learned of each trainable parameter: the mean, or the λ of binary weights.
-    pub(crate) fn learned(&self) -> Vec<(&str, Tensor)> {
-        let all = self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable());
-        all.map(|(slot, leaf)| (leaf.name(), slot.mean_now(leaf).detach())).collect()
-    }
-}
-
 /// Rows with a posterior.
 ///
 /// ```compile_fail
 /// # use tch::{nn, Device};
-/// # use tch_blr::{Sgd, Rule};
+/// # use tch_blr::Sgd;
 /// # fn f(vs: nn::VarStore) -> tch_blr::Result<()> {
 /// // SGD's covariance is fixed by assumption, so there is nothing to ask for.
 /// Sgd::default().build(&vs, 0.1)?.posterior()?;
 /// # Ok(())
 /// # }
 /// ```
-impl<R: GaussianRule> Optimizer<R> {
-    /// The posterior over the trainable parameters: an owned copy of mean and precision, in f64 for f64 weights and else
-    /// in f32. The precision is ess·(h+δ+γ) as each row's documentation has it, not divided by ess. Frozen parameters
-    /// are not in it.
+impl<R: Row<Posterior: Posterior>> Optimizer<R> {
+    /// The posterior over the trainable parameters: an owned copy, in f64 for f64 weights (and in all rows with a full
+    /// covariance) and otherwise in f32. Its precision is that of q, for example ess·(h+δ+γ) as each row's documentation
+    /// has it, not divided by ess. Frozen parameters are not in it.
     ///
     /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
-    /// under an isotropic prior includes `hess_init`; leave it out with [`DiagonalGaussian::select`].
+    /// under an isotropic prior includes `hess_init`; leave it out with
+    /// [`DiagonalGaussian::select`](crate::DiagonalGaussian::select).
     ///
     /// # Errors
     /// No effective sample size (RMSprop and Adam have none by default), or a precision that is not positive (Adam
-    /// before its first step).
-    pub fn posterior(&self) -> Result<DiagonalGaussian> {
-        let mut entries = Vec::new();
-        for (slot, leaf) in self.slots.iter().zip(self.params.leaves()).filter(|(_, leaf)| leaf.trainable()) {
-            let mean = slot.mean_now(leaf).detach().copy();
-            let precision = self.precision(slot, &mean)?;
-            entries.push((leaf.name(), mean, precision));
-        }
-        DiagonalGaussian::sharing(entries)
+    /// before its first step) or not positive definite.
+    pub fn posterior(&self) -> Result<R::Posterior> {
+        self.posterior_or_none()
     }
+}
 
-    fn precision(&self, slot: &Slot<R>, like: &Tensor) -> Result<Tensor> {
-        if slot.config.effective_sample_size().is_none() {
-            let expected = "the effective sample size, for a posterior: .ess(60_000.0)";
-            return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
-        }
-        let when = When { t: slot.steps, lr_factor: self.schedule.factor(self.steps) };
-        let precision = like.detach().empty_like();
-        kernel::run([Job {
-            f: programs::Precision(slot.pass(when)),
-            inputs: slot.with_state([slot.delta()]),
-            outputs: [Some(&precision)].into_iter().collect(),
-        }]);
-        Ok(precision)
+impl<R: Row> Optimizer<R> {
+    fn posterior_or_none(&self) -> Result<R::Posterior> {
+        R::Arithmetic::posterior(&self.units, &self.params, self.schedule.factor(self.steps))
     }
 }

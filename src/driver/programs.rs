@@ -1,7 +1,8 @@
 //! The elementwise passes of a row, for the kernel.
 
+use super::row::When;
+use super::rule::{Rule, Site};
 use crate::kernel::{self, Elementwise, Pack, Real};
-use crate::rows::{Rule, Site, When};
 
 const MAX_COEFFICIENTS: usize = 16;
 
@@ -16,7 +17,7 @@ pub(super) struct Pass<R: Rule> {
 impl<R: Rule> Pass<R> {
     pub(super) fn new(rule: R, when: When) -> Self {
         const {
-            assert!(R::State::<f64>::LEN == R::STATE.len(), "Rule::State and Rule::STATE differ in length");
+            assert!(R::State::<f64>::LEN == R::STATE.len(), "Rule::State and Row::STATE differ in length");
             assert!(R::STATE.len() <= kernel::MAX_STATES, "a rule has at most 8 states");
             assert!(R::Coefficients::<f64>::LEN <= MAX_COEFFICIENTS, "a rule has at most 16 coefficients");
         }
@@ -36,7 +37,7 @@ impl<R: Rule> Pass<R> {
 
 /// A curvature statistic of one evaluation, from ĝ and another tensor's c at one weight. A type, not a value: a choice
 /// inside the loop over the weights would keep the compiler from using vectors.
-pub(super) trait Statistic: Copy + Sync {
+pub(super) trait Formed: Copy + Sync {
     /// Whether c is the point of the evaluation.
     const AT_POINT: bool = false;
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T;
@@ -56,19 +57,19 @@ pub(super) struct Displacement;
 #[derive(Clone, Copy)]
 pub(super) struct Relaxed;
 
-impl Statistic for Given {
+impl Formed for Given {
     #[inline(always)]
     fn of<T: Real>(self, _: T, _: T, c: T) -> T {
         c
     }
 }
-impl Statistic for Square {
+impl Formed for Square {
     #[inline(always)]
     fn of<T: Real>(self, _: T, gradient: T, _: T) -> T {
         gradient * gradient
     }
 }
-impl Statistic for Displacement {
+impl Formed for Displacement {
     const AT_POINT: bool = true;
     #[inline(always)]
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T {
@@ -76,7 +77,7 @@ impl Statistic for Displacement {
     }
 }
 
-impl Statistic for Relaxed {
+impl Formed for Relaxed {
     const AT_POINT: bool = true;
     #[inline(always)]
     fn of<T: Real>(self, _: T, gradient: T, w: T) -> T {
@@ -87,7 +88,7 @@ impl Statistic for Relaxed {
 /// (m, ĝ, c) → the statistic
 pub(super) struct Form<S>(pub S);
 
-impl<S: Statistic> Elementwise for Form<S> {
+impl<S: Formed> Elementwise for Form<S> {
     const OUTPUTS: usize = 1;
     type Constants<T: Real> = ();
     fn constants<T: Real>(&self) {}
@@ -103,7 +104,7 @@ pub(super) struct Update<R: Rule, S> {
     pub statistic: S,
 }
 
-impl<R: Rule, S: Statistic> Elementwise for Update<R, S> {
+impl<R: Rule, S: Formed> Elementwise for Update<R, S> {
     const OUTPUTS: usize = 1 + R::State::<f64>::LEN;
     type Constants<T: Real> = R::Coefficients<T>;
     fn constants<T: Real>(&self) -> R::Coefficients<T> {

@@ -1,11 +1,12 @@
 //! Running means over the evaluations of one step: samples and micro-batches.
 
+use crate::params::Leaf;
 use crate::{Error, Result};
 use tch::Tensor;
 
 /// What evaluations have given so far. Two of them merge to what one run over both would have given.
 #[derive(Debug, Default)]
-pub(super) struct Sums {
+pub struct Sums {
     /// Σ of the evaluations' weights: examples if the losses came per example, else evaluations.
     pub weight: f64,
     /// Number of evaluations, which is the position in the step's noise.
@@ -18,11 +19,26 @@ pub(super) struct Sums {
     pub per_example: bool,
     /// Mean gradient of each parameter; `None` where the loss has not depended on it.
     pub gradients: Vec<Option<Tensor>>,
-    /// Mean curvature statistic of each parameter.
-    pub curvature: Vec<Option<Tensor>>,
+    /// Mean statistics of each unit; none where the loss has not depended on it.
+    pub statistics: Vec<Vec<Tensor>>,
 }
 
 impl Sums {
+    /// The mean gradient of a parameter that is trained.
+    pub(super) fn gradient(&self, i: usize, leaf: &Leaf) -> Option<&Tensor> {
+        self.gradients.get(i)?.as_ref().filter(|_| leaf.trainable())
+    }
+
+    /// The same tensors; a merge makes new ones.
+    pub(super) fn shallow_clone(&self) -> Self {
+        let share = |all: &[Tensor]| all.iter().map(Tensor::shallow_clone).collect();
+        Sums {
+            gradients: self.gradients.iter().map(|g| g.as_ref().map(Tensor::shallow_clone)).collect(),
+            statistics: self.statistics.iter().map(|s| share(s)).collect(),
+            ..*self
+        }
+    }
+
     /// Errors if one counts examples and the other evaluations.
     pub(super) fn check(&self, per_example: bool) -> Result<()> {
         if self.weight > 0.0 && self.per_example != per_example {
@@ -49,7 +65,14 @@ impl Sums {
         let share = other.weight / (self.weight + other.weight);
         let _no_grad = tch::no_grad_guard();
         mean(&mut self.gradients, other.gradients, share);
-        mean(&mut self.curvature, other.curvature, share);
+        let units = self.statistics.len().max(other.statistics.len());
+        self.statistics.resize_with(units, Vec::new);
+        for (a, b) in self.statistics.iter_mut().zip(other.statistics) {
+            let optional = |all: Vec<Tensor>| all.into_iter().map(Some).collect::<Vec<_>>();
+            let mut both = optional(std::mem::take(a));
+            mean(&mut both, optional(b), share);
+            a.extend(both.into_iter().flatten());
+        }
         self.loss += (other.loss - self.loss) * share;
         self.weight += other.weight;
         self.evaluations += other.evaluations;
@@ -59,9 +82,11 @@ impl Sums {
 }
 
 /// a ← (1-share)·a + share·b, with zero for what is missing in one of them.
-fn mean(a: &mut Vec<Option<Tensor>>, b: Vec<Option<Tensor>>, share: f64) {
+fn mean(a: &mut Vec<Option<Tensor>>, mut b: Vec<Option<Tensor>>, share: f64) {
     // A variable may have been created between the two.
-    a.resize_with(a.len().max(b.len()), || None);
+    let n = a.len().max(b.len());
+    a.resize_with(n, || None);
+    b.resize_with(n, || None);
     for (a, b) in a.iter_mut().zip(b) {
         *a = match (a.take(), b) {
             (Some(a), Some(b)) => Some(&a + (b - &a) * share),
@@ -77,9 +102,10 @@ mod tests {
     use super::*;
 
     fn one(weight: f64, x: Option<f64>) -> Sums {
-        let t = || vec![x.map(|x| Tensor::from_slice(&[x]))];
-        let loss = x.unwrap_or(0.0);
-        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, per_example: true, gradients: t(), curvature: t() }
+        let t = x.map(|x| Tensor::from_slice(&[x]));
+        let statistics = vec![t.iter().map(Tensor::shallow_clone).collect()];
+        let (gradients, loss) = (vec![t], x.unwrap_or(0.0));
+        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, per_example: true, gradients, statistics }
     }
 
     #[test]
@@ -96,8 +122,8 @@ mod tests {
         left.merge(right).unwrap();
         for s in [left, run(&[0, 1, 2, 3]), run(&[3, 1, 0, 2])] {
             let expected = (3.0 - 8.0 + 1.0) / 10.0;
-            for t in [&s.gradients, &s.curvature] {
-                assert!((t[0].as_ref().unwrap().double_value(&[0]) - expected).abs() < 1e-15);
+            for t in [s.gradients[0].as_ref().unwrap(), &s.statistics[0][0]] {
+                assert!((t.double_value(&[0]) - expected).abs() < 1e-15);
             }
             assert!((s.loss - expected).abs() < 1e-15 && s.evaluations == 4 && s.weight == 10.0);
         }

@@ -1,7 +1,7 @@
 //! How far a merge is from what joint training would find.
 
 use super::Tensors;
-use crate::expectation::Perturbed;
+use crate::params::Perturbed;
 use crate::gradient::IntoTensor;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;

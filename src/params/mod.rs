@@ -1,10 +1,12 @@
 //! What is learned: the trainable variables in order, by name, each once.
 
 mod buffers;
+mod perturbed;
 
 pub(crate) use buffers::Buffers;
+pub use perturbed::Perturbed;
 
-use crate::{Error, Result};
+use crate::{Error, Result, kernel};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::nn::{VarStore, Variables};
@@ -25,12 +27,14 @@ pub struct Params {
 
 /// One parameter.
 #[derive(Debug)]
-pub(crate) struct Leaf {
+pub struct Leaf {
     /// All names of the variable; more than one if it is tied.
     pub names: Vec<String>,
     pub tensor: Tensor,
     /// tch's `set_group`.
     pub group: usize,
+    /// Where its noise starts: behind that of the parameters before it.
+    noise_group: u64,
     kind: Kind,
     device: Device,
     size: Vec<i64>,
@@ -39,7 +43,7 @@ pub(crate) struct Leaf {
 impl Leaf {
     fn new(names: Vec<String>, tensor: Tensor, group: usize) -> Self {
         let (kind, device, size) = (tensor.kind(), tensor.device(), tensor.size());
-        Leaf { names, tensor, group, kind, device, size }
+        Leaf { names, tensor, group, noise_group: 0, kind, device, size }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -85,7 +89,7 @@ impl Params {
                     leaf.names.push(name);
                     leaf.names.sort();
                 }
-                None => params.leaves.push(Leaf::new(vec![name], tensor, 0)),
+                None => params.push(Leaf::new(vec![name], tensor, 0)),
             }
         }
         Ok(params)
@@ -116,6 +120,17 @@ impl Params {
 
     pub(crate) fn leaves(&self) -> &[Leaf] {
         &self.leaves
+    }
+
+    fn push(&mut self, mut leaf: Leaf) {
+        let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
+        leaf.noise_group = self.leaves.last().map_or(0, end);
+        self.leaves.push(leaf);
+    }
+
+    /// Position in the noise of parameter number `i`.
+    pub(crate) fn noise_group(&self, i: usize) -> u64 {
+        self.leaves[i].noise_group
     }
 
     /// The parameter of this name.
@@ -150,7 +165,7 @@ impl Params {
                     names.retain(|n| !leaf.names.contains(n));
                     leaf.names.append(&mut names);
                 }
-                None => self.leaves.push(Leaf::new(names, tensor.shallow_clone(), variable.group)),
+                None => self.push(Leaf::new(names, tensor.shallow_clone(), variable.group)),
             }
         }
         self.seen = variables.trainable_variables.len();

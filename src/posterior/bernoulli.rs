@@ -2,7 +2,8 @@
 
 use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
 use super::predictive::predictions;
-use crate::expectation::{Perturbed, half_logistic, sign};
+use crate::link::{half_logistic, sign};
+use crate::params::Perturbed;
 use crate::kernel::{self, Draw};
 use crate::{Error, Params, Result, checkpoint};
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! A Gaussian with a mean and a precision for every weight.
 
-use crate::expectation::Perturbed;
+use crate::params::Perturbed;
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::{Error, Params, Result, checkpoint};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
 use super::predictive::{self, Predictive};
-use crate::expectation::Perturbed;
+use crate::params::Perturbed;
 use crate::gradient::IntoTensor;
 use crate::kernel::{self, Draw};
 use crate::{Error, Params, Result, check, checkpoint};

@@ -1,7 +1,7 @@
 //! Predictions averaged over a posterior.
 
 use super::DiagonalGaussian;
-use crate::expectation::Perturbed;
+use crate::params::Perturbed;
 use crate::gradient::IntoTensor;
 use crate::{Error, Params, Result, check, metrics};
 use tch::{Kind, Tensor};

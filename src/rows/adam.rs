@@ -1,7 +1,8 @@
 //! Adam: RMSprop with momentum and bias correction.
 
-use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, config, fields};
-use crate::{Real, Result, check};
+use super::common::{config, fields};
+use crate::driver::{DeltaRule, Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
     /// Adam, as in PyTorch and tch, with AMSGrad on request.
@@ -21,8 +22,6 @@ config! {
     ///
     /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.Adam`.
     pub struct Adam {
-        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
-        lr: f64 = 1e-3;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
         /// β₂ in [0, 1), decay of the squared gradients; default 0.999.
@@ -38,21 +37,26 @@ config! {
     }
 }
 
-impl Rule for Adam {
+impl Row for Adam {
     const NAME: &'static str = "adam";
     const STATE: &'static [&'static str] = &["momentum", "square", "square_max"];
-    type State<T: Real> = [T; 3];
-    type Coefficients<T: Real> = [T; 8];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::positive("eps", self.eps)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
     }
+}
+
+impl Rule for Adam {
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 8];
+
     fn initial(&self, _: bool) -> [f64; 3] {
         [0.0; 3]
     }
@@ -61,7 +65,7 @@ impl Rule for Adam {
     }
     fn coefficients(&self, when: When) -> [f64; 8] {
         let debias = |beta: f64| if when.t == 0 { 1.0 } else { 1.0 - beta.powf(when.t as f64) };
-        let rate = self.lr * when.lr_factor / debias(self.beta1);
+        let rate = when.lr / debias(self.beta1);
         let ess = self.ess.unwrap_or(f64::INFINITY);
         let debias2 = debias(self.beta2).sqrt().recip();
         [ess, debias2, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps]
@@ -82,8 +86,6 @@ impl Rule for Adam {
 }
 
 impl DeltaRule for Adam {}
-impl GaussianRule for Adam {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,12 +93,12 @@ mod tests {
     /// Second step: u = 3 + 0.5·(1+1) = 4, b = ½·1 + ½·4 = 2.5, v = ¾·1 + ¼·16 = 4.75, 1-β₁² = 0.75, 1-β₂² = 0.4375.
     #[test]
     fn one_step_by_hand() {
-        let rule = Adam::default().lr(0.3).beta1(0.5).beta2(0.75).eps(1.0).ess(10.0);
+        let rule = Adam::default().beta1(0.5).beta2(0.75).eps(1.0).ess(10.0);
         let site = Site { mean: 1.0, gradient: 3.0, curvature: 0.0, prior_mean: -1.0, delta: 0.5 };
         for (rule, largest, scale) in
             [(rule, 9.0, 4.75), (rule.amsgrad(true), 9.0, 9.0), (rule.amsgrad(true), 2.0, 4.75)]
         {
-            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let k = rule.coefficients(When { t: 2, lr: 0.3 });
             let (m, state) = rule.update(k, site, [1.0, 1.0, largest]);
             let root = (scale / 0.4375_f64).sqrt();
             assert!((m - (1.0 - 0.4 * 2.5 / (root + 1.0))).abs() < 1e-15, "{m}");
@@ -109,7 +111,7 @@ mod tests {
     /// Kingma and Ba (2015), algorithm 1.
     #[test]
     fn defaults_are_those_of_the_paper() {
-        let Adam { lr, beta1, beta2, eps, amsgrad, weight_decay, ess } = Adam::default();
-        assert_eq!((lr, beta1, beta2, eps, amsgrad, weight_decay, ess), (1e-3, 0.9, 0.999, 1e-8, false, 0.0, None));
+        let Adam { beta1, beta2, eps, amsgrad, weight_decay, ess } = Adam::default();
+        assert_eq!((beta1, beta2, eps, amsgrad, weight_decay, ess), (0.9, 0.999, 1e-8, false, 0.0, None));
     }
 }

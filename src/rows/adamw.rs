@@ -1,10 +1,9 @@
 //! Adam with decoupled weight decay.
 
-use super::{
-    adam::Adam,
-    rule::{DeltaRule, GaussianRule, Rule, Site, When, config, fields},
-};
-use crate::{Real, Result, check};
+use super::adam::Adam;
+use super::common::{config, fields};
+use crate::driver::{Decay, DeltaRule, Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
     /// `AdamW`, as in PyTorch and tch: the decay acts on the weights and not through the preconditioner.
@@ -20,8 +19,6 @@ config! {
     ///
     /// Sources: Loshchilov and Hutter (2019); semantics of `torch.optim.AdamW`.
     pub struct AdamW {
-        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
-        lr: f64 = 1e-3;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
         /// β₂ in [0, 1), decay of the squared gradients; default 0.999.
@@ -40,21 +37,19 @@ config! {
 impl AdamW {
     /// Adam's part of the update.
     fn adam(&self) -> Adam {
-        let AdamW { lr, beta1, beta2, eps, amsgrad, weight_decay: _, ess } = *self;
-        Adam { lr, beta1, beta2, eps, amsgrad, weight_decay: 0.0, ess }
+        let AdamW { beta1, beta2, eps, amsgrad, weight_decay: _, ess } = *self;
+        Adam { beta1, beta2, eps, amsgrad, weight_decay: 0.0, ess }
     }
 }
 
-impl Rule for AdamW {
+impl Row for AdamW {
     const NAME: &'static str = "adamw";
     const STATE: &'static [&'static str] = Adam::STATE;
-    type State<T: Real> = [T; 3];
-    type Coefficients<T: Real> = [T; 9];
-    fields!(lr ess);
+    const DECAY: Decay = Decay::Decoupled;
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(ess);
 
-    fn isotropic_delta(&self) -> f64 {
-        0.0
-    }
     fn with_weight_decay(self, decay: f64) -> Self {
         self.weight_decay(decay)
     }
@@ -62,6 +57,12 @@ impl Rule for AdamW {
         check::non_negative("weight_decay", self.weight_decay)?;
         self.adam().validate()
     }
+}
+
+impl Rule for AdamW {
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 9];
+
     fn initial(&self, posterior_prior: bool) -> [f64; 3] {
         self.adam().initial(posterior_prior)
     }
@@ -70,7 +71,7 @@ impl Rule for AdamW {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let [a, b, c, d, e, f, g, h] = self.adam().coefficients(when);
-        [a, b, c, d, e, f, g, h, 1.0 - self.lr * when.lr_factor * self.weight_decay]
+        [a, b, c, d, e, f, g, h, 1.0 - when.lr * self.weight_decay]
     }
     fn update<T: Real>(&self, [a, b, c, d, e, f, g, h, keep]: [T; 9], x: Site<T>, state: [T; 3]) -> (T, [T; 3]) {
         // The coupled pull of a prior, if there is one, is taken at the old mean like the gradient.
@@ -84,8 +85,6 @@ impl Rule for AdamW {
 }
 
 impl DeltaRule for AdamW {}
-impl GaussianRule for AdamW {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,10 +92,10 @@ mod tests {
     /// The second step of the test of [`Adam`], from (1 - 0.3·0.2)·1; the prior pulls from the old mean.
     #[test]
     fn one_step_by_hand() {
-        let rule = AdamW::default().lr(0.3).beta1(0.5).beta2(0.75).eps(1.0).weight_decay(0.2);
+        let rule = AdamW::default().beta1(0.5).beta2(0.75).eps(1.0).weight_decay(0.2);
         for (gradient, delta) in [(4.0, 0.0), (3.0, 0.5)] {
             let site = Site { mean: 1.0, gradient, curvature: 0.0, prior_mean: -1.0, delta };
-            let (m, state) = rule.update(rule.coefficients(When { t: 2, lr_factor: 1.0 }), site, [1.0, 1.0, 0.0]);
+            let (m, state) = rule.update(rule.coefficients(When { t: 2, lr: 0.3 }), site, [1.0, 1.0, 0.0]);
             assert!((m - (0.94 - 1.0 / ((4.75_f64 / 0.4375).sqrt() + 1.0))).abs() < 1e-15, "{m}");
             assert_eq!(state, [2.5, 4.75, 0.0]);
         }
@@ -104,8 +103,8 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_torch() {
-        let AdamW { lr, beta1, beta2, eps, amsgrad, weight_decay, ess } = AdamW::default();
-        assert_eq!((lr, beta1, beta2, eps, amsgrad, weight_decay, ess), (1e-3, 0.9, 0.999, 1e-8, false, 0.01, None));
+        let AdamW { beta1, beta2, eps, amsgrad, weight_decay, ess } = AdamW::default();
+        assert_eq!((beta1, beta2, eps, amsgrad, weight_decay, ess), (0.9, 0.999, 1e-8, false, 0.01, None));
         assert_eq!(AdamW::default().isotropic_delta(), 0.0);
     }
 }

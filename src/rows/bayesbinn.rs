@@ -1,7 +1,8 @@
 //! BayesBiNN: binary weights, learned at relaxed samples of a Bernoulli posterior.
 
-use super::rule::{Rule, Site, When, config, fields};
-use crate::{Curvature, Expectation, Link, MeanFieldBernoulli, Optimizer, Real, Result, check};
+use super::common::{config, fields, samples};
+use crate::driver::{Decay, Row, Rule, Site, Weights, When};
+use crate::{Expectation, Link, MeanFieldBernoulli, Real, Result, Statistic, check};
 
 config! {
     /// Bayesian binary neural network.
@@ -36,8 +37,6 @@ config! {
     /// Source: Meng, Bachmann and Khan, *Training Binary Neural Networks using the Bayesian Learning Rule* (ICML 2020),
     /// algorithm 1. λ₀ ≠ 0 for continual learning is a number here, not a tensor.
     pub struct BayesBiNN {
-        /// Learning rate α ≥ 0; default 1e-4. The argument of `build` takes its place.
-        lr: f64 = 1e-4;
         /// Effective sample size N > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
         /// Temperature τ > 0 of the relaxation; default 1.
@@ -47,7 +46,7 @@ config! {
         /// λ₀, natural parameter of the prior; default 0, the uniform distribution.
         prior_natural: f64 = 0.0;
         /// κ ≥ 0, the weight of KL(q‖prior) against the data; default 1. The weight decay of other rows, to
-        /// [`Optimizer::set_weight_decay`] too.
+        /// [`Optimizer::set_weight_decay`](crate::Optimizer::set_weight_decay) too.
         kl_weight: f64 = 1.0;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -55,19 +54,19 @@ config! {
         debias: bool = true;
         /// ε > 0 in the scale s, which keeps it finite where μ rounds to ±1; default 1e-10.
         eps: f64 = 1e-10;
-        /// Number of samples (of pairs if antithetic) per step, at least 1; default 1.
-        mc_samples: usize = 1;
-        /// Evaluate at u and at 1-u; default off.
-        antithetic: bool = false;
+        /// Where the gradient is evaluated, with samples; antithetic pairs are at u and at 1-u. Default one Monte-Carlo
+        /// sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
     }
 }
 
-impl Rule for BayesBiNN {
+impl Row for BayesBiNN {
     const NAME: &'static str = "bayesbinn";
     const STATE: &'static [&'static str] = &["momentum"];
-    type State<T: Real> = [T; 1];
-    type Coefficients<T: Real> = [T; 9];
-    fields!(lr ess);
+    const DECAY: Decay = Decay::Kl;
+    type Arithmetic = Weights;
+    type Posterior = MeanFieldBernoulli;
+    fields!(ess expectation);
 
     fn isotropic_delta(&self) -> f64 {
         self.kl_weight
@@ -76,7 +75,6 @@ impl Rule for BayesBiNN {
         self.kl_weight(kappa)
     }
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::positive("relaxation", self.relaxation)?;
         check::positive("natural_init", self.natural_init)?;
@@ -84,20 +82,21 @@ impl Rule for BayesBiNN {
         check::non_negative("kl_weight", self.kl_weight)?;
         check::rate("beta1", self.beta1)?;
         check::positive("eps", self.eps)?;
-        check::count("mc_samples", self.mc_samples)
+        self.expectation.check_sampled()
     }
+    fn statistic(&self) -> Statistic {
+        Statistic::Relaxed
+    }
+}
+
+samples!(BayesBiNN);
+
+impl Rule for BayesBiNN {
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 9];
+
     fn link(&self) -> Link {
         Link::Tanh { largest: self.natural_init }
-    }
-    fn expectation(&self) -> Expectation {
-        if self.antithetic {
-            Expectation::Antithetic { pairs: self.mc_samples }
-        } else {
-            Expectation::MonteCarlo { samples: self.mc_samples }
-        }
-    }
-    fn curvature(&self) -> Curvature {
-        Curvature::Relaxed
     }
     fn initial(&self, _: bool) -> [f64; 1] {
         [0.0]
@@ -108,7 +107,7 @@ impl Rule for BayesBiNN {
     fn coefficients(&self, when: When) -> [f64; 9] {
         let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
         let (tau, ess) = (self.relaxation, self.ess.unwrap_or(f64::NAN));
-        let rate = self.lr * when.lr_factor / debias;
+        let rate = when.lr / debias;
         [1.0 / tau, ess / tau, self.eps, 1.0, 0.5, self.beta1, 1.0 - self.beta1, rate, self.prior_natural]
     }
     fn point<T: Real>(&self, [inverse_tau, ..]: [T; 9], lambda: T, d: T, sign: T, _: T, _: [T; 1]) -> T {
@@ -126,16 +125,6 @@ impl Rule for BayesBiNN {
     }
 }
 
-impl Optimizer<BayesBiNN> {
-    /// The posterior over the trainable parameters: an owned copy of their natural parameters.
-    ///
-    /// # Errors
-    /// If a natural parameter is not finite.
-    pub fn posterior(&self) -> Result<MeanFieldBernoulli> {
-        MeanFieldBernoulli::new(self.learned())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,11 +137,11 @@ mod tests {
     /// λ = ½ ln 3, so μ = ½ and 1-μ² = ¾; w = ½ as well, so with τ = ½ and ε = ¼: s = 1/(½·1) = 2 and N s ĝ = 4·2·3 = 24.
     #[test]
     fn one_step_by_hand() {
-        let rule = BayesBiNN::default().ess(4.0).relaxation(0.5).eps(0.25).beta1(0.5).prior_natural(1.0).lr(0.1);
+        let rule = BayesBiNN::default().ess(4.0).relaxation(0.5).eps(0.25).beta1(0.5).prior_natural(1.0);
         let lambda = 0.5 * 3f64.ln();
         let b = 0.5 * 2.0 + 0.5 * (24.0 + 2.0 * (lambda - 1.0));
         for (rule, debias) in [(rule, 0.75), (rule.debias(false), 1.0)] {
-            let k = rule.coefficients(When { t: 2, lr_factor: 0.5 });
+            let k = rule.coefficients(When { t: 2, lr: 0.05 });
             let (m, [momentum]) = rule.update(k, site(lambda, 3.0, 0.5, 2.0), [2.0]);
             assert!((momentum - b).abs() < 1e-14 && (m - (lambda - 0.05 * b / debias)).abs() < 1e-14, "{m}");
             // w = tanh((λ±d)/τ) with tanh(2x) = 2t/(1+t²), t = tanh x: at d = 0, 2·½/(1+¼).
@@ -164,13 +153,13 @@ mod tests {
     /// s ≡ 1, no pull towards λ₀, the gradient at the mode: the straight-through estimator of learning rate αN.
     #[test]
     fn the_straight_through_estimator_is_a_special_case() {
-        let rule = BayesBiNN::default().ess(50.0).beta1(0.0).kl_weight(0.0).lr(2e-3);
-        let ste = Ste::default().lr(0.1).clip_radius(f64::INFINITY);
-        let when = When { t: 1, lr_factor: 1.0 };
+        let rule = BayesBiNN::default().ess(50.0).beta1(0.0).kl_weight(0.0);
+        let ste = Ste::default().clip_radius(f64::INFINITY);
+        let when = |lr| When { t: 1, lr };
         for lambda in [-0.7, 0.1, 0.9] {
             // Where w = μ and τ = 1, s = 1 whatever ε is.
-            let relaxed = rule.update(rule.coefficients(when), site(lambda, 0.3, f64::tanh(lambda), 0.0), [0.0]).0;
-            let through = ste.update(ste.coefficients(when), site(lambda, 0.3, 0.0, 0.0), [0.0]).0;
+            let relaxed = rule.update(rule.coefficients(when(2e-3)), site(lambda, 0.3, f64::tanh(lambda), 0.0), [0.0]).0;
+            let through = ste.update(ste.coefficients(when(0.1)), site(lambda, 0.3, 0.0, 0.0), [0.0]).0;
             assert!((relaxed - through).abs() < 1e-15, "{relaxed} {through}");
         }
     }
@@ -178,8 +167,8 @@ mod tests {
     /// Where μ rounds to 1 in f32, s is still what it is in f64.
     #[test]
     fn the_scale_keeps_its_digits_in_single_precision() {
-        let rule = BayesBiNN::default().ess(1.0).beta1(0.0).kl_weight(0.0).lr(1.0);
-        let k = rule.coefficients(When { t: 1, lr_factor: 1.0 });
+        let rule = BayesBiNN::default().ess(1.0).beta1(0.0).kl_weight(0.0);
+        let k = rule.coefficients(When { t: 1, lr: 1.0 });
         for lambda in [9.5f32, -11.0] {
             assert_eq!(lambda.abs().tanh(), 1.0);
             let site = Site { mean: lambda, gradient: 1.0, curvature: 1e-6, prior_mean: 0.0, delta: 0.0 };
@@ -192,9 +181,9 @@ mod tests {
     /// Meng, Bachmann and Khan (2020), algorithm 1 and appendix.
     #[test]
     fn defaults_are_those_of_the_paper() {
-        let BayesBiNN { lr, ess, relaxation, natural_init, prior_natural, kl_weight, .. } = BayesBiNN::default();
-        assert_eq!((lr, ess, relaxation, natural_init, prior_natural, kl_weight), (1e-4, None, 1.0, 10.0, 0.0, 1.0));
-        let BayesBiNN { beta1, debias, eps, mc_samples, antithetic, .. } = BayesBiNN::default();
-        assert_eq!((beta1, debias, eps, mc_samples, antithetic), (0.9, true, 1e-10, 1, false));
+        let BayesBiNN { ess, relaxation, natural_init, prior_natural, kl_weight, .. } = BayesBiNN::default();
+        assert_eq!((ess, relaxation, natural_init, prior_natural, kl_weight), (None, 1.0, 10.0, 0.0, 1.0));
+        let BayesBiNN { beta1, debias, eps, expectation, .. } = BayesBiNN::default();
+        assert_eq!((beta1, debias, eps, expectation), (0.9, true, 1e-10, Expectation::MonteCarlo { samples: 1 }));
     }
 }

@@ -1,8 +1,9 @@
 //! bSAM: SAM whose radius is the uncertainty of each weight.
 
-use super::rule::{GaussianRule, Rule, Site, When, config, fields};
+use super::common::{config, fields};
+use crate::driver::{Row, Rule, Site, Weights, When};
 use super::von::PrecisionInStep;
-use crate::{Curvature, Expectation, Real, Result, check};
+use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
     /// Bayesian sharpness-aware minimization: SAM with a perturbation and a step that follow the posterior's variance.
@@ -32,8 +33,6 @@ config! {
     ///
     /// Source: Möllenhoff and Khan, *SAM as an Optimal Relaxation of Bayes* (ICLR 2023), algorithm 1.
     pub struct BayesianSam {
-        /// Learning rate α ≥ 0; default 0.5. The argument of `build` takes its place.
-        lr: f64 = 0.5;
         /// Effective sample size λ > 0, usually the number of training examples, times a factor for data augmentation
         /// (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
@@ -66,15 +65,14 @@ impl BayesianSam {
     }
 }
 
-impl Rule for BayesianSam {
+impl Row for BayesianSam {
     const NAME: &'static str = "bsam";
     const STATE: &'static [&'static str] = &["momentum", "hess"];
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 7];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::non_negative("rho", self.rho)?;
         check::non_negative("hess_init", self.hess_init)?;
@@ -88,15 +86,21 @@ impl Rule for BayesianSam {
     fn expectation(&self) -> Expectation {
         Expectation::Adversarial { sampled: true }
     }
-    fn curvature(&self) -> Curvature {
-        Curvature::AbsoluteGradient
+    fn statistic(&self) -> Statistic {
+        Statistic::AbsoluteGradient
     }
+}
+
+impl Rule for BayesianSam {
+    type State<T: Real> = [T; 2];
+    type Coefficients<T: Real> = [T; 7];
+
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
     }
     fn coefficients(&self, when: When) -> [f64; 7] {
         let ess = self.ess.unwrap_or(f64::NAN);
-        let lr = self.lr * when.lr_factor;
+        let lr = when.lr;
         [ess, self.damping, lr, self.rho, self.beta1, 1.0 - self.beta1, 1.0 - self.beta2]
     }
     fn adversarial<T: Real>(&self, [_, gamma, _, rho, ..]: [T; 7], gradient: T, _: T, delta: T, [_, h]: [T; 2]) -> T {
@@ -118,8 +122,6 @@ impl Rule for BayesianSam {
     }
 }
 
-impl GaussianRule for BayesianSam {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,9 +130,9 @@ mod tests {
     /// h ← 2 + ¼·(6-2) = 3, s ← 5.
     #[test]
     fn one_step_by_hand() {
-        let rule = BayesianSam::iclr2023().lr(0.1).ess(8.0).rho(0.5).beta1(0.5).beta2(0.75).damping(1.0);
+        let rule = BayesianSam::iclr2023().ess(8.0).rho(0.5).beta1(0.5).beta2(0.75).damping(1.0);
         for (rule, s) in [(rule, 5.0), (rule.precision_in_step(PrecisionInStep::Old), 4.0)] {
-            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let k = rule.coefficients(When { t: 2, lr: 0.1 });
             assert_eq!(rule.precision(k, 1.0, [1.0, 2.0]), 8.0 * 4.0);
             assert_eq!(rule.adversarial(k, 3.0, 99.0, 1.0, [1.0, 2.0]), 0.375);
             let site = Site { mean: 3.0, gradient: 1.0, curvature: 3.0, prior_mean: 1.0, delta: 1.0 };
@@ -146,7 +148,7 @@ mod tests {
         assert_eq!(paper, BayesianSam::default());
         assert_eq!(paper.precision_in_step, PrecisionInStep::New);
         assert_eq!(BayesianSam::released(), paper.precision_in_step(PrecisionInStep::Old));
-        assert_eq!((paper.lr, paper.rho, paper.beta1, paper.beta2, paper.damping), (0.5, 0.01, 0.9, 0.999, 0.1));
+        assert_eq!((paper.rho, paper.beta1, paper.beta2, paper.damping), (0.01, 0.9, 0.999, 0.1));
         assert!((paper.hess_init + paper.damping - 1.0).abs() < 1e-15, "s starts at 1, up to δ");
     }
 }

@@ -1,10 +1,11 @@
 //! EVON: variational online Newton in an eigenbasis.
 
-use super::newton::structured_fields;
-use super::rule::{When, config};
+use super::common::{config, fields, samples};
+use super::eigenbasis::{EIGENBASIS, Eigenbasis};
+use crate::driver::{Block, BlockRule, Blocks, Displaced, Evaluated, Learned, Row, When};
 use crate::posterior::KroneckerGaussian;
-use crate::structured::{Block, EIGENBASIS, Eigenbasis, Evaluated, Learned, StructuredRule};
-use crate::{Expectation, Result, check};
+use crate::prior::{BlockPrior, Family};
+use crate::{Expectation, Result, Statistic, check};
 use tch::Tensor;
 
 config! {
@@ -34,9 +35,10 @@ config! {
     ///
     /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML 2020)
     /// for the precision that stays positive.
+    ///
+    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and the
+    /// basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
     pub struct Evon {
-        /// Learning rate α ≥ 0; default 0.1. The argument of `build` takes its place.
-        lr: f64 = 0.1;
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-6.
@@ -67,16 +69,17 @@ config! {
 /// Where the basis starts among the state tensors.
 const BASIS: usize = 2;
 
-impl StructuredRule for Evon {
+samples!(Evon);
+
+impl Row for Evon {
     const NAME: &'static str = "evon";
     const STATE: &'static [&'static str] =
         &["momentum", "hess", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
-    const JOINT: bool = false;
+    type Arithmetic = Blocks;
     type Posterior = KroneckerGaussian;
-    structured_fields!();
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::positive("hess_init", self.hess_init)?;
@@ -92,44 +95,57 @@ impl StructuredRule for Evon {
         self.hess_clip.map_or(Ok(()), |kappa| check::positive("hess_clip", kappa))?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
-    fn expectation(&self) -> Expectation {
-        self.expectation
+    fn statistic(&self) -> Statistic {
+        Statistic::Price
     }
-    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
-        let mut state = vec![mean.zeros_like(), mean.full_like(self.hess_init)];
-        state.extend(Eigenbasis::initial(mean, self.max_dim));
+}
+
+impl BlockRule for Evon {
+    const JOINT: bool = false;
+    const PRIOR: Family = Family::Kronecker;
+
+    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+        let h = if prior.delta().is_some() { self.hess_init } else { 0.0 };
+        let mut state = vec![mean.zeros_like(), mean.full_like(h)];
+        state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
     }
-    fn displacement(&self, z: &Tensor, state: &[Tensor]) -> Result<Tensor> {
-        let precision = (&state[1] + self.weight_decay) * check::ess(self.ess)?;
-        Eigenbasis::of(&state[BASIS..]).back(&(z / precision.sqrt()))
+    fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
+        let basis = Eigenbasis::of(&state[BASIS..]);
+        let precision = (&state[1] + basis.delta(prior, &z.size())?) * check::ess(self.ess)?;
+        let rotated = z / precision.sqrt();
+        Ok(Displaced { e: basis.back(&rotated)?, rotated: Some(rotated) })
     }
     /// e'G', GGᵀ, GᵀG
     fn statistics(&self, x: &Evaluated, state: &[Tensor]) -> Result<Vec<Tensor>> {
         let basis = Eigenbasis::of(&state[BASIS..]);
-        let mut all = vec![basis.rotate(x.displacement)? * basis.rotate(x.gradient)?];
+        let rotated = x.rotated.map_or_else(|| basis.rotate(x.displacement), |e| Ok(e.shallow_clone()))?;
+        let mut all = vec![rotated * basis.rotate(x.gradient)?];
         all.extend(basis.moments(x.gradient)?);
         Ok(all)
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
-        let (b, h, delta, r) = (&state[0], &state[1], self.weight_decay, 1.0 - self.beta2);
+        let (b, h, r) = (&state[0], &state[1], 1.0 - self.beta2);
         let basis = Eigenbasis::of(&state[BASIS..]);
-        let s = h + delta;
+        let delta = basis.delta(x.prior, &h.size())?;
+        let s = h + &delta;
         let f = &x.statistics[0] * check::ess(self.ess)?;
         let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
         let change = (f - h) * r;
         let h = h + &change + change.square() * 0.5 / s;
         let b = b * self.beta1 + x.gradient * (1.0 - self.beta1);
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
-        let step = basis.rotate(&(&b * debias + x.mean * delta))? / (&h + delta);
+        let step = basis.rotate(&(&b * debias + x.prior.pull(x.mean)?))? / (&h + delta);
         let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
-        let mean = x.mean - basis.back(&step)? * (self.lr * when.lr_factor);
+        let mean = x.mean - basis.back(&step)? * when.lr;
         let mut state = vec![b, h];
         state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
         Ok((mean, state))
     }
-    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
-        Eigenbasis::posterior(blocks, BASIS, |c, state| Ok((&state[1] + c.weight_decay) * check::ess(c.ess)?))
+    fn posterior(blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
+        Eigenbasis::posterior(blocks, BASIS, |learned, delta| {
+            Ok((&learned.state[1] + delta) * check::ess(learned.row.ess)?)
+        })
     }
 }
 
@@ -142,7 +158,6 @@ mod tests {
         let rule = Evon::default().ess(10.0);
         rule.validate().unwrap();
         for (bad, field) in [
-            (rule.lr(f64::NAN), "lr"),
             (Evon::default(), "ess"),
             (rule.weight_decay(-1.0), "weight_decay"),
             (rule.hess_init(0.0), "hess_init"),

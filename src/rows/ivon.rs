@@ -1,21 +1,8 @@
 //! IVON: improved variational online Newton.
 
-use super::rule::{GaussianRule, Rule, Site, When, config, fields};
-use crate::{Curvature, Expectation, Real, Result, check};
-
-/// How [`Ivon`] estimates the diagonal Hessian E_q\[∇²L\].
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[non_exhaustive]
-pub enum HessianEstimator {
-    /// f = e·ĝ·ess·(h+δ): Price's theorem with the reparameterisation trick. Unbiased, of either sign.
-    Price,
-    /// f = scale·ĝ²: squared mini-batch gradients, biased. The published implementation uses scale = ess; 1 is Adam's
-    /// second moment, the batch size an estimate of the empirical Fisher.
-    SquaredGradient {
-        /// Factor > 0 on the square.
-        scale: f64,
-    },
-}
+use super::common::{config, fields, samples};
+use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
     /// Improved variational online Newton.
@@ -44,8 +31,6 @@ config! {
     /// Sources: Shen et al., *Variational Learning is Effective for Large Deep Networks* (ICML 2024), algorithm 1;
     /// Lin, Schmidt and Khan (ICML 2020) for the retraction.
     pub struct Ivon {
-        /// Learning rate α ≥ 0; default 0.1. The argument of `build` takes its place.
-        lr: f64 = 0.1;
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
         /// Initial Hessian h₀ > 0; default 1.
@@ -56,12 +41,16 @@ config! {
         beta2: f64 = 0.99999;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
         weight_decay: f64 = 1e-4;
-        /// Number of samples (of pairs if antithetic) per step, at least 1; default 1.
-        mc_samples: usize = 1;
-        /// Evaluate at m+e and m-e: twice the cost, no noise from the gradient at the mean in f. Default off.
-        antithetic: bool = false;
-        /// Hessian estimator; default Price.
-        estimator: HessianEstimator = HessianEstimator::Price;
+        /// Where the expectations are evaluated, with samples: [`Expectation::MonteCarlo`], or
+        /// [`Expectation::Antithetic`] at twice the cost and without noise from the gradient at the mean in f. Default one
+        /// Monte-Carlo sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
+        /// How E_q\[∇²L\] is estimated: by [`Statistic::Price`], without bias and of either sign, the default; or by
+        /// [`Statistic::SquaredGradient`], f = κ·ĝ², which is biased.
+        hessian: Statistic = Statistic::Price;
+        /// κ > 0, factor on squared gradients; default ess, as in the published code. 1 is Adam's second moment, the batch
+        /// size an estimate of the empirical Fisher information.
+        square_scale: Option<f64> = None, via f64;
         /// Clip radius ξ > 0 on the preconditioned step, so that no weight moves by more than α c ξ; default: none.
         clip_radius: Option<f64> = None, via f64;
         /// Divide the gradient average by 1-β₁ᵗ; default on.
@@ -71,39 +60,36 @@ config! {
     }
 }
 
-impl Rule for Ivon {
+impl Row for Ivon {
     const NAME: &'static str = "ivon";
     const STATE: &'static [&'static str] = &["momentum", "hess"];
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 9];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::positive("hess_init", self.hess_init)?;
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::non_negative("weight_decay", self.weight_decay)?;
-        check::count("mc_samples", self.mc_samples)?;
-        if let HessianEstimator::SquaredGradient { scale } = self.estimator {
-            check::positive("estimator scale", scale)?;
-        }
+        self.expectation.check_sampled()?;
+        let known = matches!(self.hessian, Statistic::Price | Statistic::SquaredGradient);
+        check::that("hessian", self.hessian, known, "Price or SquaredGradient")?;
+        self.square_scale.map_or(Ok(()), |scale| check::positive("square_scale", scale))?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
-    fn expectation(&self) -> Expectation {
-        if self.antithetic {
-            Expectation::Antithetic { pairs: self.mc_samples }
-        } else {
-            Expectation::MonteCarlo { samples: self.mc_samples }
-        }
+    fn statistic(&self) -> Statistic {
+        self.hessian
     }
-    fn curvature(&self) -> Curvature {
-        match self.estimator {
-            HessianEstimator::Price => Curvature::Price,
-            HessianEstimator::SquaredGradient { .. } => Curvature::SquaredGradient,
-        }
-    }
+}
+
+samples!(Ivon);
+
+impl Rule for Ivon {
+    type State<T: Real> = [T; 2];
+    type Coefficients<T: Real> = [T; 9];
+
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
     }
@@ -112,15 +98,15 @@ impl Rule for Ivon {
         let c = if self.rescale_lr { self.hess_init + self.weight_decay } else { 1.0 };
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let r = 1.0 - self.beta2;
-        let scale = if let HessianEstimator::SquaredGradient { scale } = self.estimator { scale } else { ess };
+        let scale = self.square_scale.filter(|_| self.hessian == Statistic::SquaredGradient).unwrap_or(ess);
         let xi = self.clip_radius.unwrap_or(f64::INFINITY);
-        [ess, scale, self.lr * when.lr_factor * c, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi]
+        [ess, scale, when.lr * c, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi]
     }
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
         let [_, scale, lr, beta1, fresh, debias, r, half_r2, xi] = k;
-        let f = match self.estimator {
-            HessianEstimator::Price => x.curvature * (scale * (h + x.delta)),
-            HessianEstimator::SquaredGradient { .. } => x.curvature * scale,
+        let f = match self.hessian {
+            Statistic::SquaredGradient => x.curvature * scale,
+            _ => x.curvature * (scale * (h + x.delta)),
         };
         let b = beta1 * b + fresh * x.gradient;
         let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / (h + x.delta);
@@ -132,8 +118,6 @@ impl Rule for Ivon {
     }
 }
 
-impl GaussianRule for Ivon {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,7 +126,7 @@ mod tests {
     /// h ← 1 + ½ + ⅛·1/2; b = ½·1 + ½·3 = 2, and the mean moves along 2/0.75 + 1·(2-1).
     #[test]
     fn one_step_by_hand() {
-        let rule = Ivon::default().lr(0.1).ess(2.0).hess_init(3.0).beta1(0.5).beta2(0.5).weight_decay(1.0);
+        let rule = Ivon::default().ess(2.0).hess_init(3.0).beta1(0.5).beta2(0.5).weight_decay(1.0);
         let site = Site { mean: 2.0, gradient: 3.0, curvature: 0.5, prior_mean: 1.0, delta: 1.0 };
         let v = (2.0 / 0.75 + 1.0) / 2.5625;
         for (rule, step) in [
@@ -150,9 +134,9 @@ mod tests {
             (rule.rescale_lr(false), 0.1 * v),
             (rule.debias(false).rescale_lr(false), 0.1 * 3.0 / 2.5625),
             (rule.clip_radius(1.25), 0.4 * 1.25),
-            (rule.estimator(HessianEstimator::SquaredGradient { scale: 4.0 }), 0.4 * v),
+            (rule.hessian(Statistic::SquaredGradient).square_scale(4.0), 0.4 * v),
         ] {
-            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let k = rule.coefficients(When { t: 2, lr: 0.1 });
             let (m, state) = rule.update(k, site, [1.0, 1.0]);
             assert!((m - (2.0 - step)).abs() < 1e-15, "{m}");
             assert_eq!(state, [2.0, 1.5625]);
@@ -163,10 +147,11 @@ mod tests {
     /// Shen et al. (2024) and their `ivon-opt`, where learning rate and ess have no default.
     #[test]
     fn defaults_are_those_of_the_paper() {
-        let Ivon { ess, hess_init, beta1, beta2, weight_decay, mc_samples, .. } = Ivon::default();
-        assert_eq!((ess, hess_init, beta1, beta2, weight_decay, mc_samples), (None, 1.0, 0.9, 0.99999, 1e-4, 1));
-        let Ivon { antithetic, estimator, clip_radius, debias, rescale_lr, .. } = Ivon::default();
-        assert_eq!((antithetic, estimator, clip_radius), (false, HessianEstimator::Price, None));
+        let Ivon { ess, hess_init, beta1, beta2, weight_decay, expectation, .. } = Ivon::default();
+        assert_eq!((ess, hess_init, beta1, beta2, weight_decay), (None, 1.0, 0.9, 0.99999, 1e-4));
+        assert_eq!(expectation, Expectation::MonteCarlo { samples: 1 });
+        let Ivon { hessian, clip_radius, debias, rescale_lr, .. } = Ivon::default();
+        assert_eq!((hessian, clip_radius), (Statistic::Price, None));
         assert!(debias && rescale_lr);
     }
 }

@@ -1,6 +1,8 @@
-//! The rows of the table, one file each.
+//! The rows of the table, one file each; their options.
 
-pub(crate) mod rule;
+mod any;
+mod common;
+mod eigenbasis;
 
 mod adam;
 mod adamw;
@@ -24,21 +26,21 @@ mod von;
 
 pub use adam::Adam;
 pub use adamw::AdamW;
+pub use any::{AnyRow, BuildOptions};
 pub use bayesbinn::BayesBiNN;
 pub use bsam::BayesianSam;
 pub use evon::Evon;
-pub use full_von::{FullHessian, FullVon};
-pub use ivon::{HessianEstimator, Ivon};
+pub use full_von::FullVon;
+pub use ivon::Ivon;
 pub use mixture::MixtureOfGaussians;
 pub use multi_ivon::MultiIvon;
-pub use newton::{DiagonalNewton, HessianDiagonal, Newton};
+pub use newton::{DiagonalNewton, Newton};
 pub use noisy_kfac::NoisyKfac;
 pub use rmsprop::RmsProp;
-pub use rule::{DeltaRule, GaussianRule, Rule, Site, When};
 pub use sam::Sam;
 pub use sam_rmsprop::SamRmsProp;
 pub use sgd::Sgd;
 pub use soap::Soap;
 pub use ste::Ste;
 pub use vadam::Vadam;
-pub use von::{Momentum, PrecisionInStep, Vogn, Von, VonCurvature};
+pub use von::{Momentum, PrecisionInStep, Von};

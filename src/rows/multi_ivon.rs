@@ -1,7 +1,6 @@
 //! Several runs of IVON as one mixture.
 
 use super::ivon::Ivon;
-use super::rule::Rule;
 use crate::gradient::IntoTensor;
 use crate::{Error, Mixture, Optimizer, Params, Philox, Result};
 
@@ -22,7 +21,7 @@ impl MultiIvon {
     /// A run for each copy of the model, all with this configuration.
     ///
     /// # Errors
-    /// No copy, and as [`Rule::build`].
+    /// No copy, and as [`Builder::build`](crate::Builder::build).
     pub fn build<P: Into<Params>>(
         config: Ivon,
         copies: impl IntoIterator<Item = P>,

@@ -1,10 +1,11 @@
 //! Newton's method, and its running average: the Gaussian rows of the delta method.
 
-use super::rule::{When, config};
+use super::common::{config, fields, full_posterior, initial_hessian};
+use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
 use crate::posterior::{DiagonalGaussian, FullGaussian};
-use crate::structured::{Block, Evaluated, Learned, SecondDerivatives, StructuredRule};
-use crate::{Error, Result, check, linalg};
-use tch::{Kind, Tensor};
+use crate::prior::{BlockPrior, Family};
+use crate::{Error, Result, Statistic, check, linalg};
+use tch::Tensor;
 
 config! {
     /// Newton's method with the full Hessian, for small models.
@@ -27,8 +28,6 @@ config! {
     ///
     /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 1.3.
     pub struct Newton {
-        /// Learning rate α ≥ 0; default 1. The argument of `build` takes its place.
-        lr: f64 = 1.0;
         /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
@@ -40,88 +39,40 @@ config! {
     }
 }
 
-/// The fields that all rows of this kind have.
-macro_rules! structured_fields {
-    () => {
-        fn learning_rate(&self) -> f64 {
-            self.lr
-        }
-        fn with_learning_rate(self, lr: f64) -> Self {
-            self.lr(lr)
-        }
-        fn effective_sample_size(&self) -> Option<f64> {
-            self.ess
-        }
-        fn with_weight_decay(self, delta: f64) -> Self {
-            self.weight_decay(delta)
-        }
-    };
-}
-pub(super) use structured_fields;
-
-/// S = H + δI
-pub(super) fn with_prior(hess: &Tensor, delta: f64) -> Tensor {
-    hess + Tensor::eye(hess.size()[0], (hess.kind(), hess.device())) * delta
-}
-
-/// N(m, (λ(H + δI))⁻¹)
-pub(super) fn full_posterior<R: StructuredRule>(
-    delta: impl Fn(R) -> f64,
-    blocks: Vec<Learned<R>>,
-) -> Result<FullGaussian> {
-    let Some(Learned { config, means, state }) = blocks.into_iter().next() else {
-        return Err(Error::Posterior("it has no parameter".to_owned()));
-    };
-    let ess = check::ess(config.effective_sample_size())?;
-    FullGaussian::new(means, &(with_prior(&state[0], delta(config)) * ess))
-}
-
-impl StructuredRule for Newton {
+impl Row for Newton {
     const NAME: &'static str = "newton";
     const STATE: &'static [&'static str] = &["hess"];
-    const JOINT: bool = true;
+    type Arithmetic = Blocks;
     type Posterior = FullGaussian;
-    structured_fields!();
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("hess_init", self.hess_init)?;
         check::rate("beta2", self.beta2)
     }
-    fn second_derivatives(&self) -> SecondDerivatives {
-        SecondDerivatives::Hessian
-    }
-    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
-        vec![with_prior(&Tensor::zeros([mean.size()[0]; 2], (Kind::Double, mean.device())), self.hess_init)]
-    }
-    fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
-    }
-    fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
-        let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
-        let l = linalg::cholesky("the Hessian with the prior", &with_prior(&hess, self.weight_decay))?;
-        let step = linalg::solve(&l, &(x.gradient + x.mean * self.weight_decay))?;
-        Ok((x.mean - step * (self.lr * when.lr_factor), vec![hess]))
-    }
-    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<FullGaussian> {
-        full_posterior(|c: Self| c.weight_decay, blocks)
+    fn statistic(&self) -> Statistic {
+        Statistic::Hessian
     }
 }
 
-/// How [`DiagonalNewton`] finds the diagonal of the Hessian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[non_exhaustive]
-pub enum HessianDiagonal {
-    /// Exactly, by a backward pass for each weight.
-    Exact,
-    /// Hutchinson's estimate, the mean of v ⊙ (∇²L v) over vectors of random signs, one backward pass each: unbiased, and
-    /// exact where the Hessian is diagonal.
-    Hutchinson {
-        /// Number of vectors, 1 to 1024.
-        probes: usize,
-    },
+impl BlockRule for Newton {
+    const JOINT: bool = true;
+    const PRIOR: Family = Family::Full;
+
+    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+        vec![initial_hessian(mean, prior, self.hess_init)]
+    }
+    fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
+        let l = linalg::cholesky("the Hessian with the prior", &x.prior.add_to(&hess, 1.0)?)?;
+        let step = linalg::solve(&l, &(x.gradient + x.prior.pull(x.mean)?))?;
+        Ok((x.mean - step * when.lr, vec![hess]))
+    }
+    fn posterior(blocks: Vec<Learned<Self>>) -> Result<FullGaussian> {
+        full_posterior(blocks)
+    }
 }
 
 config! {
@@ -139,8 +90,6 @@ config! {
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.4; Hutchinson (1989) for the estimate.
     pub struct DiagonalNewton {
-        /// Learning rate α ≥ 0; default 1. The argument of `build` takes its place.
-        lr: f64 = 1.0;
         /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
@@ -149,57 +98,64 @@ config! {
         hess_init: f64 = 0.0;
         /// β₂ in [0, 1), decay of the Hessian average; default 0.
         beta2: f64 = 0.0;
-        /// How the diagonal is found; default exactly.
-        hessian: HessianDiagonal = HessianDiagonal::Exact;
+        /// How the diagonal is found: [`Statistic::HessianDiagonal`], exactly by a backward pass for each weight, the
+        /// default; or [`Statistic::Hutchinson`], an unbiased estimate by a backward pass for each probe.
+        hessian: Statistic = Statistic::HessianDiagonal;
     }
 }
 
-impl StructuredRule for DiagonalNewton {
-    const NAME: &'static str = "diagonal newton";
+impl DiagonalNewton {
+    /// h + δ, if it is positive.
+    fn precision(h: &Tensor, prior: &BlockPrior) -> Result<Tensor> {
+        let precision = h + prior.in_basis(None, None, &h.size())?;
+        if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
+            let problem = format!("its smallest element is {:e}", precision.min().double_value(&[]));
+            let what = "the Hessian's diagonal with the prior".to_owned();
+            return Err(Error::NotPositiveDefinite { what, problem });
+        }
+        Ok(precision)
+    }
+}
+
+impl Row for DiagonalNewton {
+    const NAME: &'static str = "diagonal_newton";
     const STATE: &'static [&'static str] = &["hess"];
-    const JOINT: bool = true;
+    type Arithmetic = Blocks;
     type Posterior = DiagonalGaussian;
-    structured_fields!();
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        let Self { lr, ess, weight_decay, hess_init, beta2, .. } = *self;
-        Newton { lr, ess, weight_decay, hess_init, beta2 }.validate()?;
+        let Self { ess, weight_decay, hess_init, beta2, .. } = *self;
+        Newton { ess, weight_decay, hess_init, beta2 }.validate()?;
         match self.hessian {
-            HessianDiagonal::Exact => Ok(()),
-            HessianDiagonal::Hutchinson { probes } => {
+            Statistic::HessianDiagonal => Ok(()),
+            Statistic::Hutchinson { probes } => {
                 check::that("probes", probes, (1..=1024).contains(&probes), "a number from 1 to 1024")
             }
+            other => check::that("hessian", other, false, "HessianDiagonal or Hutchinson"),
         }
     }
-    fn second_derivatives(&self) -> SecondDerivatives {
-        match self.hessian {
-            HessianDiagonal::Exact => SecondDerivatives::Diagonal,
-            HessianDiagonal::Hutchinson { probes } => SecondDerivatives::Hutchinson { probes },
-        }
+    fn statistic(&self) -> Statistic {
+        self.hessian
     }
-    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
-        vec![mean.full_like(self.hess_init)]
-    }
-    fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
+}
+
+impl BlockRule for DiagonalNewton {
+    const JOINT: bool = true;
+    const PRIOR: Family = Family::Diagonal;
+
+    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+        vec![mean.full_like(if prior.delta().is_some() { self.hess_init } else { 0.0 })]
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
-        let precision = &hess + self.weight_decay;
-        if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
-            let problem = format!("its smallest element is {:e}", precision.min().double_value(&[]));
-            return Err(Error::NotPositiveDefinite {
-                what: "the Hessian's diagonal with the prior".to_owned(),
-                problem,
-            });
-        }
-        let step = (x.gradient + x.mean * self.weight_decay) / precision;
-        Ok((x.mean - step * (self.lr * when.lr_factor), vec![hess]))
+        let step = (x.gradient + x.prior.pull(x.mean)?) / Self::precision(&hess, x.prior)?;
+        Ok((x.mean - step * when.lr, vec![hess]))
     }
-    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<DiagonalGaussian> {
+    fn posterior(blocks: Vec<Learned<Self>>) -> Result<DiagonalGaussian> {
         let mut entries = Vec::new();
-        for Learned { config, means, state } in blocks {
-            let precision = (&state[0] + config.weight_decay) * check::ess(config.ess)?;
+        for Learned { row, means, state, prior, .. } in blocks {
+            let precision = Self::precision(&state[0], prior)? * check::ess(row.ess)?;
             let mut first = 0;
             let entry = move |(name, mean): (String, Tensor)| {
                 let n = mean.numel() as i64;
@@ -225,19 +181,20 @@ mod tests {
     /// S⁻¹u = (5.5, 2)/8.75.
     #[test]
     fn one_step_by_hand() {
-        let rule = Newton::default().lr(0.5).weight_decay(0.5).hess_init(2.0).beta2(0.5);
+        let rule = Newton::default().weight_decay(0.5).hess_init(2.0).beta2(0.5);
         let (mean, gradient) = (row(&[2.0, -2.0]), row(&[1.0, 2.0]));
         let statistics = [row(&[3.0, 1.0, 1.0, 3.0]).reshape([2, 2])];
-        let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics };
-        let when = When { t: 1, lr_factor: 0.5 };
-        let (m, state) = rule.update(when, &x, &rule.initial(&mean)).unwrap();
+        let prior = &BlockPrior::isotropic(0.5);
+        let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
+        let when = When { t: 1, lr: 0.25 };
+        let (m, state) = rule.update(when, &x, &rule.initial(&mean, prior)).unwrap();
         let close = |a: &Tensor, b: &[f64]| assert!((a.reshape([-1]) - row(b)).abs().max().double_value(&[]) < 1e-15);
         close(&m, &[2.0 - 0.25 * 5.5 / 8.75, -2.0 - 0.25 * 2.0 / 8.75]);
         close(&state[0], &[2.5, 0.5, 0.5, 2.5]);
 
-        let rule = DiagonalNewton::default().lr(0.5).weight_decay(0.5).hess_init(2.0).beta2(0.5);
+        let rule = DiagonalNewton::default().weight_decay(0.5).hess_init(2.0).beta2(0.5);
         let x = Block { statistics: &[row(&[3.0, 1.0])], ..x };
-        let (m, state) = rule.update(when, &x, &rule.initial(&mean)).unwrap();
+        let (m, state) = rule.update(when, &x, &rule.initial(&mean, prior)).unwrap();
         close(&m, &[2.0 - 0.25 * 2.0 / 3.0, -2.0 - 0.25 * 1.0 / 2.0]);
         close(&state[0], &[2.5, 1.5]);
     }
@@ -245,7 +202,6 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         for (bad, field) in [
-            (Newton::default().lr(-1.0), "lr"),
             (Newton::default().ess(0.0), "ess"),
             (Newton::default().weight_decay(f64::NAN), "weight_decay"),
             (Newton::default().hess_init(-1.0), "hess_init"),
@@ -254,7 +210,7 @@ mod tests {
             let e = bad.validate().unwrap_err().to_string();
             assert!(e.contains(&format!("`{field}`")), "{e}");
         }
-        let none = DiagonalNewton::default().hessian(HessianDiagonal::Hutchinson { probes: 0 });
+        let none = DiagonalNewton::default().hessian(Statistic::Hutchinson { probes: 0 });
         assert!(none.validate().unwrap_err().to_string().contains("`probes`"));
         assert!(DiagonalNewton::default().beta2(1.0).validate().is_err());
     }

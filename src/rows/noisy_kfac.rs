@@ -1,10 +1,10 @@
 //! Noisy K-FAC: a matrix-normal posterior by Kronecker factors of the Fisher information.
 
-use super::newton::structured_fields;
-use super::rule::{When, config};
+use super::common::{config, fields, samples};
+use crate::driver::{Block, BlockRule, Blocks, Displaced, Learned, Row, When};
 use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, matrix_shape, out_of_basis};
-use crate::structured::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
-use crate::{Error, Expectation, Result, check, linalg};
+use crate::prior::{BlockPrior, Family};
+use crate::{Error, Expectation, Labels, Result, Statistic, check, linalg};
 use tch::Tensor;
 
 config! {
@@ -44,8 +44,6 @@ config! {
     /// arXiv:1712.02390; Martens and Grosse (ICML 2015) for the factors and π; Grosse and Martens (ICML 2016) for
     /// convolutions.
     pub struct NoisyKfac {
-        /// Learning rate α ≥ 0; default 0.01. The argument of `build` takes its place.
-        lr: f64 = 0.01;
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, unless the
         /// expectation is [`Expectation::Delta`] and no posterior is wanted.
         ess: Option<f64> = None, via f64;
@@ -65,7 +63,7 @@ config! {
         /// no matrix normal any more. Default on.
         split_damping: bool = true;
         /// Labels in the Fisher information; default sampled from the model's prediction.
-        labels: FisherLabels = FisherLabels::Sampled;
+        labels: Labels = Labels::Sampled;
         /// Where the expectations are evaluated; default one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
     }
@@ -82,16 +80,17 @@ impl<'a> Factors<'a> {
         Factors { bases: [&state[3], &state[4]], values: [&state[5], &state[6]] }
     }
 
-    /// s `[r, c]`: the precision in the basis, for this δ or δ + γ.
-    fn precision(&self, delta: f64, split: bool) -> Result<Tensor> {
+    /// s `[r, c]`: the precision in the basis, with the prior and this damping γ.
+    fn precision(&self, prior: &BlockPrior, damping: f64, split: bool) -> Result<Tensor> {
         let [rows, columns] = self.values;
-        let s = if split {
+        let s = if let Some(delta) = prior.delta().map(|delta| delta + damping).filter(|_| split) {
             let mean = |x: &Tensor| x.mean(None::<tch::Kind>).double_value(&[]);
             let ratio = (mean(columns) / mean(rows)).sqrt();
             let pi = if ratio.is_finite() && ratio > 0.0 { ratio } else { 1.0 };
             (rows + delta.sqrt() / pi).f_outer(&(columns + delta.sqrt() * pi))?
         } else {
-            rows.f_outer(columns)? + delta
+            let [r, c] = [rows, columns].map(|x| x.numel() as i64);
+            rows.f_outer(columns)? + prior.in_basis(Some(self.bases[0]), Some(self.bases[1]), &[r, c])? + damping
         };
         if s.numel() > 0 && s.min().double_value(&[]) <= 0.0 {
             let what = "the product of the Kronecker factors with the prior".to_owned();
@@ -111,8 +110,10 @@ impl<'a> Factors<'a> {
     }
 }
 
-impl StructuredRule for NoisyKfac {
-    const NAME: &'static str = "noisy k-fac";
+samples!(NoisyKfac);
+
+impl Row for NoisyKfac {
+    const NAME: &'static str = "noisy_kfac";
     const STATE: &'static [&'static str] = &[
         "momentum",
         "row_factor",
@@ -122,12 +123,11 @@ impl StructuredRule for NoisyKfac {
         "row_eigenvalues",
         "column_eigenvalues",
     ];
-    const JOINT: bool = false;
+    type Arithmetic = Blocks;
     type Posterior = KroneckerGaussian;
-    structured_fields!();
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         if self.expectation != Expectation::Delta || self.ess.is_some() {
             check::ess(self.ess)?;
         }
@@ -139,29 +139,31 @@ impl StructuredRule for NoisyKfac {
         check::count("frequency", self.frequency as usize)?;
         self.expectation.validate()
     }
-    fn expectation(&self) -> Expectation {
-        self.expectation
+    fn statistic(&self) -> Statistic {
+        Statistic::KroneckerFisher(self.labels)
     }
-    fn second_derivatives(&self) -> SecondDerivatives {
-        SecondDerivatives::Kronecker { labels: self.labels }
-    }
-    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
+}
+
+impl BlockRule for NoisyKfac {
+    const JOINT: bool = false;
+    const PRIOR: Family = Family::Kronecker;
+
+    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
         let like = (mean.kind(), mean.device());
         let sides = matrix_shape(&mean.size());
-        let root = self.hess_init.sqrt();
+        let root = if prior.delta().is_some() { self.hess_init.sqrt() } else { 0.0 };
+        let bases = prior.bases();
+        let basis = |side: usize| bases[side].map_or_else(|| Tensor::eye(sides[side], like), Tensor::copy);
         let mut state = vec![mean.zeros_like()];
         state.extend(sides.map(|n| Tensor::eye(n, like) * root));
-        state.extend(sides.map(|n| Tensor::eye(n, like)));
+        state.extend([basis(0), basis(1)]);
         state.extend(sides.map(|n| Tensor::full([n], root, like)));
         state
     }
-    fn displacement(&self, z: &Tensor, state: &[Tensor]) -> Result<Tensor> {
+    fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         let factors = Factors::of(state);
-        let s = factors.precision(self.weight_decay, self.split_damping)? * check::ess(self.ess)?;
-        factors.back(&(z.f_reshape(s.size())? / s.sqrt()), z)
-    }
-    fn statistics(&self, x: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(x.second.iter().map(Tensor::shallow_clone).collect())
+        let s = factors.precision(prior, 0.0, self.split_damping)? * check::ess(self.ess)?;
+        Ok(factors.back(&(z.f_reshape(s.size())? / s.sqrt()), z)?.into())
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let mut new = vec![&state[0] * self.beta1 + x.gradient * (1.0 - self.beta1)];
@@ -177,17 +179,17 @@ impl StructuredRule for NoisyKfac {
             new.extend(state[3..].iter().map(Tensor::shallow_clone));
         }
         let factors = Factors::of(&new);
-        let s = factors.precision(self.weight_decay + self.damping, self.split_damping)?;
+        let s = factors.precision(x.prior, self.damping, self.split_damping)?;
         let debias = 1.0 / (1.0 - self.beta1.powf(when.t as f64));
-        let pull = &new[0] * debias + x.mean * self.weight_decay;
+        let pull = &new[0] * debias + x.prior.pull(x.mean)?;
         let step = factors.back(&(factors.rotate(&pull)? / s), x.mean)?;
-        Ok((x.mean - step * (self.lr * when.lr_factor), new))
+        Ok((x.mean - step * when.lr, new))
     }
-    fn posterior(_: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
+    fn posterior(blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
         let mut parameters = Vec::new();
-        for Learned { config, means, state } in blocks {
+        for Learned { row, means, state, prior, .. } in blocks {
             let factors = Factors::of(state);
-            let s = factors.precision(config.weight_decay, config.split_damping)? * check::ess(config.ess)?;
+            let s = factors.precision(prior, 0.0, row.split_damping)? * check::ess(row.ess)?;
             for (name, mean) in means {
                 let [left, right] = factors.bases.map(|q| Some(q.shallow_clone()));
                 let precision = s.f_reshape(mean.size())?;
@@ -210,8 +212,9 @@ mod tests {
     /// γ = ¾, √(δ+γ) = 1. Second step, without decomposition: A ← ½A + ½·0 and B = ½·½(1, 2), corrected by 1/(1-¼).
     #[test]
     fn steps_by_hand() {
-        let rule = NoisyKfac::default().lr(0.5).ess(10.0).weight_decay(0.25).beta1(0.5).beta2(0.5).frequency(3);
+        let rule = NoisyKfac::default().ess(10.0).weight_decay(0.25).beta1(0.5).beta2(0.5).frequency(3);
         let (mean, gradient) = (matrix(&[2.0, -2.0], &[1, 2]), matrix(&[1.0, 2.0], &[1, 2]));
+        let prior = &BlockPrior::isotropic(0.25);
         let close = |a: &Tensor, b: &[f64]| {
             let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
             assert!(error < 1e-15, "{a} and not {b:?}");
@@ -222,17 +225,19 @@ mod tests {
             (rule.split_damping(false), [3.25, 5.25], [32.5, 52.5]),
             (rule.damping(0.75), [1.5 * 5.0, 1.5 * 7.0], [50.0, 75.0]),
         ] {
-            let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics };
-            let (m, state) = rule.update(When { t: 1, lr_factor: 0.5 }, &x, &rule.initial(&mean)).unwrap();
+            let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
+            let (m, state) = rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean, prior)).unwrap();
             close(&m, &[2.0 - 0.25 * 1.5 / s[0], -2.0 - 0.25 * 1.5 / s[1]]);
             close(&state[0], &[0.5, 1.0]);
-            let learned = || vec![Learned { config: rule, means: vec![("w".to_owned(), m.copy())], state: &state }];
-            let q = NoisyKfac::posterior(When { t: 1, lr_factor: 1.0 }, learned()).unwrap();
+            let means = vec![("w".to_owned(), m.copy())];
+            let when = When { t: 1, lr: 0.25 };
+            let learned = vec![Learned { row: rule, when, means, state: &state, prior }];
+            let q = NoisyKfac::posterior(learned).unwrap();
             close(&q.parameter("w").unwrap().precision, &posterior);
 
             let zeros = statistics.each_ref().map(Tensor::zeros_like);
-            let x = Block { mean: &mean, gradient: &gradient.zeros_like(), statistics: &zeros };
-            let (m, state) = rule.update(When { t: 2, lr_factor: 0.5 }, &x, &state).unwrap();
+            let x = Block { mean: &mean, gradient: &gradient.zeros_like(), statistics: &zeros, prior };
+            let (m, state) = rule.update(When { t: 2, lr: 0.25 }, &x, &state).unwrap();
             close(&state[1], &[0.5]);
             close(&state[2], &[1.5, 0.0, 0.0, 2.5]);
             let u = [0.25 / 0.75 + 0.5, 0.5 / 0.75 - 0.5];
@@ -244,9 +249,10 @@ mod tests {
     fn a_precision_that_is_not_positive_is_an_error() {
         let rule = NoisyKfac::default().ess(10.0).weight_decay(0.0);
         let (mean, gradient) = (matrix(&[2.0, -2.0], &[1, 2]), matrix(&[1.0, 2.0], &[1, 2]));
+        let prior = &BlockPrior::isotropic(0.0);
         let statistics = [matrix(&[1.0], &[1, 1]), matrix(&[1.0, 0.0, 0.0, 0.0], &[2, 2])];
-        let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics };
-        let e = rule.update(When { t: 1, lr_factor: 1.0 }, &x, &rule.initial(&mean)).unwrap_err();
+        let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
+        let e = rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean, prior)).unwrap_err();
         assert!(matches!(e, Error::NotPositiveDefinite { .. }), "{e}");
     }
 
@@ -256,7 +262,6 @@ mod tests {
         rule.validate().unwrap();
         NoisyKfac::default().expectation(Expectation::Delta).validate().unwrap();
         for (bad, field) in [
-            (rule.lr(f64::NAN), "lr"),
             (NoisyKfac::default(), "ess"),
             (rule.expectation(Expectation::Delta).ess(-1.0), "ess"),
             (rule.weight_decay(-1.0), "weight_decay"),

@@ -1,7 +1,8 @@
 //! RMSprop: diagonal Gaussian, delta method, squared gradients for the Hessian, square-root scaling.
 
-use super::rule::{DeltaRule, GaussianRule, Rule, Site, When, config, fields};
-use crate::{Real, Result, check};
+use super::common::{config, fields};
+use crate::driver::{DeltaRule, Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
     /// RMSprop, as in PyTorch and tch.
@@ -22,8 +23,6 @@ config! {
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.RMSprop`.
     pub struct RmsProp {
-        /// Learning rate α ≥ 0; default 1e-2. The argument of `build` takes its place.
-        lr: f64 = 1e-2;
         /// Decay a of the squared gradients, in [0, 1); default 0.99.
         alpha: f64 = 0.99;
         /// ε > 0 beside the square root; default 1e-8.
@@ -40,21 +39,26 @@ config! {
     }
 }
 
-impl Rule for RmsProp {
+impl Row for RmsProp {
     const NAME: &'static str = "rmsprop";
     const STATE: &'static [&'static str] = &["momentum", "square", "mean_gradient"];
-    type State<T: Real> = [T; 3];
-    type Coefficients<T: Real> = [T; 6];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::rate("alpha", self.alpha)?;
         check::positive("eps", self.eps)?;
         check::rate("momentum", self.momentum)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
     }
+}
+
+impl Rule for RmsProp {
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 6];
+
     fn initial(&self, _: bool) -> [f64; 3] {
         [0.0; 3]
     }
@@ -67,7 +71,7 @@ impl Rule for RmsProp {
     }
     fn coefficients(&self, when: When) -> [f64; 6] {
         let ess = self.ess.unwrap_or(f64::INFINITY);
-        [ess, self.lr * when.lr_factor, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]
+        [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]
     }
     fn update<T: Real>(&self, k: [T; 6], x: Site<T>, [b, v, mean]: [T; 3]) -> (T, [T; 3]) {
         let [_, lr, decay, fresh, eps, mu] = k;
@@ -89,8 +93,6 @@ impl Rule for RmsProp {
 }
 
 impl DeltaRule for RmsProp {}
-impl GaussianRule for RmsProp {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,10 +100,10 @@ mod tests {
     /// u = 1 + 0.5·(3-1) = 2, v = ½·4 + ½·u² = 4, so √v + ε = 4; centered with the mean 2, which stays: √0 + ε = 2.
     #[test]
     fn one_step_by_hand() {
-        let rule = RmsProp::default().lr(0.1).alpha(0.5).eps(2.0).momentum(0.5).ess(10.0);
+        let rule = RmsProp::default().alpha(0.5).eps(2.0).momentum(0.5).ess(10.0);
         let site = Site { mean: 3.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.5 };
         for (rule, b) in [(rule, 0.5 + 0.5), (rule.centered(true), 0.5 + 1.0)] {
-            let k = rule.coefficients(When { t: 1, lr_factor: 1.0 });
+            let k = rule.coefficients(When { t: 1, lr: 0.1 });
             let (m, state) = rule.update(k, site, [1.0, 4.0, 2.0]);
             assert_eq!((m, state), (3.0 - 0.1 * b, [b, 4.0, 2.0]));
             assert_eq!(rule.precision(k, 0.5, state), 10.0 * (2.0 + 0.5));
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_torch() {
-        let RmsProp { lr, alpha, eps, momentum, centered, weight_decay, ess } = RmsProp::default();
-        assert_eq!((lr, alpha, eps, momentum, centered, weight_decay, ess), (1e-2, 0.99, 1e-8, 0.0, false, 0.0, None));
+        let RmsProp { alpha, eps, momentum, centered, weight_decay, ess } = RmsProp::default();
+        assert_eq!((alpha, eps, momentum, centered, weight_decay, ess), (0.99, 1e-8, 0.0, false, 0.0, None));
     }
 }

@@ -1,6 +1,7 @@
 //! SAM: sharpness-aware minimization.
 
-use super::rule::{Rule, Site, When, config, fields};
+use super::common::{config, fields};
+use crate::driver::{NoPosterior, Row, Rule, Site, Weights, When};
 use crate::{Expectation, Real, Result, check};
 
 config! {
@@ -27,8 +28,6 @@ config! {
     /// Sources: Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization* (ICLR 2021);
     /// Möllenhoff and Khan, *SAM as an Optimal Relaxation of Bayes* (ICLR 2023), for its place in the table.
     pub struct Sam {
-        /// Learning rate α ≥ 0; default 0.1. The argument of `build` takes its place.
-        lr: f64 = 0.1;
         /// Radius ρ ≥ 0 of the perturbation, in units of the weights; default 0.05.
         rho: f64 = 0.05;
         /// Momentum μ in [0, 1); default 0.9.
@@ -40,15 +39,14 @@ config! {
     }
 }
 
-impl Rule for Sam {
+impl Row for Sam {
     const NAME: &'static str = "sam";
     const STATE: &'static [&'static str] = &["momentum"];
-    type State<T: Real> = [T; 1];
-    type Coefficients<T: Real> = [T; 3];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = NoPosterior;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::non_negative("rho", self.rho)?;
         check::rate("momentum", self.momentum)?;
         check::non_negative("weight_decay", self.weight_decay)?;
@@ -57,6 +55,12 @@ impl Rule for Sam {
     fn expectation(&self) -> Expectation {
         Expectation::Adversarial { sampled: false }
     }
+}
+
+impl Rule for Sam {
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 3];
+
     fn initial(&self, _: bool) -> [f64; 1] {
         [0.0]
     }
@@ -64,7 +68,7 @@ impl Rule for Sam {
         self.momentum > 0.0
     }
     fn coefficients(&self, when: When) -> [f64; 3] {
-        [self.lr * when.lr_factor, self.momentum, self.rho]
+        [when.lr, self.momentum, self.rho]
     }
     fn adversarial<T: Real>(&self, [_, _, rho]: [T; 3], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
         rho * (gradient / norm)
@@ -83,8 +87,8 @@ mod tests {
     /// ε = 0.5·3/5; u = 1 + 0.1·(2-1) = 1.1, b = 0.5·3 + 1.1 = 2.6, and half of α = 0.2.
     #[test]
     fn one_step_by_hand() {
-        let rule = Sam::default().lr(0.2).momentum(0.5).rho(0.5);
-        let k = rule.coefficients(When { t: 2, lr_factor: 0.5 });
+        let rule = Sam::default().momentum(0.5).rho(0.5);
+        let k = rule.coefficients(When { t: 2, lr: 0.1 });
         assert_eq!(rule.adversarial(k, 3.0, 5.0, 0.1, [3.0]), 0.3);
         let site = Site { mean: 2.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.1 };
         let (m, [b]) = rule.update(k, site, [3.0]);
@@ -94,14 +98,14 @@ mod tests {
     #[test]
     fn without_a_direction_there_is_no_perturbation() {
         let rule = Sam::default();
-        let k = rule.coefficients(When { t: 1, lr_factor: 1.0 });
+        let k = rule.coefficients(When { t: 1, lr: 0.1 });
         assert_eq!(rule.adversarial(k, 0.0, f64::INFINITY, 0.0, [0.0]), 0.0);
     }
 
     /// ρ is that of Foret et al. (2021); momentum and learning rate are those of the SGD that they start from.
     #[test]
     fn defaults() {
-        let sam = Sam { lr: 0.1, rho: 0.05, momentum: 0.9, weight_decay: 0.0, ess: None };
+        let sam = Sam { rho: 0.05, momentum: 0.9, weight_decay: 0.0, ess: None };
         assert_eq!(Sam::default(), sam);
     }
 }

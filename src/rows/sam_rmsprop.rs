@@ -1,7 +1,8 @@
 //! SAM over RMSprop.
 
-use super::rule::{GaussianRule, Rule, Site, When, config, fields};
-use crate::{Expectation, Real, Result, check};
+use super::common::{config, fields};
+use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Expectation, Real, Result, check};
 
 config! {
     /// SAM with RMSprop, the stepping stone from [`Sam`](crate::Sam) to [`BayesianSam`](crate::BayesianSam).
@@ -24,8 +25,6 @@ config! {
     ///
     /// Sources: Möllenhoff and Khan, *SAM as an Optimal Relaxation of Bayes* (ICLR 2023), and Khan's talks about it.
     pub struct SamRmsProp {
-        /// Learning rate α ≥ 0; default 1e-2. The argument of `build` takes its place.
-        lr: f64 = 1e-2;
         /// Radius ρ ≥ 0 of the perturbation, in units of the weights; default 0.05.
         rho: f64 = 0.05;
         /// Decay a of the squared gradients, in [0, 1); default 0.99.
@@ -39,15 +38,14 @@ config! {
     }
 }
 
-impl Rule for SamRmsProp {
+impl Row for SamRmsProp {
     const NAME: &'static str = "sam_rmsprop";
     const STATE: &'static [&'static str] = &["square"];
-    type State<T: Real> = [T; 1];
-    type Coefficients<T: Real> = [T; 6];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::non_negative("rho", self.rho)?;
         check::rate("alpha", self.alpha)?;
         check::positive("eps", self.eps)?;
@@ -57,12 +55,18 @@ impl Rule for SamRmsProp {
     fn expectation(&self) -> Expectation {
         Expectation::Adversarial { sampled: false }
     }
+}
+
+impl Rule for SamRmsProp {
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 6];
+
     fn initial(&self, _: bool) -> [f64; 1] {
         [0.0]
     }
     fn coefficients(&self, when: When) -> [f64; 6] {
         let ess = self.ess.unwrap_or(f64::INFINITY);
-        [ess, self.lr * when.lr_factor, self.alpha, 1.0 - self.alpha, self.eps, self.rho]
+        [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.rho]
     }
     fn adversarial<T: Real>(&self, [.., rho]: [T; 6], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
         rho * (gradient / norm)
@@ -77,8 +81,6 @@ impl Rule for SamRmsProp {
     }
 }
 
-impl GaussianRule for SamRmsProp {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,8 +88,8 @@ mod tests {
     /// ε = 0.5·3/5; u = 1 + 0.5·(3-1) = 2, v = ½·4 + ½·u² = 4, so √v + η = 4.
     #[test]
     fn one_step_by_hand() {
-        let rule = SamRmsProp::default().lr(0.1).alpha(0.5).eps(2.0).rho(0.5).ess(10.0);
-        let k = rule.coefficients(When { t: 1, lr_factor: 1.0 });
+        let rule = SamRmsProp::default().alpha(0.5).eps(2.0).rho(0.5).ess(10.0);
+        let k = rule.coefficients(When { t: 1, lr: 0.1 });
         assert_eq!(rule.adversarial(k, 3.0, 5.0, 0.5, [4.0]), 0.3);
         let site = Site { mean: 3.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.5 };
         let (m, state) = rule.update(k, site, [4.0]);
@@ -98,7 +100,7 @@ mod tests {
     /// ρ is SAM's, the rest is RMSprop's.
     #[test]
     fn defaults() {
-        let rule = SamRmsProp { lr: 1e-2, rho: 0.05, alpha: 0.99, eps: 1e-8, weight_decay: 0.0, ess: None };
+        let rule = SamRmsProp { rho: 0.05, alpha: 0.99, eps: 1e-8, weight_decay: 0.0, ess: None };
         assert_eq!(SamRmsProp::default(), rule);
     }
 }

@@ -1,6 +1,7 @@
 //! Stochastic gradient descent: Gaussian with fixed covariance, delta method.
 
-use super::rule::{DeltaRule, Rule, Site, When, config, fields};
+use super::common::{config, fields};
+use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Weights, When};
 use crate::{Real, Result, check};
 
 config! {
@@ -18,8 +19,6 @@ config! {
     ///
     /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.1; semantics of `torch.optim.SGD`.
     pub struct Sgd {
-        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
-        lr: f64 = 1e-3;
         /// Momentum μ in [0, 1); default 0.
         momentum: f64 = 0.0;
         /// Dampening d in [0, 1]; default 0.
@@ -33,15 +32,14 @@ config! {
     }
 }
 
-impl Rule for Sgd {
+impl Row for Sgd {
     const NAME: &'static str = "sgd";
     const STATE: &'static [&'static str] = &["momentum"];
-    type State<T: Real> = [T; 1];
-    type Coefficients<T: Real> = [T; 3];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = NoPosterior;
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::rate("momentum", self.momentum)?;
         check::that("dampening", self.dampening, (0.0..=1.0).contains(&self.dampening), "a number in [0, 1]")?;
         let possible = !self.nesterov || (self.momentum > 0.0 && self.dampening == 0.0);
@@ -49,6 +47,12 @@ impl Rule for Sgd {
         check::non_negative("weight_decay", self.weight_decay)?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
     }
+}
+
+impl Rule for Sgd {
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 3];
+
     fn initial(&self, _: bool) -> [f64; 1] {
         [0.0]
     }
@@ -57,7 +61,7 @@ impl Rule for Sgd {
     }
     fn coefficients(&self, when: When) -> [f64; 3] {
         let fresh = if when.t <= 1 || self.momentum == 0.0 { 1.0 } else { 1.0 - self.dampening };
-        [self.lr * when.lr_factor, self.momentum, fresh]
+        [when.lr, self.momentum, fresh]
     }
     fn update<T: Real>(&self, [lr, mu, fresh]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
@@ -76,12 +80,12 @@ mod tests {
     /// Second step with α = 0.1, μ = 0.9: u = 1 + 0.1·(2-1) = 1.1, b = 0.9·3 + (1-d)·1.1.
     fn second(rule: Sgd) -> (f64, [f64; 1]) {
         let site = Site { mean: 2.0, gradient: 1.0, curvature: 0.0, prior_mean: 1.0, delta: 0.1 };
-        rule.update(rule.coefficients(When { t: 2, lr_factor: 0.5 }), site, [3.0])
+        rule.update(rule.coefficients(When { t: 2, lr: 0.1 }), site, [3.0])
     }
 
     #[test]
     fn one_step_by_hand() {
-        let rule = Sgd::default().lr(0.2).momentum(0.9);
+        let rule = Sgd::default().momentum(0.9);
         for (rule, mean, b) in
             [(rule.dampening(0.5), 2.0 - 0.1 * 3.25, 3.25), (rule.nesterov(true), 2.0 - 0.1 * (1.1 + 0.9 * 3.8), 3.8)]
         {
@@ -93,13 +97,13 @@ mod tests {
     #[test]
     fn dampening_starts_in_the_second_step() {
         let rule = Sgd::default().momentum(0.9).dampening(0.5);
-        let fresh = |t| rule.coefficients(When { t, lr_factor: 1.0 })[2];
+        let fresh = |t| rule.coefficients(When { t, lr: 0.1 })[2];
         assert_eq!([1, 2, 3].map(fresh), [1.0, 0.5, 0.5]);
     }
 
     #[test]
     fn defaults_are_those_of_torch() {
-        let plain = Sgd { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0, ess: None };
+        let plain = Sgd { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0, ess: None };
         assert_eq!(Sgd::default(), plain);
     }
 }

@@ -1,9 +1,10 @@
 //! SOAP: Adam in the eigenbasis of a Kronecker-factored second moment.
 
-use super::newton::structured_fields;
-use super::rule::{When, config};
+use super::common::{config, fields};
+use super::eigenbasis::{EIGENBASIS, Eigenbasis};
+use crate::driver::{Block, BlockRule, Blocks, Evaluated, Learned, Row, When};
 use crate::posterior::KroneckerGaussian;
-use crate::structured::{Block, EIGENBASIS, Eigenbasis, Learned, StructuredRule};
+use crate::prior::{BlockPrior, Family};
 use crate::{Result, check};
 use tch::Tensor;
 
@@ -38,8 +39,6 @@ config! {
     ///
     /// Source: Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam* (ICLR 2025), arXiv:2409.11321.
     pub struct Soap {
-        /// Learning rate α ≥ 0; default 3e-3. The argument of `build` takes its place.
-        lr: f64 = 3e-3;
         /// β₁ in [0, 1), decay of the gradient average; default 0.95.
         beta1: f64 = 0.95;
         /// β₂ in [0, 1), decay of the squared gradients; default 0.95.
@@ -76,16 +75,15 @@ fn debias(beta: f64, t: u64) -> f64 {
     if t < 2 { 1.0 } else { 1.0 - beta.powf((t - 1) as f64) }
 }
 
-impl StructuredRule for Soap {
+impl Row for Soap {
     const NAME: &'static str = "soap";
     const STATE: &'static [&'static str] =
         &["momentum", "square", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
-    const JOINT: bool = false;
+    type Arithmetic = Blocks;
     type Posterior = KroneckerGaussian;
-    structured_fields!();
+    fields!(weight_decay ess);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::rate("beta_basis", self.beta_basis)?;
@@ -96,32 +94,41 @@ impl StructuredRule for Soap {
         check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
         self.ess.map_or(Ok(()), |ess| check::positive("ess", ess))
     }
-    fn initial(&self, mean: &Tensor) -> Vec<Tensor> {
+}
+
+impl BlockRule for Soap {
+    const JOINT: bool = false;
+    const PRIOR: Family = Family::Kronecker;
+
+    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
         let mut state = vec![mean.zeros_like(), mean.zeros_like()];
-        state.extend(Eigenbasis::initial(mean, self.max_dim));
+        state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
+    }
+    fn statistics(&self, _: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(Vec::new())
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let (b, v) = (&state[0], &state[1]);
         let basis = Eigenbasis::of(&state[BASIS..]);
-        let u = x.gradient + x.mean * self.weight_decay;
+        let u = x.gradient + x.prior.pull(x.mean)?;
         let turned = basis.updated(&basis.moments(&u)?, self.beta_basis, when.t, self.frequency)?;
         let (mean, mut new) = if when.t <= 1 {
             (x.mean.copy(), vec![b.copy(), v.copy()])
         } else {
             let b = b * self.beta1 + &u * (1.0 - self.beta1);
             let v = v * self.beta2 + basis.rotate(&u)?.square() * (1.0 - self.beta2);
-            let lr = self.lr * when.lr_factor;
             let step = basis.rotate(&b)? / (self.root(&v, when.t) + self.eps);
-            let mean = x.mean - basis.back(&step)? * (lr / debias(self.beta1, when.t));
-            (mean * (1.0 - lr * self.decoupled_decay), vec![b, v])
+            let mean = x.mean - basis.back(&step)? * (when.lr / debias(self.beta1, when.t));
+            (mean * (1.0 - when.lr * self.decoupled_decay), vec![b, v])
         };
         new.extend(turned);
         Ok((mean, new))
     }
-    fn posterior(when: When, blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
-        Eigenbasis::posterior(blocks, BASIS, |c, state| {
-            Ok((c.root(&state[1], when.t) + c.weight_decay) * check::ess(c.ess)?)
+    fn posterior(blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
+        Eigenbasis::posterior(blocks, BASIS, |learned, delta| {
+            let root = learned.row.root(&learned.state[1], learned.when.t);
+            Ok((root + delta) * check::ess(learned.row.ess)?)
         })
     }
 }
@@ -141,18 +148,18 @@ mod tests {
     #[test]
     fn two_steps_by_hand() {
         let ten = 10f64.sqrt();
-        let rule = Soap::default().lr(0.5).beta1(0.5).beta2(0.75).beta_basis(0.5).weight_decay(0.5).eps(1.0 / ten);
+        let rule = Soap::default().beta1(0.5).beta2(0.75).beta_basis(0.5).weight_decay(0.5).eps(1.0 / ten);
         let rule = rule.decoupled_decay(0.2).ess(10.0);
         let close = |a: &Tensor, b: &[f64]| {
             let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
             assert!(error < 1e-15, "{a} and not {b:?}");
         };
-        let mean = matrix(&[2.0, 2.0]);
+        let (mean, prior) = (matrix(&[2.0, 2.0]), BlockPrior::isotropic(0.5));
         let step = |t, g: &[f64], state: &[Tensor]| {
-            let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[] };
-            rule.update(When { t, lr_factor: 0.5 }, &x, state).unwrap()
+            let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[], prior: &prior };
+            rule.update(When { t, lr: 0.25 }, &x, state).unwrap()
         };
-        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean));
+        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean, &prior));
         close(&m, &[2.0, 2.0]);
         close(&first[0], &[0.0; 2]);
         close(&first[1], &[0.0; 2]);
@@ -168,8 +175,9 @@ mod tests {
         close(&second[3], &[5.0, 1.5, 1.5, 0.5]);
         close(&second[5], &Vec::<f64>::try_from(first[5].reshape([-1])).unwrap());
         let means = vec![("w".to_owned(), m)];
-        let learned = vec![Learned { config: rule, means, state: &second }];
-        let q = Soap::posterior(When { t: 2, lr_factor: 1.0 }, learned).unwrap();
+        let when = When { t: 2, lr: 0.25 };
+        let learned = vec![Learned { row: rule, when, means, state: &second, prior: &prior }];
+        let q = Soap::posterior(learned).unwrap();
         close(&(&q.parameter("w").unwrap().precision / 10.0), &[3.0 / ten + 0.5, 1.0 / ten + 0.5]);
     }
 
@@ -178,7 +186,6 @@ mod tests {
         let rule = Soap::default();
         rule.validate().unwrap();
         for (bad, field) in [
-            (rule.lr(f64::NAN), "lr"),
             (rule.beta1(1.0), "beta1"),
             (rule.beta2(1.0), "beta2"),
             (rule.beta_basis(-0.1), "beta_basis"),

@@ -1,6 +1,7 @@
 //! Straight-through estimator: binary weights, delta method.
 
-use super::rule::{DeltaRule, Rule, Site, When, config, fields};
+use super::common::{config, fields};
+use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Weights, When};
 use crate::{Link, Real, Result, check};
 
 config! {
@@ -21,8 +22,6 @@ config! {
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.5; Courbariaux, Bengio and David,
     /// *BinaryConnect* (NeurIPS 2015), for the clipping.
     pub struct Ste {
-        /// Learning rate α ≥ 0; default 1e-2. The argument of `build` takes its place.
-        lr: f64 = 1e-2;
         /// Momentum μ in [0, 1); default 0.
         momentum: f64 = 0.0;
         /// ξ > 0, possibly infinite: the latent weights stay within ±ξ; default 1.
@@ -32,19 +31,24 @@ config! {
     }
 }
 
-impl Rule for Ste {
+impl Row for Ste {
     const NAME: &'static str = "ste";
     const STATE: &'static [&'static str] = &["momentum"];
-    type State<T: Real> = [T; 1];
-    type Coefficients<T: Real> = [T; 3];
-    fields!(lr weight_decay);
+    type Arithmetic = Weights;
+    type Posterior = NoPosterior;
+    fields!(weight_decay);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::rate("momentum", self.momentum)?;
         check::that("clip_radius", self.clip_radius, self.clip_radius > 0.0, "a number > 0")?;
         check::non_negative("weight_decay", self.weight_decay)
     }
+}
+
+impl Rule for Ste {
+    type State<T: Real> = [T; 1];
+    type Coefficients<T: Real> = [T; 3];
+
     fn link(&self) -> Link {
         Link::Sign
     }
@@ -55,7 +59,7 @@ impl Rule for Ste {
         self.momentum > 0.0
     }
     fn coefficients(&self, when: When) -> [f64; 3] {
-        [self.lr * when.lr_factor, self.momentum, self.clip_radius]
+        [when.lr, self.momentum, self.clip_radius]
     }
     fn update<T: Real>(&self, [lr, mu, xi]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let b = mu * b + x.gradient + x.delta * x.mean;
@@ -73,9 +77,9 @@ mod tests {
     #[test]
     fn one_step_by_hand() {
         let site = Site { mean: -0.5, gradient: 3.0, curvature: 0.0, prior_mean: 0.0, delta: 0.5 };
-        let rule = Ste::default().lr(0.2).momentum(0.5);
-        for (rule, expected) in [(rule, -0.825), (rule.clip_radius(0.75), -0.75), (rule.lr(-2.0), 1.0)] {
-            let (m, b) = rule.update(rule.coefficients(When { t: 2, lr_factor: 0.5 }), site, [1.0]);
+        let rule = Ste::default().momentum(0.5);
+        for (rule, lr, expected) in [(rule, 0.1, -0.825), (rule.clip_radius(0.75), 0.1, -0.75), (rule, -1.0, 1.0)] {
+            let (m, b) = rule.update(rule.coefficients(When { t: 2, lr }), site, [1.0]);
             assert!((m - expected).abs() < 1e-15, "{m}");
             assert_eq!(b, [3.25]);
         }

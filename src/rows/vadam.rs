@@ -1,7 +1,8 @@
 //! Vadam, Vprop and noisy Adam: Adam and RMSprop at samples of the posterior.
 
-use super::rule::{GaussianRule, Rule, Site, When, config, fields};
-use crate::{Curvature, Expectation, Real, Result, check};
+use super::common::{config, fields, samples};
+use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
     /// Variational Adam; [`Vadam::vprop`] and [`Vadam::noisy_adam`] are settings of it.
@@ -25,14 +26,12 @@ config! {
     ///
     /// The posterior is N(m, 1/(λ(s+δ))): samples are drawn with s itself, neither its root nor ŝ, and without the damping
     /// γ. ĝ² is an estimate of the curvature for batches of one example only; for larger ones it is too small by up to the
-    /// batch size ([`Vogn`](crate::Vogn) squares per example, [`Ivon`](crate::Ivon) has no bias). With a prior built
+    /// batch size ([`Von::vogn`](crate::Von::vogn) squares per example, [`Ivon`](crate::Ivon) has no bias). With a prior built
     /// from a posterior, s starts at 0.
     ///
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018),
     /// section 3; Zhang et al., *Noisy Natural Gradient as Variational Inference* (ICML 2018), for noisy Adam.
     pub struct Vadam {
-        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
-        lr: f64 = 1e-3;
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
         /// Initial squared gradient s₀ ≥ 0, with s₀+δ > 0; default 0, so that q starts with the prior's precision. The bias
@@ -46,8 +45,8 @@ config! {
         weight_decay: f64 = 1e-4;
         /// External damping γ ≥ 0 of the step; default 0.
         damping: f64 = 0.0;
-        /// Number of samples per step, at least 1; default 1.
-        mc_samples: usize = 1;
+        /// Where the gradient is evaluated, with samples; default one Monte-Carlo sample.
+        expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// Divide the gradient average by 1-β₁ᵗ; default on.
         debias: bool = true;
         /// Divide the average of squares by 1-β₂ᵗ in the step; default on.
@@ -69,32 +68,36 @@ impl Vadam {
     }
 }
 
-impl Rule for Vadam {
+impl Row for Vadam {
     const NAME: &'static str = "vadam";
     const STATE: &'static [&'static str] = &["momentum", "square"];
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 8];
-    fields!(lr weight_decay ess);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::non_negative("square_init", self.square_init)?;
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("damping", self.damping)?;
-        check::count("mc_samples", self.mc_samples)?;
+        self.expectation.check_sampled()?;
         // Where the gradient vanishes, the new s is what is left of the old one.
         let kept = if self.beta2 > 0.0 { self.square_init } else { 0.0 };
         check::positive("square_init + weight_decay", kept + self.weight_decay)
     }
-    fn expectation(&self) -> Expectation {
-        Expectation::MonteCarlo { samples: self.mc_samples }
+    fn statistic(&self) -> Statistic {
+        Statistic::SquaredGradient
     }
-    fn curvature(&self) -> Curvature {
-        Curvature::SquaredGradient
-    }
+}
+
+samples!(Vadam);
+
+impl Rule for Vadam {
+    type State<T: Real> = [T; 2];
+    type Coefficients<T: Real> = [T; 8];
+
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.square_init }]
     }
@@ -103,7 +106,7 @@ impl Rule for Vadam {
     }
     fn coefficients(&self, when: When) -> [f64; 8] {
         let debias = |on: bool, beta: f64| if on && when.t > 0 { 1.0 - beta.powf(when.t as f64) } else { 1.0 };
-        let rate = self.lr * when.lr_factor / debias(self.debias, self.beta1);
+        let rate = when.lr / debias(self.debias, self.beta1);
         let debias2 = debias(self.debias_square, self.beta2).recip();
         let ess = self.ess.unwrap_or(f64::NAN);
         [ess, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, debias2, self.damping]
@@ -120,8 +123,6 @@ impl Rule for Vadam {
     }
 }
 
-impl GaussianRule for Vadam {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,14 +131,14 @@ mod tests {
     /// 1-β₁² = ¾, 1-β₂² = 7/16; δ = ½.
     #[test]
     fn one_step_by_hand() {
-        let own = |rule: Vadam| rule.lr(0.3).ess(10.0).beta2(0.75).damping(0.25);
+        let own = |rule: Vadam| rule.ess(10.0).beta2(0.75).damping(0.25);
         let site = Site { mean: 1.0, gradient: 3.0, curvature: 13.0, prior_mean: -1.0, delta: 0.5 };
         for (rule, b, step) in [
             (own(Vadam::default().beta1(0.5)), 2.5, 2.5 / 0.75 / (2.0 / 0.4375_f64.sqrt() + 0.75)),
             (own(Vadam::vprop()), 4.0, 4.0 / 2.75),
             (own(Vadam::noisy_adam().beta1(0.5)), 2.5, 2.5 / 0.75 / 4.75),
         ] {
-            let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+            let k = rule.coefficients(When { t: 2, lr: 0.3 });
             let (m, state) = rule.update(k, site, [1.0, 1.0]);
             assert!((m - (1.0 - 0.3 * step)).abs() < 1e-15, "{m}");
             assert_eq!((state, rule.precision(k, 0.5, state)), ([b, 4.0], 45.0));
@@ -147,8 +148,9 @@ mod tests {
     /// Khan et al. (2018), figure 1, where learning rate and prior have no default.
     #[test]
     fn defaults_are_those_of_the_paper() {
-        let Vadam { ess, square_init, beta1, beta2, damping, mc_samples, .. } = Vadam::default();
-        assert_eq!((ess, square_init, beta1, beta2, damping, mc_samples), (None, 0.0, 0.9, 0.999, 0.0, 1));
+        let Vadam { ess, square_init, beta1, beta2, damping, expectation, .. } = Vadam::default();
+        assert_eq!((ess, square_init, beta1, beta2, damping), (None, 0.0, 0.9, 0.999, 0.0));
+        assert_eq!(expectation, Expectation::MonteCarlo { samples: 1 });
         let Vadam { debias, debias_square, square_root, .. } = Vadam::default();
         assert!(debias && debias_square && square_root);
         let Vadam { beta1, debias, debias_square, square_root, .. } = Vadam::vprop();

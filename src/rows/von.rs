@@ -1,8 +1,9 @@
 //! VON, the unrestricted engine: where the expectation is taken and how the Hessian is estimated are free, and OGN and
 //! VOGN are two choices.
 
-use super::rule::{GaussianRule, Rule, Site, When, config, fields};
-use crate::{Curvature, Expectation, Real, Result, check};
+use super::common::{config, fields, samples};
+use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::{DiagonalGaussian, Expectation, Labels, Real, Result, Statistic, check};
 
 /// How [`Von`] averages gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,31 +25,13 @@ pub enum PrecisionInStep {
     Old,
 }
 
-/// How [`Von`] estimates the diagonal Hessian E_q\[∇²L\].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[non_exhaustive]
-pub enum VonCurvature {
-    /// f = (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients (empirical Fisher). Never negative.
-    PerExample,
-    /// f = diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ: the generalized Gauss-Newton matrix, by one backward pass per column of the model's output.
-    /// Never negative; the Hessian itself where the model is linear, so that a linear regression gets its exact precision.
-    /// The closure computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
-    /// [`nn::binary_cross_entropy`](crate::nn::binary_cross_entropy) or [`nn::squared_error`](crate::nn::squared_error).
-    GgnExact,
-    /// The same by one backward pass of labels drawn from the model's own prediction (signs for `squared_error`): unbiased,
-    /// never negative.
-    GgnMonteCarlo,
-    /// f = e·ĝ·λ(h+δ+γ): Price's theorem. Unbiased, of either sign, hence updated along the positive retraction.
-    Price,
-}
-
 config! {
     /// Variational online Newton with a diagonal covariance; [`Von::ogn`] and [`Von::vogn`] are two settings of it.
     ///
     /// ```text
     /// λ = ess·ρ/τ,  δ_τ = τ δ              τ: temperature (KL weight), ρ: data-augmentation factor
     /// e ~ N(0, 1/(λ(h+δ_τ+γ)))            e = 0 for the delta method
-    /// ĝ = ∇L(m+e), f: see VonCurvature     averaged over samples
+    /// ĝ = ∇L(m+e), f: see `hessian`        averaged over samples
     /// u = ĝ [+ δ_τ(m-m₀)]
     /// b ← β₁ b + (1-β₁) u                  heavy ball: b ← β₁ b + u
     /// h ← h + r(f-h)                       r = 1-β₂; signed f: + ½ r²(f-h)²/(h+δ_τ+γ)
@@ -66,8 +49,6 @@ config! {
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018);
     /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section 4.4.
     pub struct Von {
-        /// Learning rate α ≥ 0; default 1e-3. The argument of `build` takes its place.
-        lr: f64 = 1e-3;
         /// Effective sample size > 0, usually the number of training examples (`docs/scales.md`), before `augmentation`
         /// and `temperature`. Must be set.
         ess: Option<f64> = None, via f64;
@@ -86,8 +67,17 @@ config! {
         damping: f64 = 0.0;
         /// Where E_q\[∇L\] is evaluated; default one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
-        /// How E_q\[∇²L\] is estimated; default per-example squares.
-        curvature: VonCurvature = VonCurvature::PerExample;
+        /// How E_q\[∇²L\] is estimated, by f:
+        ///
+        /// * [`Statistic::Fisher`] of the observed labels, (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients
+        ///   as the papers of VOGN have it. Never negative. The default.
+        /// * [`Statistic::Fisher`] of exact or sampled labels: the generalized Gauss-Newton matrix. Never negative; the
+        ///   Hessian itself where the model is linear, so that a linear regression gets its exact precision. The closure
+        ///   computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
+        ///   [`nn::binary_cross_entropy`](crate::nn::binary_cross_entropy) or
+        ///   [`nn::squared_error`](crate::nn::squared_error).
+        /// * [`Statistic::Price`], f = e·ĝ·λ(h+δ+γ): unbiased, of either sign, hence updated along the positive retraction.
+        hessian: Statistic = Statistic::Fisher(Labels::Observed);
         /// Average or heavy ball; default average.
         momentum: Momentum = Momentum::Average;
         /// Divide the gradient average by 1-β₁ᵗ; default on; not for the heavy ball.
@@ -107,9 +97,6 @@ config! {
         augmentation: f64 = 1.0;
     }
 }
-
-/// Variational online Gauss-Newton: [`Von`] in the published forms [`Vogn::icml2018`] and [`Vogn::neurips2019`].
-pub type Vogn = Von;
 
 impl Von {
     /// Online Gauss-Newton (row OGN): per-example squares at the mean, i.e. VOGN with the delta method.
@@ -149,18 +136,17 @@ impl Von {
     }
 }
 
-impl Rule for Von {
+impl Row for Von {
     const NAME: &'static str = "von";
     const STATE: &'static [&'static str] = &["momentum", "hess"];
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 9];
-    fields!(lr weight_decay);
+    type Arithmetic = Weights;
+    type Posterior = DiagonalGaussian;
+    fields!(weight_decay expectation);
 
     fn effective_sample_size(&self) -> Option<f64> {
         self.ess.map(|ess| ess * self.augmentation)
     }
     fn validate(&self) -> Result<()> {
-        check::non_negative("lr", self.lr)?;
         check::ess(self.ess)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("hess_init", self.hess_init)?;
@@ -175,13 +161,11 @@ impl Rule for Von {
         self.expectation.validate()?;
         let noisy = !self.expectation.is_adversarial();
         check::that("expectation", self.expectation, noisy, "Delta, MonteCarlo or Antithetic: it has no perturbation")?;
-        let sampled = self.curvature != VonCurvature::Price || self.expectation != Expectation::Delta;
-        check::that(
-            "curvature",
-            self.curvature,
-            sampled,
-            "an expectation with samples: Price's estimate is zero at the mean",
-        )?;
+        let known = matches!(self.hessian, Statistic::Fisher(_) | Statistic::Price);
+        check::that("hessian", self.hessian, known, "Fisher or Price")?;
+        let sampled = self.hessian != Statistic::Price || self.expectation != Expectation::Delta;
+        let expected = "an expectation with samples: Price's estimate is zero at the mean";
+        check::that("hessian", self.hessian, sampled, expected)?;
         let averaged = !self.debias || self.momentum == Momentum::Average;
         check::that("debias", self.debias, averaged, "no bias correction with Momentum::HeavyBall: .debias(false)")?;
         check::positive("temperature", self.temperature)?;
@@ -189,17 +173,17 @@ impl Rule for Von {
         check::that("warmup_from", start, start > 0.0 && start <= 1.0, "a number in (0, 1]")?;
         check::positive("augmentation", self.augmentation)
     }
-    fn expectation(&self) -> Expectation {
-        self.expectation
+    fn statistic(&self) -> Statistic {
+        self.hessian
     }
-    fn curvature(&self) -> Curvature {
-        match self.curvature {
-            VonCurvature::PerExample => Curvature::PerExample,
-            VonCurvature::GgnExact => Curvature::GgnExact,
-            VonCurvature::GgnMonteCarlo => Curvature::GgnMonteCarlo,
-            VonCurvature::Price => Curvature::Price,
-        }
-    }
+}
+
+samples!(Von);
+
+impl Rule for Von {
+    type State<T: Real> = [T; 2];
+    type Coefficients<T: Real> = [T; 9];
+
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
     }
@@ -209,7 +193,7 @@ impl Rule for Von {
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
         let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
-        [lambda, tau, self.damping, self.lr * when.lr_factor, self.beta1, fresh, debias, r, 0.5 * r * r]
+        [lambda, tau, self.damping, when.lr, self.beta1, fresh, debias, r, 0.5 * r * r]
     }
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
         let [lambda, tau, gamma, lr, beta1, fresh, debias, r, half_r2] = k;
@@ -217,14 +201,12 @@ impl Rule for Von {
         let pull = delta * (x.mean - x.prior_mean);
         let u = if self.prior_in_momentum { x.gradient + pull } else { x.gradient };
         let b = beta1 * b + fresh * u;
-        let h = match self.curvature {
-            VonCurvature::PerExample | VonCurvature::GgnExact | VonCurvature::GgnMonteCarlo => {
-                h + r * (x.curvature - h)
-            }
-            VonCurvature::Price => {
+        let h = match self.hessian {
+            Statistic::Price => {
                 let f = x.curvature * (lambda * old);
                 h + r * (f - h) + half_r2 * (f - h) * (f - h) / old
             }
+            _ => h + r * (x.curvature - h),
         };
         let precision = match self.precision_in_step {
             PrecisionInStep::New => h + delta + gamma,
@@ -238,21 +220,19 @@ impl Rule for Von {
     }
 }
 
-impl GaussianRule for Von {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// λ = 8·2/2 = 8, δ_τ = 2·½ = 1, S = h + δ_τ + γ = 1 + 1 + 1; r = ½.
     fn tempered() -> Von {
-        Von::default().lr(0.1).ess(8.0).augmentation(2.0).temperature(2.0).damping(1.0).beta1(0.5).beta2(0.5)
+        Von::default().ess(8.0).augmentation(2.0).temperature(2.0).damping(1.0).beta1(0.5).beta2(0.5)
     }
 
     /// Second step from b = 1, h = 1 at m = 3, m₀ = 1, so that the prior pulls with 1·2; ĝ = 3.
     fn second(rule: Von, curvature: f64) -> (f64, [f64; 2], f64) {
         let site = Site { mean: 3.0, gradient: 3.0, curvature, prior_mean: 1.0, delta: 0.5 };
-        let k = rule.coefficients(When { t: 2, lr_factor: 1.0 });
+        let k = rule.coefficients(When { t: 2, lr: 0.1 });
         let (m, state) = rule.update(k, site, [1.0, 1.0]);
         (m, state, rule.precision(k, 0.5, state))
     }
@@ -273,13 +253,13 @@ mod tests {
             assert_eq!((state, precision), ([b, 2.0], 8.0 * 4.0));
         }
         // f = ⅛·8·3 = 3: h ← 1 + ½·2 + ⅛·4/3
-        let (_, [_, h], _) = second(von.curvature(VonCurvature::Price), 0.125);
+        let (_, [_, h], _) = second(von.hessian(Statistic::Price), 0.125);
         assert!((h - (2.0 + 0.5 / 3.0)).abs() < 1e-15, "{h}");
     }
 
     #[test]
     fn the_first_batch_may_replace_the_initial_hessian() {
-        let r = |rule: Von, t| rule.coefficients(When { t, lr_factor: 1.0 })[7];
+        let r = |rule: Von, t| rule.coefficients(When { t, lr: 0.1 })[7];
         assert_eq!([1, 2].map(|t| r(tempered(), t)), [0.5, 0.5]);
         assert_eq!([1, 2].map(|t| r(tempered().hess_from_first_batch(true), t)), [1.0, 0.5]);
     }
@@ -296,8 +276,8 @@ mod tests {
         assert_eq!((Von::vogn(), Von::icml2018()), (Von::default(), Von::default()));
         let vogn = Von::default();
         assert_eq!(
-            (vogn.expectation, vogn.curvature),
-            (Expectation::MonteCarlo { samples: 1 }, VonCurvature::PerExample)
+            (vogn.expectation, vogn.hessian),
+            (Expectation::MonteCarlo { samples: 1 }, Statistic::Fisher(Labels::Observed))
         );
         assert_eq!((vogn.momentum, vogn.precision_in_step), (Momentum::Average, PrecisionInStep::New));
         assert!(vogn.debias && !vogn.prior_in_momentum && !vogn.hess_from_first_batch);

@@ -8,7 +8,8 @@ use std::io::Write;
 use std::sync::Mutex;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Optimizer, Rule};
+use tch_blr::rule::Rule;
+use tch_blr::Optimizer;
 
 /// Where and in which kind the weights of a test live.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -3,10 +3,8 @@
 use super::wave;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
-use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, HessianEstimator, Ivon, Params,
-    Philox, Prior, RmsProp, Rule, Sam, SamRmsProp, Sgd, Ste, Vadam, Vogn, Von, VonCurvature,
-};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, Ivon, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Sgd, Statistic, Ste, Vadam, Von};
 
 /// A row's configuration for the variables of a store, and a learning rate with which it trains [`super::Net`].
 pub struct Row<R: Rule> {
@@ -56,24 +54,24 @@ rows! {
     adam_amsgrad: Adam = |_| Adam::default().amsgrad(true).builder().clip_grad_norm(5.0), 0.02;
     adam_prior: Adam = |vs| Adam::default().ess(ESS).prior(prior(vs)), 0.02;
     adamw: AdamW = |_| AdamW::default().builder(), 0.02;
-    vadam: Vadam = |_| Vadam::default().ess(ESS).weight_decay(1e-2).mc_samples(2).builder(), 0.03;
+    vadam: Vadam = |_| Vadam::default().ess(ESS).weight_decay(1e-2).samples(2).builder(), 0.03;
     vprop: Vadam = |_| Vadam::vprop().ess(ESS).square_init(0.1).builder(), 0.04;
     noisy_adam: Vadam = |vs| Vadam::noisy_adam().ess(ESS).damping(0.1).prior(prior(vs)), 0.03;
     ogn: Von = |_| Von::ogn().ess(ESS).beta2(0.9).builder(), 0.1;
     vogn: Von = |_| Von::vogn().ess(ESS).beta2(0.9).builder().clip_grad_value(10.0), 0.1;
-    neurips2019: Von = |_| Vogn::neurips2019().ess(ESS).warmup_steps(5).augmentation(2.0).builder(), 0.005;
-    von_price: Von = |_| Von::vogn().curvature(VonCurvature::Price).expectation(Expectation::Antithetic { pairs: 1 })
+    neurips2019: Von = |_| Von::neurips2019().ess(ESS).warmup_steps(5).augmentation(2.0).builder(), 0.005;
+    von_price: Von = |_| Von::vogn().hessian(Statistic::Price).expectation(Expectation::Antithetic { pairs: 1 })
         .ess(ESS).damping(0.1).temperature(0.5).builder(), 0.1;
     ivon: Ivon = |_| Ivon::default().ess(ESS).hess_init(0.5).beta2(0.99).builder(), 0.2;
-    ivon_gradsq: Ivon = |_| Ivon::default().ess(ESS).estimator(HessianEstimator::SquaredGradient { scale: 12.0 })
+    ivon_gradsq: Ivon = |_| Ivon::default().ess(ESS).hessian(Statistic::SquaredGradient).square_scale(12.0)
         .beta2(0.99).clip_radius(1.0).builder(), 0.2;
-    ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).antithetic(true).mc_samples(2).beta2(0.99).debias(false)
+    ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).expectation(Expectation::Antithetic { pairs: 1 }).samples(2).beta2(0.99).debias(false)
         .builder(), 0.2;
     ste: Ste = |_| Ste::default().momentum(0.5).builder(), 0.05;
     bayesbinn: BayesBiNN = |_| BayesBiNN::default().ess(100.0).builder(), 0.01;
-    bayesbinn_antithetic: BayesBiNN = |_| BayesBiNN::default().ess(100.0).antithetic(true).mc_samples(2).relaxation(0.5)
+    bayesbinn_antithetic: BayesBiNN = |_| BayesBiNN::default().ess(100.0).expectation(Expectation::Antithetic { pairs: 1 }).samples(2).relaxation(0.5)
         .prior_natural(0.3).debias(false).builder(), 0.01;
-    ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).mc_samples(4).prior(prior(vs)), 0.008;
+    ivon_prior: Ivon = |vs| Ivon::default().ess(ESS).rescale_lr(false).samples(4).prior(prior(vs)), 0.008;
     sam: Sam = |_| Sam::default().weight_decay(1e-3).builder(), 0.02;
     sam_prior: Sam = |vs| Sam::default().momentum(0.0).ess(ESS).prior(prior(vs)).clip_grad_norm(5.0), 0.3;
     sam_rmsprop: SamRmsProp = |_| SamRmsProp::default().weight_decay(1e-3).builder(), 0.01;

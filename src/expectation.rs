@@ -1,14 +1,6 @@
-//! Where E_q\[∇ℓ\] is evaluated, and the guard that brings the mean back.
+//! Where E_q\[∇ℓ\] is evaluated.
 
-mod guard;
-mod link;
-
-pub use guard::Perturbed;
-pub use link::Link;
-pub(crate) use link::{half_logistic, sign};
-
-use crate::Result;
-use crate::check;
+use crate::{Result, check};
 
 /// The points at which a row evaluates the loss in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,8 +18,8 @@ pub enum Expectation {
         /// How many pairs, at least 1.
         pairs: usize,
     },
-    /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::Rule::adversarial)) along the gradient ĝ₁ of
-    /// an evaluation before: two evaluations on the same batch, the first for ε alone.
+    /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::rule::Rule::adversarial)) along ĝ₁, the gradient
+    /// of a first evaluation on the same batch, which serves only to find ε.
     Adversarial {
         /// Whether ĝ₁ is taken at a sample of q (Bayesian SAM) or at the mean (SAM). ε is added to the mean in both.
         sampled: bool,
@@ -40,6 +32,22 @@ impl Expectation {
             Expectation::Delta | Expectation::Adversarial { .. } => Ok(()),
             Expectation::MonteCarlo { samples } => check::count("samples", samples),
             Expectation::Antithetic { pairs } => check::count("pairs", pairs),
+        }
+    }
+
+    /// Errors unless it draws samples.
+    pub(crate) fn check_sampled(self) -> Result<()> {
+        let sampled = matches!(self, Expectation::MonteCarlo { .. } | Expectation::Antithetic { .. });
+        check::that("expectation", self, sampled, "MonteCarlo or Antithetic: this row evaluates the loss at samples")?;
+        self.validate()
+    }
+
+    /// As many samples, or pairs where it is antithetic; samples in place of the mean.
+    pub(crate) fn with_samples(self, n: usize) -> Self {
+        match self {
+            Expectation::Delta | Expectation::MonteCarlo { .. } => Expectation::MonteCarlo { samples: n },
+            Expectation::Antithetic { .. } => Expectation::Antithetic { pairs: n },
+            adversarial @ Expectation::Adversarial { .. } => adversarial,
         }
     }
 

@@ -1,34 +1,40 @@
 //! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
 
-use super::Learned;
+use crate::driver::{BlockRule, Learned};
 use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, out_of_basis};
+use crate::prior::BlockPrior;
 use crate::{Result, linalg};
 use tch::Tensor;
 
 /// For a matrix of shape `[r, c]`: L = EMA GGᵀ and R = EMA GᵀG with bases Q_L, Q_R of their eigenvectors, as four state
 /// tensors in this order. A side that is not rotated has empty ones.
 #[derive(Debug)]
-pub(crate) struct Eigenbasis<'a>(&'a [Tensor]);
+pub(super) struct Eigenbasis<'a>(&'a [Tensor]);
 
 /// Names of the four state tensors.
-pub(crate) const EIGENBASIS: [&str; 4] = ["left_moment", "right_moment", "left_basis", "right_basis"];
+pub(super) const EIGENBASIS: [&str; 4] = ["left_moment", "right_moment", "left_basis", "right_basis"];
 
 impl<'a> Eigenbasis<'a> {
     /// From the state tensors.
-    pub(crate) fn of(state: &'a [Tensor]) -> Self {
+    pub(super) fn of(state: &'a [Tensor]) -> Self {
         Eigenbasis(state)
     }
 
-    /// Zero moments and identities; vectors, and sides with more than `max_dim` rows or only one, are not rotated.
-    pub(crate) fn initial(mean: &Tensor, max_dim: i64) -> Vec<Tensor> {
+    /// Zero moments, and the prior's bases where it has some, otherwise identities; vectors, and sides with more than
+    /// `max_dim` rows or only one, are not rotated.
+    pub(super) fn initial(mean: &Tensor, max_dim: i64, prior: &BlockPrior) -> Vec<Tensor> {
         let like = (mean.kind(), mean.device());
         let n = |side: usize| match mean.size()[..] {
             [r, c] if (2..=max_dim).contains(&[r, c][side]) => [r, c][side],
             _ => 0,
         };
         let zero = |side| Tensor::zeros([n(side); 2], like);
-        let eye = |side| Tensor::eye(n(side), like);
-        vec![zero(0), zero(1), eye(0), eye(1)]
+        let bases = prior.bases();
+        let basis = |side: usize| {
+            let own = bases[side].filter(|q| q.size() == [n(side); 2]);
+            own.map_or_else(|| Tensor::eye(n(side), like), Tensor::copy)
+        };
+        vec![zero(0), zero(1), basis(0), basis(1)]
     }
 
     fn basis(&self, side: usize) -> Option<&'a Tensor> {
@@ -36,27 +42,32 @@ impl<'a> Eigenbasis<'a> {
     }
 
     /// Q_L, if that side is rotated.
-    pub(crate) fn left(&self) -> Option<&'a Tensor> {
+    pub(super) fn left(&self) -> Option<&'a Tensor> {
         self.basis(0)
     }
 
     /// Q_R, if that side is rotated.
-    pub(crate) fn right(&self) -> Option<&'a Tensor> {
+    pub(super) fn right(&self) -> Option<&'a Tensor> {
         self.basis(1)
     }
 
+    /// The diagonal of a prior's Δ in this basis: δ, 0-dim, of an isotropic one.
+    pub(super) fn delta(&self, prior: &BlockPrior, shape: &[i64]) -> Result<Tensor> {
+        prior.in_basis(self.left(), self.right(), shape)
+    }
+
     /// Q_Lᵀ X Q_R
-    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         into_basis(x, self.left(), self.right())
     }
 
     /// Q_L X Q_Rᵀ
-    pub(crate) fn back(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn back(&self, x: &Tensor) -> Result<Tensor> {
         out_of_basis(x, self.left(), self.right())
     }
 
     /// GGᵀ and GᵀG for the sides that are rotated.
-    pub(crate) fn moments(&self, g: &Tensor) -> Result<Vec<Tensor>> {
+    pub(super) fn moments(&self, g: &Tensor) -> Result<Vec<Tensor>> {
         let none = |side: usize| Ok(self.0[side].zeros_like());
         Ok(vec![
             self.left().map_or_else(|| none(0), |_| Ok::<_, crate::Error>(g.f_matmul(&g.f_tr()?)?))?,
@@ -67,7 +78,7 @@ impl<'a> Eigenbasis<'a> {
     /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with weight
     /// 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one, by a step
     /// of the power method and orthogonalization, which costs less and keeps the order of the vectors.
-    pub(crate) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
+    pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
             new.push(if t <= 1 { fresh.copy() } else { old * beta + fresh * (1.0 - beta) });
@@ -87,16 +98,18 @@ impl<'a> Eigenbasis<'a> {
         Ok(new)
     }
 
-    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors.
-    pub(crate) fn posterior<R>(
+    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors;
+    /// `precision(learned, delta)` with the prior's δ in that basis.
+    pub(super) fn posterior<R: BlockRule>(
         blocks: Vec<Learned<R>>,
         first: usize,
-        precision: impl Fn(R, &[Tensor]) -> Result<Tensor>,
+        precision: impl Fn(&Learned<R>, Tensor) -> Result<Tensor>,
     ) -> Result<KroneckerGaussian> {
         let mut parameters = Vec::new();
-        for Learned { config, means, state } in blocks {
-            let (basis, s) = (Eigenbasis::of(&state[first..]), precision(config, state)?);
-            parameters.extend(means.into_iter().map(|(name, mean)| {
+        for learned in blocks {
+            let basis = Eigenbasis::of(&learned.state[first..]);
+            let s = precision(&learned, basis.delta(learned.prior, &learned.state[0].size())?)?;
+            parameters.extend(learned.means.into_iter().map(|(name, mean)| {
                 let [left, right] = [basis.left(), basis.right()].map(|q| q.map(Tensor::shallow_clone));
                 let precision = s.reshape(mean.size());
                 KroneckerParameter { name, mean, left, right, precision }

@@ -1,0 +1,156 @@
+//! What the driver asks of the arithmetic of a row: that of single weights, or that of blocks.
+
+use super::builder::Override;
+use super::row::{Row, When};
+use super::sums::Sums;
+use crate::kernel::Noise;
+use crate::params::{Leaf, Params, Perturbed};
+use crate::prior::{Family, Isotropic, Prior, PriorOf};
+use crate::{Error, Result, Statistic};
+use std::fmt::Debug;
+use tch::{Kind, Tensor};
+
+/// The arithmetic of rows that treat each weight by itself: [`Rule`](crate::rule::Rule).
+#[derive(Debug, Clone, Copy)]
+pub struct Weights;
+
+/// The arithmetic of rows over blocks of weights, as tensors: [`BlockRule`](crate::rule::BlockRule).
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks;
+
+/// What one row learns together: a parameter, or all of them in a joint row.
+#[derive(Debug)]
+pub struct Unit<R: Row> {
+    /// Indices of its parameters.
+    pub members: Vec<usize>,
+    /// After overrides, with the prior's δ for weight decay where that is a prior.
+    pub row: R,
+    pub lr: f64,
+    /// Updates so far.
+    pub steps: u64,
+    pub prior: PriorOf,
+    pub kept: <R::Arithmetic as Arithmetic<R>>::Kept,
+}
+
+impl<R: Row> Unit<R> {
+    /// The settings of update number `steps` + `ahead`.
+    pub(super) fn when(&self, ahead: u64, lr_factor: f64) -> When {
+        When { t: self.steps + ahead, lr: self.lr * lr_factor }
+    }
+
+    pub(super) fn leaves<'a>(&self, params: &'a Params) -> impl Iterator<Item = &'a Leaf> + use<'a, '_, R> {
+        self.members.iter().map(|i| &params.leaves()[*i])
+    }
+
+    /// The name in checkpoints and messages: that of its first parameter.
+    pub(super) fn name<'a>(&self, params: &'a Params) -> &'a str {
+        self.members.first().map_or("?", |i| params.leaves()[*i].name())
+    }
+}
+
+/// δ of a unit with an isotropic prior.
+pub(super) fn delta<R: Row>(prior: Isotropic, row: &R) -> f64 {
+    prior.delta(row.isotropic_delta(), row.effective_sample_size())
+}
+
+/// The point of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    pub noise: &'a Noise,
+    /// Updates of the optimizer so far.
+    pub step: u64,
+    /// Schedule's factor on the learning rate.
+    pub lr_factor: f64,
+    /// Number of the draw in the step's noise.
+    pub sample: u64,
+    /// Sign of the noise.
+    pub sign: f64,
+}
+
+/// From the settings of a row to units.
+#[derive(Debug)]
+pub struct Plan<'a, R> {
+    pub row: R,
+    pub lr: f64,
+    pub overrides: &'a [Override<R>],
+    pub prior: Option<&'a Prior>,
+}
+
+impl<R: Row> Plan<'_, R> {
+    /// Row and learning rate of one parameter.
+    pub(super) fn settings(&self, leaf: &Leaf) -> Result<(R, f64)> {
+        let own = self.overrides.iter().fold((self.row, self.lr), |own, o| o.apply(own, leaf.group, leaf.name()));
+        check_lr(own.1)?;
+        own.0.validate()?;
+        if super::row::shared(&own.0) != super::row::shared(&self.row) {
+            let problem = "an override changes where the loss is evaluated or which statistic that gives, and all \
+                           parameters share one evaluation; set it for all";
+            return Err(Error::parameter(leaf.name(), problem));
+        }
+        Ok(own)
+    }
+}
+
+pub(super) fn check_lr(lr: f64) -> Result<()> {
+    crate::check::non_negative("lr", lr)
+}
+
+pub trait Sealed {}
+impl Sealed for Weights {}
+impl Sealed for Blocks {}
+
+/// Sealed: what the driver asks of [`Weights`] and of [`Blocks`]. Units come in the order of their first parameters.
+pub trait Arithmetic<R: Row>: Sealed + Sized {
+    /// What is kept of a unit beside its settings.
+    type Kept: Debug + Send;
+
+    /// Errors if evaluations of the row cannot give what it asks for, or its prior does not fit.
+    fn check(row: &R) -> Result<()>;
+    /// The widest family of Gaussians that can be a prior.
+    fn family() -> Family;
+    /// Kind of a parameter's gradient.
+    fn kind(leaf: &Leaf) -> Kind;
+    /// Gives each parameter that has none a unit.
+    fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()>;
+    /// Errors if the unit cannot have this row's settings with its prior.
+    fn admits(prior: &PriorOf, row: &R) -> Result<()>;
+    /// Takes over changed settings or a changed prior.
+    fn configure(unit: &mut Unit<R>, params: &Params, row: R);
+    /// Takes over weights that were changed from outside.
+    fn follow(units: &mut [Unit<R>], params: &Params);
+    /// Moves the trainable variables to a sample.
+    fn perturb(units: &mut [Unit<R>], params: &Params, at: At) -> Result<Perturbed>;
+    /// Moves the variables uphill along this gradient of global norm `norm`; also the statistic that the row takes from it.
+    fn ascend(
+        units: &mut [Unit<R>],
+        params: &Params,
+        lr_factor: f64,
+        gradients: &[Option<Tensor>],
+        norm: f64,
+    ) -> Result<(Perturbed, Vec<Vec<Tensor>>)>;
+    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere; of those that
+    /// came with the derivatives (`sums.statistics`), or of gradients and points.
+    fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
+    /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
+    /// evaluation (`formed` is false).
+    fn update(units: &mut [Unit<R>], params: &Params, lr_factor: f64, sums: &mut Sums, formed: bool, step: u64) -> Result<()>;
+    /// State number `i` of a parameter's unit.
+    fn state(unit: &Unit<R>, i: usize) -> Option<Tensor>;
+    /// What a checkpoint holds of a unit, beside its prior: mean first.
+    fn tensors(unit: &Unit<R>, params: &Params) -> Result<Vec<(String, Tensor)>>;
+    /// Shape and kind of a unit's mean.
+    fn form_of(unit: &Unit<R>, params: &Params) -> (Vec<i64>, Kind);
+    /// Names and shapes of the states that a unit with this row and prior keeps.
+    fn expected(unit: &Unit<R>, params: &Params, row: &R, prior: &PriorOf) -> Vec<(usize, Vec<i64>)>;
+    /// Shapes of a unit's statistics.
+    fn statistics(unit: &Unit<R>, params: &Params) -> Result<Vec<Vec<i64>>>;
+    /// Puts in what a checkpoint holds: row and prior are those of the unit already.
+    fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()>;
+    /// The posterior over the trainable parameters.
+    fn posterior(units: &[Unit<R>], params: &Params, lr_factor: f64) -> Result<R::Posterior>;
+}
+
+/// An error of a statistic that this arithmetic does not have.
+pub(super) fn unsupported(statistic: Statistic, expected: &'static str) -> Result<()> {
+    crate::check::that("statistic", statistic, false, expected)
+}

@@ -1,0 +1,440 @@
+//! One step: perturb → closure → differentiate → estimate → update.
+
+use super::arithmetic::{Arithmetic, At, Plan};
+use super::blocks::{PROBES, probe};
+use super::row::Row;
+use super::second;
+use super::sums::Sums;
+use super::{Last, Optimizer};
+use crate::curvature;
+use crate::gradient::{IntoTensor, Loss};
+use crate::kernel::{self, Draw, Field, Noise};
+use crate::nn::tape::{Output, Recording, Tape};
+use crate::params::{Buffers, Leaf, Perturbed};
+use crate::{Error, Labels, Result, Statistic};
+use tch::{Kind, Tensor};
+
+/// Which point of an evaluation the weights are at.
+enum Point {
+    /// The first of two: its gradient is for the ascent to the second alone.
+    First,
+    /// The only one, or the second, with the statistic that the first has given.
+    Last { statistics: Vec<Vec<Tensor>> },
+}
+
+/// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
+pub(super) struct Begun {
+    point: Point,
+    guard: Perturbed,
+    /// Number of the evaluation.
+    k: u64,
+    /// For rows whose statistic comes from layers that record.
+    recording: Option<Recording>,
+    buffers: Buffers,
+}
+
+impl Begun {
+    /// Whether the weights are at the first of two points.
+    pub(super) fn is_first(&self) -> bool {
+        matches!(self.point, Point::First)
+    }
+}
+
+/// What was found at a point: a loss that is to be differentiated, or derivatives that were computed elsewhere.
+///
+/// A loss is a [`Tensor`] or a `Result<Tensor, E>`, see [`IntoTensor`].
+#[derive(Debug)]
+pub enum Outcome {
+    /// The batch's mean loss (0-dim), or its B per-example losses (1-D).
+    Loss(Result<Tensor>),
+    /// Loss and gradients.
+    Derivatives(Derivatives),
+}
+
+impl<L: IntoTensor> From<L> for Outcome {
+    fn from(loss: L) -> Self {
+        Outcome::Loss(loss.into_tensor())
+    }
+}
+
+impl From<Derivatives> for Outcome {
+    fn from(derivatives: Derivatives) -> Self {
+        Outcome::Derivatives(derivatives)
+    }
+}
+
+/// A loss and its derivatives at one point, one per parameter in the order of
+/// [`Params::names`](crate::Params::names), each of its parameter's shape; `None` where the loss does not depend on it.
+///
+/// For rows whose statistic needs no more than these: not for those with [`Statistic::KroneckerFisher`] or second
+/// derivatives.
+#[derive(Debug)]
+pub struct Derivatives {
+    /// Mean loss L of the batch.
+    pub loss: f64,
+    /// Number of examples B, if micro-batches are to count by it; `None` if they count equally.
+    pub examples: Option<u64>,
+    /// ∇L
+    pub gradients: Vec<Option<Tensor>>,
+    /// The diagonal of the Fisher information for rows with [`Statistic::Fisher`], (1/B) Σᵢ (∇ℓᵢ)² with
+    /// [`Labels::Observed`]; empty for all others.
+    pub squares: Vec<Option<Tensor>>,
+}
+
+/// As [`Derivatives`], with the statistics of units.
+struct Found {
+    loss: f64,
+    examples: Option<u64>,
+    gradients: Vec<Option<Tensor>>,
+    statistics: Vec<Vec<Tensor>>,
+}
+
+impl<R: Row> Optimizer<R> {
+    /// Picks up new variables and looks at all before anything is done with them.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        self.params.refresh();
+        self.params.check()?;
+        let known = self.units.len();
+        self.extend()?;
+        self.taps_checked &= self.units.len() == known;
+        R::Arithmetic::follow(&mut self.units, &self.params);
+        Ok(())
+    }
+
+    /// Gives every parameter that has none a unit.
+    pub(super) fn extend(&mut self) -> Result<()> {
+        let plan = Plan { row: self.config, lr: self.lr, overrides: &self.overrides, prior: self.prior.as_ref() };
+        R::Arithmetic::extend(&mut self.units, &self.params, &plan)
+    }
+
+    /// The evaluations of the chunks of one micro-batch. The statistics of a single one are left unformed.
+    pub(super) fn evaluate<L: IntoTensor>(
+        &mut self,
+        chunks: usize,
+        mut closure: impl FnMut(usize) -> L,
+    ) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let each = self.config.expectation().evaluations();
+        let evaluations = each.saturating_mul(chunks as u64);
+        for k in 0..evaluations {
+            let mut loss = || closure((k / each) as usize);
+            let mut begun = self.begin(self.sums.evaluations + k)?;
+            if begun.is_first() {
+                let outcome = loss().into();
+                begun = self.ascend(begun, outcome)?;
+            }
+            let outcome = loss().into();
+            let mut one = self.end(begun, outcome)?;
+            if evaluations > 1 {
+                R::Arithmetic::form(&self.units, &self.params, &mut one)?;
+            }
+            sums.merge(one)?;
+        }
+        Ok(sums)
+    }
+
+    /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
+    pub(super) fn keep(&mut self, mut sums: Sums) -> Result<f64> {
+        if sums.evaluations == 1 {
+            R::Arithmetic::form(&self.units, &self.params, &mut sums)?;
+        }
+        let loss = sums.loss;
+        self.sums.merge(sums)?;
+        Ok(loss)
+    }
+
+    /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
+    pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
+        if self.sums.weight == 0.0 {
+            let formed = sums.evaluations > 1;
+            return self.apply(sums, formed).map_err(|(e, _)| e);
+        }
+        let before = self.sums.shallow_clone();
+        self.keep(sums)?;
+        let sums = std::mem::take(&mut self.sums);
+        self.apply(sums, true).map_err(|(e, _)| {
+            self.sums = before;
+            e
+        })
+    }
+
+    /// The update; on an error, what it was made from comes back.
+    pub(super) fn apply(&mut self, mut sums: Sums, formed: bool) -> std::result::Result<f64, (Error, Sums)> {
+        let factor = self.schedule.factor(self.steps);
+        R::Arithmetic::follow(&mut self.units, &self.params);
+        if let Err(e) = R::Arithmetic::update(&mut self.units, &self.params, factor, &mut sums, formed, self.steps) {
+            return Err((e, sums));
+        }
+        self.steps += 1;
+        self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
+        Ok(sums.loss)
+    }
+
+    /// Moves the trainable variables to the point of evaluation number `k` of this step.
+    pub(super) fn begin(&mut self, k: u64) -> Result<Begun> {
+        let expectation = self.config.expectation();
+        let guard = match expectation.draw(k) {
+            Some((sample, sign)) => {
+                let lr_factor = self.schedule.factor(self.steps);
+                let at = At { noise: &self.noise, step: self.steps, lr_factor, sample, sign };
+                R::Arithmetic::perturb(&mut self.units, &self.params, at)?
+            }
+            None => Perturbed::default(),
+        };
+        let point = if expectation.is_adversarial() { Point::First } else { Point::Last { statistics: Vec::new() } };
+        Ok(self.begun(k, point, guard))
+    }
+
+    fn begun(&self, k: u64, point: Point, guard: Perturbed) -> Begun {
+        let tapped = self.config.statistic().is_tapped();
+        let look = tapped && !self.taps_checked;
+        let buffers = if look { Buffers::new(&self.params) } else { Buffers::default() };
+        Begun { point, guard, k, recording: tapped.then(Recording::start), buffers }
+    }
+
+    /// From the loss at the first point to the second point of the same evaluation: moves the variables to m+ε.
+    pub(super) fn ascend(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
+        let (k, first) = (begun.k, self.end(begun, outcome)?);
+        // The norm that was found by the check is the one before clipping.
+        let known = self.check_finite && self.clip.is_none();
+        let gradients = || first.gradients.iter().flatten();
+        let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
+        // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
+        let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
+        let factor = self.schedule.factor(self.steps);
+        let (guard, statistics) =
+            R::Arithmetic::ascend(&mut self.units, &self.params, factor, &first.gradients, norm)?;
+        Ok(self.begun(k, Point::Last { statistics }, guard))
+    }
+
+    /// Ends an evaluation: the variables hold the mean again afterwards.
+    pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
+        let Begun { point, guard, k, recording, buffers } = begun;
+        let tape = recording.map(Recording::finish).unwrap_or_default();
+        let found = match outcome {
+            Outcome::Loss(loss) => {
+                let loss = loss?;
+                buffers.unchanged()?;
+                let loss = Loss::new(loss, self.steps)?;
+                let found = self.differentiate(&loss, &tape, k);
+                drop(guard);
+                // The closure may have changed the variables, and what is kept now has to fit them in the update.
+                self.params.check()?;
+                found?
+            }
+            Outcome::Derivatives(given) => {
+                drop(guard);
+                self.params.check()?;
+                self.given(given)?
+            }
+        };
+        let mut sums = self.checked(found)?;
+        if let Point::Last { statistics } = point
+            && !statistics.is_empty()
+        {
+            sums.statistics = statistics;
+        }
+        Ok(sums)
+    }
+
+    /// Derivatives that were computed elsewhere.
+    fn given(&self, given: Derivatives) -> Result<Found> {
+        let statistic = self.config.statistic();
+        if statistic.is_second_order() || matches!(statistic, Statistic::KroneckerFisher(_)) {
+            return Err(Error::Loss(format!(
+                "derivatives were given to a row that needs {statistic:?} as well; hand over the loss"
+            )));
+        }
+        let count = self.params.len();
+        let squares = if statistic.is_tapped() { count } else { 0 };
+        if given.gradients.len() != count || given.squares.len() != squares {
+            return Err(Error::Parameters(format!(
+                "{} gradients and {} squares were given: expected {count} and {squares}, one per parameter in the order \
+                 of params().names()",
+                given.gradients.len(),
+                given.squares.len(),
+            )));
+        }
+        for (i, leaf) in self.params.leaves().iter().enumerate() {
+            let expected = (leaf.tensor.size(), leaf.tensor.device());
+            for t in given.gradients[i].iter().chain(given.squares.get(i).and_then(Option::as_ref)) {
+                let found = (t.size(), t.device());
+                if found != expected {
+                    let ((size, device), (own, place)) = (found, expected);
+                    let problem = format!(
+                        "a gradient of shape {size:?} on {device:?} was given: expected {own:?} on {place:?}"
+                    );
+                    return Err(Error::parameter(leaf.name(), problem));
+                }
+            }
+        }
+        if given.examples == Some(0) {
+            return Err(Error::Loss("derivatives of 0 examples were given: expected at least one".to_owned()));
+        }
+        if !given.loss.is_finite() {
+            return Err(Error::NonFiniteLoss { value: given.loss, step: self.steps });
+        }
+        let Derivatives { loss, examples, gradients, squares } = given;
+        Ok(Found { loss, examples, gradients, statistics: self.of_units(squares) })
+    }
+
+    /// Statistics of parameters as those of their units.
+    fn of_units(&self, mut of_params: Vec<Option<Tensor>>) -> Vec<Vec<Tensor>> {
+        let mut of = |i: usize| of_params.get_mut(i).and_then(Option::take);
+        self.units.iter().map(|unit| unit.members.iter().filter_map(|i| of(*i)).collect()).collect()
+    }
+
+    /// Gradients of one evaluation, and the statistics that come with them, while the variables are still where it took
+    /// place.
+    fn differentiate(&mut self, loss: &Loss, tape: &Tape, k: u64) -> Result<Found> {
+        let leaves = self.params.leaves();
+        let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
+        if trained.is_empty() {
+            // A backward pass with respect to nothing would accumulate into every variable's `.grad`.
+            return Err(Error::Parameters("the closure has frozen all of them".to_owned()));
+        }
+        let named: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
+        let inputs: Vec<&Tensor> = named.iter().map(|(_, t)| *t).collect();
+        fn spread<T>(n: usize, at: impl Iterator<Item = usize>, found: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
+            let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
+            for (i, x) in at.zip(found) {
+                all[i] = x;
+            }
+            all
+        }
+        let places = || trained.iter().map(|(i, _)| *i);
+        let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
+        let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
+        let labels = |labels: Labels| {
+            let this = &*self;
+            move |i: usize, output: &Output| match labels {
+                Labels::Sampled => Ok(vec![output.sampled(&this.label_noise(k, i, &output.z))?]),
+                _ => (0..output.columns()).map(|c| output.root(c)).collect::<Result<Vec<_>>>(),
+            }
+        };
+        let n = leaves.len();
+        let mut checked = self.taps_checked;
+        let (gradients, statistics) = match self.config.statistic() {
+            Statistic::Fisher(Labels::Observed) => {
+                let found =
+                    curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &named, !self.taps_checked)?;
+                // Without a tape nothing was compared: the losses were differentiated one by one.
+                checked = !found.mixed && (self.taps_checked || !tape.taps().is_empty());
+                let squares = spread(n, places(), found.squares);
+                (spread(n, places(), found.gradient), self.of_units(squares))
+            }
+            Statistic::Fisher(by) => {
+                let gradient = backward(true)?;
+                let found = curvature::ggn(tape, &named, !self.taps_checked, labels(by))?;
+                checked = !found.mixed;
+                (spread(n, places(), gradient), self.of_units(spread(n, places(), found.diagonal)))
+            }
+            Statistic::KroneckerFisher(by) => {
+                let vectors = (by != Labels::Observed).then(|| labels(by));
+                let found = curvature::kfac(&loss.mean, tape, &named, !self.taps_checked, vectors)?;
+                checked = true;
+                let mut factors = spread(n, places(), found.factors);
+                let of = |unit: &super::Unit<R>| factors[unit.members[0]].take().map_or_else(Vec::new, Vec::from);
+                (spread(n, places(), found.gradient), self.units.iter().map(of).collect())
+            }
+            statistic if statistic.is_second_order() => {
+                let blocks: Vec<Vec<usize>> = self.units.iter().map(|unit| self.trained_of(unit)).collect();
+                let tensors: Vec<Vec<&Tensor>> =
+                    blocks.iter().map(|b| b.iter().map(|i| &leaves[*i].tensor).collect()).collect();
+                let found = second::differentiate(&loss.mean, &tensors, statistic, |b, p| {
+                    let sample = PROBES + k * crate::statistic::PROBES as u64 + p as u64;
+                    let kind = R::Arithmetic::kind(&leaves[blocks[b][0]]);
+                    probe::<R>(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
+                })?;
+                let second = self.units.iter().zip(found.second).map(|(unit, s)| self.embedded(unit, s));
+                let second = second.collect::<Result<Vec<_>>>()?;
+                (spread(n, blocks.into_iter().flatten(), found.gradient), second)
+            }
+            _ => (spread(n, places(), backward(false)?), Vec::new()),
+        };
+        self.taps_checked = checked;
+        let examples = loss.per_example.as_ref().map(|losses| losses.size()[0] as u64);
+        Ok(Found { loss: loss.value, examples, gradients, statistics })
+    }
+
+    /// The members of a unit that are trained.
+    fn trained_of(&self, unit: &super::Unit<R>) -> Vec<usize> {
+        unit.members.iter().copied().filter(|i| self.params.leaves()[*i].trainable()).collect()
+    }
+
+    /// Second derivatives among the trained parameters of a unit, as those of all, with zeros for the rest.
+    fn embedded(&self, unit: &super::Unit<R>, second: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        if unit.leaves(&self.params).all(Leaf::trainable) {
+            return Ok(second);
+        }
+        let positions = unit.leaves(&self.params).map(|leaf| {
+            Tensor::full([leaf.tensor.numel() as i64], i64::from(leaf.trainable()), (Kind::Int64, leaf.tensor.device()))
+        });
+        let mask = Tensor::f_cat(&positions.collect::<Vec<_>>(), 0)?;
+        let index = mask.f_nonzero()?.f_reshape([-1])?;
+        let embed = |t: Tensor| {
+            (0..t.dim() as i64).try_fold(t, |t, d| {
+                let mut size = t.size();
+                size[d as usize] = mask.size()[0];
+                Ok(Tensor::f_zeros(size, (t.kind(), t.device()))?.f_index_copy(d, &index, &t)?)
+            })
+        };
+        second.into_iter().map(embed).collect()
+    }
+
+    /// Standard normals for the labels of output `i` in evaluation number `k`: of the optimizer's seed (0 where its noise
+    /// was given as tensors), at samples that no perturbation reaches.
+    fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
+        let at = Draw { step: self.steps, sample: PROBES + k, parameter: i, group: (i as u64) << 32 };
+        kernel::tensor(Field::Noise { seed, at }, &z.detach().to_kind(Kind::Double).contiguous())
+    }
+
+    /// What the update needs of one evaluation, once it is known to be finite.
+    fn checked(&self, found: Found) -> Result<Sums> {
+        let _no_grad = tch::no_grad_guard();
+        let Found { loss, examples, mut gradients, mut statistics } = found;
+        for (leaf, t) in self.params.leaves().iter().zip(&mut gradients) {
+            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+        }
+        for (unit, all) in self.units.iter().zip(&mut statistics) {
+            let leaf = &self.params.leaves()[unit.members[0]];
+            for t in all.iter_mut() {
+                *t = dense(t.shallow_clone(), R::Arithmetic::kind(leaf));
+            }
+        }
+        let name = |i: usize| self.params.leaves()[i].name();
+        let gradient_norm = self.finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
+        if let Some(clip) = self.clip {
+            clip.apply(&mut gradients);
+        }
+        let all = self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
+        self.finite(self.config.statistic().name(), all)?;
+        let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, statistics })
+    }
+
+    /// The global L2 norm; an error if an element is not finite.
+    fn finite<'a>(&self, what: &'static str, named: impl Iterator<Item = (&'a str, &'a Tensor)> + Clone) -> Result<f64> {
+        if !self.check_finite {
+            return Ok(f64::NAN);
+        }
+        let total = kernel::sum_of_squares(named.clone().map(|(_, t)| t));
+        if !total.is_finite() {
+            for (name, t) in named {
+                // The squares of large finite numbers overflow as well.
+                if let Some(value) = kernel::first_non_finite(t) {
+                    return Err(Error::NonFiniteGradient { what, name: name.to_owned(), value, step: self.steps });
+                }
+            }
+        }
+        Ok(total.sqrt())
+    }
+}
+
+/// A gradient in the layout and kind of the parameter's state.
+fn dense(g: Tensor, kind: Kind) -> Tensor {
+    let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
+    if g.kind() == kind { g } else { g.to_kind(kind) }
+}

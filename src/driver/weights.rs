@@ -1,0 +1,398 @@
+//! The arithmetic of single weights: each pass of a row over all its tensors at once, by the kernel.
+
+use super::arithmetic::{Arithmetic, At, Plan, Unit, Weights, delta, unsupported};
+use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
+use super::rule::{OfWeights, Rule};
+use super::sums::Sums;
+use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Pack};
+use crate::params::{Leaf, Params, Perturbed};
+use crate::prior::{Family, Isotropic, PriorOf};
+use crate::{Error, Labels, Link, Result, Statistic};
+use tch::{Kind, Tensor};
+
+/// What is kept of one parameter.
+#[derive(Debug)]
+pub struct Slot {
+    /// The mean in f32, for weights of less precision; the λ of binary weights.
+    mean: Option<Tensor>,
+    /// One tensor per name in [`Row::STATE`] that the row keeps.
+    state: Vec<Option<Tensor>>,
+    /// δ of a prior that is tensors.
+    delta: Option<Tensor>,
+    /// The point of an evaluation away from the mean, kept for the next one to be written there.
+    point: Option<Tensor>,
+    /// Position in the noise.
+    noise_group: u64,
+}
+
+impl Slot {
+    /// The tensor that holds the mean.
+    fn mean<'a>(&'a self, leaf: &'a Leaf) -> &'a Tensor {
+        self.mean.as_ref().unwrap_or(&leaf.tensor)
+    }
+
+    /// Memory for the points of a trainable variable.
+    fn make_point(&mut self, leaf: &Leaf) {
+        if leaf.trainable() && self.point.is_none() {
+            self.point = Some(self.mean(leaf).detach().empty_like());
+        }
+    }
+
+    /// A point as the variable can hold it: itself, or rounded where weights are of less precision.
+    fn value(&self, leaf: &Leaf, point: &Tensor) -> Tensor {
+        if self.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
+    }
+}
+
+impl<R: Rule> Unit<R> {
+    fn leaf<'a>(&self, params: &'a Params) -> &'a Leaf {
+        &params.leaves()[self.members[0]]
+    }
+
+    fn pass(&self, ahead: u64, lr_factor: f64) -> Pass<R> {
+        Pass::new(self.row, self.when(ahead, lr_factor))
+    }
+
+    fn initial(&self, i: usize) -> f64 {
+        self.row.initial(self.prior.is_posterior()).get(i)
+    }
+
+    /// Inputs of a pass: the given ones, then the state.
+    fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
+        let state = self.kept.state.iter().enumerate();
+        let state = state.map(|(i, t)| t.as_ref().map_or_else(|| Field::Number(self.initial(i)), Field::Tensor));
+        inputs.into_iter().chain(state).collect()
+    }
+
+    /// m₀
+    fn prior_mean(&self) -> Field<'_> {
+        match self.prior.diagonal() {
+            Some((mean, _)) => Field::Tensor(mean),
+            None => Field::Number(0.0),
+        }
+    }
+
+    /// δ
+    fn delta(&self) -> Field<'_> {
+        match (&self.kept.delta, &self.prior) {
+            (Some(delta), _) => Field::Tensor(delta),
+            (None, PriorOf::Isotropic(prior)) => Field::Number(delta(*prior, &self.row)),
+            (None, PriorOf::Gaussian(_)) => Field::Number(f64::NAN),
+        }
+    }
+
+    /// The mean; where half-precision or binary weights were changed from outside (loaded, re-initialised), so is it.
+    fn weights_now(&self, leaf: &Leaf) -> Tensor {
+        let Some(mean) = &self.kept.mean else { return leaf.tensor.shallow_clone() };
+        mean_now(self.row.link(), mean, leaf)
+    }
+
+    /// Takes over what [`Unit::weights_now`] finds, and makes binary weights what they are by their link.
+    fn follow(&mut self, leaf: &Leaf) {
+        let link = self.row.link();
+        let Some(mean) = &mut self.kept.mean else { return };
+        let _no_grad = tch::no_grad_guard();
+        let weight = |mean: &Tensor| link.weight(mean).to_kind(leaf.tensor.kind());
+        // Not written without need: a graph may have been recorded at them.
+        if weight(mean).equal(&leaf.tensor) {
+            return;
+        }
+        let now = mean_now(link, mean, leaf);
+        mean.copy_(&now);
+        if link != Link::Identity && leaf.trainable() {
+            leaf.tensor.shallow_clone().copy_(&weight(mean));
+        }
+    }
+}
+
+fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
+    let _no_grad = tch::no_grad_guard();
+    let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
+    mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
+}
+
+/// A pass with the statistic as a type: a choice inside the loop over the weights would keep the compiler from using vectors.
+trait ByStatistic {
+    fn run<S: Formed>(self, statistic: S);
+}
+
+/// Runs it with what the row makes of gradient and point.
+fn by_statistic(statistic: Statistic, pass: impl ByStatistic) {
+    match statistic {
+        Statistic::SquaredGradient => pass.run(Square),
+        Statistic::Price => pass.run(Displacement),
+        Statistic::Relaxed => pass.run(Relaxed),
+        _ => pass.run(Given),
+    }
+}
+
+/// Whether the statistic is formed here, from gradient and point, and does not come with them.
+fn is_formed(statistic: Statistic) -> bool {
+    matches!(statistic, Statistic::SquaredGradient | Statistic::Price | Statistic::Relaxed)
+}
+
+struct FormPass<'a, R: Rule> {
+    units: &'a [Unit<R>],
+    params: &'a Params,
+    gradients: &'a [Option<Tensor>],
+    formed: &'a [Vec<Tensor>],
+}
+
+impl<R: Rule> ByStatistic for FormPass<'_, R> {
+    fn run<S: Formed>(self, statistic: S) {
+        let all = self.units.iter().zip(self.params.leaves()).zip(self.gradients.iter().zip(self.formed));
+        kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
+            let mean = Field::Tensor(unit.kept.mean(leaf));
+            let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
+            let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
+            Some(Job { f: Form(statistic), inputs, outputs })
+        }));
+    }
+}
+
+struct UpdatePass<'a, R: Rule> {
+    units: &'a [Unit<R>],
+    params: &'a Params,
+    lr_factor: f64,
+    sums: &'a Sums,
+}
+
+impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
+    fn run<S: Formed>(self, statistic: S) {
+        let leaves = self.params.leaves().iter().enumerate();
+        kernel::run(self.units.iter().zip(leaves).filter_map(|(unit, (i, leaf))| {
+            let mean = unit.kept.mean(leaf);
+            let given = || self.sums.statistics.get(i).and_then(|s| s.first());
+            let c = if S::AT_POINT { unit.kept.point.as_ref() } else { given() };
+            let c = c.map_or(Field::Number(0.0), Field::Tensor);
+            let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
+            Some(Job {
+                f: Update { pass: unit.pass(1, self.lr_factor), statistic },
+                inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
+                outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
+            })
+        }));
+    }
+}
+
+impl<R: Rule> Arithmetic<R> for Weights {
+    type Kept = Slot;
+
+    fn check(row: &R) -> Result<()> {
+        match row.statistic() {
+            Statistic::Unused
+            | Statistic::SquaredGradient
+            | Statistic::Fisher(Labels::Exact | Labels::Sampled | Labels::Observed)
+            | Statistic::Price
+            | Statistic::Relaxed
+            | Statistic::AbsoluteGradient => Ok(()),
+            other => unsupported(other, "a diagonal statistic: this row treats each weight by itself"),
+        }
+    }
+    fn family() -> Family {
+        Family::Diagonal
+    }
+    fn kind(leaf: &Leaf) -> Kind {
+        leaf.state_kind()
+    }
+    fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
+        for i in units.len()..params.len() {
+            let leaf = &params.leaves()[i];
+            let (row, lr) = plan.settings(leaf)?;
+            let (shape, kind) = (leaf.tensor.size(), leaf.state_kind());
+            let of = |prior: &crate::Prior| prior.of(&[leaf], &shape, kind, row.effective_sample_size());
+            let prior = plan.prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
+            Self::admits(&prior, &row)?;
+            let initial = row.initial(prior.is_posterior());
+            for (i, name) in R::STATE.iter().enumerate() {
+                let x = initial.get(i);
+                if kind == Kind::Float && !(x as f32).is_finite() {
+                    let problem = format!("its initial state `{name}` = {x:e} is beyond f32");
+                    return Err(Error::parameter(leaf.name(), problem));
+                }
+            }
+            let _no_grad = tch::no_grad_guard();
+            let apart = row.link() != Link::Identity || leaf.tensor.kind() != kind;
+            let kept = Slot {
+                mean: apart.then(|| row.link().learned(&leaf.tensor.to_kind(kind))),
+                state: R::STATE.iter().map(|_| None).collect(),
+                delta: None,
+                point: None,
+                noise_group: params.noise_group(i),
+            };
+            let mut unit = Unit { members: vec![i], row, lr, steps: 0, prior, kept };
+            Self::configure(&mut unit, params, row);
+            units.push(unit);
+        }
+        Ok(())
+    }
+    fn admits(prior: &PriorOf, row: &R) -> Result<()> {
+        if !matches!(prior, PriorOf::Isotropic(Isotropic::WeightDecay)) && row.link() != Link::Identity {
+            return Err(Error::Posterior(format!(
+                "a Gaussian prior was given to the binary weights of `{}`: leave it out (BayesBiNN has prior_natural)",
+                R::NAME
+            )));
+        }
+        super::prior::admits(prior, row)
+    }
+    fn configure(unit: &mut Unit<R>, params: &Params, row: R) {
+        let _no_grad = tch::no_grad_guard();
+        unit.row = super::prior::in_row(&unit.prior, row);
+        let ess = unit.row.effective_sample_size().unwrap_or(f64::NAN);
+        unit.kept.delta = unit.prior.diagonal().map(|(_, precision)| precision / ess);
+        for i in 0..R::STATE.len() {
+            let keeps = unit.row.keeps(i);
+            if keeps != unit.kept.state[i].is_some() {
+                let (initial, leaf) = (unit.initial(i), unit.leaf(params));
+                unit.kept.state[i] = keeps.then(|| unit.kept.mean(leaf).detach().full_like(initial));
+            }
+        }
+    }
+    fn follow(units: &mut [Unit<R>], params: &Params) {
+        for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
+            unit.follow(leaf);
+        }
+    }
+    fn perturb(units: &mut [Unit<R>], params: &Params, at: At) -> Result<Perturbed> {
+        let _no_grad = tch::no_grad_guard();
+        let mut noise = Vec::with_capacity(units.len());
+        for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
+            let draw = Draw { step: at.step, sample: at.sample, parameter, group: unit.kept.noise_group };
+            let z = leaf.trainable().then(|| at.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
+            noise.push(match unit.row.link() {
+                Link::Identity => z,
+                link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
+            });
+            unit.kept.make_point(leaf);
+        }
+        let all = units.iter().zip(params.leaves()).zip(&noise);
+        let moved = all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?, unit.kept.point.as_ref()?)));
+        kernel::run(moved.clone().map(|(unit, leaf, z, point)| {
+            let mean = Field::Tensor(unit.kept.mean(leaf));
+            Job {
+                f: Perturb(unit.pass(1, at.lr_factor)),
+                inputs: unit.with_state([mean, z.field(), Field::Number(at.sign), unit.delta()]),
+                outputs: [Some(point)].into_iter().collect(),
+            }
+        }));
+        Perturbed::enter(moved.map(|(unit, leaf, _, point)| (&leaf.tensor, unit.kept.value(leaf, point))))
+    }
+    fn ascend(
+        units: &mut [Unit<R>],
+        params: &Params,
+        lr_factor: f64,
+        gradients: &[Option<Tensor>],
+        norm: f64,
+    ) -> Result<(Perturbed, Vec<Vec<Tensor>>)> {
+        let _no_grad = tch::no_grad_guard();
+        for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
+            unit.kept.make_point(leaf);
+        }
+        let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
+        let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
+        let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();
+        let all = units.iter().zip(params.leaves()).zip(gradients.iter().zip(&absolute));
+        let moved = all.filter_map(|((unit, leaf), (g, size))| {
+            Some((unit, leaf, g.as_ref()?, unit.kept.point.as_ref()?, size.first()))
+        });
+        kernel::run(moved.clone().map(|(unit, leaf, g, point, size)| {
+            let mean = Field::Tensor(unit.kept.mean(leaf));
+            Job {
+                f: Ascend(unit.pass(1, lr_factor)),
+                inputs: unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]),
+                outputs: [Some(point), size].into_iter().collect(),
+            }
+        }));
+        let points = moved.map(|(unit, leaf, _, point, _)| (&leaf.tensor, unit.kept.value(leaf, point)));
+        Ok((Perturbed::enter(points)?, if wanted { absolute } else { Vec::new() }))
+    }
+    fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()> {
+        let Some(statistic) = units.first().map(|unit| unit.row.statistic()).filter(|s| is_formed(*s)) else {
+            return Ok(());
+        };
+        let _no_grad = tch::no_grad_guard();
+        let formed: Vec<Vec<Tensor>> =
+            sums.gradients.iter().map(|g| g.iter().map(Tensor::empty_like).collect()).collect();
+        by_statistic(statistic, FormPass { units, params, gradients: &sums.gradients, formed: &formed });
+        sums.statistics = formed;
+        Ok(())
+    }
+    fn update(
+        units: &mut [Unit<R>],
+        params: &Params,
+        lr_factor: f64,
+        sums: &mut Sums,
+        formed: bool,
+        _: u64,
+    ) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
+        let statistic = if formed { Statistic::Unused } else { statistic };
+        by_statistic(statistic, UpdatePass { units, params, lr_factor, sums });
+        for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
+            if sums.gradient(i, leaf).is_some() {
+                if let Some(mean) = &unit.kept.mean {
+                    leaf.tensor.shallow_clone().copy_(&unit.row.link().weight(mean));
+                }
+                // The kernel writes to raw memory, which libtorch does not see.
+                kernel::note_write(&leaf.tensor);
+                unit.steps += 1;
+            }
+        }
+        Ok(())
+    }
+    fn state(unit: &Unit<R>, i: usize) -> Option<Tensor> {
+        Some(unit.kept.state.get(i)?.as_ref()?.shallow_clone())
+    }
+    fn tensors(unit: &Unit<R>, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        let mean = ("mean".to_owned(), unit.weights_now(unit.leaf(params)).detach());
+        let state = R::STATE.iter().zip(&unit.kept.state);
+        let state = state.filter_map(|(name, t)| Some((format!("state.{name}"), t.as_ref()?.detach())));
+        Ok(std::iter::once(mean).chain(state).collect())
+    }
+    fn form_of(unit: &Unit<R>, params: &Params) -> (Vec<i64>, Kind) {
+        let leaf = unit.leaf(params);
+        (leaf.tensor.size(), leaf.state_kind())
+    }
+    fn expected(unit: &Unit<R>, params: &Params, row: &R, _: &PriorOf) -> Vec<(usize, Vec<i64>)> {
+        let size = unit.leaf(params).tensor.size();
+        (0..R::STATE.len()).filter(|i| row.keeps(*i)).map(|i| (i, size.clone())).collect()
+    }
+    fn statistics(unit: &Unit<R>, params: &Params) -> Result<Vec<Vec<i64>>> {
+        let used = unit.row.statistic() != Statistic::Unused;
+        Ok(used.then(|| unit.leaf(params).tensor.size()).into_iter().collect())
+    }
+    fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let (link, leaf) = (unit.row.link(), unit.leaf(params));
+        if link == Link::Identity || leaf.trainable() {
+            leaf.tensor.shallow_clone().copy_(&link.weight(mean));
+        }
+        if let Some(own) = &mut unit.kept.mean {
+            own.copy_(mean);
+        }
+        for (i, t) in state {
+            _ = unit.kept.state[i].as_mut().map(|own| own.copy_(&t));
+        }
+        Ok(())
+    }
+    fn posterior(units: &[Unit<R>], params: &Params, lr_factor: f64) -> Result<R::Posterior> {
+        let trained: Vec<(&Unit<R>, &Leaf)> =
+            units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
+        let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
+        R::Posterior::of_weights(means.collect(), &|i, mean| {
+            let (unit, _) = trained[i];
+            if unit.row.effective_sample_size().is_none() {
+                let expected = "the effective sample size, for a posterior: .ess(60_000.0)";
+                return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
+            }
+            let precision = mean.detach().empty_like();
+            kernel::run([Job {
+                f: Precision(unit.pass(0, lr_factor)),
+                inputs: unit.with_state([unit.delta()]),
+                outputs: [Some(&precision)].into_iter().collect(),
+            }]);
+            Ok(precision)
+        })
+    }
+}

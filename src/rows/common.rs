@@ -1,0 +1,137 @@
+//! What the files of rows share: the macros that make settings of a row, and pieces of full-covariance rows.
+
+use crate::driver::{BlockRule, Learned};
+use crate::posterior::FullGaussian;
+use crate::prior::BlockPrior;
+use crate::{Error, Result, check};
+use tch::{Kind, Tensor};
+
+/// The settings of a row: plain data with defaults, a setter per field that carries the field's documentation, and what
+/// starts an optimizer.
+macro_rules! config {
+    ($(#[$meta:meta])* pub struct $Name:ident {
+        $($(#[$doc:meta])* $field:ident : $type:ty = $default:expr $(, via $arg:ty)?;)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $Name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+        impl Default for $Name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+        impl $Name {
+            $($(#[$doc])*
+            #[must_use]
+            #[allow(clippy::useless_conversion)]
+            pub fn $field(mut self, $field: $crate::rows::common::config!(@arg $type $(, $arg)?)) -> Self {
+                self.$field = $field.into();
+                self
+            })*
+
+            /// Builds the optimizer for these parameters with this learning rate α ≥ 0, as
+            /// `tch::nn::Adam::default().build(&vs, lr)` does.
+            ///
+            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which moves on by
+            /// that.
+            ///
+            /// # Errors
+            /// As [`Builder::build`](crate::Builder::build).
+            pub fn build(self, params: impl Into<crate::Params>, lr: f64) -> crate::Result<crate::Optimizer<Self>> {
+                self.builder().build(params, lr)
+            }
+            /// Uses this prior instead of the isotropic one of the weight decay: `.prior(&posterior)`, or a
+            /// [`Prior`](crate::Prior). Needs the row's `ess`, to put the prior's precision on the scale of the mean loss
+            /// (δ = P₀/ess). As [`Builder::prior`](crate::Builder::prior).
+            pub fn prior(self, prior: impl Into<crate::Prior>) -> crate::Builder<Self> {
+                self.builder().prior(prior)
+            }
+            /// Draws from this noise, for example `Philox { seed: 0 }`. As [`Builder::noise`](crate::Builder::noise).
+            pub fn noise(self, noise: impl Into<crate::Noise>) -> crate::Builder<Self> {
+                self.builder().noise(noise)
+            }
+            /// Changes settings for the variables of one group. As [`Builder::group`](crate::Builder::group).
+            pub fn group(self, group: usize, change: impl Fn(Self) -> Self + Send + 'static) -> crate::Builder<Self> {
+                self.builder().group(group, change)
+            }
+            /// Changes settings for the variables whose name passes. As [`Builder::named`](crate::Builder::named).
+            pub fn named(
+                self,
+                applies: impl Fn(&str) -> bool + Send + 'static,
+                change: impl Fn(Self) -> Self + Send + 'static,
+            ) -> crate::Builder<Self> {
+                self.builder().named(applies, change)
+            }
+            /// Multiplies the learning rate by a function of the step count. As
+            /// [`Builder::schedule`](crate::Builder::schedule).
+            pub fn schedule(self, schedule: crate::Schedule) -> crate::Builder<Self> {
+                self.builder().schedule(schedule)
+            }
+            /// Starts a [`Builder`](crate::Builder), for several of these at once, clipping and more.
+            pub fn builder(self) -> crate::Builder<Self> {
+                crate::Optimizer::builder(self)
+            }
+        }
+    };
+    (@arg $type:ty) => { $type };
+    (@arg $type:ty, $arg:ty) => { $arg };
+}
+pub(super) use config;
+
+/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and `ess`.
+macro_rules! fields {
+    (@ weight_decay) => {
+        fn isotropic_delta(&self) -> f64 {
+            self.weight_decay
+        }
+        fn with_weight_decay(self, delta: f64) -> Self {
+            self.weight_decay(delta)
+        }
+    };
+    (@ ess) => {
+        fn effective_sample_size(&self) -> Option<f64> {
+            self.ess
+        }
+    };
+    (@ expectation) => {
+        fn expectation(&self) -> $crate::Expectation {
+            self.expectation
+        }
+    };
+    ($($field:ident)*) => { $($crate::rows::common::fields!(@ $field);)* };
+}
+pub(super) use fields;
+
+/// `.samples(n)` for rows with a field `expectation`.
+macro_rules! samples {
+    ($Row:ident) => {
+        impl $Row {
+            /// Number of samples per step, or of pairs where the expectation is antithetic; at least 1. Short for
+            /// [`expectation`](Self::expectation).
+            #[must_use]
+            pub fn samples(self, n: usize) -> Self {
+                Self { expectation: self.expectation.with_samples(n), ..self }
+            }
+        }
+    };
+}
+pub(super) use samples;
+
+/// h₀ I, the Hessian before the first update of a full-covariance row; zero under a prior from a posterior, so that q
+/// starts with the precision of the prior.
+pub(super) fn initial_hessian(mean: &Tensor, prior: &BlockPrior, hess_init: f64) -> Tensor {
+    let h = if prior.delta().is_some() { hess_init } else { 0.0 };
+    Tensor::eye(mean.size()[0], (Kind::Double, mean.device())) * h
+}
+
+/// N(m, (λ(H + Δ))⁻¹)
+pub(super) fn full_posterior<R: BlockRule>(blocks: Vec<Learned<R>>) -> Result<FullGaussian> {
+    let Some(Learned { row, means, state, prior, .. }) = blocks.into_iter().next() else {
+        return Err(Error::Posterior("it has no parameter".to_owned()));
+    };
+    let ess = check::ess(row.effective_sample_size())?;
+    FullGaussian::new(means, &(prior.add_to(&state[0], 1.0)? * ess))
+}
