@@ -23,20 +23,20 @@ demo: setup ## train, compare and draw; prints where the pictures and the report
 test test-statistics: export OMP_NUM_THREADS ?= 1
 
 test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
-	$(CARGO) test $(ALL) --features cli
+	$(CARGO) test $(ALL)
 	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \
-		$(CARGO) test $(ALL) --features cli --test golden --test exact --test conformance --test properties || exit 1; done
+		$(CARGO) test $(ALL) --test golden --test exact --test conformance --test properties || exit 1; done
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
 	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
 
-test-large: setup ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
-	$(CARGO) test --release $(FLAGS) --features cli --test cli -- --ignored --nocapture
+test-large: ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
+	$(CARGO) test --release -p blr-merge --test cli -- --ignored --nocapture
 
 lint: setup ## formatting, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
-	$(CARGO) clippy --all-targets $(ALL) --features cli -- -D warnings
+	$(CARGO) clippy --all-targets $(ALL) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(ALL)
 
 bench: setup ## criterion benchmarks, a few minutes

@@ -58,6 +58,15 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Refuses a setting that is out of range.
+    pub(crate) fn unless(ok: bool, name: &'static str, value: impl Debug, expected: &'static str) -> Result<()> {
+        if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: format!("{value:?}"), expected }) }
+    }
+
+    pub(crate) fn parameter(name: &str, problem: impl Into<String>) -> Self {
+        Error::Parameter { name: name.to_owned(), problem: problem.into() }
+    }
+
     pub(crate) fn file(path: &Path, problem: impl Display) -> Self {
         Error::File { path: path.to_owned(), problem: problem.to_string() }
     }

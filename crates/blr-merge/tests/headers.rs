@@ -1,12 +1,11 @@
 //! Headers of safetensors files that lie: an error or a whole file, and never more memory than the file's size accounts for. Alone in
 //! its binary, for the allocator counts for the process.
 
+use blr_merge::{Error, Result, StoredTensor, WeightFile, diff_files};
 use peak_alloc::PeakAlloc;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use tch_blr::merge::{StoredTensor, WeightFile, diff_files};
-use tch_blr::{Error, Result};
 
 /// Counts what Rust allocates. A block that moves to grow counts twice meanwhile.
 #[global_allocator]
