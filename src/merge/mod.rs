@@ -1,28 +1,28 @@
 //! Several models into one.
 //!
-//! Fine-tunes θ_t of a pretrained θ₀ each minimize L_t + ½‖θ-θ₀‖²_{H₀}. We want the minimum of Σ a_t L_t + ½‖θ-θ₀‖²_{H₀},
-//! which training jointly would find. Stationarity of both gives, exactly,
+//! Fine-tunes θ_t of a pretrained θ₀ each minimize L_t + ½‖θ-θ₀‖²_{H₀}. We want the minimum of Σ a_t L_t +
+//! ½‖θ-θ₀‖²_{H₀}, which training jointly would find. Stationarity of both gives, exactly,
 //!
 //! ```text
 //! θ_a - [θ₀ + Σ a_t (θ_t-θ₀)] = - H₀⁻¹ Σ a_t [ ∇L_t(θ_a) - ∇L_t(θ_t) ]
 //! ```
 //!
-//! so that the error of task arithmetic, the bracket on the left, is a mismatch of gradients ([`gradient_mismatch`]). With
-//! ∇L_t(θ_a) ≈ ∇L_t(θ_t) + H_t(θ_a-θ_t) it vanishes to first order (Daheim et al., *Model Merging by Uncertainty-Based
-//! Gradient Matching*, 2024):
+//! so that the error of task arithmetic, the bracket on the left, is a mismatch of gradients ([`gradient_mismatch`]).
+//! With ∇L_t(θ_a) ≈ ∇L_t(θ_t) + H_t(θ_a-θ_t) it vanishes to first order (Daheim et al., *Model Merging by
+//! Uncertainty-Based Gradient Matching*, 2024):
 //!
 //! ```text
 //! θ_a = θ₀ + Σ a_t H̄⁻¹(H₀+H_t)(θ_t-θ₀)          H̄ = H₀ + Σ a_t H_t
 //! ```
 //!
-//! For posteriors q_t = N(θ_t, (H₀+H_t)⁻¹) learned with the prior q₀ = N(θ₀, H₀⁻¹) that is a sum of natural parameters, (1-Σa_t) of
-//! q₀ and a_t of q_t: [`gradient_matching`]. [`merge`] does the same for named tensors without posteriors, and also runs the
-//! methods that need no curvature: [`Method`]. [`merge_files`] streams it through safetensors files that need not fit into
-//! memory.
+//! For posteriors q_t = N(θ_t, (H₀+H_t)⁻¹) learned with the prior q₀ = N(θ₀, H₀⁻¹) that is a sum of natural parameters,
+//! (1-Σa_t) of q₀ and a_t of q_t: [`gradient_matching`]. [`merge`] does the same for named tensors without posteriors,
+//! and also runs the methods that need no curvature: [`Method`]. [`merge_files`] streams it through safetensors files
+//! that need not fit into memory.
 //!
-//! Methods, arithmetic and files are those of the crate [`blr_merge`], which needs no libtorch and whose command `blr-merge` merges files;
-//! its names are here too, and its functions return its [`blr_merge::Error`], which `?` turns into [`Error`](crate::Error). What belongs
-//! in this module is what needs tensors, posteriors or a loss.
+//! Methods, arithmetic and files are those of the crate [`blr_merge`], which needs no libtorch and whose command
+//! `blr-merge` merges files; its names are here too, and its functions return its [`blr_merge::Error`], which `?` turns
+//! into [`Error`](crate::Error). What belongs in this module is what needs tensors, posteriors or a loss.
 //!
 //! ```
 //! use std::collections::BTreeMap;

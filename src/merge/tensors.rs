@@ -39,15 +39,16 @@ impl<'a> Model<'a> {
         self
     }
 
-    /// H_k ≥ 0 for every weight, the curvature of the loss of this model's task alone; for the base, H₀. On the scale of the loss
-    /// summed over the data. Tensors of other names are ignored.
+    /// H_k ≥ 0 for every weight, the curvature of the loss of this model's task alone; for the base, H₀. On the scale
+    /// of the loss summed over the data. Tensors of other names are ignored.
     #[must_use]
     pub fn curvature(mut self, h: &'a Tensors) -> Self {
         self.curvature = Some(Curvature { tensors: h, precision: false });
         self
     }
 
-    /// s_k = H₀ + H_k for every weight, the precision of this model's posterior; for the base, the precision of the prior.
+    /// s_k = H₀ + H_k for every weight, the precision of this model's posterior; for the base, the precision of the
+    /// prior.
     #[must_use]
     pub fn precision(mut self, s: &'a Tensors) -> Self {
         self.curvature = Some(Curvature { tensors: s, precision: true });
@@ -100,15 +101,18 @@ impl<T: Copy> Output<T, Error> for Values<T> {
 
 /// Merges models of one architecture, tensor by tensor.
 ///
-/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On the same
-/// inputs the result has the same bits, whatever the number of threads; another order of models changes the rounding of sums.
+/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On
+/// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
+/// rounding of sums.
 ///
-/// Each tensor of the result has the kind and device of the base's, or of the first model's if the method needs no base. From the same
-/// model, tensors of integers and booleans are copied, and names that share a tensor there (tied weights) share the merged one.
+/// Each tensor of the result has the kind and device of the base's, or of the first model's if the method needs no
+/// base. From the same model, tensors of integers and booleans are copied, and names that share a tensor there (tied
+/// weights) share the merged one.
 ///
 /// # Errors
-/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers that are
-/// not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings out of range.
+/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers
+/// that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings
+/// out of range.
 pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
     let _no_grad = tch::no_grad_guard();
     let names: Vec<(&str, f64)> = models.iter().map(|m| (m.name, m.weight)).collect();

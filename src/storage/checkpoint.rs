@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 const VERSION: u32 = 1;
 
-/// The description: what the file is, and what its writer says beside the tensors.
+/// The description: what the file is, and what its writer has to say besides the tensors.
 #[derive(Serialize, Deserialize)]
 struct Description<C> {
     form: String,
@@ -57,7 +57,8 @@ impl View for &Stored {
     }
 }
 
-/// Writes tensors (f32, f64) and `content` as a file of this form, in place of an old one only when it is whole.
+/// Writes tensors (f32, f64) and `content` as a file of this form. It takes the place of an old file only once it is
+/// whole.
 pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
     if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
@@ -68,7 +69,7 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
     let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
     replace(path, |draft| {
-        // serialize_to_file makes a private file; ours shall be as readable as any other of the user's.
+        // serialize_to_file makes a private file; ours should be as readable as the user's other files.
         let readable = || fs::File::create(draft)?.metadata().map(|m| m.permissions());
         let permissions = readable().map_err(|e| error(&e))?;
         let named = tensors.iter().map(|(name, _)| name.as_str()).zip(&stored);
@@ -77,7 +78,7 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     })
 }
 
-/// What [`save`] wrote in this form: tensors on the CPU, and the content.
+/// Reads what [`save`] wrote in this form: tensors on the CPU, and the content.
 pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTreeMap<String, Tensor>, C)> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;

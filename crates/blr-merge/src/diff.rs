@@ -27,8 +27,8 @@ pub enum Difference {
     },
 }
 
-/// What differs between the tensors of two files, by name. Tensors that are equal are left out, and two NaNs count as equal. Metadata are
-/// not compared.
+/// What differs between the tensors of two files, by name. Tensors that are equal are left out, and two NaNs count as
+/// equal. Metadata are not compared.
 ///
 /// # Errors
 /// Files that cannot be read or are broken.

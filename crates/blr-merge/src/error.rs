@@ -1,7 +1,7 @@
 //! One error type for the library and the command.
 //!
-//! A message says what was wrong, where (the tensor, the setting with its value, or the file) and what to do. A function that
-//! returns an error has left the files as they were.
+//! A message says what was wrong, where (the tensor, the setting with its value, or the file) and what to do. A
+//! function that returns an error has left the files as they were.
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
@@ -33,8 +33,8 @@ pub enum Error {
     Merge(String),
     /// The posterior holds less of a part than was to be removed.
     #[error(
-        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} can \
-         be removed"
+        "removing {weight} of the other posterior leaves {what} without a positive precision: \
+         weights below {largest:e} can be removed"
     )]
     Removal {
         /// Which tensor.

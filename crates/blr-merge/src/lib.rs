@@ -1,9 +1,10 @@
-//! Merges fine-tunes of one model into one model: safetensors files of any size, or anything else that can be read as slices.
+//! Merges fine-tunes of one model into one model: safetensors files of any size, or anything else that can be read as
+//! slices.
 //!
-//! [`merge_files`] merges by a [`Method`], [`remove_files`] takes a part out of a posterior again, [`diff_files`] compares, and
-//! [`WeightFile`] looks into files. The command `blr-merge` does the same. Files are streamed: neither a model nor a tensor
-//! needs to fit into memory. Merging of tensors and of posteriors in memory is in `tch_blr::merge`, which is built on this
-//! crate; nothing here needs libtorch.
+//! [`merge_files`] merges by a [`Method`], [`remove_files`] takes a part out of a posterior again, [`diff_files`]
+//! compares, and [`WeightFile`] looks into files. The command `blr-merge` does the same. Files are streamed: neither a
+//! model nor a tensor needs to fit into memory. Merging of tensors and of posteriors in memory is in `tch_blr::merge`,
+//! which is built on this crate; nothing here needs libtorch.
 //!
 //! ```
 //! use blr_merge::{FileModel, Method, WeightFile, merge_files};
@@ -24,8 +25,8 @@
 //! # }
 //! ```
 //!
-//! Inside: `method` says what is computed, [`engine`] computes it over slices, [`storage`] reads and writes files without knowing
-//! what for, and `files` and `diff` join the two.
+//! Inside: `method` says what is computed, [`engine`] computes it over slices, [`storage`] reads and writes files
+//! without knowing what for, and `files` and `diff` join the two.
 
 mod diff;
 pub mod engine;

@@ -1,9 +1,10 @@
-//! What a merge computes, as a value: the methods, their settings and the ranges of both. How it is computed is in engine/.
+//! What a merge computes, as a value: the methods, their settings and the ranges of both. How it is computed is in
+//! engine/.
 
 use crate::{Error, Result};
 
-/// How several models become one. θ_k are the models, w_k their weights, θ₀ is the base. Every tensor is merged on its own, element by
-/// element unless said otherwise.
+/// How several models become one. θ_k are the models, w_k their weights, θ₀ is the base. Every tensor is merged on its
+/// own, element by element unless said otherwise.
 ///
 /// | method | θ | needs |
 /// |---|---|---|
@@ -28,28 +29,30 @@ pub enum Method {
     /// θ = sin((1-t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b
     /// ```
     ///
-    /// If |cos Ω| > 0.9995, or a tensor is zero, the result is (1-t) a + t b. If a and b have the same norm, so has the result.
+    /// If |cos Ω| > 0.9995, or a tensor is zero, the result is (1-t) a + t b. If a and b have the same norm, so has the
+    /// result.
     Slerp {
         /// 0 is the first model, 1 the second.
         t: f64,
     },
     /// The base plus a sum of differences from it: task arithmetic, TIES, DARE.
     TaskVectors(TaskVectors),
-    /// The average weighted by curvature F_k ≥ 0, the diagonal of the Fisher information (Matena and Raffel 2022). Where every
-    /// F_k of an element is zero, the limit of equal F_k is taken, which is the weighted average. Weights must be > 0.
+    /// The average weighted by curvature F_k ≥ 0, the diagonal of the Fisher information (Matena and Raffel 2022).
+    /// Where every F_k of an element is zero, the limit of equal F_k is taken, which is the weighted average. Weights
+    /// must be > 0.
     Fisher,
-    /// Gradient matching with uncertainty (Daheim et al. 2024): to first order, the minimum that training jointly on Σ w_k L_k with
-    /// the prior N(θ₀, H₀⁻¹) would find. H_k is the curvature of the loss of task k alone, on the scale of the loss summed
-    /// over its data. Negative weights remove a task.
+    /// Gradient matching with uncertainty (Daheim et al. 2024): to first order, the minimum that training jointly on Σ
+    /// w_k L_k with the prior N(θ₀, H₀⁻¹) would find. H_k is the curvature of the loss of task k alone, on the scale of
+    /// the loss summed over its data. Negative weights remove a task.
     ///
-    /// All H_k = 0 is task arithmetic; H₀ → 0 is Fisher averaging. Models that come with the precision of their posterior,
-    /// s_k = H₀ + H_k, instead of H_k give the same.
+    /// All H_k = 0 is task arithmetic; H₀ → 0 is Fisher averaging. Models that come with the precision of their
+    /// posterior, s_k = H₀ + H_k, instead of H_k give the same.
     GradientMatching {
         /// Added to H₀; ≥ 0, by default 10⁻¹². Elements without any curvature then follow task arithmetic.
         delta: f64,
     },
-    /// The weighted sum of the natural parameters of diagonal Gaussians, as `tch_blr::combine` computes it. Weights may be negative,
-    /// as long as every merged precision is positive.
+    /// The weighted sum of the natural parameters of diagonal Gaussians, as `tch_blr::combine` computes it. Weights may
+    /// be negative, as long as every merged precision is positive.
     Combine,
 }
 
@@ -60,9 +63,11 @@ pub struct TaskVectors {
     pub lambda: f64,
     /// Which elements of each d_k.
     pub keep: Keep,
-    /// Whether in each element only those d_k count whose w_k d_k has the sign of Σ w_k d_k; a sum of zero counts as positive.
+    /// Whether in each element only those d_k count whose w_k d_k has the sign of Σ w_k d_k; a sum of zero counts as
+    /// positive.
     pub elect_signs: bool,
-    /// Whether the sum is divided by Σ w_k; with elected signs, by the sum of those w_k that agree. Weights must then be ≥ 0.
+    /// Whether the sum is divided by Σ w_k; with elected signs, by the sum of those w_k that agree. Weights must then
+    /// be ≥ 0.
     pub normalize: bool,
 }
 
@@ -82,7 +87,8 @@ pub enum Keep {
         density: f64,
         /// What makes up for those that are dropped.
         rescale: Rescale,
-        /// Decides, together with the names of tensor and model, which are kept. The order of tensors or models does not matter.
+        /// Decides, together with the names of tensor and model, which are kept. The order of tensors or models does
+        /// not matter.
         seed: u64,
     },
 }
@@ -107,7 +113,8 @@ impl Method {
         Method::TaskVectors(TaskVectors { lambda, keep: Keep::All, elect_signs: false, normalize: false })
     }
 
-    /// TIES (Yadav et al. 2023): trims each difference to its largest elements, elects signs, and averages those that agree.
+    /// TIES (Yadav et al. 2023): trims each difference to its largest elements, elects signs, and averages those that
+    /// agree.
     pub fn ties(lambda: f64, density: f64) -> Self {
         Method::TaskVectors(TaskVectors { lambda, keep: Keep::Largest { density }, elect_signs: true, normalize: true })
     }
@@ -143,8 +150,8 @@ impl Method {
     /// Checks all that can be checked before any tensor is read: the settings, and the name and weight of each model.
     ///
     /// # Errors
-    /// [`Error::HyperParameter`] for a setting that is out of range; [`Error::Merge`] if there is no model, two have the same name, or
-    /// the method cannot use their number or weights.
+    /// [`Error::HyperParameter`] for a setting that is out of range; [`Error::Merge`] if there is no model, two have
+    /// the same name, or the method cannot use their number or weights.
     pub fn validate(&self, models: &[(&str, f64)]) -> Result<()> {
         let refuse = |problem: String| Err(Error::Merge(problem));
         if models.is_empty() {

@@ -2,14 +2,14 @@
 
 use num_traits::Float;
 
-/// Elements of each input that are in memory at a time: 4 MiB in f32, so that half a dozen inputs take tens of megabytes, and
-/// long enough that the disk reads in sequence.
+/// Elements of each input that are in memory at a time: 4 MiB in f32, so that half a dozen inputs take tens of
+/// megabytes, and long enough that the disk reads in sequence.
 pub(crate) const CHUNK: usize = 1 << 20;
 
 /// Elements that a thread takes at a time: few enough for its cache, and enough that handing them out costs nothing.
 ///
-/// Sums over a tensor are sums over its blocks, added in order, so results depend on this number in their last bits, but
-/// not on the number of threads.
+/// Sums over a tensor are sums over its blocks, added in order, so results depend on this number in their last bits,
+/// but not on the number of threads.
 pub(crate) const BLOCK: usize = 1 << 14;
 
 // Blocks begin at multiples of four, as the groups of random words do (engine/select.rs), whichever chunk they are in.

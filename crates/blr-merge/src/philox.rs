@@ -1,5 +1,5 @@
-//! Random words as a function of a seed and a position: Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy as 1, 2,
-//! 3*, SC 2011).
+//! Random words as a function of a seed and a position: Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy
+//! as 1, 2, 3*, SC 2011).
 //!
 //! What DARE keeps can so be computed again in every pass over a tensor, by any number of threads. tch-blr has the same
 //! generator over vectors of counters, for its kernels; both are held to the published answers.
@@ -22,7 +22,8 @@ fn philox([mut c0, mut c1, mut c2, mut c3]: [u32; 4], key: u64) -> [u32; 4] {
 
 /// The four words of a stream at a position.
 pub(crate) fn words(seed: u64, position: u64) -> [u32; 4] {
-    // The upper half of the counter has no meaning here; all ones is what these streams have always had, and results follow from it.
+    // The upper half of the counter has no meaning here; all ones is what these streams have always had, and results
+    // follow from it.
     philox([position as u32, (position >> 32) as u32, u32::MAX, u32::MAX], seed)
 }
 

@@ -244,7 +244,8 @@ fn measure(folder: &Path, arguments: &str) -> (u64, f64) {
     }
 }
 
-/// In `TMPDIR`, where 12 GB must be free: prints seconds and peaks, beside those of reading two of the files and writing one.
+/// In `TMPDIR`, where 12 GB must be free: prints seconds and peaks, beside those of reading two of the files and
+/// writing one.
 #[test]
 #[ignore = "12 GB on the disk, minutes: make test-large"]
 fn a_billion_weights_in_less_than_a_gibibyte() {

@@ -1,5 +1,5 @@
-//! Merging files: what is read, written, refused and told apart. (Headers that lie: `headers.rs`; that the numbers are those of merging
-//! tensors: tch-blr's tests/merge_files.rs.)
+//! Merging files: what is read, written, refused and told apart. (Headers that lie: `headers.rs`; that the numbers are
+//! those of merging tensors: tch-blr's tests/merge_files.rs.)
 
 mod support;
 
@@ -210,7 +210,8 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     assert!(e.contains("`w`") && e.contains("too large for F16"), "{e}");
 }
 
-/// Two models in folders of their own under one file name are told apart, and where the folders are makes no difference.
+/// Two models in folders of their own under one file name are told apart, and where the folders are makes no
+/// difference.
 #[test]
 fn random_choices_do_not_depend_on_the_folder() {
     let run = |reverse: bool| {

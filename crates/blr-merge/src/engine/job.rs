@@ -88,7 +88,8 @@ pub(super) fn update<Y: Send, X: Sync>(y: &mut [Y], x: &[X], f: impl Fn(&mut Y, 
 /// The first element that is bad.
 pub(super) fn first<X: Sync>(x: &[X], bad: impl Fn(&X) -> bool + Sync) -> Option<usize> {
     x.par_chunks(BLOCK).enumerate().find_map_first(|(block, x)| {
-        // Almost always there is none, and a loop without an exit, which runs in vector registers, finds that out faster.
+        // Almost always there is none, and a loop without an exit, which runs in vector registers, finds that out
+        // faster.
         let any = x.iter().fold(false, |any, x| any | bad(x));
         let place = if any { x.iter().position(&bad) } else { None };
         place.map(|i| block * BLOCK + i)

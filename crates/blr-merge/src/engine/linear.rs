@@ -6,9 +6,9 @@ use crate::Error;
 use crate::number::{BLOCK, Number};
 use rayon::prelude::*;
 
-/// Beyond this cosine (an angle of 1.8°) slerp takes the straight line. The two ways differ there by at most 1.3·10⁻⁴ of
-/// the vectors' norm, and sin Ω, which the weights are divided by, is about to vanish. Opposite vectors have no
-/// arc of their own: any great circle joins them.
+/// Beyond this cosine (an angle of 1.8°) slerp takes the straight line. The two ways differ there by at most 1.3·10⁻⁴
+/// of the vectors' norm, and sin Ω, which the weights are divided by, is about to vanish. Opposite vectors have no arc
+/// of their own: any great circle joins them.
 const COLLINEAR: f64 = 0.9995;
 
 impl<T: Number, E: From<Error>> Job<'_, T, E> {
@@ -28,8 +28,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         Ok(())
     }
 
-    /// The weights of the two models at `t` on the arc between them: sin((1-t)Ω)/sin Ω and sin(tΩ)/sin Ω, with the angle Ω
-    /// between the whole tensors.
+    /// The weights of the two models at `t` on the arc between them: sin((1-t)Ω)/sin Ω and sin(tΩ)/sin Ω, with the
+    /// angle Ω between the whole tensors.
     pub fn arc(&mut self, t: f64) -> Result<[f64; 2], E> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         let [mut aa, mut ab, mut bb] = [0.0; 3];

@@ -1,16 +1,17 @@
 //! The arithmetic of every [`Method`], on one tensor at a time and a chunk of it at a time.
 //!
-//! Here belong formulas over slices. Where the numbers come from and go to is the caller's business: files implement [`Inputs`] and
-//! [`Output`] in this crate, tensors in tch-blr, and anything else can.
+//! Here belong formulas over slices. Where the numbers come from and go to is the caller's business: files implement
+//! [`Inputs`] and [`Output`] in this crate, tensors in tch-blr, and anything else can.
 //!
 //! ```text
-//! merge  →  the method's file        linear.rs  task_vectors.rs (+ select.rs)  natural.rs
-//!             for each chunk:  read and check the inputs  →  formula, in parallel over blocks  →  check and write     (job.rs)
+//! merge  →  the method                linear.rs  task_vectors.rs (+ select.rs)  natural.rs
+//!           for each chunk:           job.rs
+//!             read and check the inputs  →  formula, in parallel over blocks  →  check and write
 //! ```
 //!
-//! What needs the whole tensor first (the threshold of TIES, the angle of slerp, the norms of DARE) makes passes over all chunks
-//! before. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a result depends neither on the
-//! number of threads nor on where the numbers lie.
+//! What needs the whole tensor first (the threshold of TIES, the angle of slerp, the norms of DARE) makes passes over
+//! all chunks before. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a result depends
+//! neither on the number of threads nor on where the numbers lie.
 //!
 //! ```
 //! use blr_merge::engine::{Input, Inputs, Output, Plan, merge};
@@ -86,8 +87,8 @@ pub trait Output<T, E = Error> {
     /// Whatever keeps the elements from being written; it ends the merge.
     fn values(&mut self, at: usize, x: &[T]) -> Result<(), E>;
 
-    /// Takes the elements `at`, `at + 1`, … of its precision, after the values of the same place. Called by the methods with
-    /// curvature; by default the precision is dropped.
+    /// Takes the elements `at`, `at + 1`, … of its precision, after the values of the same place. Called by the methods
+    /// with curvature; by default the precision is dropped.
     ///
     /// # Errors
     /// As [`Output::values`].
@@ -107,13 +108,14 @@ pub struct Plan<'a> {
     pub posteriors: bool,
 }
 
-/// Merges one tensor of `len` elements. The `name` appears in errors and decides, with the names of the models, what DARE keeps.
+/// Merges one tensor of `len` elements. The `name` appears in errors and decides, with the names of the models, what
+/// DARE keeps.
 ///
 /// The plan must have passed [`Method::validate`].
 ///
 /// # Errors
-/// Those of the inputs and the output; [`Error::Parameter`] for numbers that are not finite, curvature < 0, a merged precision that is
-/// not positive, and merged numbers that overflow.
+/// Those of the inputs and the output; [`Error::Parameter`] for numbers that are not finite, curvature < 0, a merged
+/// precision that is not positive, and merged numbers that overflow.
 pub fn merge<T: Number, E: From<Error>>(
     plan: &Plan,
     name: &str,

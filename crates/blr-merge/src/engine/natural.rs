@@ -1,4 +1,5 @@
-//! Averages by curvature and sums of natural parameters, which are one formula: Fisher averaging, gradient matching, combine.
+//! Averages by curvature and sums of natural parameters, which are one formula: Fisher averaging, gradient matching,
+//! combine.
 
 use super::job::{Job, first, update};
 use super::{Input, Inputs, Output, Plan};
@@ -55,7 +56,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
             if let Some(i) = first(&sums, bad) {
                 let (i, s) = (at.start + i, sums[i][1]);
                 return Err(self.error(format!(
-                    "merging gives element {i} a precision of {s:e}, which is not positive; use smaller negative weights"
+                    "merging gives element {i} a precision of {s:e}, which is not positive; \
+                     use smaller negative weights"
                 )));
             }
             // Only Fisher averaging gets here with s = 0, where no model has curvature: its limit is the plain average.
@@ -69,8 +71,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
     }
 }
 
-/// The smallest s/s' over one tensor's elements, with the precision s of model 0 and s' of model 1: of s', weights below this can be
-/// taken away.
+/// The smallest s/s' over one tensor's elements, with the precision s of model 0 and s' of model 1: of s', weights
+/// below this can be taken away.
 pub(crate) fn smallest_ratio<T: Number>(
     plan: &Plan,
     name: &str,

@@ -1,5 +1,5 @@
-//! Which elements of the differences d_k = θ_k - θ₀ are kept: what TIES and DARE must know of whole tensors before they merge
-//! the first element.
+//! Which elements of the differences d_k = θ_k - θ₀ are kept: what TIES and DARE must know of whole tensors before they
+//! merge the first element.
 
 use super::Input;
 use super::job::{Job, sum};
@@ -9,8 +9,8 @@ use crate::number::{BLOCK, Number};
 use crate::philox::words;
 use rayon::prelude::*;
 
-/// Bins of a histogram: one for each value of a 16-bit digit. With 8-bit digits there would be twice the passes over the
-/// files; with all 32 bits at once, a histogram of gigabytes.
+/// Bins of a histogram: one for each value of a 16-bit digit. With 8-bit digits there would be twice the passes over
+/// the files; with all 32 bits at once, a histogram of gigabytes.
 const BINS: usize = 1 << 16;
 
 /// How the elements of one model's difference are kept, once the passes over the whole tensor are done.
@@ -111,9 +111,9 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         }
     }
 
-    /// The magnitude of the `kept`-th largest difference of each model, without sorting or holding the tensor: its 16-bit
-    /// digits are found one after the other, from the highest, each by a pass that counts the elements whose higher digits
-    /// are those found before.
+    /// The magnitude of the `kept`-th largest difference of each model, without sorting or holding the tensor: its
+    /// 16-bit digits are found one after the other, from the highest, each by a pass that counts the elements whose
+    /// higher digits are those found before.
     fn thresholds(&mut self, kept: usize) -> Result<Vec<Selection>, E> {
         let models = self.plan.models.len();
         let (mut base, mut d) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Merging safetensors files, streamed: what is read from where ([`sources`]), what is written to where ([`write`]), and the two
-//! functions that users call.
+//! Merging safetensors files, streamed: what is read from where (sources.rs), what is written to where (write.rs),
+//! and the two functions that users call.
 
 mod remove;
 mod sources;
@@ -33,9 +33,9 @@ impl FileModel {
         self
     }
 
-    /// A file with the curvature H_k ≥ 0 of each weight, under the weight's name: of the loss of this model's task alone, or H₀
-    /// for the base, on the scale of the loss summed over the data. Without it, methods that need curvature expect a
-    /// posterior's file, which holds the precisions `<name>.precision`.
+    /// A file with the curvature H_k ≥ 0 of each weight, under the weight's name: of the loss of this model's task
+    /// alone, or H₀ for the base, on the scale of the loss summed over the data. Without it, methods that need
+    /// curvature expect a posterior's file, which holds the precisions `<name>.precision`.
     #[must_use]
     pub fn curvature(mut self, path: impl Into<PathBuf>) -> Self {
         self.curvature = Some(path.into());
@@ -52,9 +52,9 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// A new or empty folder: shards `model-00001-of-0000N.safetensors` with at most `most` bytes of tensors each, and their index
-    /// `model.safetensors.index.json`. A tensor larger than that has a shard to itself; a weight and its precision share one.
-    /// [`WeightFile::open`](crate::WeightFile::open) takes the folder.
+    /// A new or empty folder: shards `model-00001-of-0000N.safetensors` with at most `most` bytes of tensors each, and
+    /// their index `model.safetensors.index.json`. A tensor larger than that has a shard to itself; a weight and its
+    /// precision share one. [`WeightFile::open`](crate::WeightFile::open) takes the folder.
     pub fn shards(folder: impl Into<PathBuf>, most: u64) -> Self {
         Destination { path: folder.into(), most: Some(most) }
     }
@@ -93,23 +93,27 @@ pub struct Merged {
     pub posterior: bool,
 }
 
-/// Merges models in safetensors files, streamed in pieces of tensors: neither a model nor a single tensor needs to fit into memory.
+/// Merges models in safetensors files, streamed in pieces of tensors: neither a model nor a single tensor needs to fit
+/// into memory.
 ///
-/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On the same
-/// inputs the result has the same bits, whatever the number of threads; another order of models changes the rounding of sums.
+/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On
+/// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
+/// rounding of sums.
 ///
-/// Names, shapes, kinds and metadata of the result are those of the base, or of the first model if the method needs no base.
-/// Methods with curvature take files of curvature or posteriors' files (tensors `<name>` and `<name>.precision`, as
-/// `tch_blr::DiagonalGaussian::save` writes them), and merge posteriors into a posterior's file; the other methods
-/// make plain weights of posteriors. [`Method::dare`] knows a model by the end of its path that tells it from the others.
+/// Names, shapes, kinds and metadata of the result are those of the base, or of the first model if the method needs no
+/// base. Methods with curvature take files of curvature or posteriors' files (tensors `<name>` and `<name>.precision`,
+/// as `tch_blr::DiagonalGaussian::save` writes them), and merge posteriors into a posterior's file; the other methods
+/// make plain weights of posteriors. [`Method::dare`] knows a model by the end of its path that tells it from the
+/// others.
 ///
-/// `out`, a file or [`Destination::shards`], appears or is replaced atomically once everything is written. `progress` is called with the
-/// bytes written so far and those to be written in all.
+/// `out`, a file or [`Destination::shards`], appears or is replaced atomically once everything is written. `progress`
+/// is called with the bytes written so far and those to be written in all.
 ///
 /// # Errors
-/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, kinds that cannot be
-/// merged, numbers that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and
-/// settings out of range; files that cannot be read or written, or are broken. `out` is then as it was before.
+/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, kinds that
+/// cannot be merged, numbers that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the
+/// tensor; weights and settings out of range; files that cannot be read or written, or are broken. `out` is then as it
+/// was before.
 pub fn merge_files(
     method: Method,
     base: Option<&FileModel>,

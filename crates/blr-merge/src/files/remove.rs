@@ -7,15 +7,15 @@ use crate::engine::{Plan, smallest_ratio};
 use crate::{Error, Method, Result};
 use std::path::PathBuf;
 
-/// Takes `weight` times `part` out of the posterior `q`, both posteriors' files: the natural parameters of `q` less `weight` times those of
-/// `part`. Weight > 0.
+/// Takes `weight` times `part` out of the posterior `q`, both posteriors' files: the natural parameters of `q` less
+/// `weight` times those of `part`. Weight > 0.
 ///
-/// What `part` holds is taken away, all of it. If it was learned with a prior, that prior goes as well; `Method::Combine` with the
-/// weights 1, -1 and 1 for `q`, `part` and the prior keeps it.
+/// What `part` holds is taken away, all of it. If it was learned with a prior, that prior goes as well;
+/// `Method::Combine` with the weights 1, -1 and 1 for `q`, `part` and the prior keeps it.
 ///
 /// # Errors
-/// As [`merge_files`](super::merge_files); [`Error::Removal`], with the limit of the weights that are possible, if `q` holds less precision
-/// in any weight than is to be taken.
+/// As [`merge_files`](super::merge_files); [`Error::Removal`], with the limit of the weights that are possible, if `q`
+/// holds less precision in any weight than is to be taken.
 pub fn remove_files(
     q: impl Into<PathBuf>,
     part: impl Into<PathBuf>,

@@ -59,8 +59,8 @@ impl Source {
     }
 }
 
-/// Names for the models: the shortest ends of their paths that tell them apart. They decide what DARE keeps, so they must not depend
-/// on the folder that the command runs in.
+/// Names for the models: the shortest ends of their paths that tell them apart. They decide what DARE keeps, so they
+/// must not depend on the folder that the command runs in.
 pub(super) fn names(models: &[FileModel]) -> Vec<String> {
     let parts: Vec<Vec<String>> = models
         .iter()
@@ -149,8 +149,8 @@ impl Sources {
     }
 }
 
-/// Kinds of which the result has the base's or the first model's tensor. Not every kind that is left: an average of, say, 8-bit
-/// floating-point numbers is wanted, and a silent copy of one model would be taken for it.
+/// Kinds of which the result has the base's or the first model's tensor. Not every kind that is left: an average of,
+/// say, 8-bit floating-point numbers is wanted, and a silent copy of one model would be taken for it.
 fn copied(dtype: Dtype) -> bool {
     use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
     matches!(dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)

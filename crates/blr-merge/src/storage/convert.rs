@@ -15,7 +15,8 @@ pub(super) fn width(dtype: Dtype) -> Option<usize> {
     }
 }
 
-/// Numbers from their bytes, as many as `x` has places for. Narrower kinds are exact in `x`; f64 is rounded if T is f32.
+/// Numbers from their bytes, as many as `x` has places for. Narrower kinds are exact in `x`; f64 is rounded if T is
+/// f32.
 pub(super) fn decode<T: Number>(dtype: Dtype, bytes: &[u8], x: &mut [T]) {
     fn each<T: Number, const W: usize>(bytes: &[u8], x: &mut [T], f: impl Fn([u8; W]) -> T + Sync) {
         x.par_chunks_mut(BLOCK).zip(bytes.par_chunks(BLOCK * W)).for_each(|(x, bytes)| {
@@ -32,7 +33,8 @@ pub(super) fn decode<T: Number>(dtype: Dtype, bytes: &[u8], x: &mut [T]) {
     }
 }
 
-/// Replaces `bytes` by those of the numbers, rounded to the kind. Returns the index of the first number that is too large for it.
+/// Replaces `bytes` by those of the numbers, rounded to the kind. Returns the index of the first number that is too
+/// large for it.
 pub(super) fn encode<T: Number>(dtype: Dtype, x: &[T], bytes: &mut Vec<u8>) -> Option<usize> {
     fn each<T: Number, const W: usize>(
         x: &[T],

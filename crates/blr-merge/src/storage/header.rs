@@ -1,8 +1,9 @@
 //! The header of a safetensors file: which tensors there are, and where.
 //!
-//! It may come from anyone, so it is believed only where it agrees with the length of the file, and whatever it says, reading it takes
-//! memory in proportion to its length. It is parsed as a stream, straight into what is kept of it, without the text or a tree of JSON
-//! values in between. No number in it reserves memory, and entries without a use are skipped.
+//! It may come from anyone, so it is believed only where it agrees with the length of the file, and whatever it says,
+//! reading it takes memory in proportion to its length. It is parsed as a stream, straight into what is kept of it,
+//! without the text or a tree of JSON values in between. No number in it reserves memory, and entries without a use are
+//! skipped.
 
 use super::convert::width;
 use crate::{Error, Result};
@@ -19,8 +20,8 @@ use std::path::Path;
 const LONGEST: u64 = 100_000_000;
 /// Bytes before the header, which hold its length.
 const PREFIX: u64 = 8;
-/// As many as libtorch can reduce over, and twice as many as older numpy allows. In a header a dimension takes two bytes,
-/// here eight, so their number must not be up to the file.
+/// As many as libtorch can reduce over, and twice as many as older numpy allows. In a header a dimension takes two
+/// bytes, here eight, so their number must not be up to the file.
 const MOST_DIMENSIONS: usize = 64;
 /// Bytes of the longest tensor's name; real ones have a hundred. Only texts in the metadata may be longer.
 const LONGEST_NAME: usize = 4096;
@@ -29,7 +30,7 @@ const MOST_METADATA: usize = 4096;
 /// Characters of a parser's message that are passed on. It may quote the file, and so be as long.
 const LONGEST_MESSAGE: usize = 300;
 
-/// A tensor of a [`WeightFile`].
+/// A tensor of a [`WeightFile`](super::WeightFile).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
     /// Kind of its elements.
@@ -104,8 +105,8 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
     Ok(header)
 }
 
-/// Checks that every tensor has the bytes that its shape needs, and that they lie one after the other without gaps. Returns where the
-/// last one ends.
+/// Checks that every tensor has the bytes that its shape needs, and that they lie one after the other without gaps.
+/// Returns where the last one ends.
 fn check(tensors: &BTreeMap<String, StoredTensor>) -> std::result::Result<u64, String> {
     for (name, t) in tensors {
         let elements = t.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
@@ -122,8 +123,8 @@ fn check(tensors: &BTreeMap<String, StoredTensor>) -> std::result::Result<u64, S
     })
 }
 
-/// Implements [`Deserialize`] by the given methods of a visitor. Whatever else the file has in this place is an error that says what
-/// was expected.
+/// Implements [`Deserialize`] by the given methods of a visitor. Whatever else the file has in this place is an error
+/// that says what was expected.
 macro_rules! by_visitor {
     ($type:ty, $expects:literal, $($method:tt)*) => {
         impl<'de> Deserialize<'de> for $type {
@@ -142,7 +143,8 @@ macro_rules! by_visitor {
     };
 }
 
-/// A visitor's method that refuses texts. serde's own would quote them in its error, and they may be as long as the file.
+/// A visitor's method that refuses texts. serde's own would quote them in its error, and they may be as long as the
+/// file.
 macro_rules! no_text {
     () => {
         fn visit_str<E: de::Error>(self, _: &str) -> std::result::Result<Self::Value, E> {
@@ -195,8 +197,8 @@ by_visitor! { Shape, "a shape",
         // Not a vector that grows, which for a moment is in memory twice.
         let (mut shape, mut n) = ([0; MOST_DIMENSIONS], 0);
         while let Some(Count(size)) = sequence.next_element()? {
-            let place = shape.get_mut(n);
-            *place.ok_or_else(|| de::Error::custom(format_args!("more than {MOST_DIMENSIONS} dimensions")))? = size as usize;
+            let too_many = || de::Error::custom(format_args!("more than {MOST_DIMENSIONS} dimensions"));
+            *shape.get_mut(n).ok_or_else(too_many)? = size as usize;
             n += 1;
         }
         Ok(Shape(shape[..n].to_vec()))

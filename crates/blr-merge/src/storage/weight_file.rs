@@ -18,11 +18,12 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of a tensor that are copied or compared at a time.
 pub(crate) const PIECE: usize = 1 << 22;
 
-/// A model's weights on the disk: one safetensors file, or several (shards) with an index. Opening reads only the headers.
+/// A model's weights on the disk: one safetensors file, or several (shards) with an index. Opening reads only the
+/// headers.
 ///
-/// A broken or hostile file gives an error. Headers are believed only where they agree with the length of the file, and whatever they
-/// say, opening takes no more memory than 4 times the bytes of the file and a megabyte. Names longer than 4096 bytes, shapes of more
-/// than 64 dimensions and more than 4096 entries of metadata are refused.
+/// A broken or hostile file gives an error. Headers are believed only where they agree with the length of the file, and
+/// whatever they say, opening takes no more memory than 4 times the bytes of the file and a megabyte. Names longer than
+/// 4096 bytes, shapes of more than 64 dimensions and more than 4096 entries of metadata are refused.
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
@@ -38,8 +39,8 @@ struct Index {
 }
 
 impl WeightFile {
-    /// Opens a safetensors file, an index (`….index.json`) with the shards beside it, or a folder with a `model.safetensors`
-    /// or `model.safetensors.index.json`.
+    /// Opens a safetensors file, an index (`….index.json`) with the shards beside it, or a folder with a
+    /// `model.safetensors` or `model.safetensors.index.json`.
     ///
     /// # Errors
     /// [`Error::File`] if a file cannot be read or is broken, or an index and its shards do not agree.
@@ -126,12 +127,14 @@ impl WeightFile {
         &self.tensors
     }
 
-    /// The texts that the writer left in the header; for shards, those of all headers, the last one counting where keys agree.
+    /// The texts that the writer left in the header; for shards, those of all headers, the last one counting where keys
+    /// agree.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
 
-    /// The precision of a weight in a posterior's file: `<name>.precision`, if both are of floating kinds and the same shape.
+    /// The precision of a weight in a posterior's file: `<name>.precision`, if both are of floating kinds and the same
+    /// shape.
     pub fn precision_of(&self, name: &str) -> Option<&StoredTensor> {
         let weight = self.tensors.get(name)?;
         self.tensors

@@ -43,7 +43,8 @@ impl<'a> FileWriter<'a> {
         progress: &'a mut dyn FnMut(u64),
     ) -> Result<Self> {
         let error = |e: &dyn Display| Error::file(path, format!("cannot be written: {e}"));
-        // Wide elements first: every tensor then begins at a multiple of its elements' size, for readers that map the file.
+        // Wide elements first: every tensor then begins at a multiple of its elements' size, for readers that map the
+        // file.
         entries.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
         let (mut infos, mut places) = (Vec::new(), Vec::new());
         let mut at = 0;
@@ -55,7 +56,8 @@ impl<'a> FileWriter<'a> {
         }
         let header = Metadata::new(metadata, infos).map_err(|e| error(&e))?;
         let mut header = serde_json::to_vec(&header).map_err(|e| error(&e))?;
-        // The format lets headers end with spaces; a multiple of 8 bytes keeps the tensors aligned within the file, too.
+        // The format lets headers end with spaces; a multiple of 8 bytes keeps the tensors aligned within the file,
+        // too.
         header.resize(header.len().next_multiple_of(8), b' ');
         let data = 8 + header.len() as u64;
         let mut file = File::create(draft).map_err(|e| error(&e))?;

@@ -15,9 +15,9 @@ use std::process::ExitCode;
 
 /// Merge, compare and look into weights in safetensors files.
 ///
-/// A model is a safetensors file, an index of shards (model.safetensors.index.json) or a folder with either. Files are streamed
-/// and may be larger than memory. Results are written under another name first and then renamed, so that an error or a crash
-/// leaves an old file as it was.
+/// A model is a safetensors file, an index of shards (model.safetensors.index.json) or a folder with either. Files are
+/// streamed and may be larger than memory. Results are written under another name first and then renamed, so that an
+/// error or a crash leaves an old file as it was.
 #[derive(Parser)]
 #[command(name = "blr-merge", version)]
 struct Cli {

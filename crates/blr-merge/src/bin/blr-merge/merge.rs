@@ -95,8 +95,8 @@ pub struct Merge {
     /// Do not divide by the sum of weights (linear, ties, dare-ties).
     #[arg(long)]
     no_normalize: bool,
-    /// The file with a model's curvature (diagonal Fisher or Hessian of the summed loss, under the weights' names); repeat for each
-    /// model, in the order of the models. Without this option the models must be posteriors.
+    /// The file with a model's curvature (diagonal Fisher or Hessian of the summed loss, under the weights' names);
+    /// repeat for each model, in the order of the models. Without this option the models must be posteriors.
     #[arg(long)]
     fisher: Vec<PathBuf>,
     /// The file with the base's curvature.
@@ -169,8 +169,8 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl Merge {
-    /// The method with its settings. An option that the method does not use is an error, not ignored: whoever gives it expects
-    /// it to do something.
+    /// The method with its settings. An option that the method does not use is an error, not ignored: whoever gives it
+    /// expects it to do something.
     fn method(&self) -> Outcome<Method> {
         use Name::{Average, Combine, Dare, DareTies, Fisher, GradientMatching, Linear, Slerp, TaskArithmetic, Ties};
         let sparse = matches!(self.method, Ties | Dare | DareTies);
