@@ -120,7 +120,7 @@
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
-//! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
+//! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files. `docs/merging.md`.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
 //! * [`memory::Sensitivity`], [`memory::DualView`]: how far the model would move without an example; leave-one-out losses.
 //!   `docs/sensitivity.md`. [`pruning`]: which weights a model can do without.
@@ -128,7 +128,6 @@
 //!   training is going.
 
 mod check;
-mod checkpoint;
 pub mod continual;
 mod curvature;
 mod driver;
@@ -152,7 +151,9 @@ pub mod rows;
 pub mod rule;
 mod schedule;
 mod statistic;
+mod storage;
 
+pub use blr_merge;
 pub use curvature::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
 pub use error::{Error, Result};

@@ -1,4 +1,4 @@
-//! How far a merge is from what joint training would find.
+//! How far a merge is from what joint training would find. What belongs here needs the model and its loss.
 
 use super::Tensors;
 use crate::params::Perturbed;
@@ -8,19 +8,19 @@ use crate::posterior::DiagonalGaussian;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
 
-/// Puts weights into a model until the guard is dropped.
+/// Puts weights into a model; dropping the guard brings back the old ones.
 fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     if let Some(leaf) =
         params.leaves().iter().find(|l| l.trainable() && !l.names.iter().any(|n| weights.contains_key(n)))
     {
-        return Err(Error::parameter(leaf.name(), "the model has it and the weights to be tried have not"));
+        return Err(Error::parameter(leaf.name(), "the model has it, but the weights to be tried do not"));
     }
-    // Weights may hold buffers too, which the parameters do not list.
+    // The weights may also hold buffers, which the parameters do not list.
     let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(Leaf::trainable));
     let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
     let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
     for (variable, value) in DiagonalGaussian::in_model(params, values)? {
-        // A tied variable is exchanged once.
+        // A tied variable has several names and is exchanged once.
         if !changes.iter().any(|(other, _)| other.is_set_to(&variable)) {
             changes.push((variable, value));
         }
@@ -48,14 +48,15 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
     Ok(gradients.iter().map(|g| g.detach().copy()).collect())
 }
 
-/// ‖∇L_t(θ_merged) - ∇L_t(θ_t)‖₂ of every model t, over all parameters: what task arithmetic neglects and gradient matching makes
-/// small, in the units of the loss. The model's variables have their old values afterwards.
+/// ‖∇L_t(θ_merged) - ∇L_t(θ_t)‖₂ for every model t, over all parameters: what task arithmetic neglects and gradient
+/// matching makes small, in units of the loss. Afterwards the model's variables have their old values.
 ///
-/// `models` are the weights θ_t, each with a closure that computes L_t from the variables of `params`; give sums over the data
-/// for the mismatch of the summed losses.
+/// `models` are the weights θ_t, each with a closure that computes L_t from the variables of `params`. For the mismatch
+/// of summed losses, let the closures sum over the data.
 ///
 /// # Errors
-/// Weights that are not those of the model; a loss that is not one number with a graph to every parameter; a closure's own error.
+/// Weights that do not belong to the model; a loss that is not one number with a graph to every parameter; an error of
+/// a closure.
 pub fn gradient_mismatch<L: IntoTensor>(
     params: impl Into<Params>,
     merged: &Tensors,
@@ -81,16 +82,17 @@ pub struct Barrier {
     pub t: Vec<f64>,
     /// The loss at each.
     pub loss: Vec<f64>,
-    /// The largest of loss(t) - [(1-t) loss(0) + t loss(1)]; 0 at least.
+    /// The largest of loss(t) - [(1-t) loss(0) + t loss(1)], which is at least 0.
     pub height: f64,
 }
 
-/// The loss at `points` ≥ 2 weights on the straight line from `a` to `b`, both ends among them, and how far it rises above the line
-/// between the losses at the ends. Two fine-tunes without a barrier between them can be averaged. The model's variables have
-/// their old values afterwards.
+/// The loss at `points` ≥ 2 weights on the straight line from `a` to `b`, both ends included, and how far it rises
+/// above the line between the losses at the ends. Two fine-tunes without a barrier between them can be averaged.
+/// Afterwards the model's variables have their old values.
 ///
 /// # Errors
-/// Fewer than 2 points; weights that are not those of the model; a loss that is not one number; a closure's own error.
+/// Fewer than 2 points; weights that do not belong to the model; a loss that is not one number; an error of the
+/// closure.
 pub fn barrier<L: IntoTensor>(
     params: impl Into<Params>,
     a: &Tensors,
@@ -100,7 +102,7 @@ pub fn barrier<L: IntoTensor>(
 ) -> Result<Barrier> {
     check::that("points", points, points >= 2, "at least 2")?;
     let params = params.into();
-    // Says where the two differ before anything is computed.
+    // Fails before anything is computed if one of the two does not fit.
     for end in [a, b] {
         drop(enter(&params, end)?);
     }
@@ -122,15 +124,15 @@ pub fn barrier<L: IntoTensor>(
     Ok(Barrier { t, loss: losses, height })
 }
 
-/// The loss of the merge at each point of a grid of merge weights: `merge` makes the weights, `loss` is computed with these in
-/// the variables. The model's variables have their old values afterwards.
+/// The loss of the merge at each point of a grid of merge weights: `merge` makes the weights, and `loss` is called with
+/// these in the variables. Afterwards the model's variables have their old values.
 ///
 /// ```text
 /// sweep(&vs, &[vec![0.5, 0.5], vec![1.0, 1.0]], |a| merge(…weights a…), || loss)?  → one loss per point
 /// ```
 ///
 /// # Errors
-/// Those of `merge`; weights that are not those of the model; a loss that is not one number; a closure's own error.
+/// Those of `merge`; weights that do not belong to the model; a loss that is not one number; an error of the closure.
 pub fn sweep<L: IntoTensor>(
     params: impl Into<Params>,
     grid: &[Vec<f64>],

@@ -1,4 +1,5 @@
-//! Merging as sums of natural parameters.
+//! Merging as sums of natural parameters: gradient matching, removal and federation, for every posterior whose
+//! `combine` is exact.
 
 use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, combine};
 use crate::{Error, Result, check, linalg};
@@ -12,8 +13,8 @@ pub trait NaturalSum: Sized + sealed::Sealed {
     /// As `combine` of the family.
     fn combine(weighted: &[(f64, &Self)]) -> Result<Self>;
 
-    /// The supremum of the w for which S - w S' is positive definite, with S' of `part`; infinite if every w is, 0 at least.
-    /// And what becomes singular there.
+    /// The supremum of the w ≥ 0 for which S - w S' is positive definite, with S' of `part`; infinite if there is no
+    /// limit. Also names what becomes singular there.
     #[doc(hidden)]
     fn limit(&self, part: &Self) -> Result<(f64, String)>;
 }
@@ -25,9 +26,10 @@ mod sealed {
     impl Sealed for crate::KroneckerGaussian {}
 }
 
-/// The smallest of the elementwise s/s', over parameters.
+/// The smallest s/s' of all elements, and the parameter that has it.
 fn smallest_ratio<'a>(pairs: impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>) -> (f64, String) {
     let ratios = pairs.filter(|(_, s, _)| s.numel() > 0).map(|(name, s, part)| {
+        // In f64: in f32 the ratio of two sums could round to a removal that is just too large.
         let part = part.to_device(s.device()).to_kind(Kind::Double);
         ((s.to_kind(Kind::Double) / part).min().double_value(&[]), format!("parameter `{name}`"))
     });
@@ -50,7 +52,8 @@ impl NaturalSum for FullGaussian {
         FullGaussian::combine(weighted)
     }
 
-    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ with S = L Lᵀ.
+    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ, where S = L Lᵀ. This matrix is symmetric, as S⁻¹ S', with the same
+    /// eigenvalues, is not.
     fn limit(&self, part: &Self) -> Result<(f64, String)> {
         let what = "the precision matrix".to_owned();
         if self.weights() == 0 {
@@ -82,12 +85,12 @@ impl NaturalSum for KroneckerGaussian {
 /// combine( (1 - Σ a_t, q₀), (a_1, q_1), …, (a_T, q_T) )
 /// ```
 ///
-/// Its mean is θ₀ + Σ a_t H̄⁻¹(H₀+H_t)(θ_t-θ₀), see [`crate::merge`]; for losses that are quadratic, it is the posterior of the
-/// joint training on Σ a_t L_t, exactly. All a_t = 1: the posterior of all data. a_t < 0 takes a task away.
+/// Its mean is θ₀ + Σ a_t H̄⁻¹(H₀+H_t)(θ_t-θ₀), see [`crate::merge`]. For quadratic losses it is exactly the posterior
+/// of joint training on Σ a_t L_t. With all a_t = 1 it is the posterior of all data; a_t < 0 takes a task away.
 ///
 /// # Errors
-/// Posteriors with other parameters, weights that are not finite, or so negative that the precision is not positive definite;
-/// [`KroneckerGaussian`]s in different bases.
+/// Posteriors with different parameters; weights that are not finite, or so negative that the precision is not positive
+/// definite; [`KroneckerGaussian`]s in different bases.
 pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result<Q> {
     let rest = 1.0 - tasks.iter().map(|(a, _)| a).sum::<f64>();
     let mut terms = vec![(rest, base)];
@@ -95,17 +98,17 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
     Q::combine(&terms)
 }
 
-/// The posterior without `weight` of `part`: natural parameters of `q` less those of `part`, times the weight.
+/// Takes `weight` times `part` out of a posterior: the natural parameters of `q` less `weight` times those of `part`.
 ///
-/// `part` holds what its data alone say: a likelihood's term. If it is a posterior itself, learned with a prior, its prior is
-/// taken away as well; to keep it, `combine(&[(1.0, &q), (-1.0, &part), (1.0, &prior)])`.
+/// `part` should hold only what its data say, a likelihood's term. If it is itself a posterior, learned with a prior,
+/// that prior is taken away as well; `combine(&[(1.0, &q), (-1.0, &part), (1.0, &prior)])` keeps it.
 ///
 /// # Errors
-/// A weight that is not finite and positive; other parameters; [`Error::Removal`], with the largest weight that is possible,
-/// if `q` does not hold as much precision in every direction.
+/// A weight that is not finite and positive; different parameters; [`Error::Removal`], with the limit of the weights
+/// that are possible, if `q` has less precision in some direction than is to be taken.
 pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     check::positive("weight", weight)?;
-    // Says first whether the two fit together.
+    // A sum has no limit, so it fails only if the two do not fit together, and says so.
     Q::combine(&[(1.0, q), (1.0, part)])?;
     let (largest, what) = q.limit(part)?;
     if weight >= largest {
@@ -114,26 +117,26 @@ pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     Q::combine(&[(1.0, q), (-weight, part)])
 }
 
-/// The supremum of the weights that [`remove`] can take: the smallest s/s' of all elements, or for matrices the smallest
-/// generalized eigenvalue of (S, S'). Infinite if there is no limit.
+/// The supremum of the weights that [`remove`] can take: the smallest s/s' of all elements or, for matrices, the
+/// smallest generalized eigenvalue of (S, S'). Infinite if there is no limit.
 ///
 /// # Errors
-/// Other parameters, or bases that differ.
+/// Different parameters, or bases that differ.
 pub fn largest_removal<Q: NaturalSum>(q: &Q, part: &Q) -> Result<f64> {
     Q::combine(&[(1.0, q), (1.0, part)])?;
     q.limit(part).map(|(largest, _)| largest)
 }
 
-/// A server's round: the posteriors of clients who all started from `prior`, combined with that prior counted once.
+/// A round on the server: combines the posteriors of clients that all started from `prior`, and counts that prior once.
 ///
 /// ```text
 /// combine( (1 - K, prior), (1, q_1), …, (1, q_K) )
 /// ```
 ///
-/// That is exact where the clients' posteriors are, whatever the order and number of the clients. New data are a round of their
-/// own, with this round's result as prior. To repeat a round on the same data (partitioned variational inference), client k starts
-/// from the server's posterior without its own factor, which [`remove`] takes out: the factor is its last posterior less its last
-/// prior.
+/// This is exact if the clients' posteriors are, whatever the order and number of the clients. For new data, run
+/// another round with this round's result as prior. To repeat a round on the same data (partitioned variational
+/// inference), client k starts from the server's posterior without the client's factor, which is its last posterior
+/// less its last prior; [`remove`] takes it out.
 ///
 /// # Errors
 /// As [`gradient_matching`].

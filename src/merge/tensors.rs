@@ -1,8 +1,8 @@
-//! Merging named tensors.
+//! Merging named tensors: their part of the checks, and tensors as inputs and output of the engine.
 
-use super::engine::{self, Input, Inputs, Number, Output, Plan};
-use super::{Method, same_tensors};
+use super::Method;
 use crate::{Error, Result};
+use blr_merge::engine::{self, Input, Inputs, Number, Output, Plan, same_tensors};
 use std::collections::BTreeMap;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
@@ -27,7 +27,7 @@ struct Curvature<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// A model of weight 1. The name stands in errors, and tells the random choices of [`Method::dare`] apart.
+    /// A model of weight 1. Errors call it by this name, and what [`Method::dare`] keeps of it depends on the name.
     pub fn new(name: &'a str, tensors: &'a Tensors) -> Self {
         Model { name, tensors, weight: 1.0, curvature: None }
     }
@@ -39,15 +39,16 @@ impl<'a> Model<'a> {
         self
     }
 
-    /// H_k ≥ 0 for every weight: the curvature of the loss of this model's task alone, of the base H₀. On the scale of the summed
-    /// loss. Tensors of other names are not looked at.
+    /// H_k ≥ 0 for every weight, the curvature of the loss of this model's task alone; for the base, H₀. On the scale
+    /// of the loss summed over the data. Tensors of other names are ignored.
     #[must_use]
     pub fn curvature(mut self, h: &'a Tensors) -> Self {
         self.curvature = Some(Curvature { tensors: h, precision: false });
         self
     }
 
-    /// s_k = H₀ + H_k for every weight: the precision of this model's posterior, of the base that of the prior.
+    /// s_k = H₀ + H_k for every weight, the precision of this model's posterior; for the base, the precision of the
+    /// prior.
     #[must_use]
     pub fn precision(mut self, s: &'a Tensors) -> Self {
         self.curvature = Some(Curvature { tensors: s, precision: true });
@@ -63,16 +64,16 @@ fn floating(t: &Tensor) -> bool {
     matches!(t.kind(), Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half)
 }
 
-/// The inputs of one tensor.
+/// The inputs of one merged tensor, flat and on the CPU: weights, each with its curvature.
 struct Sources<'a> {
     base: Option<(Tensor, Option<Tensor>)>,
     models: Vec<(Tensor, Option<Tensor>)>,
-    /// Of all.
+    /// What they are read as.
     kind: Kind,
     name: &'a str,
 }
 
-impl<T: Element> Inputs<T> for Sources<'_> {
+impl<T: Element> Inputs<T, Error> for Sources<'_> {
     fn read(&mut self, input: Input, at: usize, x: &mut [T]) -> Result<()> {
         let base = |part: fn(&(Tensor, Option<Tensor>)) -> Option<&Tensor>| self.base.as_ref().and_then(part);
         let source = match input {
@@ -82,14 +83,16 @@ impl<T: Element> Inputs<T> for Sources<'_> {
             Input::Curvature(k) => self.models[k].1.as_ref(),
         };
         let source = source.ok_or_else(|| Error::parameter(self.name, "an input of the merge is missing"))?;
+        // A chunk at a time, so that half-precision tensors are not in memory twice.
         let chunk = source.f_narrow(0, at as i64, x.len() as i64)?.f_to_kind(self.kind)?;
         Ok(chunk.f_copy_data(x, x.len())?)
     }
 }
 
+/// The merged tensor's elements so far.
 struct Values<T>(Vec<T>);
 
-impl<T: Copy> Output<T> for Values<T> {
+impl<T: Copy> Output<T, Error> for Values<T> {
     fn values(&mut self, _at: usize, x: &[T]) -> Result<()> {
         self.0.extend_from_slice(x);
         Ok(())
@@ -98,14 +101,18 @@ impl<T: Copy> Output<T> for Values<T> {
 
 /// Merges models of one architecture, tensor by tensor.
 ///
-/// Computed in f32 (in f64 where an input is f64; sums over a tensor and everything with curvature always in f64); each tensor
-/// of the result has the kind and device of the base's, or of the first model's if the method needs no base. Tensors of integers
-/// and booleans are copied from there. Names that share a tensor there (tied weights) share the merged one. On the same inputs the result is the same
-/// bits, whatever the number of threads and the order of models with their weights, up to rounding of sums.
+/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On
+/// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
+/// rounding of sums.
+///
+/// Each tensor of the result has the kind and device of the base's, or of the first model's if the method needs no
+/// base. From the same model, tensors of integers and booleans are copied, and names that share a tensor there (tied
+/// weights) share the merged one.
 ///
 /// # Errors
-/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers that are
-/// not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings out of range.
+/// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers
+/// that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings
+/// out of range.
 pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
     let _no_grad = tch::no_grad_guard();
     let names: Vec<(&str, f64)> = models.iter().map(|m| (m.name, m.weight)).collect();
@@ -136,7 +143,7 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
         };
         if *posteriors.get_or_insert(curvature.precision) != curvature.precision {
             return Err(Error::Merge(
-                "some models have the curvature of a loss and some a precision; give one".to_owned(),
+                "some models have a loss's curvature and others a precision; give the same for all".to_owned(),
             ));
         }
         for (name, t) in model.tensors.iter().filter(|(_, t)| floating(t)) {
@@ -173,6 +180,7 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
     Ok(merged)
 }
 
+/// The merge of one tensor, like `like`.
 fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[Model]) -> Result<Tensor> {
     let flat = |t: &Tensor| -> Result<Tensor> { Ok(t.detach().f_to_device(Device::Cpu)?.f_reshape([-1])?) };
     let source = |m: &Model| -> Result<(Tensor, Option<Tensor>)> {
@@ -198,6 +206,6 @@ fn run<T: Number + Element>(plan: &Plan, like: &Tensor, sources: &mut Sources) -
     let len = like.numel();
     let mut values = Values(Vec::with_capacity(len));
     let name = sources.name;
-    engine::merge::<T>(plan, name, len, sources, &mut values)?;
+    engine::merge::<T, Error>(plan, name, len, sources, &mut values)?;
     Ok(Tensor::f_from_slice(&values.0)?)
 }

@@ -2,7 +2,8 @@
 
 use crate::params::Perturbed;
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
-use crate::{Error, Params, Result, checkpoint};
+use crate::storage::{PRECISION, checkpoint};
+use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -63,7 +64,6 @@ struct Content {
 }
 
 const FORM: &str = "diagonal Gaussian posterior";
-const PRECISION: &str = ".precision";
 
 /// The step of a posterior's noise: one that no optimizer of the same seed reaches.
 pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;

@@ -3,7 +3,8 @@
 use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING, form};
 use super::predictive::in_a_model;
 use crate::kernel::{self, Draw, Field};
-use crate::{Error, Params, Result, checkpoint, linalg};
+use crate::storage::checkpoint;
+use crate::{Error, Params, Result, linalg};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Kind, Tensor};

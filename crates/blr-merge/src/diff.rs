@@ -1,8 +1,8 @@
-//! What differs between two safetensors files.
+//! What differs between the tensors of two safetensors files.
 
-use super::engine::CHUNK;
-use super::weight_file::{PIECE, StoredTensor, WeightFile};
 use crate::Result;
+use crate::number::CHUNK;
+use crate::storage::{PIECE, StoredTensor, WeightFile};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub enum Difference {
     OnlyInSecond,
     /// The shapes or kinds of numbers differ.
     Form(StoredTensor, StoredTensor),
-    /// Some bytes differ, of tensors that are not F32, F64, BF16 or F16.
+    /// Some bytes differ; for kinds other than F32, F64, BF16 and F16, which are not compared as numbers.
     Bytes,
     /// Some numbers differ.
     Numbers {
@@ -27,10 +27,11 @@ pub enum Difference {
     },
 }
 
-/// What differs between the tensors of two files, by name; tensors that are equal are left out. Metadata are not compared.
+/// What differs between the tensors of two files, by name. Tensors that are equal are left out, and two NaNs count as
+/// equal. Metadata are not compared.
 ///
 /// # Errors
-/// Files that cannot be read, or are broken.
+/// Files that cannot be read or are broken.
 pub fn diff_files(a: impl AsRef<Path>, b: impl AsRef<Path>) -> Result<BTreeMap<String, Difference>> {
     let (a, b) = (WeightFile::open(a)?, WeightFile::open(b)?);
     let mut found = BTreeMap::new();
@@ -69,6 +70,7 @@ fn numbers(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -
     let (mut p, mut q, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
     let (mut largest, mut norm, mut distance) = (0f64, 0.0, 0.0);
     let len = x.elements();
+    // In f64, where every one of the kinds is exact.
     for at in (0..len).step_by(CHUNK) {
         let length = CHUNK.min(len - at);
         p.resize(length, 0.0f64);
@@ -77,11 +79,13 @@ fn numbers(a: &WeightFile, x: &StoredTensor, b: &WeightFile, y: &StoredTensor) -
         b.read(y, at, &mut q, &mut buffer)?;
         for (p, q) in p.iter().zip(&q) {
             let d = if p == q || p.is_nan() && q.is_nan() { 0.0 } else { (q - p).abs() };
+            // `max` would drop a NaN.
             largest = if d.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(d) };
             norm += p * p;
             distance += d * d;
         }
     }
+    // Infinite if only `a` is zero; and `largest` says whether there is a difference at all.
     let relative = (distance / norm).sqrt();
     Ok((largest != 0.0).then_some(Difference::Numbers { largest, relative }))
 }

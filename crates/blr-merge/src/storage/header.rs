@@ -1,9 +1,11 @@
-//! The header of a safetensors file, read as a stream into what is kept of it: no text, no tree of values.
+//! The header of a safetensors file: which tensors there are, and where.
 //!
-//! It is believed only where it agrees with the length of the file. Whatever it says, what it takes is bounded by its own length: numbers
-//! reserve nothing, and what has no use is skipped.
+//! It may come from anyone, so it is believed only where it agrees with the length of the file, and whatever it says,
+//! reading it takes memory in proportion to its length. It is parsed as a stream, straight into what is kept of it,
+//! without the text or a tree of JSON values in between. No number in it reserves memory, and entries without a use are
+//! skipped.
 
-use super::weight_file::StoredTensor;
+use super::convert::width;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::de::value::StrDeserializer;
@@ -14,18 +16,50 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-/// The longest header that the format allows, in bytes.
+/// Bytes of the longest header that the format allows.
 const LONGEST: u64 = 100_000_000;
-/// Bytes before the header: its length.
+/// Bytes before the header, which hold its length.
 const PREFIX: u64 = 8;
-/// More than libtorch can reduce over, and than numpy can have.
+/// As many as libtorch can reduce over, and twice as many as older numpy allows. In a header a dimension takes two
+/// bytes, here eight, so their number must not be up to the file.
 const MOST_DIMENSIONS: usize = 64;
-/// Bytes of a tensor's name. Only metadata have longer texts.
+/// Bytes of the longest tensor's name; real ones have a hundred. Only texts in the metadata may be longer.
 const LONGEST_NAME: usize = 4096;
-/// Entries of metadata, each of which takes more memory than text.
+/// Most entries of metadata: an empty one has six bytes in the file and fifty in memory.
 const MOST_METADATA: usize = 4096;
-/// Bytes of a parser's message that are passed on; it may quote the file.
+/// Characters of a parser's message that are passed on. It may quote the file, and so be as long.
 const LONGEST_MESSAGE: usize = 300;
+
+/// A tensor of a [`WeightFile`](super::WeightFile).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Kind of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Index of the shard that it is in.
+    pub(super) shard: usize,
+    /// Where it begins, in bytes from the beginning of the shard.
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+}
+
+impl StoredTensor {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Its size in the file, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it is of a kind that merges compute with: F32, F64, BF16, F16.
+    pub fn is_floating(&self) -> bool {
+        width(self.dtype).is_some()
+    }
+}
 
 /// What a header says.
 #[derive(Default)]
@@ -71,7 +105,8 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
     Ok(header)
 }
 
-/// Whether every tensor has as many bytes as its shape needs, one after the other, without gaps; gives where the last one ends.
+/// Checks that every tensor has the bytes that its shape needs, and that they lie one after the other without gaps.
+/// Returns where the last one ends.
 fn check(tensors: &BTreeMap<String, StoredTensor>) -> std::result::Result<u64, String> {
     for (name, t) in tensors {
         let elements = t.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
@@ -88,7 +123,8 @@ fn check(tensors: &BTreeMap<String, StoredTensor>) -> std::result::Result<u64, S
     })
 }
 
-/// [`Deserialize`] from what it expects, by these methods of a visitor.
+/// Implements [`Deserialize`] by the given methods of a visitor. Whatever else the file has in this place is an error
+/// that says what was expected.
 macro_rules! by_visitor {
     ($type:ty, $expects:literal, $($method:tt)*) => {
         impl<'de> Deserialize<'de> for $type {
@@ -107,7 +143,8 @@ macro_rules! by_visitor {
     };
 }
 
-/// A method that refuses texts. serde's own would quote them in its error, and they may be as long as the file.
+/// A visitor's method that refuses texts. serde's own would quote them in its error, and they may be as long as the
+/// file.
 macro_rules! no_text {
     () => {
         fn visit_str<E: de::Error>(self, _: &str) -> std::result::Result<Self::Value, E> {
@@ -140,6 +177,7 @@ by_visitor! { Text, "a text",
 
 by_visitor! { Kind, "a kind of number",
     fn visit_str<E: de::Error>(self, name: &str) -> std::result::Result<Kind, E> {
+        // serde quotes an unknown name in its error, so only names that may be known are shown to it.
         let known = name.len() < 16;
         let dtype = known.then(|| Dtype::deserialize(StrDeserializer::<E>::new(name)));
         dtype.ok_or_else(|| E::custom("an unknown kind of number"))?.map(Kind)
@@ -156,10 +194,11 @@ by_visitor! { Count, "a whole number ≥ 0",
 by_visitor! { Shape, "a shape",
     no_text! {}
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> std::result::Result<Shape, A::Error> {
+        // Not a vector that grows, which for a moment is in memory twice.
         let (mut shape, mut n) = ([0; MOST_DIMENSIONS], 0);
         while let Some(Count(size)) = sequence.next_element()? {
-            let place = shape.get_mut(n);
-            *place.ok_or_else(|| de::Error::custom(format_args!("more than {MOST_DIMENSIONS} dimensions")))? = size as usize;
+            let too_many = || de::Error::custom(format_args!("more than {MOST_DIMENSIONS} dimensions"));
+            *shape.get_mut(n).ok_or_else(too_many)? = size as usize;
             n += 1;
         }
         Ok(Shape(shape[..n].to_vec()))

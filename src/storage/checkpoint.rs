@@ -1,24 +1,18 @@
 //! Named tensors with a description in one safetensors file, replaced atomically.
 
 use crate::{Error, Result};
+use blr_merge::storage::{DESCRIPTION, replace};
 use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
-
-/// Drafts that this process has begun.
-static SAVES: AtomicU64 = AtomicU64::new(0);
-
-/// Key of the description in the file's metadata.
-pub(crate) const DESCRIPTION: &str = "tch_blr";
 
 const VERSION: u32 = 1;
 
-/// The description: what the file is, and what its writer says beside the tensors.
+/// The description: what the file is, and what its writer has to say besides the tensors.
 #[derive(Serialize, Deserialize)]
 struct Description<C> {
     form: String,
@@ -63,27 +57,8 @@ impl View for &Stored {
     }
 }
 
-/// Writes a file by way of a draft. Whoever opens `path`, after a crash at any moment too, finds the old file or the new one, whole:
-/// `write` makes the new one beside it, which is flushed to the disk and renamed. Or a folder, in place of none or of an empty one;
-/// `write` flushes the files in it.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
-    let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A name of its own for each process and each save of it.
-    let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
-    let draft = folder.join(format!(".{}.{process}-{save}.tmp", file_name.to_string_lossy()));
-    let renamed = || -> std::io::Result<()> {
-        fs::File::open(&draft)?.sync_all()?;
-        fs::rename(&draft, path)?;
-        // The rename itself is on the disk once the folder is.
-        fs::File::open(folder)?.sync_all()
-    };
-    let clear = || fs::remove_file(&draft).or_else(|_| fs::remove_dir_all(&draft));
-    write(&draft).and_then(|()| renamed().map_err(|e| error(&e))).inspect_err(|_| _ = clear())
-}
-
-/// Writes tensors (f32, f64) and `content` as a file of this form, in place of an old one only when it is whole.
+/// Writes tensors (f32, f64) and `content` as a file of this form. It takes the place of an old file only once it is
+/// whole.
 pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
     if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
@@ -94,7 +69,7 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
     let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
     replace(path, |draft| {
-        // serialize_to_file makes a private file; ours shall be as readable as any other of the user's.
+        // serialize_to_file makes a private file; ours should be as readable as the user's other files.
         let readable = || fs::File::create(draft)?.metadata().map(|m| m.permissions());
         let permissions = readable().map_err(|e| error(&e))?;
         let named = tensors.iter().map(|(name, _)| name.as_str()).zip(&stored);
@@ -103,7 +78,7 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
     })
 }
 
-/// What [`save`] wrote in this form: tensors on the CPU, and the content.
+/// Reads what [`save`] wrote in this form: tensors on the CPU, and the content.
 pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTreeMap<String, Tensor>, C)> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;

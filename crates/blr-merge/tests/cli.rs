@@ -1,17 +1,17 @@
-//! The command `tch-blr`, run as its users do.
+//! The command `blr-merge`, run as its users do.
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tch::Tensor;
-use tch_blr::DiagonalGaussian;
+use support::{Model, Stored, model, save_posterior};
 
 fn run(folder: &Path, arguments: &str) -> Output {
     let words = arguments.split_whitespace();
-    Command::new(env!("CARGO_BIN_EXE_tch-blr")).args(words).current_dir(folder).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_blr-merge")).args(words).current_dir(folder).output().unwrap()
 }
 
 fn ok(folder: &Path, arguments: &str) -> String {
@@ -32,12 +32,11 @@ fn error(folder: &Path, arguments: &str) -> String {
 }
 
 fn save(folder: &Path, name: &str, w: &[f32]) {
-    Tensor::write_safetensors(&[("w", Tensor::from_slice(w))], folder.join(name)).unwrap();
+    support::save(&folder.join(name), &model([("w", Stored::f32(w))]));
 }
 
 fn load(folder: &Path, name: &str) -> Vec<f32> {
-    let tensors: BTreeMap<String, Tensor> = Tensor::read_safetensors(folder.join(name)).unwrap().into_iter().collect();
-    Vec::try_from(&tensors["w"]).unwrap()
+    support::load(&folder.join(name))["w"].numbers()
 }
 
 fn models() -> tempfile::TempDir {
@@ -117,12 +116,13 @@ fn errors_say_what_to_do() {
 fn posteriors_merge_and_part() {
     let folder = tempfile::tempdir().unwrap();
     let q = |name: &str, m: f32, s: f32| {
-        let entry = ("w", Tensor::from_slice(&[m]), Tensor::from_slice(&[s]));
-        DiagonalGaussian::new([entry]).unwrap().save(folder.path().join(name)).unwrap();
+        let [mean, precision] = [m, s].map(|x| model([("w", Stored::f32(&[x]))]));
+        save_posterior(&folder.path().join(name), &mean, &precision);
     };
     let read = |name: &str| {
-        let q = DiagonalGaussian::load(folder.path().join(name)).unwrap();
-        [q.mean("w").unwrap().double_value(&[0]), q.precision("w").unwrap().double_value(&[0])]
+        let q = support::load(&folder.path().join(name));
+        assert!(ok(folder.path(), &format!("inspect {name}")).contains("diagonal Gaussian posterior"));
+        ["w", "w.precision"].map(|name| q[name].numbers()[0])
     };
     q("q0", 0.5, 2.0);
     q("q1", 1.0, 3.0);
@@ -145,10 +145,8 @@ fn results_in_shards() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     for (name, x) in [("a.safetensors", 1f32), ("b.safetensors", 3.0)] {
-        let tensors: Vec<(String, Tensor)> = (0..5)
-            .map(|i| (format!("layer{i}"), Tensor::full([1000], f64::from(x) + f64::from(i), tch::kind::FLOAT_CPU)))
-            .collect();
-        Tensor::write_safetensors(&tensors, at.join(name)).unwrap();
+        let tensors: Model = (0..5u8).map(|i| (format!("layer{i}"), Stored::f32(&[x + f32::from(i); 1000]))).collect();
+        support::save(&at.join(name), &tensors);
     }
     let merge = "merge --method average a.safetensors b.safetensors --out";
     ok(at, &format!("{merge} one.safetensors"));
@@ -186,7 +184,7 @@ fn help_has_examples_and_shells_have_completions() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(folder.path(), "merge --help");
     assert!(help.contains("Examples:") && help.contains("--method ties --density 0.2 --base base.safetensors"));
-    for (shell, says) in [("bash", "complete -F"), ("zsh", "#compdef tch-blr"), ("fish", "complete -c tch-blr")] {
+    for (shell, says) in [("bash", "complete -F"), ("zsh", "#compdef blr-merge"), ("fish", "complete -c blr-merge")] {
         assert!(ok(folder.path(), &format!("completions {shell}")).contains(says));
     }
 }
@@ -226,7 +224,7 @@ fn billion(path: &Path, seed: u64, positive: bool) {
 /// Peak resident memory of the command, in bytes, and its seconds. Linux.
 fn measure(folder: &Path, arguments: &str) -> (u64, f64) {
     let begin = Instant::now();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tch-blr"))
+    let mut child = Command::new(env!("CARGO_BIN_EXE_blr-merge"))
         .args(arguments.split_whitespace())
         .current_dir(folder)
         .stdout(Stdio::null())
@@ -246,7 +244,8 @@ fn measure(folder: &Path, arguments: &str) -> (u64, f64) {
     }
 }
 
-/// In `TMPDIR`, where 12 GB must be free: prints seconds and peaks, beside those of reading two of the files and writing one.
+/// In `TMPDIR`, where 12 GB must be free: prints seconds and peaks, beside those of reading two of the files and
+/// writing one.
 #[test]
 #[ignore = "12 GB on the disk, minutes: make test-large"]
 fn a_billion_weights_in_less_than_a_gibibyte() {

@@ -1,12 +1,11 @@
-//! Headers of safetensors files that lie: an error or a whole file, and never more memory than the file's size accounts for. Alone in
-//! its binary, for the allocator counts for the process.
+//! Headers of safetensors files that lie: an error or a whole file, and never more memory than the file's size accounts
+//! for. Alone in its binary, for the allocator counts for the process.
 
+use blr_merge::{Error, Result, StoredTensor, WeightFile, diff_files};
 use peak_alloc::PeakAlloc;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use tch_blr::merge::{StoredTensor, WeightFile, diff_files};
-use tch_blr::{Error, Result};
 
 /// Counts what Rust allocates. A block that moves to grow counts twice meanwhile.
 #[global_allocator]
@@ -104,7 +103,8 @@ fn large_headers_take_no_more_than_their_size_accounts_for() {
     }
 }
 
-/// 10,000 files whose header was changed or cut off: each is an error, or is still a whole file whose tensors can all be read.
+/// 10,000 files whose header was changed or cut off: each is an error, or is still a whole file whose tensors can all
+/// be read.
 fn mutated_headers_give_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mutated");
@@ -173,7 +173,8 @@ const PIECES: [&[u8]; 18] = [
     b"99999999999999999999999",
 ];
 
-/// So many files like a given one, with bytes changed, put in or cut out up to the end of the header; always the same ones.
+/// So many files like a given one, with bytes changed, put in or cut out up to the end of the header; always the same
+/// ones.
 fn mutations(original: &[u8], count: usize) -> impl Iterator<Item = Vec<u8>> {
     let header = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
     let mut random = Random(0x5eed);

@@ -1,14 +1,14 @@
-//! What a merge computes, as a value.
+//! What a merge computes, as a value: the methods, their settings and the ranges of both. How it is computed is in
+//! engine/.
 
-use crate::check::{positive, that};
 use crate::{Error, Result};
 
-/// How models become one. θ_k are the models, w_k their weights, θ₀ the base; every tensor is merged on its own, element
-/// by element unless said otherwise.
+/// How several models become one. θ_k are the models, w_k their weights, θ₀ is the base. Every tensor is merged on its
+/// own, element by element unless said otherwise.
 ///
 /// | method | θ | needs |
 /// |---|---|---|
-/// | [`Method::Linear`] | Σ w_k θ_k, over Σ w_k if normalized | |
+/// | [`Method::Linear`] | Σ w_k θ_k, divided by Σ w_k if normalized | |
 /// | [`Method::Slerp`] | along the arc between two tensors | two models |
 /// | [`Method::TaskVectors`] | θ₀ + λ Σ w_k d_k, d_k = θ_k - θ₀ made sparse | base |
 /// | [`Method::Fisher`] | Σ w_k F_k θ_k / Σ w_k F_k | curvature F_k |
@@ -22,47 +22,52 @@ pub enum Method {
         /// Whether the weights count relative to their sum.
         normalize: bool,
     },
-    /// The way from the first model's tensor a to the second's, b, at constant angular speed (weights are not used):
+    /// From the first model's tensor a to the second's, b, at constant angular speed. Weights are not used.
     ///
     /// ```text
     /// cos Ω = ⟨a, b⟩ / (‖a‖ ‖b‖)        over the whole tensor
     /// θ = sin((1-t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b
     /// ```
     ///
-    /// For |cos Ω| > 0.9995, and where a tensor is zero, (1-t) a + t b. Inputs of one norm keep it.
+    /// If |cos Ω| > 0.9995, or a tensor is zero, the result is (1-t) a + t b. If a and b have the same norm, so has the
+    /// result.
     Slerp {
         /// 0 is the first model, 1 the second.
         t: f64,
     },
-    /// Sums of differences to the base: task arithmetic, TIES, DARE.
+    /// The base plus a sum of differences from it: task arithmetic, TIES, DARE.
     TaskVectors(TaskVectors),
-    /// The average weighted by curvature F_k ≥ 0, the Fisher diagonal (Matena and Raffel 2022). An element where every F_k is
-    /// zero gets the limit of equal F_k, the plain weighted average. Weights > 0.
+    /// The average weighted by curvature F_k ≥ 0, the diagonal of the Fisher information (Matena and Raffel 2022).
+    /// Where every F_k of an element is zero, the limit of equal F_k is taken, which is the weighted average. Weights
+    /// must be > 0.
     Fisher,
-    /// Gradient matching with uncertainty (Daheim et al. 2024): the merge whose gradients match those of training jointly on
-    /// Σ w_k L_k with the prior N(θ₀, H₀⁻¹), to first order. H_k is the curvature of the loss of task k alone, on the scale of
-    /// the summed loss. Negative weights remove a task.
+    /// Gradient matching with uncertainty (Daheim et al. 2024): to first order, the minimum that training jointly on Σ
+    /// w_k L_k with the prior N(θ₀, H₀⁻¹) would find. H_k is the curvature of the loss of task k alone, on the scale of
+    /// the loss summed over its data. Negative weights remove a task.
     ///
-    /// All H_k = 0 is task arithmetic; H₀ → 0 is Fisher averaging. A model that gives the posterior's precision
-    /// s_k = H₀ + H_k instead ([`Model::precision`](super::Model::precision)) gives the same.
+    /// All H_k = 0 is task arithmetic; H₀ → 0 is Fisher averaging. Models that come with the precision of their
+    /// posterior, s_k = H₀ + H_k, instead of H_k give the same.
     GradientMatching {
-        /// Added to H₀, default 10⁻¹²: elements of no curvature at all then follow task arithmetic.
+        /// Added to H₀; ≥ 0, by default 10⁻¹². Elements without any curvature then follow task arithmetic.
         delta: f64,
     },
-    /// Natural parameters of diagonal Gaussians added with weights, as [`combine`](crate::combine) does.
+    /// The weighted sum of the natural parameters of diagonal Gaussians, as `tch_blr::combine` computes it. Weights may
+    /// be negative, as long as every merged precision is positive.
     Combine,
 }
 
-/// θ = θ₀ + λ Σ w_k d_k: what is kept of the d_k = θ_k - θ₀, and what is done about conflicts.
+/// θ = θ₀ + λ Σ w_k d_k: what is kept of each difference d_k = θ_k - θ₀, and what is done where they conflict.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TaskVectors {
     /// λ, a finite number; default 1.
     pub lambda: f64,
     /// Which elements of each d_k.
     pub keep: Keep,
-    /// Whether an element keeps only those d_k that have the sign of Σ w_k d_k (zero counts as positive).
+    /// Whether in each element only those d_k count whose w_k d_k has the sign of Σ w_k d_k; a sum of zero counts as
+    /// positive.
     pub elect_signs: bool,
-    /// Whether the sum is divided by Σ w_k; with elected signs, by the w_k of those that agree. Weights ≥ 0 then.
+    /// Whether the sum is divided by Σ w_k; with elected signs, by the sum of those w_k that agree. Weights must then
+    /// be ≥ 0.
     pub normalize: bool,
 }
 
@@ -76,14 +81,14 @@ pub enum Keep {
         /// In (0, 1].
         density: f64,
     },
-    /// Each with probability `density`, independently, and rescaled.
+    /// Each with probability `density`, independently; those that are kept are rescaled.
     Random {
         /// In (0, 1].
         density: f64,
         /// What makes up for those that are dropped.
         rescale: Rescale,
-        /// With the names of the tensor and of the model, decides which are kept: neither the order of tensors nor that of
-        /// models matters.
+        /// Decides, together with the names of tensor and model, which are kept. The order of tensors or models does
+        /// not matter.
         seed: u64,
     },
 }
@@ -91,14 +96,14 @@ pub enum Keep {
 /// What makes up for dropped elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rescale {
-    /// 1/density: the expectation is d.
+    /// Times 1/density: the expectation is d.
     Density,
-    /// Σ|d| over the Σ|d| that is kept: the L1 norm is that of d.
+    /// Times Σ|d| of all elements over Σ|d| of those that are kept: the L1 norm stays that of d.
     L1Norm,
 }
 
 impl Method {
-    /// The average by weight.
+    /// The weighted average.
     pub fn linear() -> Self {
         Method::Linear { normalize: true }
     }
@@ -108,7 +113,8 @@ impl Method {
         Method::TaskVectors(TaskVectors { lambda, keep: Keep::All, elect_signs: false, normalize: false })
     }
 
-    /// TIES (Yadav et al. 2023): trims each difference to its largest elements, elects signs, and averages those that agree.
+    /// TIES (Yadav et al. 2023): trims each difference to its largest elements, elects signs, and averages those that
+    /// agree.
     pub fn ties(lambda: f64, density: f64) -> Self {
         Method::TaskVectors(TaskVectors { lambda, keep: Keep::Largest { density }, elect_signs: true, normalize: true })
     }
@@ -125,8 +131,9 @@ impl Method {
         Method::TaskVectors(TaskVectors { lambda, keep, elect_signs: true, normalize: true })
     }
 
-    /// With the default δ.
+    /// [`Method::GradientMatching`] with the default δ.
     pub fn gradient_matching() -> Self {
+        // Too small to count beside curvature that data gave an element, and in f64 safe to divide by.
         Method::GradientMatching { delta: 1e-12 }
     }
 
@@ -135,13 +142,17 @@ impl Method {
         matches!(self, Method::TaskVectors(_) | Method::GradientMatching { .. })
     }
 
-    /// Whether each model comes with its curvature or precision; the base then too.
+    /// Whether each model, and the base if there is one, must come with its curvature or precision.
     pub fn needs_curvature(&self) -> bool {
         matches!(self, Method::Fisher | Method::GradientMatching { .. } | Method::Combine)
     }
 
-    /// Everything about the settings and the models that no tensor has a say in.
-    pub(crate) fn validate(&self, models: &[(&str, f64)]) -> Result<()> {
+    /// Checks all that can be checked before any tensor is read: the settings, and the name and weight of each model.
+    ///
+    /// # Errors
+    /// [`Error::HyperParameter`] for a setting that is out of range; [`Error::Merge`] if there is no model, two have
+    /// the same name, or the method cannot use their number or weights.
+    pub fn validate(&self, models: &[(&str, f64)]) -> Result<()> {
         let refuse = |problem: String| Err(Error::Merge(problem));
         if models.is_empty() {
             return refuse("there is no model".to_owned());
@@ -164,20 +175,21 @@ impl Method {
         match self {
             Method::Linear { normalize: true } => {
                 let size: f64 = models.iter().map(|(_, w)| w.abs()).sum();
+                // So small a sum, relative to its terms, may be what rounding left of zero.
                 if sum.abs() <= 1e-8 * size || size == 0.0 {
                     return refuse(format!("the weights sum to {sum}, which cannot be divided by; do not normalize"));
                 }
             }
             Method::Slerp { t } => {
-                that("t", t, t.is_finite(), "a finite number, 0 for the first model and 1 for the second")?;
+                Error::unless(t.is_finite(), "t", t, "a finite number, 0 for the first model and 1 for the second")?;
                 if models.len() != 2 {
                     return refuse(format!("slerp goes between 2 models, not {}", models.len()));
                 }
             }
             Method::TaskVectors(v) => {
-                that("lambda", v.lambda, v.lambda.is_finite(), "a finite number")?;
+                Error::unless(v.lambda.is_finite(), "lambda", v.lambda, "a finite number")?;
                 if let Keep::Largest { density } | Keep::Random { density, .. } = v.keep {
-                    that("density", density, density > 0.0 && density <= 1.0, "a number in (0, 1]")?;
+                    Error::unless(density > 0.0 && density <= 1.0, "density", density, "a number in (0, 1]")?;
                 }
                 if v.normalize {
                     non_negative("a normalized sum of task vectors")?;
@@ -189,14 +201,12 @@ impl Method {
             Method::Fisher => {
                 if let Some((name, w)) = models.iter().find(|(_, w)| *w <= 0.0) {
                     return refuse(format!(
-                        "model `{name}` has the weight {w}: expected a number > 0; removal is for combine"
+                        "model `{name}` has the weight {w}: expected a number > 0; to remove a model, use combine"
                     ));
                 }
             }
             Method::GradientMatching { delta } => {
-                if *delta != 0.0 {
-                    positive("delta", *delta)?;
-                }
+                Error::unless(delta.is_finite() && *delta >= 0.0, "delta", delta, "a finite number ≥ 0")?;
             }
             Method::Linear { normalize: false } | Method::Combine => {}
         }
