@@ -107,7 +107,7 @@
 //! # opt.step(|| loss(3.0))?;
 //! # let q3 = opt.posterior()?;
 //! let merged = combine(&[(1.0, &q2), (1.0, &q3), (-1.0, &q1)])?;
-//! # assert_eq!(merged.weights(), 3);
+//! # assert_eq!(merged.len(), 3);
 //! # Ok(())
 //! # }
 //! ```
@@ -143,6 +143,7 @@ pub mod metrics;
 pub mod nn;
 mod rows;
 mod driver;
+mod outputs;
 mod params;
 mod posterior;
 mod prior;
@@ -162,9 +163,10 @@ pub use rows::{
 pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
+pub use outputs::GaussianPosterior;
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
-    Mixture, Natural, Predictive, combine,
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
+    NaturalSum, Posterior, Predictive, combine,
 };
 pub use prior::Prior;
 pub use schedule::Schedule;

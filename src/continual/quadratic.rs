@@ -414,7 +414,7 @@ impl From<&FullGaussian> for Quadratic {
         let term = Term::Full {
             parameters: q.names().map(shape).collect(),
             mean: q.mean_vector(),
-            precision: q.precision().copy(),
+            precision: q.precision_matrix().copy(),
         };
         Quadratic { terms: vec![term], constant: 0.0 }
     }

@@ -182,7 +182,7 @@ impl<R: GaussianRule> Optimizer<R> {
             let entry = q.entry(leaf.name()).expect("the posterior has every trainable parameter");
             let s = entry.precision.to_kind(Kind::Double);
             let sd = s.rsqrt();
-            sigma.mean += sd.sum(Kind::Double).double_value(&[]) / q.weights() as f64;
+            sigma.mean += sd.sum(Kind::Double).double_value(&[]) / q.len() as f64;
             sigma.min = sigma.min.min(sd.min().double_value(&[]));
             sigma.max = sigma.max.max(sd.max().double_value(&[]));
             let mean = entry.mean.to_kind(Kind::Double);

@@ -1,80 +1,8 @@
 //! Merging as sums of natural parameters.
 
-use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, combine};
-use crate::{Error, Result, check, linalg};
-use tch::{Kind, Tensor};
-
-/// Gaussian posteriors, whose natural parameters add: what [`gradient_matching`], [`remove`] and [`federated`] take.
-pub trait NaturalSum: Sized + sealed::Sealed {
-    /// S = Σ wₖ Sₖ, S m = Σ wₖ Sₖ mₖ: [`combine`](crate::combine) of the family.
-    ///
-    /// # Errors
-    /// As `combine` of the family.
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self>;
-
-    /// The supremum of the w for which S - w S' is positive definite, with S' of `part`; infinite if every w is, 0 at least.
-    /// And what becomes singular there.
-    #[doc(hidden)]
-    fn limit(&self, part: &Self) -> Result<(f64, String)>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for crate::DiagonalGaussian {}
-    impl Sealed for crate::FullGaussian {}
-    impl Sealed for crate::KroneckerGaussian {}
-}
-
-/// The smallest of the elementwise s/s', over parameters.
-fn smallest_ratio<'a>(pairs: impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>) -> (f64, String) {
-    let ratios = pairs.filter(|(_, s, _)| s.numel() > 0).map(|(name, s, part)| {
-        let part = part.to_device(s.device()).to_kind(Kind::Double);
-        ((s.to_kind(Kind::Double) / part).min().double_value(&[]), format!("parameter `{name}`"))
-    });
-    ratios.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::INFINITY, String::new()))
-}
-
-impl NaturalSum for DiagonalGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        combine(weighted)
-    }
-
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let pairs = self.names().filter_map(|n| Some((n, self.precision(n)?, part.precision(n)?)));
-        Ok(smallest_ratio(pairs))
-    }
-}
-
-impl NaturalSum for FullGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        FullGaussian::combine(weighted)
-    }
-
-    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ with S = L Lᵀ.
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let what = "the precision matrix".to_owned();
-        if self.weights() == 0 {
-            return Ok((f64::INFINITY, what));
-        }
-        let l = linalg::cholesky("the precision of the posterior", self.precision())?;
-        let half = linalg::forward(&l, &part.precision().f_to_device(l.device())?)?;
-        let ratio = linalg::symmetric(&linalg::forward(&l, &half.f_tr()?)?)?;
-        let largest = ratio.f_linalg_eigvalsh("L")?.max().double_value(&[]);
-        Ok((1.0 / largest, what))
-    }
-}
-
-impl NaturalSum for KroneckerGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        KroneckerGaussian::combine(weighted)
-    }
-
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let pairs =
-            self.names().filter_map(|n| Some((n, &self.parameter(n)?.precision, &part.parameter(n)?.precision)));
-        Ok(smallest_ratio(pairs))
-    }
-}
+pub use crate::posterior::NaturalSum;
+use crate::posterior::combine;
+use crate::{Error, Result, check};
 
 /// Gradient matching of posteriors q_t that were learned with the prior q₀ = `base`, each of weight a_t:
 ///
@@ -92,7 +20,7 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
     let rest = 1.0 - tasks.iter().map(|(a, _)| a).sum::<f64>();
     let mut terms = vec![(rest, base)];
     terms.extend(tasks);
-    Q::combine(&terms)
+    combine(&terms)
 }
 
 /// The posterior without `weight` of `part`: natural parameters of `q` less those of `part`, times the weight.
@@ -106,12 +34,12 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
 pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     check::positive("weight", weight)?;
     // Says first whether the two fit together.
-    Q::combine(&[(1.0, q), (1.0, part)])?;
+    combine(&[(1.0, q), (1.0, part)])?;
     let (largest, what) = q.limit(part)?;
     if weight >= largest {
         return Err(Error::Removal { what, weight, largest });
     }
-    Q::combine(&[(1.0, q), (-weight, part)])
+    combine(&[(1.0, q), (-weight, part)])
 }
 
 /// The supremum of the weights that [`remove`] can take: the smallest s/s' of all elements, or for matrices the smallest
@@ -120,7 +48,7 @@ pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
 /// # Errors
 /// Other parameters, or bases that differ.
 pub fn largest_removal<Q: NaturalSum>(q: &Q, part: &Q) -> Result<f64> {
-    Q::combine(&[(1.0, q), (1.0, part)])?;
+    combine(&[(1.0, q), (1.0, part)])?;
     q.limit(part).map(|(largest, _)| largest)
 }
 

@@ -1,18 +1,32 @@
-//! Posteriors over weights.
+//! Posteriors over the weights of a model: distributions with named parameters that can be sampled, saved, added and
+//! put into a model's variables.
+//!
+//! What belongs here: a family's own mathematics (moments, samples, densities, divergences, its file), and what all
+//! families share ([`Posterior`], predictive averages, [`combine`]). A posterior knows no optimizer, no data and no
+//! curvature: rooms that do know them make posteriors and use them, never the other way round.
 
+mod any;
 mod bernoulli;
+mod block;
+mod combine;
 mod diagonal;
 mod full;
+mod in_model;
 mod kronecker;
+mod kronecker_parameter;
 mod mixture;
-mod outputs;
 mod predictive;
+mod valid;
 
+pub(crate) use crate::linalg::{into_basis, matrix_shape, out_of_basis};
+pub use any::Posterior;
 pub use bernoulli::MeanFieldBernoulli;
-pub use diagonal::{DiagonalGaussian, Natural, combine};
+pub(crate) use block::BlockPrecision;
+pub use combine::{NaturalSum, combine};
+pub use diagonal::{DiagonalGaussian, Natural};
 pub use full::FullGaussian;
-pub use kronecker::{KroneckerGaussian, KroneckerParameter};
-pub(crate) use kronecker::{into_basis, matrix_shape, out_of_basis};
+pub(crate) use in_model::in_model;
+pub use kronecker::KroneckerGaussian;
+pub use kronecker_parameter::KroneckerParameter;
 pub use mixture::Mixture;
-pub use outputs::GaussianPosterior;
 pub use predictive::Predictive;

@@ -191,7 +191,7 @@ fn check_change<R: StructuredRule>(config: &R, changed: &R) -> Result<()> {
 /// let net = nn::linear(vs.root(), 4, 1, Default::default());
 /// let mut opt = FullVon::default().ess(8.0).build(&vs, 0.1)?;
 /// opt.step(|| (net.forward(&x) - &y).square().mean(Kind::Float) * 0.5)?;
-/// assert_eq!(opt.posterior()?.precision().size(), [5, 5]); // four weights and the bias
+/// assert_eq!(opt.posterior()?.precision_matrix().size(), [5, 5]); // four weights and the bias
 /// # Ok(())
 /// # }
 /// ```
