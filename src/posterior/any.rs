@@ -102,7 +102,7 @@ macro_rules! generic_methods {
             /// Puts the mean into the variables of a model, for good.
             ///
             /// # Errors
-            /// As [`perturb`](Self::perturb).
+            /// As [`perturb`](#method.perturb).
             pub fn copy_mean_to(&self, params: impl Into<$crate::Params>) -> $crate::Result<()> {
                 $crate::posterior::in_model::write(&params.into(), $crate::posterior::in_model::means(self))
             }
@@ -131,7 +131,7 @@ macro_rules! generic_methods {
             /// regressions).
             ///
             /// # Errors
-            /// As [`predict`](Self::predict), but for the shape, which must only be the same each time.
+            /// As [`predict`](#method.predict), but for the shape, which must only be the same each time.
             pub fn predict_samples<L: $crate::IntoTensor>(
                 &self,
                 params: impl Into<$crate::Params>,

@@ -16,8 +16,6 @@ pub(crate) struct BlockPrecision {
     pub precision: Tensor,
 }
 
-// The priors of rows that work in blocks are built on this; the divergence of two Kronecker posteriors is so already.
-#[allow(dead_code)]
 impl BlockPrecision {
     /// In this kind and on this device.
     pub fn like(&self, t: &Tensor) -> Self {

@@ -13,9 +13,9 @@ use tch::{Kind, Tensor};
 /// q(θ) = N(m, diag(s)⁻¹): the posterior that the diagonal rows of the table learn.
 ///
 /// One mean m and one precision s = 1/σ² > 0 for every weight, by the name of the parameter; s is the posterior's own,
-/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so
-/// it neither follows the optimizer it came from nor needs it; it can be saved, become a prior
-/// ([`Prior`](crate::Prior)), be merged ([`combine`]) and predict.
+/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so it neither follows the optimizer it came from
+/// nor needs it; it can be saved, become a prior ([`Prior`](crate::Prior)), be merged ([`combine`](crate::combine)) and
+/// predict.
 ///
 /// Samples come from a counter-based generator: sample k of one seed is always the same
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.

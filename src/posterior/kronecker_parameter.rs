@@ -5,7 +5,8 @@ use super::{BlockPrecision, matrix_shape, out_of_basis};
 use crate::{Error, Result, kernel, linalg};
 use tch::{Kind, Tensor};
 
-/// One parameter of a [`KroneckerGaussian`]. All tensors have the kind (f32 or f64) and device of the mean.
+/// One parameter of a [`KroneckerGaussian`](crate::KroneckerGaussian). All tensors have the kind (f32 or f64) and
+/// device of the mean.
 #[derive(Debug)]
 pub struct KroneckerParameter {
     /// Name of the parameter.

@@ -2,7 +2,7 @@
 //! put into a model's variables.
 //!
 //! What belongs here: a family's own mathematics (moments, samples, densities, divergences, its file), and what all
-//! families share ([`Posterior`], predictive averages, [`combine`]). A posterior knows no optimizer, no data and no
+//! families share (`Posterior`, predictive averages, `combine`). A posterior knows no optimizer, no data and no
 //! curvature: rooms that do know them make posteriors and use them, never the other way round.
 
 mod any;
