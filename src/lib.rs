@@ -107,7 +107,7 @@
 //! # opt.step(|| loss(3.0))?;
 //! # let q3 = opt.posterior()?;
 //! let merged = combine(&[(1.0, &q2), (1.0, &q3), (-1.0, &q1)])?;
-//! # assert_eq!(merged.weights(), 3);
+//! # assert_eq!(merged.len(), 3);
 //! # Ok(())
 //! # }
 //! ```
@@ -143,6 +143,7 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
+mod outputs;
 mod params;
 mod posterior;
 mod prior;
@@ -163,9 +164,10 @@ pub use kernel::{Given, Noise, Philox};
 pub use labels::Labels;
 pub(crate) use link::Link;
 pub use params::{Params, Perturbed};
+pub use outputs::GaussianPosterior;
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
-    Mixture, Natural, Posterior, Predictive, combine,
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
+    NaturalSum, Posterior, Predictive, combine,
 };
 pub use prior::Prior;
 pub(crate) use kernel::Real;

@@ -32,6 +32,7 @@
 //! ```
 
 use crate::driver::Row;
+use crate::posterior::in_model;
 use crate::{DiagonalFisher, DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
@@ -53,7 +54,7 @@ pub fn precision(q: &DiagonalGaussian) -> Importance {
 
 fn of(q: &DiagonalGaussian, f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Importance {
     let _no_grad = tch::no_grad_guard();
-    let each = q.names().filter_map(|name| Some((name.to_owned(), f(q.mean(name)?, q.precision(name)?))));
+    let each = q.names().filter_map(|name| Some((name.to_owned(), f(&q.mean(name)?, &q.precision(name)?))));
     each.collect()
 }
 
@@ -75,7 +76,7 @@ pub fn saliency(fisher: &DiagonalFisher, params: impl Into<Params>) -> Result<Im
     let each =
         fisher.names().map(|name| (name.to_owned(), fisher.get(name).map_or_else(Tensor::new, Tensor::shallow_clone)));
     let each: Importance = each.collect();
-    let pairs = DiagonalGaussian::in_model(&params, each.iter().map(|(name, f)| (name.clone(), f.shallow_clone())))?;
+    let pairs = in_model(&params, each.iter().map(|(name, f)| (name.clone(), f.shallow_clone())))?;
     Ok(each.into_iter().zip(pairs).map(|((name, f), (theta, _))| (name, f * theta.detach().square() * 0.5)).collect())
 }
 
@@ -177,7 +178,7 @@ impl Mask {
 
     /// Variables and masks.
     fn of_model(&self, params: &Params) -> Result<Vec<(Tensor, Tensor)>> {
-        DiagonalGaussian::in_model(params, self.masks.iter().map(|(name, mask)| (name.clone(), mask.shallow_clone())))
+        in_model(params, self.masks.iter().map(|(name, mask)| (name.clone(), mask.shallow_clone())))
     }
 }
 

@@ -524,7 +524,7 @@ fn priors() {
 
     let replaced = |name: &str, shape: &[i64]| {
         let entry = |n: &str| {
-            let [m, s] = [q.mean(n).unwrap(), q.precision(n).unwrap()].map(Tensor::shallow_clone);
+            let [m, s] = [q.mean(n).unwrap(), q.precision(n).unwrap()];
             (n.to_owned(), m, s)
         };
         let mut entries: Vec<_> = q.names().filter(|n| *n != name).map(entry).collect();
@@ -603,7 +603,7 @@ fn posteriors() {
     refused(q.temper(0.0), &["tau", "0.0"]);
     refused(q.temper(1e300), &["`w`", "precision", "0e0"]);
     refused(q.kl(&other_shape), &["`w`", "select"]);
-    refused(tch_blr::combine(&[]), &["at least one"]);
+    refused(tch_blr::combine::<tch_blr::DiagonalGaussian>(&[]), &["at least one"]);
     refused(tch_blr::combine(&[(1.0, &q), (f64::NAN, &q)]), &["weight", "NaN"]);
     refused(tch_blr::combine(&[(1.0, &q), (-2.0, &q)]), &["`w`", "not positive"]);
     assert_eq!(net.weights.iter().map(bits).collect::<Vec<_>>(), before);
@@ -895,8 +895,8 @@ fn posterior_files() {
     let loaded = DiagonalGaussian::load(&good).unwrap();
     assert!(loaded.names().eq(q.names()));
     for name in q.names() {
-        assert_eq!(bits(loaded.mean(name).unwrap()), bits(q.mean(name).unwrap()));
-        assert_eq!(bits(loaded.precision(name).unwrap()), bits(q.precision(name).unwrap()));
+        assert_eq!(bits(&loaded.mean(name).unwrap()), bits(&q.mean(name).unwrap()));
+        assert_eq!(bits(&loaded.precision(name).unwrap()), bits(&q.precision(name).unwrap()));
     }
 }
 

@@ -23,8 +23,8 @@ fn trajectory<R: GaussianRule>(opt: &mut Optimizer<R>, w: &Tensor) -> Vec<f64> {
     for _ in 0..20 {
         opt.step(|| tanh_losses(w)).unwrap();
         let q = opt.posterior().unwrap();
-        all.extend(values(q.mean("w").unwrap()));
-        all.extend(values(q.precision("w").unwrap()));
+        all.extend(values(&q.mean("w").unwrap()));
+        all.extend(values(&q.precision("w").unwrap()));
     }
     all
 }
@@ -96,7 +96,7 @@ fn the_kl_weight_warms_up_in_noise_and_prior() {
         m -= lr * tau * delta * m / (h + tau * delta + gamma);
         close(values(&w)[0], m, 1e-14);
         close(
-            values(opt.posterior().unwrap().precision("w").unwrap())[0],
+            values(&opt.posterior().unwrap().precision("w").unwrap())[0],
             ess / tau * (h + gamma) + ess * delta,
             1e-12,
         );
@@ -179,8 +179,8 @@ fn learn<R: GaussianRule>(rule: R, task: &Task, prior: Prior) -> DiagonalGaussia
 
 #[track_caller]
 fn is(q: &DiagonalGaussian, [mean, precision]: &[Vec<f64>; 2], tolerance: f64) {
-    all_close(&values(q.mean("w").unwrap()), mean, tolerance);
-    all_close(&values(q.precision("w").unwrap()), precision, tolerance);
+    all_close(&values(&q.mean("w").unwrap()), mean, tolerance);
+    all_close(&values(&q.precision("w").unwrap()), precision, tolerance);
 }
 
 fn ivon(task: &Task) -> Ivon {
@@ -305,8 +305,8 @@ fn a_correlated_target_has_the_mean_field_answer() {
             .unwrap();
         }
         let q = opt.posterior().unwrap();
-        all_close(&values(q.mean("w").unwrap()), &[0.7, -1.3], 1e-10);
-        all_close(&values(q.precision("w").unwrap()), &[2.0, 1.0], 1e-10);
+        all_close(&values(&q.mean("w").unwrap()), &[0.7, -1.3], 1e-10);
+        all_close(&values(&q.precision("w").unwrap()), &[2.0, 1.0], 1e-10);
     }
 }
 
@@ -343,7 +343,7 @@ fn a_prior_stays_where_it_was() {
     // As a Laplace approximation would be built, from the model's own variable.
     let precision = learned.precision("w").unwrap().copy();
     let built = DiagonalGaussian::new([("w", w.shallow_clone(), precision)]).unwrap();
-    let before = [values(learned.mean("w").unwrap()), values(learned.precision("w").unwrap())];
+    let before = [values(&learned.mean("w").unwrap()), values(&learned.precision("w").unwrap())];
     for q in [&learned, &built] {
         let mut next = Ivon::default().ess(10.0).prior(q).noise(Philox { seed: 2 }).build(params(&w), 0.1).unwrap();
         next.step(|| w.square()).unwrap();
@@ -370,7 +370,7 @@ fn heads_have_their_own_prior() {
     for zero in [None, Some(0.0)] {
         let builder = rule.prior(Prior::from(&q).elsewhere(0.3)).noise(Philox { seed: 6 });
         let mut opt = builder.build(model(), 0.1).unwrap();
-        let precision = |opt: &Optimizer<Ivon>, name| values(opt.posterior().unwrap().precision(name).unwrap())[0];
+        let precision = |opt: &Optimizer<Ivon>, name| values(&opt.posterior().unwrap().precision(name).unwrap())[0];
         close(precision(&opt, "b"), 10.0 * (0.6 + 0.3), 1e-14);
         for _ in 0..5 {
             opt.step(|| {
@@ -414,7 +414,7 @@ fn a_prior_keeps_its_precision_when_the_effective_sample_size_changes() {
         let h = state(&opt, "hess")[0];
         opt.configure(|c| c.ess(50.0)).unwrap();
         let precision = opt.posterior().unwrap();
-        all_close(&values(precision.precision("w").unwrap()), &[50.0 * h + 3.0; 3], 1e-12);
+        all_close(&values(&precision.precision("w").unwrap()), &[50.0 * h + 3.0; 3], 1e-12);
     }
 }
 
@@ -430,7 +430,7 @@ fn delta_rows_are_pulled_to_the_prior() {
             let (m0, p0) = (q.mean("w").unwrap(), q.precision("w").unwrap());
             for _ in 0..20 {
                 a.step(|| tanh_losses(&with).mean(Kind::Double)).unwrap();
-                let penalty = || (p0 * (&without - m0).square()).sum(Kind::Double) * (0.5 / ess);
+                let penalty = || (&p0 * (&without - &m0).square()).sum(Kind::Double) * (0.5 / ess);
                 b.step(|| tanh_losses(&without).mean(Kind::Double) + penalty()).unwrap();
                 all_close(&values(&with), &values(&without), 1e-12);
             }
@@ -455,7 +455,7 @@ fn priors_are_centred_at_their_mean() {
             for _ in 0..20 {
                 opt.step(|| tanh_losses(&(&w - m0))).unwrap();
             }
-            let precision = values(opt.posterior().unwrap().precision("w").unwrap());
+            let precision = values(&opt.posterior().unwrap().precision("w").unwrap());
             values(&w).into_iter().map(|x| x - m0).chain(precision).collect::<Vec<_>>()
         });
         let there = std::mem::take(&mut runs[1]);
@@ -508,7 +508,7 @@ fn noise_is_as_wide_as_prior_and_curvature_say() {
     let mut opt = Ivon::default().ess(20.0).beta2(0.9).prior(old()).noise(noise).build(params(&w), 0.1).unwrap();
     for z in z {
         let q = opt.posterior().unwrap();
-        let (m, s) = (values(q.mean("w").unwrap()), values(q.precision("w").unwrap()));
+        let (m, s) = (values(&q.mean("w").unwrap()), values(&q.precision("w").unwrap()));
         let mut theta = Vec::new();
         opt.step(|| {
             theta = values(&w);

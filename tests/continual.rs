@@ -12,7 +12,7 @@ use tch_blr::memory::class_balanced;
 use tch_blr::nn::Likelihood;
 use tch_blr::{
     DiagonalGaussian, Error, Fisher, FullGaussian, KroneckerFisher, KroneckerGaussian, KroneckerParameter,
-    LayerFactors, Newton, Params, Rule, Sgd, StructuredRule,
+    LayerFactors, Newton, Params, Rule, Sgd, StructuredRule, combine,
 };
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -111,17 +111,17 @@ fn a_quadratic_is_the_posterior_without_its_constant() {
     let cases = [
         (
             Quadratic::from(&d),
-            FullGaussian::from(&d),
+            d.full().unwrap(),
             at(&|| d.log_prob(model.params()).unwrap(), &|| d.copy_mean_to(model.params()).unwrap()),
         ),
         (
             Quadratic::from(&k),
-            k.to_full().unwrap(),
+            k.full().unwrap(),
             at(&|| k.log_prob(model.params()).unwrap(), &|| k.copy_mean_to(model.params()).unwrap()),
         ),
         (
             Quadratic::from(&f),
-            FullGaussian::combine(&[(1.0, &f)]).unwrap(),
+            combine(&[(1.0, &f)]).unwrap(),
             at(&|| f.log_prob(model.params()).unwrap(), &|| f.copy_mean_to(model.params()).unwrap()),
         ),
     ];
@@ -129,7 +129,7 @@ fn a_quadratic_is_the_posterior_without_its_constant() {
         close(model.value(&quadratic), expected, 1e-11);
         let theta = Tensor::from_slice(&model.flat());
         let gradient = model.gradient(&quadratic);
-        all_close(&gradient, &values(&same.precision().mv(&(&theta - same.mean_vector()))), 1e-11);
+        all_close(&gradient, &values(&same.precision_matrix().mv(&(&theta - same.mean_vector()))), 1e-11);
         let start = model.flat();
         for (i, g) in gradient.iter().enumerate() {
             // A central difference of a quadratic has no error but rounding.
@@ -303,17 +303,17 @@ fn one_after_the_other_is_all_at_once_in_any_order() {
         let past = Quadratic::from(prior);
         let model = Model { params: &all.params(), forward: &|x| x.matmul(&all.w) };
         minimize(all.params(), || all.loss(task) + past.value(&model).unwrap());
-        FullGaussian::new([("w", all.w.detach().copy())], &(prior.precision() + all.precision(task))).unwrap()
+        FullGaussian::new([("w", all.w.detach().copy())], &(prior.precision_matrix() + all.precision(task))).unwrap()
     };
     for order in ORDERS {
         let q = order.iter().fold(all.prior(), |q, task| after(&q, *task));
         all_close(&values(&q.mean_vector()), &values(&m), 1e-12);
-        all_close(&values(q.precision()), &values(&s), 1e-11);
+        all_close(&values(q.precision_matrix()), &values(&s), 1e-11);
     }
     // Each from the prior, merged: the prior counts once.
     let prior = all.prior();
     let each: Vec<_> = (0..3).map(|t| after(&prior, t)).collect();
-    let q = FullGaussian::combine(&[(1.0, &each[0]), (1.0, &each[1]), (1.0, &each[2]), (-2.0, &prior)]).unwrap();
+    let q = combine(&[(1.0, &each[0]), (1.0, &each[1]), (1.0, &each[2]), (-2.0, &prior)]).unwrap();
     all_close(&values(&q.mean_vector()), &values(&m), 1e-12);
 }
 
@@ -336,8 +336,8 @@ fn the_diagonal_is_exact_where_features_are_orthogonal() {
     let (s, m) = all.joint();
     for order in ORDERS {
         let q = run(&all, order);
-        all_close(&values(q.mean("w").unwrap()), &values(&m), 1e-12);
-        all_close(&values(q.precision("w").unwrap()), &values(&s.diagonal(0, 0, 1)), 1e-11);
+        all_close(&values(&q.mean("w").unwrap()), &values(&m), 1e-12);
+        all_close(&values(&q.precision("w").unwrap()), &values(&s.diagonal(0, 0, 1)), 1e-11);
     }
     // And not elsewhere.
     let all = Regression::new(false);

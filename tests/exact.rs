@@ -98,7 +98,7 @@ impl Regression {
         for _ in 0..steps {
             opt.step(|| self.losses()).unwrap();
         }
-        (values(&self.w)[0], values(opt.posterior().unwrap().precision("w").unwrap())[0])
+        (values(&self.w)[0], values(&opt.posterior().unwrap().precision("w").unwrap())[0])
     }
 }
 

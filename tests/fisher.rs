@@ -212,13 +212,13 @@ fn laplace_adds_the_prior_precision_once() {
     let next = f.laplace(&q).unwrap();
     for (name, w) in case.vs.variables() {
         let fisher = values(f.get(&name).unwrap());
-        assert_eq!(values(q.mean(&name).unwrap()), values(&w));
+        assert_eq!(values(&q.mean(&name).unwrap()), values(&w));
         let sum = |times: f64| fisher.iter().map(|f| times * f + 2.5).collect::<Vec<_>>();
-        all_close(&values(q.precision(&name).unwrap()), &sum(1.0), 1e-14);
-        all_close(&values(next.precision(&name).unwrap()), &sum(2.0), 1e-14);
+        all_close(&values(&q.precision(&name).unwrap()), &sum(1.0), 1e-14);
+        all_close(&values(&next.precision(&name).unwrap()), &sum(2.0), 1e-14);
     }
     let _ = tch::no_grad(|| case.vs.trainable_variables()[0].fill_(9.0));
-    assert!(largest(q.mean("first.bias").unwrap()) < 1.0);
+    assert!(largest(&q.mean("first.bias").unwrap()) < 1.0);
 
     // A prior that knows one layer only; N = 7 examples.
     let first = q.select(|name| name.starts_with("first")).unwrap();
@@ -226,7 +226,7 @@ fn laplace_adds_the_prior_precision_once() {
     assert!(e.contains("second") && e.contains("elsewhere"), "{e}");
     let q = f.laplace(Prior::from(&first).elsewhere(0.5)).unwrap();
     let expected: Vec<f64> = values(f.get("second.bias").unwrap()).iter().map(|f| f + 3.5).collect();
-    all_close(&values(q.precision("second.bias").unwrap()), &expected, 1e-14);
+    all_close(&values(&q.precision("second.bias").unwrap()), &expected, 1e-14);
     let e = f.laplace(Prior::isotropic(-1.0)).unwrap_err().to_string();
     assert!(e.contains("prior precision"), "{e}");
 }
@@ -514,7 +514,7 @@ fn linear_regression_is_exact_at_once_and_in_parts() {
     };
     set(&mean);
     let q = fisher(&x).laplace(Prior::isotropic(p0)).unwrap();
-    assert!(largest(&(q.precision() - &precision)) < 1e-12 && largest(&(q.mean_vector() - &mean)) == 0.0);
+    assert!(largest(&(q.precision_matrix() - &precision)) < 1e-12 && largest(&(q.mean_vector() - &mean)) == 0.0);
     // The second part's mode, with the first part's posterior as the prior.
     for parts in [[0..4, 4..12], [4..12, 0..4]] {
         let rows = |t: &Tensor, k: usize| t.narrow(0, parts[k].start, parts[k].end - parts[k].start);
@@ -526,14 +526,14 @@ fn linear_regression_is_exact_at_once_and_in_parts() {
         };
         set(&mode(&(&eye * p0), &Tensor::zeros([3], (Kind::Double, Device::Cpu)), 0));
         let first = fisher(&rows(&x, 0)).laplace(Prior::isotropic(p0)).unwrap();
-        set(&mode(first.precision(), &first.mean_vector(), 1));
+        set(&mode(first.precision_matrix(), &first.mean_vector(), 1));
         let second = fisher(&rows(&x, 1)).laplace_after(&first).unwrap();
-        assert!(largest(&(second.precision() - &precision)) < 1e-11);
+        assert!(largest(&(second.precision_matrix() - &precision)) < 1e-11);
         assert!(largest(&(second.mean_vector() - &mean)) < 1e-12);
     }
     let other = DiagonalGaussian::new([("w", mean.copy(), mean.ones_like())]).unwrap();
-    assert!(largest(&(fisher(&x).laplace(&other).unwrap().precision() - (precision - &eye * p0 + eye))) < 1e-12);
-    let stranger = tch_blr::FullGaussian::new([("v", mean.copy())], q.precision()).unwrap();
+    assert!(largest(&(fisher(&x).laplace(&other).unwrap().precision_matrix() - (precision - &eye * p0 + eye))) < 1e-12);
+    let stranger = tch_blr::FullGaussian::new([("v", mean.copy())], q.precision_matrix()).unwrap();
     assert!(fisher(&x).laplace_after(&stranger).unwrap_err().to_string().contains("`w`"));
 }
 
@@ -608,17 +608,17 @@ fn laplace_with_kronecker_factors() {
     let case = perceptron(3);
     let f = Fisher::exact().kronecker(&case.vs, case.x.split(4, 0), &case.net).unwrap();
     let q = f.laplace(Prior::isotropic(0.3)).unwrap();
-    let full = q.to_full().unwrap();
+    let full = q.full().unwrap();
     for layer in f.layers() {
         let width = layer.inputs.size()[0] - 1;
         let a = layer.inputs.narrow(0, 0, width).narrow(1, 0, width);
         let bias = layer.bias.as_deref().unwrap();
         for (name, expected) in [(layer.weight.as_str(), layer.outputs.kron(&a)), (bias, layer.outputs.copy())] {
             let at = places(&case.vs, name, None);
-            let block = full.precision().index_select(0, &at).index_select(1, &at);
+            let block = full.precision_matrix().index_select(0, &at).index_select(1, &at);
             let prior = Tensor::eye(expected.size()[0], (Kind::Double, Device::Cpu)) * 0.3;
             assert!(largest(&(block - expected - prior)) < 1e-13, "{name}");
-            assert_eq!(values(q.mean(name).unwrap()), values(&case.vs.variables()[name]));
+            assert_eq!(values(&q.mean(name).unwrap()), values(&case.vs.variables()[name]));
         }
     }
     let diagonal = Fisher::exact().diagonal(&case.vs, [&case.x], &case.net).unwrap();

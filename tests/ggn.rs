@@ -26,7 +26,7 @@ fn ogn_and_vogn_with_the_gauss_newton_matrix_find_the_precision_of_least_squares
                 opt.step(|| nn::squared_error(&(&x * &w), &y, 1.0)).unwrap();
             }
             close(values(&w)[0], 7.0 / 6.0, 1e-12);
-            close(values(opt.posterior().unwrap().precision("w").unwrap())[0], 6.0, 1e-12);
+            close(values(&opt.posterior().unwrap().precision("w").unwrap())[0], 6.0, 1e-12);
         }
     }
 }

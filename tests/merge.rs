@@ -145,7 +145,7 @@ fn fisher_averaging_by_hand() {
 
 /// Posterior of θ for y = Xθ + noise of variance 1 under a prior, and that prior.
 fn regression(data: &[(f64, &(Tensor, Tensor))], prior: &FullGaussian) -> FullGaussian {
-    let mut precision = prior.precision().copy();
+    let mut precision = prior.precision_matrix().copy();
     let mut b = precision.mv(&prior.mean_vector());
     for (a, (x, y)) in data {
         precision += x.tr().matmul(x) * *a;
@@ -161,7 +161,7 @@ fn tasks() -> (FullGaussian, Vec<(Tensor, Tensor)>) {
 }
 
 fn far(p: &FullGaussian, q: &FullGaussian) -> f64 {
-    difference(&p.mean_vector(), &q.mean_vector()).max(difference(p.precision(), q.precision()))
+    difference(&p.mean_vector(), &q.mean_vector()).max(difference(p.precision_matrix(), q.precision_matrix()))
 }
 
 /// A family of posteriors, and quadratic losses whose posteriors it has: ½(w - c)ᵀH(w - c) of twelve weights.
@@ -176,7 +176,7 @@ struct Family<Q> {
 impl<Q: NaturalSum> Family<Q> {
     /// The posterior of Σ a L, by matrices.
     fn fit(&self, a: [f64; 3]) -> FullGaussian {
-        let mut precision = self.prior.precision().copy();
+        let mut precision = self.prior.precision_matrix().copy();
         let mut b = precision.mv(&self.prior.mean_vector());
         for (a, (h, hc)) in a.into_iter().zip(&self.losses) {
             precision += h * a;
@@ -193,7 +193,7 @@ impl<Q: NaturalSum> Family<Q> {
     fn check(&self, name: &str) {
         let q0 = (self.of)(&self.prior);
         let q = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]].map(|a| (self.of)(&self.fit(a)));
-        let [s0, m0] = [self.prior.precision().copy(), self.prior.mean_vector()];
+        let [s0, m0] = [self.prior.precision_matrix().copy(), self.prior.mean_vector()];
         for a in [[1.0, 1.0, 1.0], [0.2, 0.3, 0.5], [2.0, 0.0, 0.7], [1.5, 1.0, -0.05], [0.0, 0.0, 0.0]] {
             let parts: Vec<_> = a.into_iter().zip(&q).collect();
             let merged = gradient_matching(&q0, &parts).unwrap();
@@ -211,19 +211,19 @@ impl<Q: NaturalSum> Family<Q> {
             let mut terms: Vec<_> = parts.iter().copied().chain([(1.0 - a.iter().sum::<f64>(), &q0)]).collect();
             for _ in 0..4 {
                 terms.rotate_left(1);
-                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
+                assert!(self.far(&combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
                 terms.swap(0, 2);
-                assert!(self.far(&Q::combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
+                assert!(self.far(&combine(&terms).unwrap(), &joint) < 1e-12, "{name} {a:?}");
             }
         }
         // Addition in two steps is one in one, and removal inverts it, in any order.
         let dense = self.dense.as_ref();
-        let sum = Q::combine(&[(1.0, &Q::combine(&[(1.0, &q0), (0.8, &q[0])]).unwrap()), (1.7, &q[1])]).unwrap();
-        let at_once = Q::combine(&[(1.0, &q0), (0.8, &q[0]), (1.7, &q[1])]).unwrap();
+        let sum = combine(&[(1.0, &combine(&[(1.0, &q0), (0.8, &q[0])]).unwrap()), (1.7, &q[1])]).unwrap();
+        let at_once = combine(&[(1.0, &q0), (0.8, &q[0]), (1.7, &q[1])]).unwrap();
         assert!(self.far(&sum, &dense(&at_once)) < 1e-12, "{name}");
         for [(i, w), (j, v)] in [[(0, 0.8), (1, 1.7)], [(1, 1.7), (0, 0.8)]] {
             let less = remove(&sum, &q[i], w).unwrap();
-            let expected = Q::combine(&[(1.0, &q0), (v, &q[j])]).unwrap();
+            let expected = combine(&[(1.0, &q0), (v, &q[j])]).unwrap();
             assert!(self.far(&less, &dense(&expected)) < 1e-12, "{name}");
             assert!(self.far(&less, &dense(&sum)) > 0.1, "{name}: nothing was removed");
             assert!(self.far(&remove(&less, &q[j], v).unwrap(), &self.prior) < 1e-12, "{name}");
@@ -254,8 +254,12 @@ fn merged_regressions_are_the_joint_fit() {
             .map(|t| (randn(&[9, 12], 60 + t), randn(&[9], 70 + t)))
             .map(|(x, y)| (x.tr().matmul(&x), x.tr().mv(&y)))
             .collect(),
-        of: Box::new(|q: &FullGaussian| FullGaussian::new([("w", q.mean("w").unwrap())], q.precision()).unwrap()),
-        dense: Box::new(|q: &FullGaussian| FullGaussian::new([("w", q.mean("w").unwrap())], q.precision()).unwrap()),
+        of: Box::new(|q: &FullGaussian| {
+            FullGaussian::new([("w", q.mean("w").unwrap())], q.precision_matrix()).unwrap()
+        }),
+        dense: Box::new(|q: &FullGaussian| {
+            FullGaussian::new([("w", q.mean("w").unwrap())], q.precision_matrix()).unwrap()
+        }),
     };
     full.check("full");
 
@@ -267,12 +271,12 @@ fn merged_regressions_are_the_joint_fit() {
         prior: prior(&(randn(&[12], 90).square() + 0.3).diag(0)),
         losses: (0..3).map(orthogonal).collect(),
         of: Box::new(|q: &FullGaussian| {
-            let precision = q.precision();
+            let precision = q.precision_matrix();
             let s = precision.diag(0);
             assert!(difference(precision, &s.diag(0)) < 1e-12, "not diagonal");
             DiagonalGaussian::new([("w", q.mean("w").unwrap(), s.reshape([3, 4]))]).unwrap()
         }),
-        dense: Box::new(|q: &DiagonalGaussian| FullGaussian::from(q)),
+        dense: Box::new(|q: &DiagonalGaussian| q.full().unwrap()),
     };
     diagonal.check("diagonal");
 
@@ -291,14 +295,14 @@ fn merged_regressions_are_the_joint_fit() {
         prior: prior(&(&eye * 0.7)),
         losses: (0..3).map(|t| (shared(t), target(&shared(t), t))).collect(),
         of: Box::new(move |q: &FullGaussian| {
-            let inside = axes_of.tr().matmul(q.precision()).matmul(&axes_of);
+            let inside = axes_of.tr().matmul(q.precision_matrix()).matmul(&axes_of);
             let precision = inside.diag(0);
             assert!(difference(&inside, &precision.diag(0)) < 1e-12, "other axes");
             let (left, right) = (Some(u.copy()), Some(v.copy()));
             let (name, mean, precision) = ("w".to_owned(), q.mean("w").unwrap(), precision.reshape([3, 4]));
             KroneckerGaussian::new([KroneckerParameter { name, mean, left, right, precision }]).unwrap()
         }),
-        dense: Box::new(|q: &KroneckerGaussian| q.to_full().unwrap()),
+        dense: Box::new(|q: &KroneckerGaussian| q.full().unwrap()),
     };
     kronecker.check("Kronecker");
 }
@@ -336,13 +340,13 @@ fn kronecker(seed: i64) -> KroneckerGaussian {
 #[test]
 fn kronecker_posteriors_in_one_basis_add() {
     let (a, b, c) = (kronecker(10), kronecker(20), kronecker(30));
-    let merged = gradient_matching(&a, &[(0.6, &b), (0.3, &c)]).unwrap().to_full().unwrap();
-    let [fa, fb, fc] = [&a, &b, &c].map(|q| q.to_full().unwrap());
+    let merged = gradient_matching(&a, &[(0.6, &b), (0.3, &c)]).unwrap().full().unwrap();
+    let [fa, fb, fc] = [&a, &b, &c].map(|q| q.full().unwrap());
     let expected = gradient_matching(&fa, &[(0.6, &fb), (0.3, &fc)]).unwrap();
     assert!(far(&merged, &expected) < 1e-12);
-    let sum = KroneckerGaussian::combine(&[(1.0, &a), (2.0, &b)]).unwrap();
+    let sum = combine(&[(1.0, &a), (2.0, &b)]).unwrap();
     let back = remove(&sum, &b, 2.0).unwrap();
-    assert!(far(&back.to_full().unwrap(), &fa) < 1e-12);
+    assert!(far(&back.full().unwrap(), &fa) < 1e-12);
 
     let other = KroneckerParameter {
         name: "w".to_owned(),
@@ -388,7 +392,7 @@ fn limit_is_sharp<Q: NaturalSum>(q: &Q, part: &Q, expected: f64, place: &str) {
             other => panic!("{other:?}"),
         }
     }
-    assert!(Q::combine(&[(1.0, q), (-largest * (1.0 + 1e-9), part)]).is_err());
+    assert!(combine(&[(1.0, q), (-largest * (1.0 + 1e-9), part)]).is_err());
 }
 
 #[test]

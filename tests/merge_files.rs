@@ -131,7 +131,7 @@ fn posteriors_stay_posteriors() {
         for name in expected.names() {
             for part in [DiagonalGaussian::mean, DiagonalGaussian::precision] {
                 let (x, y) = (part(&found, name).unwrap(), part(expected, name).unwrap());
-                assert!(((x - y) / (y.abs() + 1e-3)).abs().max().double_value(&[]) < 1e-6);
+                assert!(((x - &y) / (y.abs() + 1e-3)).abs().max().double_value(&[]) < 1e-6);
             }
         }
     };

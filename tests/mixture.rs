@@ -23,7 +23,7 @@ fn log_normal(x: f64, m: f64, s: f64) -> f64 {
 fn a_mixture_has_the_moments_and_density_of_its_components() {
     let q =
         Mixture::new([(1.0, gaussian(&[1.0, 0.0], &[4.0, 1.0])), (3.0, gaussian(&[-1.0, 2.0], &[1.0, 0.5]))]).unwrap();
-    assert_eq!(q.weights(), [0.25, 0.75]);
+    assert_eq!(q.mixing(), [0.25, 0.75]);
     all_close(&values(&q.mean("w").unwrap()), &[-0.5, 1.5], 1e-15);
     let variance =
         |a: f64, b: f64, m: [f64; 3]| 0.25 * (a + (m[0] - m[2]).powi(2)) + 0.75 * (b + (m[1] - m[2]).powi(2));
@@ -91,7 +91,7 @@ fn a_mixture_survives_its_file() {
     let q = q.with_seed(9);
     q.save(&path).unwrap();
     let again = Mixture::load(&path).unwrap();
-    all_close(again.weights(), q.weights(), 1e-16);
+    all_close(again.mixing(), q.mixing(), 1e-16);
     for k in 0..20 {
         assert_eq!(values(&again.sample(k).unwrap()[0].1), values(&q.sample(k).unwrap()[0].1));
     }
@@ -152,7 +152,7 @@ fn multi_ivon_finds_both_wells() {
         assert_eq!(together.step(|i| loss(&copies[i].1)).unwrap().len(), 2);
     }
     let q = together.posterior().unwrap();
-    assert_eq!(q.weights(), [0.5, 0.5]);
+    assert_eq!(q.mixing(), [0.5, 0.5]);
     for (i, (start, mode)) in [(-0.6, -1.0), (0.7, 1.0)].into_iter().enumerate() {
         let (vs, w) = copy(start);
         let mut alone = config.noise(Philox { seed: 5 + i as u64 }).build(&vs, 0.02).unwrap();
@@ -160,9 +160,9 @@ fn multi_ivon_finds_both_wells() {
             alone.step(|| loss(&w)).unwrap();
         }
         let (here, alone) = (&q.components()[i], alone.posterior().unwrap());
-        assert_eq!(values(here.mean("w").unwrap()), values(alone.mean("w").unwrap()));
-        assert_eq!(values(here.precision("w").unwrap()), values(alone.precision("w").unwrap()));
-        close(values(here.mean("w").unwrap())[0], mode, 0.15);
+        assert_eq!(values(&here.mean("w").unwrap()), values(&alone.mean("w").unwrap()));
+        assert_eq!(values(&here.precision("w").unwrap()), values(&alone.precision("w").unwrap()));
+        close(values(&here.mean("w").unwrap())[0], mode, 0.15);
     }
     assert_eq!(together.members().len(), 2);
 }

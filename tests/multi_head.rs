@@ -64,9 +64,9 @@ fn heads_have_their_own_priors() {
     let q = first.posterior().unwrap();
     // No loss has depended on the other heads: they have what they started with.
     for name in ["head1.weight", "head2.bias"] {
-        assert!(values(q.precision(name).unwrap()).iter().all(|s| *s as f32 == (N * (H0 + DELTA)) as f32), "{name}");
+        assert!(values(&q.precision(name).unwrap()).iter().all(|s| *s as f32 == (N * (H0 + DELTA)) as f32), "{name}");
     }
-    assert!(values(q.precision("head0.weight").unwrap()).iter().all(|s| *s as f32 != (N * (H0 + DELTA)) as f32));
+    assert!(values(&q.precision("head0.weight").unwrap()).iter().all(|s| *s as f32 != (N * (H0 + DELTA)) as f32));
     let seen = q.select(|name| name.starts_with("trunk.") || name.starts_with("head0.")).unwrap();
 
     // All of them have to have a prior.
@@ -80,28 +80,28 @@ fn heads_have_their_own_priors() {
     let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-7 * b.abs());
     let start = second.posterior().unwrap();
     for name in seen.names() {
-        assert!(near(&values(start.precision(name).unwrap()), &values(q.precision(name).unwrap())), "{name}");
+        assert!(near(&values(&start.precision(name).unwrap()), &values(&q.precision(name).unwrap())), "{name}");
     }
     let (x, y) = data(3);
     train(&mut second, || net.logits(1, &x).cross_entropy_for_logits(&y));
     let end = second.posterior().unwrap();
     for name in ["head0.weight", "head0.bias"] {
         // Through the whole task the unused head is its prior: not a bit moved.
-        assert_eq!(values(end.precision(name).unwrap()), values(start.precision(name).unwrap()), "{name}");
-        assert_eq!(values(end.mean(name).unwrap()), values(q.mean(name).unwrap()), "{name}");
+        assert_eq!(values(&end.precision(name).unwrap()), values(&start.precision(name).unwrap()), "{name}");
+        assert_eq!(values(&end.mean(name).unwrap()), values(&q.mean(name).unwrap()), "{name}");
     }
     for name in ["head2.weight", "head2.bias"] {
         // Not used yet: the start, whose part h₀ is not of the prior. It is left out of what is handed on.
-        assert_eq!(values(end.precision(name).unwrap()), values(start.precision(name).unwrap()), "{name}");
+        assert_eq!(values(&end.precision(name).unwrap()), values(&start.precision(name).unwrap()), "{name}");
     }
     for name in ["trunk.weight", "head1.weight"] {
-        assert_ne!(values(end.precision(name).unwrap()), values(start.precision(name).unwrap()), "{name}");
+        assert_ne!(values(&end.precision(name).unwrap()), values(&start.precision(name).unwrap()), "{name}");
     }
     let seen = end.select(|name| !name.starts_with("head2.")).unwrap();
     let third = rule().builder().prior(Prior::from(&seen).elsewhere(DELTA)).build(&net.vs, 0.1).unwrap();
     // h₀ again, around the isotropic prior Nδ: nothing of two tasks is left in the head that they did not use.
     let fresh = third.posterior().unwrap();
-    assert!(values(fresh.precision("head2.weight").unwrap()).iter().all(|s| *s as f32 == (N * (H0 + DELTA)) as f32));
+    assert!(values(&fresh.precision("head2.weight").unwrap()).iter().all(|s| *s as f32 == (N * (H0 + DELTA)) as f32));
 }
 
 /// One head with the softmax over two of its four classes. The rows of the others have gradients that are zero, not

@@ -58,9 +58,9 @@ fn linear_regression_is_solved_in_one_step() {
         let prior = Tensor::eye(3, F64) * (delta * n as f64);
         let one = x.tr().matmul(&x) / variance + prior;
         let exact = Tensor::eye(outputs, F64).kron(&one);
-        all_close(&values(q.to_full().unwrap().precision()), &values(&exact), 1e-11);
+        all_close(&values(q.full().unwrap().precision_matrix()), &values(&exact), 1e-11);
         let mean = one.inverse().matmul(&x.tr()).matmul(&y).tr() / variance;
-        all_close(&values(q.mean("weight").unwrap()), &values(&mean), 1e-12);
+        all_close(&values(&q.mean("weight").unwrap()), &values(&mean), 1e-12);
     }
 }
 
@@ -93,7 +93,7 @@ fn samples_have_the_covariance_of_a_matrix_normal() {
     let pi = ((trace(&a) / 3.0) / (trace(&g) / 2.0)).sqrt();
     let damped = |t: &Tensor, by: f64| t + Tensor::eye(t.size()[0], F64) * by;
     let precision = damped(&g, delta.sqrt() / pi).kron(&damped(&a, delta.sqrt() * pi)) * ess;
-    all_close(&values(q.to_full().unwrap().precision()), &values(&precision), 1e-10);
+    all_close(&values(q.full().unwrap().precision_matrix()), &values(&precision), 1e-10);
     has_covariance(&drawn().0, &precision.inverse());
     assert!(precision.get(0).get(1).double_value(&[]).abs() > 1.0, "nothing to rotate");
 }

@@ -91,8 +91,8 @@ fn posterior(numbers: &Numbers) -> DiagonalGaussian {
 
 fn of(q: &DiagonalGaussian) -> Numbers {
     let all = |t: &dyn Fn(&str) -> Vec<f64>| [t("a"), t("b")].concat();
-    let means = all(&|n| values(q.mean(n).unwrap()));
-    means.into_iter().zip(all(&|n| values(q.precision(n).unwrap()))).collect()
+    let means = all(&|n| values(&q.mean(n).unwrap()));
+    means.into_iter().zip(all(&|n| values(&q.precision(n).unwrap()))).collect()
 }
 
 /// Compares natural parameters s·m and s with the rounding of sums of numbers as large as `scale`.

@@ -176,7 +176,7 @@ fn the_mean_of_half_precision_weights_is_pruned() {
     let mask = pruning::prune(&pruning::magnitude(params(&w)), 0.34).unwrap();
     for _ in 0..3 {
         mask.step(&mut opt, loss).unwrap();
-        let mean = values(opt.posterior().unwrap().mean("w").unwrap());
+        let mean = values(&opt.posterior().unwrap().mean("w").unwrap());
         assert_eq!((values(&w)[0], mean[0]), (0.0, 0.0));
         assert!(mean[1] != 0.0 && mean[2] != 0.0);
     }

@@ -38,9 +38,9 @@ impl Ridge {
     fn is_solved(&self, q: &FullGaussian, tolerance: f64) {
         all_close(&values(&self.w), &MEAN, tolerance);
         all_close(&values(&q.mean_vector()), &MEAN, tolerance);
-        all_close(&values(q.precision()), &PRECISION, tolerance);
+        all_close(&values(q.precision_matrix()), &PRECISION, tolerance);
         // The inverse by hand: [[6, -3], [-3, 4]]/15.
-        all_close(&values(&q.covariance().unwrap()), &[0.4, -0.2, -0.2, 4.0 / 15.0], tolerance);
+        all_close(&values(&q.covariance_matrix().unwrap()), &[0.4, -0.2, -0.2, 4.0 / 15.0], tolerance);
     }
 }
 
@@ -90,9 +90,9 @@ fn natural_parameters_converge_geometrically() {
     let mut opt = rule.build(params(&ridge.w), rho).unwrap();
     let rest = |opt: &Optimizer<FullVon>| {
         let q = opt.posterior().unwrap();
-        let precision_mean = values(&q.precision().mv(&q.mean_vector()));
+        let precision_mean = values(&q.precision_matrix().mv(&q.mean_vector()));
         let exact = PRECISION.iter().chain(&[5.0, 6.0]);
-        values(q.precision()).iter().chain(&precision_mean).zip(exact).map(|(a, b)| a - b).collect::<Vec<_>>()
+        values(q.precision_matrix()).iter().chain(&precision_mean).zip(exact).map(|(a, b)| a - b).collect::<Vec<_>>()
     };
     for _ in 0..5 {
         let before: Vec<f64> = rest(&opt).iter().map(|x| x * (1.0 - rho)).collect();
@@ -137,8 +137,8 @@ fn the_improved_rule_stays_positive_definite() {
         indefinite += i32::from(a.linalg_eigvalsh("L").min().double_value(&[]) < 0.0);
         opt.step(|| a.mv(&w).dot(&w) * 0.5).unwrap();
         let after = opt.posterior().unwrap();
-        let rest = (after.precision() - before.precision() * 0.5).linalg_eigvalsh("L");
-        let scale = after.precision().abs().max().double_value(&[]);
+        let rest = (after.precision_matrix() - before.precision_matrix() * 0.5).linalg_eigvalsh("L");
+        let scale = after.precision_matrix().abs().max().double_value(&[]);
         assert!(rest.min().double_value(&[]) > -1e-12 * scale, "step {t}: {rest}");
     }
     assert!(indefinite > 50, "{indefinite}");
@@ -180,10 +180,10 @@ fn newton_finds_laplace() {
     }
     let q = opt.posterior().unwrap();
     close(values(&w)[0], 0.40105813754154696, 1e-14);
-    close(values(q.precision())[0], 1.2402105078532526, 1e-14);
+    close(values(q.precision_matrix())[0], 1.2402105078532526, 1e-14);
     let q = diagonal.posterior().unwrap();
-    close(values(q.mean("w").unwrap())[0], 0.40105813754154696, 1e-14);
-    close(values(q.precision("w").unwrap())[0], 1.2402105078532526, 1e-14);
+    close(values(&q.mean("w").unwrap())[0], 0.40105813754154696, 1e-14);
+    close(values(&q.precision("w").unwrap())[0], 1.2402105078532526, 1e-14);
 }
 
 /// The variational fixed point (reference), with E_q as a mean over 80 quantiles of the normal, scaled to unit variance. The
@@ -206,7 +206,7 @@ fn full_von_finds_the_variational_posterior() {
             opt.step(|| logistic(&w)).unwrap();
         }
         close(values(&w)[0], 0.4131268059796806, 1e-3);
-        close(values(opt.posterior().unwrap().precision())[0], 1.2064642957005864, 3e-3);
+        close(values(opt.posterior().unwrap().precision_matrix())[0], 1.2064642957005864, 3e-3);
     }
 }
 
@@ -223,7 +223,7 @@ fn stochastic_steps_are_unbiased() {
         for _ in 0..160 {
             opt.step(|| ridge.loss()).unwrap();
         }
-        all_close(&values(opt.posterior().unwrap().precision()), &PRECISION, 1e-8);
+        all_close(&values(opt.posterior().unwrap().precision_matrix()), &PRECISION, 1e-8);
         for (all, x) in found.iter_mut().zip(values(&ridge.w)) {
             all.push(x);
         }
@@ -297,7 +297,7 @@ fn one_diagonal_step_solves_a_separable_quadratic() {
         let mut opt = DiagonalNewton::default().ess(2.0).hessian(hessian).build(params(&w), 1.0).unwrap();
         opt.step(|| ((&w - 0.25).square() * &c).sum(Kind::Double) * 0.5).unwrap();
         all_close(&values(&w), &[0.25; 3], 1e-15);
-        all_close(&values(opt.posterior().unwrap().precision("w").unwrap()), &[2.0, 8.0, 1.0], 1e-15);
+        all_close(&values(&opt.posterior().unwrap().precision("w").unwrap()), &[2.0, 8.0, 1.0], 1e-15);
     }
 }
 
@@ -451,7 +451,7 @@ fn evon_in_the_identity_basis_is_ivon() {
     let (ours, theirs) = (evon.posterior().unwrap().marginals().unwrap(), ivon.posterior().unwrap());
     assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>());
     for name in ["a", "b"] {
-        all_close(&values(ours.precision(name).unwrap()), &values(theirs.precision(name).unwrap()), 1e-10);
+        all_close(&values(&ours.precision(name).unwrap()), &values(&theirs.precision(name).unwrap()), 1e-10);
     }
 }
 
@@ -481,9 +481,9 @@ fn evon_recovers_the_full_posterior_of_a_linear_model() {
     let gram = x.tr().matmul(&x);
     let exact = Tensor::eye(2, (Kind::Double, Device::Cpu)).kron(&gram);
     let q = opt.posterior().unwrap();
-    all_close(&values(q.to_full().unwrap().precision()), &values(&exact), 1e-10);
+    all_close(&values(q.full().unwrap().precision_matrix()), &values(&exact), 1e-10);
     let solution = gram.inverse().matmul(&x.tr()).matmul(&y).tr();
-    all_close(&values(q.mean("w").unwrap()), &values(&solution), 1e-10);
+    all_close(&values(&q.mean("w").unwrap()), &values(&solution), 1e-10);
     assert!(gram.get(0).get(1).double_value(&[]).abs() > 0.1, "nothing to rotate");
 }
 
@@ -511,7 +511,7 @@ fn soap_in_the_identity_basis_is_adam() {
             }
         }
         let (ours, theirs) = (soap.posterior().unwrap().marginals().unwrap(), adam.posterior().unwrap());
-        all_close(&values(ours.precision("b").unwrap()), &values(theirs.precision("b").unwrap()), 1e-10);
+        all_close(&values(&ours.precision("b").unwrap()), &values(&theirs.precision("b").unwrap()), 1e-10);
     }
 }
 

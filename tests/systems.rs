@@ -364,17 +364,17 @@ mod low_shot_fine_tuning {
             let theta = q.mean_vector();
             let p = z.matmul(&theta.view([10, FEATURES]).tr()).softmax(1, Kind::Double);
             let errors = &p - y.one_hot(10).to_kind(Kind::Double);
-            let pull = prior.precision().mv(&(&theta - prior.mean_vector()));
+            let pull = prior.precision_matrix().mv(&(&theta - prior.mean_vector()));
             let gradient = errors.tr().matmul(&z).view([-1]) + pull;
             // gᵀS⁻¹g is the decrement.
-            let left = gradient.dot(&q.covariance().unwrap().mv(&gradient)).double_value(&[]);
+            let left = gradient.dot(&q.covariance_matrix().unwrap().mv(&gradient)).double_value(&[]);
             assert!(left < 1e-6, "{left:e}");
-            let mut hessian = prior.precision().copy();
+            let mut hessian = prior.precision_matrix().copy();
             for i in 0..n {
                 let (p, z) = (p.get(i), z.get(i));
                 hessian += (p.diag(0) - p.outer(&p)).kron(&z.outer(&z));
             }
-            assert!(norm(&(q.precision() - &hessian)) < 1e-12 * norm(&hessian));
+            assert!(norm(&(q.precision_matrix() - &hessian)) < 1e-12 * norm(&hessian));
         }
     }
 

@@ -171,17 +171,17 @@ impl Objective {
     /// ½δ‖w‖²
     pub fn decay(self, model: &Logistic, delta: f64) -> Outcome<Objective> {
         let q = Quadratic::towards_zero(&model.params(), delta)?;
-        Ok(self.quadratic(q, model.isotropic(delta)?.precision().copy()))
+        Ok(self.quadratic(q, model.isotropic(delta)?.precision_matrix().copy()))
     }
 
     /// The quadratic of a posterior.
     pub fn after(self, q: &FullGaussian) -> Objective {
-        self.quadratic(Quadratic::from(q), q.precision().copy())
+        self.quadratic(Quadratic::from(q), q.precision_matrix().copy())
     }
 
     /// The quadratic of a diagonal posterior.
     pub fn after_diagonal(self, q: &DiagonalGaussian) -> Objective {
-        self.quadratic(Quadratic::from(q), FullGaussian::from(q).precision().copy())
+        self.quadratic(Quadratic::from(q), q.full().expect("it fits in memory").precision_matrix().copy())
     }
 
     /// Σ ℓᵢ

@@ -67,8 +67,11 @@ fn uniform(q: &DiagonalGaussian) -> tch_blr::Result<DiagonalGaussian> {
     let tensors =
         || q.names().map(|name| (name, q.mean(name).expect("a name of q"), q.precision(name).expect("a name of q")));
     let total: f64 = tensors().map(|(.., s)| s.sum(Kind::Double).double_value(&[])).sum();
-    let precision = total / q.weights() as f64;
-    DiagonalGaussian::new(tensors().map(|(name, m, _)| (name, m.shallow_clone(), m.full_like(precision))))
+    let precision = total / q.len() as f64;
+    DiagonalGaussian::new(tensors().map(|(name, m, _)| {
+        let s = m.full_like(precision);
+        (name, m, s)
+    }))
 }
 
 /// The point of the second part: at least 30 points of accuracy on the first task.

@@ -53,7 +53,7 @@ pub fn run(data: &Digits) -> Outcome<Value> {
     let low = fine_tune("fine-tune on shifted 0-4", &[0, 1, 2, 3, 4])?;
     let high = fine_tune("fine-tune on shifted 5-9", &[5, 6, 7, 8, 9])?;
     let average = DiagonalGaussian::new(low.names().map(|name| {
-        let mean = |q: &DiagonalGaussian| q.mean(name).expect("fine-tunes have the base's parameters").shallow_clone();
+        let mean = |q: &DiagonalGaussian| q.mean(name).expect("fine-tunes have the base's parameters");
         (name.to_owned(), (mean(&low) + mean(&high)) * 0.5, mean(&low).ones_like())
     }))?;
     // Both contain the base once; so does the merge.

@@ -98,7 +98,7 @@ fn newton_ridge() -> Outcome<Answer> {
     let rule = Newton::default().ess(3.0).weight_decay(1.0 / 3.0);
     let (_, opt) = train_structured(&weight(&[5.0, -3.0]), 1, |w| rule.build(w, 1.0), ridge)?;
     let q = opt.posterior()?;
-    let ours = [values(&q.mean_vector()), values(q.precision())].concat();
+    let ours = [values(&q.mean_vector()), values(q.precision_matrix())].concat();
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-13 })
 }
 
@@ -109,11 +109,11 @@ fn diagonal_newton(hessian: HessianDiagonal) -> Outcome<Answer> {
     let (start, c) = (weight(&[1.0, 2.0, -3.0]), Tensor::from_slice(&[1.0, 4.0, 0.5]));
     let separable = |w: &Tensor| ((w - 0.25).square() * &c * 0.5).sum(Kind::Double);
     let (mut ours, opt) = train_structured(&start, 1, |w| rule.ess(2.0).build(w, 1.0), separable)?;
-    ours.extend(values(opt.posterior()?.precision("w").expect("its name")));
+    ours.extend(values(&opt.posterior()?.precision("w").expect("its name")));
     let logistic = |w: &Tensor| (-w).softplus().sum(Kind::Double);
     let rule = rule.ess(1.0).weight_decay(1.0);
     let (end, opt) = train_structured(&weight(&[0.0]), 10, |w| rule.build(w, 1.0), logistic)?;
-    ours.extend([end, values(opt.posterior()?.precision("w").expect("its name"))].concat());
+    ours.extend([end, values(&opt.posterior()?.precision("w").expect("its name"))].concat());
     let exact = vec![0.25, 0.25, 0.25, 2.0, 8.0, 1.0, 0.401_058_137_541_546_96, 1.240_210_507_853_252_6];
     Ok(Answer { exact, ours, tolerance: 1e-13 })
 }

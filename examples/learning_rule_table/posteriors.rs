@@ -89,7 +89,7 @@ fn full_von(hessian: FullHessian) -> Outcome<Answer> {
     let rule = rule.hessian(hessian).expectation(expectation).noise(noise);
     let (_, opt) = train_structured(&weight(&[5.0, -3.0]), 1, |w| rule.build(w, 1.0), ridge)?;
     let q = opt.posterior()?;
-    let ours = [values(&q.mean_vector()), values(q.precision())].concat();
+    let ours = [values(&q.mean_vector()), values(q.precision_matrix())].concat();
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-12 })
 }
 
@@ -105,7 +105,7 @@ fn evon() -> Outcome<Answer> {
     let loss = |w: &Tensor| (x.matmul(&w.tr()) - &y).square().sum(Kind::Double) / 6.0;
     let (mean, opt) = train_structured(&start, steps, |w| rule.build(w, 0.5), loss)?;
     let precision = [3.0, 3.0, 0.0, 0.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0, 3.0, 5.0];
-    let ours = [mean, values(opt.posterior()?.to_full()?.precision())].concat();
+    let ours = [mean, values(opt.posterior()?.full()?.precision_matrix())].concat();
     Ok(Answer { exact: [&solution[..], &precision].concat(), ours, tolerance: 1e-10 })
 }
 
@@ -142,7 +142,7 @@ fn noisy_kfac() -> Outcome<Answer> {
     let mut opt = rule.build(&vs, 1.0)?;
     opt.step(|| nn::squared_error(&layer.forward(&x), &y, 1.0))?;
     let q = opt.posterior()?;
-    let ours = [values(q.mean("weight").expect("its name")), values(q.to_full()?.precision())].concat();
+    let ours = [values(&q.mean("weight").expect("its name")), values(q.full()?.precision_matrix())].concat();
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-12 })
 }
 
@@ -247,9 +247,9 @@ fn multi_ivon() -> Outcome<Answer> {
     let q = runs.posterior()?;
     let well = a * c / (a + delta);
     let exact = vec![0.5, 0.5, -well, well, 0.0, well * well + 1.0 / (ess * (a + delta))];
-    let ends = q.components().iter().filter_map(|member| member.mean("w")).map(|m| values(m)[0]);
+    let ends = q.components().iter().filter_map(|member| member.mean("w")).map(|m| values(&m)[0]);
     let moments = [q.mean("w"), q.variance("w")].map(|t| values(&t.expect("its name"))[0]);
-    let ours = q.weights().iter().copied().chain(ends).chain(moments).collect();
+    let ours = q.mixing().iter().copied().chain(ends).chain(moments).collect();
     Ok(Answer { exact, ours, tolerance: 1e-12 })
 }
 

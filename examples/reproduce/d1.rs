@@ -142,7 +142,7 @@ impl FourMoons {
 /// The same precision around the present weights.
 fn around(model: &Logistic, q: &tch_blr::FullGaussian) -> Outcome<tch_blr::FullGaussian> {
     let names: Vec<&str> = q.names().collect();
-    Ok(tch_blr::FullGaussian::new([(names[0], model.weights().unsqueeze(0))], q.precision())?)
+    Ok(tch_blr::FullGaussian::new([(names[0], model.weights().unsqueeze(0))], q.precision_matrix())?)
 }
 
 pub fn table(_: &Job) -> Outcome<Section> {

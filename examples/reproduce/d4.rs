@@ -57,8 +57,9 @@ pub fn run(data: &Path) -> Outcome<Vec<Row>> {
     let diagonal = |precision: &Tensor| named(&precision.diagonal(0, 0, 1).copy());
     let (weights, base_weights): (Vec<Tensors>, _) =
         (posteriors.iter().map(|q| named(&q.mean_vector())).collect(), named(&base));
-    let curvature: Vec<Tensors> = posteriors.iter().map(|q| diagonal(&(q.precision() - prior.precision()))).collect();
-    let base_curvature = diagonal(prior.precision());
+    let curvature: Vec<Tensors> =
+        posteriors.iter().map(|q| diagonal(&(q.precision_matrix() - prior.precision_matrix()))).collect();
+    let base_curvature = diagonal(prior.precision_matrix());
     let names = ["4, 5", "6, 7", "8, 9"];
     let models: Vec<Model> =
         names.iter().zip(&weights).zip(&curvature).map(|((n, w), h)| Model::new(n, w).curvature(h)).collect();

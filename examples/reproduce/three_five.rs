@@ -73,14 +73,14 @@ impl Problem {
     fn objective(&self, q: &FullGaussian) -> Outcome<f64> {
         let mean = self.features.mv(&q.mean_vector());
         let variance =
-            (self.features.matmul(&q.covariance()?) * &self.features).sum_dim_intlist(1, false, Kind::Double);
+            (self.features.matmul(&q.covariance_matrix()?) * &self.features).sum_dim_intlist(1, false, Kind::Double);
         let [losses, ..] = LogisticLikelihood.expected(&self.targets, &mean, &variance)?;
         Ok(losses.sum(Kind::Double).double_value(&[]) + q.kl(&self.prior)?)
     }
 
     /// The Gaussian of smallest F: the fixed point of the rule with exact expectations.
     fn full(&self) -> Outcome<FullGaussian> {
-        let prior = Gaussian::new(&self.prior.mean_vector(), self.prior.precision())?;
+        let prior = Gaussian::new(&self.prior.mean_vector(), self.prior.precision_matrix())?;
         let mut q = Cvi::new(prior, &self.features, &self.targets, LogisticLikelihood)?;
         q.fit(0.5, 1e-9, 500)?;
         let q = q.posterior();
@@ -110,7 +110,7 @@ impl Problem {
             while opt.steps() < at {
                 opt.step(&loss)?;
             }
-            total += self.objective(&opt.posterior()?.to_full()?)?;
+            total += self.objective(&opt.posterior()?.full()?)?;
         }
         Ok(total / CHECKPOINTS.len() as f64)
     }
@@ -126,7 +126,7 @@ impl Problem {
             while opt.steps() < at {
                 opt.step(&loss)?;
             }
-            total += self.objective(&FullGaussian::from(&opt.posterior()?))?;
+            total += self.objective(&opt.posterior()?.full()?)?;
         }
         Ok(total / CHECKPOINTS.len() as f64)
     }

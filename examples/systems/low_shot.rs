@@ -32,7 +32,7 @@ use tch::nn::{self as plain, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay};
 use tch_blr::nn::{Likelihood, Linear};
-use tch_blr::{Adam, Fisher, FullGaussian, GaussianPosterior, Params, Rule};
+use tch_blr::{Adam, Fisher, FullGaussian, GaussianPosterior, Params, Rule, combine};
 
 const DIGITS: [i64; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 /// Of the trunk, and a 1 for the bias.
@@ -138,7 +138,7 @@ impl Known {
     /// q₁^γ · N(0, I/δ)
     pub fn power(&self, gamma: f64, delta: f64) -> Outcome<FullGaussian> {
         let nothing = isotropic(&self.q.mean_vector().zeros_like(), delta)?;
-        Ok(FullGaussian::combine(&[(gamma, &self.q), (1.0, &nothing)])?)
+        Ok(combine(&[(gamma, &self.q), (1.0, &nothing)])?)
     }
 
     /// The three priors, with all δ and γ to choose from.

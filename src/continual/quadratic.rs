@@ -2,7 +2,7 @@
 
 use super::past::{Model, Regularizer};
 use crate::params::Leaf;
-use crate::posterior::{into_basis, matrix_shape};
+use crate::linalg::{into_basis, matrix_shape};
 use crate::{
     DiagonalFisher, DiagonalGaussian, Error, FullFisher, FullGaussian, KroneckerFisher, KroneckerGaussian,
     LayerFactors, Params, Result, check,
@@ -414,7 +414,7 @@ impl From<&FullGaussian> for Quadratic {
         let term = Term::Full {
             parameters: q.names().map(shape).collect(),
             mean: q.mean_vector(),
-            precision: q.precision().copy(),
+            precision: q.precision_matrix().copy(),
         };
         Quadratic { terms: vec![term], constant: 0.0 }
     }

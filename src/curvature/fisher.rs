@@ -2,9 +2,9 @@
 
 use super::linearized::{Factors, Forward, Linearized, Looked, Part};
 use crate::kernel::{self, Draw, Field};
+use crate::linalg::matrix_shape;
 use crate::nn::Likelihood;
 use crate::nn::tape::Output;
-use crate::posterior::matrix_shape;
 use crate::prior::Family;
 use crate::{
     DiagonalGaussian, Error, FullGaussian, IntoTensor, KroneckerGaussian, KroneckerParameter, Params, Prior, Result,
@@ -41,7 +41,7 @@ use tch::{Kind, Tensor};
 /// let f = Fisher::exact().diagonal(&vs, batches(), |x| net.forward(x))?;
 /// assert_eq!(f.examples(), 100);
 /// let q = f.laplace(Prior::isotropic(1.0))?; // N(θ, (F + 1)⁻¹), ready to be the prior of the next task
-/// # assert_eq!(q.weights(), 15);
+/// # assert_eq!(q.len(), 15);
 /// # Ok(())
 /// # }
 /// ```
@@ -671,7 +671,7 @@ impl FullFisher {
         if let Some(name) = prior.names().nth(leaves.len()) {
             return Err(Error::parameter(name, "the prior has it and the model has not"));
         }
-        FullGaussian::new(self.at.means(), &(&self.matrix + prior.precision().to_device(self.matrix.device())))
+        FullGaussian::new(self.at.means(), &(&self.matrix + prior.precision_matrix().to_device(self.matrix.device())))
     }
 }
 

@@ -5,10 +5,10 @@
 //! Gᵢ² share one matrix product with the layer's inputs.
 
 use super::per_example::{CHUNK_ELEMENTS, Contribution, Match, Parameter, accumulation_kind, global_scale, match_uses};
+use crate::linalg::matrix_shape;
 use crate::nn::Likelihood;
 use crate::nn::tape::{Outer, Output, Recording, Tape};
 use crate::params::{Buffers, Leaf};
-use crate::posterior::matrix_shape;
 use crate::{Error, IntoTensor, Params, Result, kernel};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, no_grad_guard};

@@ -6,7 +6,7 @@ use super::row::Row;
 use super::sums::Sums;
 use crate::kernel::{self, Draw, Noise};
 use crate::params::{Leaf, Params, Perturbed};
-use crate::posterior::matrix_shape;
+use crate::linalg::matrix_shape;
 use crate::prior::{BlockPrior, Family, Isotropic, Prior, PriorOf, block_shape};
 use crate::{Error, Expectation, Result, Statistic, check};
 use tch::{Kind, Tensor};

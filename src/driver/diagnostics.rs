@@ -3,9 +3,10 @@
 use super::arithmetic::delta;
 use super::row::{MaybePosterior, Row};
 use super::{Optimizer, Unit};
-use crate::posterior::Posterior;
+use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
 use crate::prior::PriorOf;
 use crate::{Error, Result};
+use std::any::Any;
 use tch::{Kind, Tensor};
 
 /// How a training is going, on the scale of the mean loss.
@@ -76,7 +77,7 @@ impl<R: Row> Optimizer<R> {
 
     /// KL(q ‖ prior) = E_q[-ln prior] - entropy, for a prior that is a product over the weights.
     fn kl(&self, q: &dyn Posterior) -> Option<f64> {
-        let mut cross = -q.entropy()?;
+        let mut cross = -entropy(q)?;
         for unit in &self.units {
             for leaf in unit.leaves(&self.params).filter(|leaf| leaf.trainable() && leaf.tensor.numel() > 0) {
                 let (m, v) = (double(&q.mean(leaf.name())?), double(&q.variance(leaf.name())?));
@@ -100,10 +101,18 @@ fn prior_of<R: Row>(unit: &Unit<R>, m: &Tensor) -> Option<(Tensor, Tensor)> {
         // In a joint block the prior is a vector over several parameters.
         PriorOf::Gaussian(prior) if unit.members.len() == 1 => {
             let (m0, p) = prior.diagonal()?;
-            Some((m - double(m0).reshape(m.size()), double(p).reshape(m.size())))
+            Some((m - double(m0).reshape(m.size()), double(&p).reshape(m.size())))
         }
         PriorOf::Gaussian(_) => None,
     }
+}
+
+/// Of a Gaussian.
+fn entropy(q: &dyn Posterior) -> Option<f64> {
+    let q: &dyn Any = q;
+    let diagonal = q.downcast_ref::<DiagonalGaussian>().map(DiagonalGaussian::entropy);
+    let kronecker = || q.downcast_ref::<KroneckerGaussian>().map(KroneckerGaussian::entropy);
+    diagonal.or_else(kronecker).or_else(|| q.downcast_ref::<FullGaussian>().map(FullGaussian::entropy))
 }
 
 fn double(t: &Tensor) -> Tensor {

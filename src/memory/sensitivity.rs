@@ -504,7 +504,7 @@ impl Removal {
                     ));
                 }
             }
-            let left = part(s)? - f;
+            let left = part(&s)? - f;
             if left.numel() > 0 && left.min().double_value(&[]) <= 0.0 {
                 let smallest = left.min().double_value(&[]);
                 return Err(Error::parameter(
@@ -515,7 +515,7 @@ impl Removal {
                     ),
                 ));
             }
-            let moved = part(mean)? + g / &left;
+            let moved = part(&mean)? + g / &left;
             entries.push((name.to_owned(), moved.to_kind(mean.kind()), left.to_kind(s.kind())));
         }
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(q.seed()))

@@ -4,7 +4,7 @@ use super::Tensors;
 use crate::params::Perturbed;
 use crate::gradient::IntoTensor;
 use crate::params::Leaf;
-use crate::posterior::DiagonalGaussian;
+use crate::posterior::in_model;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
 
@@ -19,8 +19,8 @@ fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(Leaf::trainable));
     let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
     let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
-    for (variable, value) in DiagonalGaussian::in_model(params, values)? {
-        // A tied variable has several names and is exchanged once.
+    for (variable, value) in in_model(params, values)? {
+        // A tied variable is exchanged once.
         if !changes.iter().any(|(other, _)| other.is_set_to(&variable)) {
             changes.push((variable, value));
         }

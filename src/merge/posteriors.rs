@@ -1,83 +1,9 @@
 //! Merging as sums of natural parameters: gradient matching, removal and federation, for every posterior whose
 //! `combine` is exact.
 
-use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, combine};
-use crate::{Error, Result, check, linalg};
-use tch::{Kind, Tensor};
-
-/// Gaussian posteriors, whose natural parameters add: what [`gradient_matching`], [`remove`] and [`federated`] take.
-pub trait NaturalSum: Sized + sealed::Sealed {
-    /// S = Σ wₖ Sₖ, S m = Σ wₖ Sₖ mₖ: [`combine`](crate::combine) of the family.
-    ///
-    /// # Errors
-    /// As `combine` of the family.
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self>;
-
-    /// The supremum of the w ≥ 0 for which S - w S' is positive definite, with S' of `part`; infinite if there is no
-    /// limit. Also names what becomes singular there.
-    #[doc(hidden)]
-    fn limit(&self, part: &Self) -> Result<(f64, String)>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for crate::DiagonalGaussian {}
-    impl Sealed for crate::FullGaussian {}
-    impl Sealed for crate::KroneckerGaussian {}
-}
-
-/// The smallest s/s' of all elements, and the parameter that has it.
-fn smallest_ratio<'a>(pairs: impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>) -> (f64, String) {
-    let ratios = pairs.filter(|(_, s, _)| s.numel() > 0).map(|(name, s, part)| {
-        // In f64: in f32 the ratio of two sums could round to a removal that is just too large.
-        let part = part.to_device(s.device()).to_kind(Kind::Double);
-        ((s.to_kind(Kind::Double) / part).min().double_value(&[]), format!("parameter `{name}`"))
-    });
-    ratios.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::INFINITY, String::new()))
-}
-
-impl NaturalSum for DiagonalGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        combine(weighted)
-    }
-
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let pairs = self.names().filter_map(|n| Some((n, self.precision(n)?, part.precision(n)?)));
-        Ok(smallest_ratio(pairs))
-    }
-}
-
-impl NaturalSum for FullGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        FullGaussian::combine(weighted)
-    }
-
-    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ, where S = L Lᵀ. This matrix is symmetric, as S⁻¹ S', with the same
-    /// eigenvalues, is not.
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let what = "the precision matrix".to_owned();
-        if self.weights() == 0 {
-            return Ok((f64::INFINITY, what));
-        }
-        let l = linalg::cholesky("the precision of the posterior", self.precision())?;
-        let half = linalg::forward(&l, &part.precision().f_to_device(l.device())?)?;
-        let ratio = linalg::symmetric(&linalg::forward(&l, &half.f_tr()?)?)?;
-        let largest = ratio.f_linalg_eigvalsh("L")?.max().double_value(&[]);
-        Ok((1.0 / largest, what))
-    }
-}
-
-impl NaturalSum for KroneckerGaussian {
-    fn combine(weighted: &[(f64, &Self)]) -> Result<Self> {
-        KroneckerGaussian::combine(weighted)
-    }
-
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
-        let pairs =
-            self.names().filter_map(|n| Some((n, &self.parameter(n)?.precision, &part.parameter(n)?.precision)));
-        Ok(smallest_ratio(pairs))
-    }
-}
+pub use crate::posterior::NaturalSum;
+use crate::posterior::combine;
+use crate::{Error, Result, check};
 
 /// Gradient matching of posteriors q_t that were learned with the prior q₀ = `base`, each of weight a_t:
 ///
@@ -95,7 +21,7 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
     let rest = 1.0 - tasks.iter().map(|(a, _)| a).sum::<f64>();
     let mut terms = vec![(rest, base)];
     terms.extend(tasks);
-    Q::combine(&terms)
+    combine(&terms)
 }
 
 /// Takes `weight` times `part` out of a posterior: the natural parameters of `q` less `weight` times those of `part`.
@@ -109,12 +35,12 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
 pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     check::positive("weight", weight)?;
     // A sum has no limit, so it fails only if the two do not fit together, and says so.
-    Q::combine(&[(1.0, q), (1.0, part)])?;
+    combine(&[(1.0, q), (1.0, part)])?;
     let (largest, what) = q.limit(part)?;
     if weight >= largest {
         return Err(Error::Removal { what, weight, largest });
     }
-    Q::combine(&[(1.0, q), (-weight, part)])
+    combine(&[(1.0, q), (-weight, part)])
 }
 
 /// The supremum of the weights that [`remove`] can take: the smallest s/s' of all elements or, for matrices, the
@@ -123,7 +49,7 @@ pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
 /// # Errors
 /// Different parameters, or bases that differ.
 pub fn largest_removal<Q: NaturalSum>(q: &Q, part: &Q) -> Result<f64> {
-    Q::combine(&[(1.0, q), (1.0, part)])?;
+    combine(&[(1.0, q), (1.0, part)])?;
     q.limit(part).map(|(largest, _)| largest)
 }
 

@@ -1,7 +1,8 @@
 //! Binary weights, independent of each other.
 
-use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
-use super::predictive::predictions;
+use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::in_model;
+use super::valid::{Stored, finite_float, given_twice, no_parameter};
 use crate::link::{half_logistic, sign};
 use crate::params::Perturbed;
 use crate::kernel::{self, Draw};
@@ -38,7 +39,7 @@ struct Content {
 
 const FORM: &str = "mean-field Bernoulli posterior";
 
-predictions!(MeanFieldBernoulli);
+posterior!(MeanFieldBernoulli);
 
 impl MeanFieldBernoulli {
     /// A posterior from (name, λ) of each parameter, which it copies.
@@ -50,28 +51,15 @@ impl MeanFieldBernoulli {
         for (name, natural) in entries {
             let name = name.into();
             if q.natural(&name).is_some() {
-                return Err(Error::parameter(&name, "it is given twice"));
+                return Err(given_twice(&name));
             }
-            if !natural.defined() || !matches!(natural.kind(), Kind::Float | Kind::Double) {
-                let form = if natural.defined() { format!("{:?}", natural.kind()) } else { "undefined".to_owned() };
-                return Err(Error::parameter(&name, format!("its natural parameter is {form}: expected f32 or f64")));
-            }
-            if let Some(value) = kernel::first_non_finite(&natural) {
-                return Err(Error::parameter(&name, format!("its natural parameter is not finite ({value})")));
-            }
+            finite_float(&name, "natural parameter", &natural)?;
             q.entries.push((name, natural.detach().copy()));
         }
         if q.entries.is_empty() {
-            return Err(Error::Posterior("it has no parameter".to_owned()));
+            return Err(no_parameter());
         }
         Ok(q)
-    }
-
-    /// The same posterior with other samples; default seed 0.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
     }
 
     /// Names of the parameters, in order.
@@ -80,7 +68,7 @@ impl MeanFieldBernoulli {
     }
 
     /// Number of weights.
-    pub fn weights(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.entries.iter().map(|(_, natural)| natural.numel()).sum()
     }
 
@@ -94,6 +82,11 @@ impl MeanFieldBernoulli {
         self.natural(name).map(Tensor::tanh)
     }
 
+    /// 1 - tanh² λ = 1/cosh² λ of one parameter, which loses no digits where λ is large.
+    pub fn variance(&self, name: &str) -> Option<Tensor> {
+        self.natural(name).map(|natural| natural.cosh().reciprocal().square())
+    }
+
     /// sign λ of one parameter: its most probable weights.
     pub fn mode(&self, name: &str) -> Option<Tensor> {
         self.natural(name).map(sign)
@@ -103,8 +96,8 @@ impl MeanFieldBernoulli {
         self.entries.iter().map(|(name, natural)| (name.clone(), f(natural))).collect()
     }
 
-    /// Sample `k` = 0, 1, … of every parameter, in order: sign(λ+d) with d half a standard logistic, the relaxed samples of
-    /// the training for τ → 0.
+    /// Sample `k` = 0, 1, … of every parameter, in order: sign(λ+d) with d half a standard logistic, the relaxed
+    /// samples of the training for τ → 0.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -120,21 +113,12 @@ impl MeanFieldBernoulli {
         Ok(samples.collect())
     }
 
-    /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
-    /// know stay as they are.
-    ///
-    /// # Errors
-    /// A parameter of the posterior that the model has not, or has in another shape.
-    pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
-        Perturbed::enter(DiagonalGaussian::in_model(&params.into(), self.sample(k)?)?)
-    }
-
     /// As [`MeanFieldBernoulli::perturb`] with the mode.
     ///
     /// # Errors
     /// As [`MeanFieldBernoulli::perturb`].
     pub fn perturb_to_mode(&self, params: impl Into<Params>) -> Result<Perturbed> {
-        Perturbed::enter(DiagonalGaussian::in_model(&params.into(), self.map(sign))?)
+        in_model::enter(&params.into(), self.map(sign))
     }
 
     /// Puts the mode into the variables of a model, for good.
@@ -142,21 +126,7 @@ impl MeanFieldBernoulli {
     /// # Errors
     /// As [`MeanFieldBernoulli::perturb`].
     pub fn copy_mode_to(&self, params: impl Into<Params>) -> Result<()> {
-        self.copy_to(&params.into(), sign)
-    }
-
-    /// Puts the mean into the variables of a model, for good.
-    ///
-    /// # Errors
-    /// As [`MeanFieldBernoulli::perturb`].
-    pub fn copy_mean_to(&self, params: impl Into<Params>) -> Result<()> {
-        self.copy_to(&params.into(), Tensor::tanh)
-    }
-
-    fn copy_to(&self, params: &Params, f: impl Fn(&Tensor) -> Tensor) -> Result<()> {
-        let changes = DiagonalGaussian::in_model(params, self.map(f))?;
-        let _no_grad = tch::no_grad_guard();
-        changes.into_iter().try_for_each(|(mut variable, value)| Ok(variable.f_copy_(&value)?))
+        in_model::write(&params.into(), self.map(sign))
     }
 
     fn sum(&self, f: impl Fn(&Tensor) -> Tensor) -> f64 {
@@ -195,30 +165,26 @@ impl MeanFieldBernoulli {
         terms.sum()
     }
 
-    /// Writes one safetensors file: tensor `<name>` is λ. The file is replaced atomically.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// Tensor `<name>` is λ.
+    fn write(&self, path: &Path) -> Result<()> {
         let names = self.names().map(str::to_owned).collect();
-        checkpoint::save(path.as_ref(), FORM, &self.map(Tensor::shallow_clone), &Content { seed: self.seed, names })
+        checkpoint::save(path, FORM, &self.map(Tensor::shallow_clone), &Content { seed: self.seed, names })
     }
 
-    /// Reads what [`MeanFieldBernoulli::save`] wrote, onto the CPU.
+    /// Reads what [`MeanFieldBernoulli::save`] wrote, onto the CPU: tensor `<name>` is λ.
     ///
     /// # Errors
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let mut stored = Stored { path, tensors };
         let mut entries = Vec::new();
         for name in content.names {
-            let natural = tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")))?;
+            let natural = stored.take(&name)?;
             entries.push((name, natural));
         }
-        if let Some(extra) = tensors.keys().next() {
-            return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
-        }
+        stored.finish("parameter")?;
         Ok(Self::new(entries).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
     }
 }

@@ -1,6 +1,10 @@
 //! A Gaussian with a mean and a precision for every weight.
 
-use crate::params::Perturbed;
+use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::in_model::{self, in_model};
+use super::valid::{Stored, finite_float, form, given_twice, no_parameter, smallest};
+use super::BlockPrecision;
+use crate::linalg::matrix_shape;
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::storage::{PRECISION, checkpoint};
 use crate::{Error, Params, Result};
@@ -11,16 +15,16 @@ use tch::{Kind, Tensor};
 /// q(θ) = N(m, diag(s)⁻¹): the posterior that the diagonal rows of the table learn.
 ///
 /// One mean m and one precision s = 1/σ² > 0 for every weight, by the name of the parameter; s is the posterior's own,
-/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so
-/// it neither follows the optimizer it came from nor needs it; it can be saved, become a prior
-/// ([`Prior`](crate::Prior)), be merged ([`combine`]) and predict.
+/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so it neither follows the optimizer it came from
+/// nor needs it; it can be saved, become a prior ([`Prior`](crate::Prior)), be merged ([`combine`](crate::combine)) and
+/// predict.
 ///
 /// Samples come from a counter-based generator: sample k of one seed is always the same
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
 #[derive(Debug)]
 pub struct DiagonalGaussian {
-    entries: Vec<Entry>,
-    seed: u64,
+    pub(super) entries: Vec<Entry>,
+    pub(super) seed: u64,
 }
 
 /// Mean and precision of one parameter: same shape, kind (f32 or f64) and device.
@@ -65,8 +69,7 @@ struct Content {
 
 const FORM: &str = "diagonal Gaussian posterior";
 
-/// The step of a posterior's noise: one that no optimizer of the same seed reaches.
-pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
+posterior!(DiagonalGaussian);
 
 impl DiagonalGaussian {
     /// A posterior from (name, mean, precision) of each parameter, which it copies: the mean may be a variable that is
@@ -87,16 +90,10 @@ impl DiagonalGaussian {
             let name = name.into();
             let refuse = |problem: String| Err(Error::parameter(&name, problem));
             if q.entry(&name).is_some() {
-                return refuse("it is given twice".to_owned());
+                return Err(given_twice(&name));
             }
-            for (what, t) in [("mean", &mean), ("precision", &precision)] {
-                if !t.defined() || !matches!(t.kind(), Kind::Float | Kind::Double) {
-                    return refuse(format!("its {what} is {}: expected f32 or f64", form(t)));
-                }
-                if let Some(value) = kernel::first_non_finite(t) {
-                    return refuse(format!("its {what} is not finite ({value})"));
-                }
-            }
+            finite_float(&name, "mean", &mean)?;
+            finite_float(&name, "precision", &precision)?;
             if (mean.size(), mean.kind(), mean.device()) != (precision.size(), precision.kind(), precision.device()) {
                 return refuse(format!(
                     "its mean is {} and its precision {}: expected the same",
@@ -104,25 +101,18 @@ impl DiagonalGaussian {
                     form(&precision)
                 ));
             }
-            if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
+            if smallest(&precision) <= 0.0 {
                 return refuse(format!(
                     "its smallest precision is {:e}: expected a number > 0 (take a step first, or set a weight decay)",
-                    precision.min().double_value(&[])
+                    smallest(&precision)
                 ));
             }
             q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() });
         }
         if q.entries.is_empty() {
-            return Err(Error::Posterior("it has no parameter".to_owned()));
+            return Err(no_parameter());
         }
         Ok(q)
-    }
-
-    /// The same posterior with other samples; default seed 0.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
     }
 
     /// A second handle to the same tensors.
@@ -137,23 +127,30 @@ impl DiagonalGaussian {
     }
 
     /// Number of weights.
-    pub fn weights(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.entries.iter().map(|e| e.mean.numel()).sum()
     }
 
-    /// m of one parameter.
-    pub fn mean(&self, name: &str) -> Option<&Tensor> {
-        self.entry(name).map(|e| &e.mean)
+    /// m of one parameter, the posterior's own tensor: copy it before you write to it.
+    pub fn mean(&self, name: &str) -> Option<Tensor> {
+        self.entry(name).map(|e| e.mean.shallow_clone())
     }
 
-    /// s of one parameter.
-    pub fn precision(&self, name: &str) -> Option<&Tensor> {
-        self.entry(name).map(|e| &e.precision)
+    /// s of one parameter, in its shape; the posterior's own tensor, as [`DiagonalGaussian::mean`].
+    pub fn precision(&self, name: &str) -> Option<Tensor> {
+        self.entry(name).map(|e| e.precision.shallow_clone())
     }
 
     /// σ² = 1/s of one parameter.
     pub fn variance(&self, name: &str) -> Option<Tensor> {
         self.entry(name).map(|e| e.precision.reciprocal())
+    }
+
+    /// What a prior needs of one parameter as a matrix, and its mean.
+    pub(crate) fn block(&self, name: &str) -> Option<(Tensor, BlockPrecision)> {
+        let e = self.entry(name)?;
+        let matrix = |t: &Tensor| t.reshape(matrix_shape(&t.size()));
+        Some((matrix(&e.mean), BlockPrecision { left: None, right: None, precision: matrix(&e.precision) }))
     }
 
     pub(crate) fn seed(&self) -> u64 {
@@ -209,53 +206,6 @@ impl DiagonalGaussian {
         samples
     }
 
-    /// Puts sample `k` into the variables of a model until the guard is dropped. Variables that the posterior does not
-    /// know stay as they are.
-    ///
-    /// # Errors
-    /// A parameter of the posterior that the model has not, or has in another shape.
-    pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
-        let params = params.into();
-        let changes = Self::in_model(&params, self.sample(k)?)?;
-        Perturbed::enter(changes)
-    }
-
-    /// Puts the mean into the variables of a model, for good.
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::perturb`].
-    pub fn copy_mean_to(&self, params: impl Into<Params>) -> Result<()> {
-        let params = params.into();
-        let means = self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone()));
-        let changes = Self::in_model(&params, means)?;
-        let _no_grad = tch::no_grad_guard();
-        for (mut variable, value) in changes {
-            variable.f_copy_(&value)?;
-        }
-        Ok(())
-    }
-
-    /// Pairs each value with the model's variable of that name, in the variable's kind and device.
-    pub(crate) fn in_model(
-        params: &Params,
-        values: impl IntoIterator<Item = (String, Tensor)>,
-    ) -> Result<Vec<(Tensor, Tensor)>> {
-        let _no_grad = tch::no_grad_guard();
-        let paired = values.into_iter().map(|(name, value)| {
-            let variable = &params.find(&name).ok_or_else(|| {
-                Error::parameter(&name, "the posterior has it and the model has not; leave it out with select(..)")
-            })?;
-            let variable = variable.tensor.shallow_clone();
-            if variable.size() != value.size() {
-                let (q, model) = (value.size(), variable.size());
-                return Err(Error::parameter(&name, format!("the posterior has shape {q:?} and the model {model:?}")));
-            }
-            let value = value.to_kind(variable.kind()).to_device(variable.device());
-            Ok((variable, value))
-        });
-        paired.collect()
-    }
-
     fn sum(&self, f: impl Fn(&Entry) -> Tensor) -> f64 {
         self.entries.iter().map(|e| f(e).sum(Kind::Double).double_value(&[])).sum()
     }
@@ -270,7 +220,7 @@ impl DiagonalGaussian {
     }
 
     pub(super) fn log_prob_at(&self, params: &Params) -> Result<f64> {
-        let pairs = Self::in_model(params, self.entries.iter().map(|e| (e.name.clone(), e.mean.shallow_clone())))?;
+        let pairs = in_model(params, in_model::means(self))?;
         let _no_grad = tch::no_grad_guard();
         let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
             let s = e.precision.to_kind(Kind::Double);
@@ -341,12 +291,8 @@ impl DiagonalGaussian {
         Ok(())
     }
 
-    /// Writes one safetensors file: tensor `<name>` is the mean, `<name>.precision` the precision. The file is replaced
-    /// atomically.
-    ///
-    /// # Errors
-    /// If the file cannot be written, or a parameter's name is another's with `.precision`.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// Tensor `<name>` is the mean, `<name>.precision` the precision.
+    fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for e in &self.entries {
             if let Some(clash) = e.name.strip_suffix(PRECISION).and_then(|base| self.entry(base)) {
@@ -356,89 +302,24 @@ impl DiagonalGaussian {
             tensors.push((format!("{}{PRECISION}", e.name), e.precision.shallow_clone()));
         }
         let names = self.names().map(str::to_owned).collect();
-        checkpoint::save(path.as_ref(), FORM, &tensors, &Content { seed: self.seed, names })
+        checkpoint::save(path, FORM, &tensors, &Content { seed: self.seed, names })
     }
 
-    /// Reads what [`DiagonalGaussian::save`] wrote, onto the CPU.
+    /// Reads what [`DiagonalGaussian::save`] wrote (tensor `<name>` is the mean, `<name>.precision` the precision),
+    /// onto the CPU.
     ///
     /// # Errors
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
-        let mut take =
-            |name: String| tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
+        let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let mut stored = Stored { path, tensors };
         let mut entries = Vec::new();
         for name in content.names {
-            let (mean, precision) = (take(name.clone())?, take(format!("{name}{PRECISION}"))?);
+            let (mean, precision) = (stored.take(&name)?, stored.take(&format!("{name}{PRECISION}"))?);
             entries.push((name, mean, precision));
         }
-        if let Some(extra) = tensors.keys().next() {
-            return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no parameter")));
-        }
+        stored.finish("parameter")?;
         Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
     }
-}
-
-/// Kind, shape and device for a message.
-pub(super) fn form(t: &Tensor) -> String {
-    if t.defined() { format!("{:?} {:?} on {:?}", t.kind(), t.size(), t.device()) } else { "undefined".to_owned() }
-}
-
-/// Adds natural parameters with weights: s = Σ wₖ sₖ, s·m = Σ wₖ sₖ mₖ.
-///
-/// Negative weights take information away. Sequential learning, federated rounds, merging with uncertainty and the
-/// removal of data are all this sum: `combine(&[(1.0, &a), (1.0, &b), (-1.0, &prior)])` is the posterior of the data of
-/// a and of b, both learned with that prior. Computed in f64, returned in the kind, order and seed of the first.
-///
-/// ```
-/// use tch::Tensor;
-/// use tch_blr::{DiagonalGaussian, combine};
-/// # fn main() -> tch_blr::Result<()> {
-/// let q = |m: f64, s: f64| DiagonalGaussian::new([("w", Tensor::from_slice(&[m]), Tensor::from_slice(&[s]))]);
-/// // Precisions add: 3 + 5 - 2. So do s·m: 3·1 + 5·2 - 2·0.5.
-/// let merged = combine(&[(1.0, &q(1.0, 3.0)?), (1.0, &q(2.0, 5.0)?), (-1.0, &q(0.5, 2.0)?)])?;
-/// assert_eq!(merged.precision("w").unwrap().double_value(&[0]), 6.0);
-/// assert_eq!(merged.mean("w").unwrap().double_value(&[0]), 2.0);
-/// # Ok(())
-/// # }
-/// ```
-///
-/// # Errors
-/// No posterior, different parameters, a weight that is not finite, a precision that is not positive in the end (the
-/// error names the parameter).
-pub fn combine(weighted: &[(f64, &DiagonalGaussian)]) -> Result<DiagonalGaussian> {
-    let Some(((_, first), others)) = weighted.split_first() else {
-        return Err(Error::Posterior("combine needs at least one".to_owned()));
-    };
-    for (_, q) in others {
-        first.same_parameters(q)?;
-    }
-    if let Some((w, _)) = weighted.iter().find(|(w, _)| !w.is_finite()) {
-        return Err(Error::Posterior(format!("the weight {w} is not finite")));
-    }
-    let _no_grad = tch::no_grad_guard();
-    let entries = first.entries.iter().map(|e| {
-        let (kind, device) = (e.mean.kind(), e.mean.device());
-        let mut precision = Tensor::zeros(e.mean.size(), (Kind::Double, device));
-        let mut precision_mean = precision.copy();
-        for (w, q) in weighted {
-            let other = q.entry(&e.name).expect("same_parameters() has seen to it");
-            let s = other.precision.to_device(device).to_kind(Kind::Double) * *w;
-            precision_mean += &s * other.mean.to_device(device);
-            precision += s;
-        }
-        if precision.numel() > 0 {
-            let smallest = precision.min().double_value(&[]);
-            if smallest.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
-                return Err(Error::parameter(
-                    &e.name,
-                    format!("combining gives it a precision of {smallest:e}, which is not positive; use smaller negative weights"),
-                ));
-            }
-        }
-        Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
-    });
-    let entries = entries.collect::<Result<Vec<_>>>()?;
-    Ok(DiagonalGaussian::sharing(entries)?.with_seed(first.seed))
 }

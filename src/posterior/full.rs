@@ -1,7 +1,10 @@
 //! A Gaussian with one precision matrix over all weights.
 
-use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING, form};
-use super::predictive::in_a_model;
+use super::DiagonalGaussian;
+use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::diagonal::Entry;
+use super::in_model::{self, in_model};
+use super::valid::{Stored, finite_float, form, given_twice, no_parameter};
 use crate::kernel::{self, Draw, Field};
 use crate::storage::checkpoint;
 use crate::{Error, Params, Result, linalg};
@@ -9,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// q(θ) = N(m, P⁻¹) over all P weights of the named parameters together: the posterior of the rows with a full covariance.
+/// q(θ) = N(m, P⁻¹) over all P weights of the named parameters together: the posterior of the rows with a full
+/// covariance.
 ///
 /// θ is the parameters' elements one after the other, in order, each parameter's in row-major order. Everything is held
 /// and computed in f64; n weights take 16n² bytes and a factorization n³/3 operations, so this is for small models.
@@ -18,20 +22,20 @@ use tch::{Kind, Tensor};
 /// ([`FullGaussian::with_seed`], default 0).
 #[derive(Debug)]
 pub struct FullGaussian {
-    parameters: Vec<Named>,
+    pub(super) parameters: Vec<Named>,
     /// `[n]`
-    mean: Tensor,
+    pub(super) mean: Tensor,
     /// P `[n, n]`
-    precision: Tensor,
+    pub(super) precision: Tensor,
     /// L with P = L Lᵀ
-    factor: Tensor,
-    seed: u64,
+    pub(super) factor: Tensor,
+    pub(super) seed: u64,
 }
 
 /// A parameter's place in the vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Named {
+pub(super) struct Named {
     name: String,
     shape: Vec<i64>,
 }
@@ -54,28 +58,28 @@ const FORM: &str = "full Gaussian posterior";
 /// How far from symmetric a precision may be, relative to its largest element: rounding of products of matrices.
 const ASYMMETRY: f64 = 1e-6;
 
-in_a_model!(FullGaussian);
+posterior!(FullGaussian);
 
 impl FullGaussian {
     /// A posterior from (name, mean) of each parameter and the precision `[n, n]` of all, which it copies in f64.
     ///
     /// # Errors
-    /// No parameter, a name twice, kinds other than f32 and f64, a mean that is not finite, a precision of another shape,
-    /// that is not symmetric up to rounding, or not positive definite.
+    /// No parameter, a name twice, kinds other than f32 and f64, a mean that is not finite, a precision of another
+    /// shape, that is not symmetric up to rounding, or not positive definite.
     pub fn new<S: Into<String>>(means: impl IntoIterator<Item = (S, Tensor)>, precision: &Tensor) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let (mut parameters, mut parts): (Vec<Named>, Vec<Tensor>) = (Vec::new(), Vec::new());
         for (name, mean) in means {
             let name = name.into();
             if parameters.iter().any(|p| p.name == name) {
-                return Err(Error::parameter(&name, "it is given twice"));
+                return Err(given_twice(&name));
             }
-            check(&name, "mean", &mean)?;
+            finite_float(&name, "mean", &mean)?;
             parts.push(mean.detach().to_kind(Kind::Double).contiguous().view([-1]));
             parameters.push(Named { name, shape: mean.size() });
         }
         if parameters.is_empty() {
-            return Err(Error::Posterior("it has no parameter".to_owned()));
+            return Err(no_parameter());
         }
         let mean = Tensor::f_cat(&parts, 0)?;
         let n = mean.size()[0];
@@ -85,7 +89,7 @@ impl FullGaussian {
                 form(precision)
             )));
         }
-        check("all", "precision", precision)?;
+        finite_float("all", "precision", precision)?;
         let precision = precision.detach().to_kind(Kind::Double).to_device(mean.device());
         if n > 0 {
             let skew = (&precision - precision.tr()).abs().max().double_value(&[]);
@@ -108,13 +112,21 @@ impl FullGaussian {
     }
 
     /// Number of weights n.
-    pub fn weights(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.mean.numel()
+    }
+
+    /// First weight, number of weights and shape of one parameter.
+    fn place(&self, name: &str) -> Option<(i64, i64, &[i64])> {
+        let i = self.parameters.iter().position(|p| p.name == name)?;
+        let first = self.parameters[..i].iter().map(Named::weights).sum();
+        Some((first, self.parameters[i].weights(), &self.parameters[i].shape))
     }
 
     /// m of one parameter, in its shape.
     pub fn mean(&self, name: &str) -> Option<Tensor> {
-        self.means().into_iter().find_map(|(n, mean)| (n == name).then_some(mean))
+        let (first, n, shape) = self.place(name)?;
+        Some(self.mean.narrow(0, first, n).copy().view(shape))
     }
 
     /// m of all weights, `[n]`.
@@ -122,30 +134,43 @@ impl FullGaussian {
         self.mean.copy()
     }
 
+    /// The block `[k, k]` of P that belongs to one parameter of k weights: the precision of its weights if all others
+    /// are known.
+    pub fn precision(&self, name: &str) -> Option<Tensor> {
+        let (first, n, _) = self.place(name)?;
+        Some(self.precision.narrow(0, first, n).narrow(1, first, n).copy())
+    }
+
     /// P `[n, n]`
-    pub fn precision(&self) -> &Tensor {
+    pub fn precision_matrix(&self) -> &Tensor {
         &self.precision
+    }
+
+    /// (P⁻¹)ᵢᵢ of the weights of one parameter, in its shape.
+    pub fn variance(&self, name: &str) -> Option<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let (first, n, shape) = self.place(name)?;
+        let columns = Tensor::eye(self.mean.size()[0], (Kind::Double, self.mean.device())).narrow(1, first, n);
+        // (P⁻¹)ᵢᵢ = ‖L⁻¹eᵢ‖²: no inverse of the whole for one parameter.
+        let half = linalg::forward(&self.factor, &columns).ok()?;
+        Some(half.square().sum_dim_intlist(0, false, Kind::Double).view(shape))
     }
 
     /// P⁻¹ `[n, n]`
     ///
     /// # Errors
     /// If libtorch fails.
-    pub fn covariance(&self) -> Result<Tensor> {
+    pub fn covariance_matrix(&self) -> Result<Tensor> {
         linalg::inverse(&self.factor)
     }
 
     /// L with P = LLᵀ
-    pub(super) fn factor(&self) -> &Tensor {
+    pub(crate) fn factor(&self) -> &Tensor {
         &self.factor
     }
 
-    fn means(&self) -> Vec<(String, Tensor)> {
-        self.split(&self.mean)
-    }
-
     /// A vector as parameters.
-    pub(super) fn split(&self, all: &Tensor) -> Vec<(String, Tensor)> {
+    pub(crate) fn split(&self, all: &Tensor) -> Vec<(String, Tensor)> {
         let mut first = 0;
         let parts = self.parameters.iter().map(|p| {
             let part = all.narrow(0, first, p.weights()).copy().view(&p.shape[..]);
@@ -155,16 +180,35 @@ impl FullGaussian {
         parts.collect()
     }
 
-    /// The marginals of the single weights, N(mᵢ, (P⁻¹)ᵢᵢ).
-    ///
-    /// Of all diagonal Gaussians this has the smallest KL(self ‖ ·); the diagonal of P instead, which mean-field inference
-    /// finds, has the smallest KL(· ‖ self).
+    /// The marginals of the single weights, N(mᵢ, (P⁻¹)ᵢᵢ): of all diagonal Gaussians this has the smallest
+    /// KL(self ‖ ·). [`FullGaussian::diagonal`] has the smallest KL(· ‖ self).
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn marginals(&self) -> Result<DiagonalGaussian> {
-        let precision = self.split(&self.covariance()?.f_diagonal(0, 0, 1)?.f_reciprocal()?);
-        let entries = self.means().into_iter().zip(precision).map(|((name, mean), (_, s))| (name, mean, s));
+        self.with_precisions(&self.covariance_matrix()?.f_diagonal(0, 0, 1)?.f_reciprocal()?)
+    }
+
+    /// The mean with the diagonal of the precision, N(m, diag(P₁₁, …, Pₙₙ)⁻¹): of all diagonal Gaussians q this has the
+    /// smallest KL(q ‖ self), which is what mean-field inference minimizes. For q = N(μ, diag(s)⁻¹)
+    ///
+    /// ```text
+    /// KL(q ‖ self) = ½ Σᵢ ( Pᵢᵢ/sᵢ - 1 + ln sᵢ ) + ½ (μ-m)ᵀP(μ-m) - ½ ln det P
+    /// ```
+    ///
+    /// is least at μ = m and sᵢ = Pᵢᵢ. Pᵢᵢ is the precision of weight i if all others are known, so the variances are
+    /// too small, never too large; [`FullGaussian::marginals`] has the true ones.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn diagonal(&self) -> Result<DiagonalGaussian> {
+        self.with_precisions(&self.precision.f_diagonal(0, 0, 1)?)
+    }
+
+    /// The mean with these precisions `[n]`.
+    fn with_precisions(&self, s: &Tensor) -> Result<DiagonalGaussian> {
+        let entries = self.split(&self.mean).into_iter().zip(self.split(s));
+        let entries = entries.map(|((name, mean), (_, s))| (name, mean, s));
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(self.seed))
     }
 
@@ -185,10 +229,10 @@ impl FullGaussian {
     /// As [`FullGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
-        let pairs = DiagonalGaussian::in_model(&params.into(), self.means())?;
+        let pairs = in_model(&params.into(), in_model::means(self))?;
         let parts = pairs.iter().map(|(theta, _)| theta.detach().to_kind(Kind::Double).contiguous().view([-1]));
         let theta = Tensor::f_cat(&parts.collect::<Vec<_>>(), 0)?.to_device(self.mean.device());
-        let n = self.weights() as f64;
+        let n = self.len() as f64;
         Ok(0.5 * (linalg::log_det(&self.factor) - n * std::f64::consts::TAU.ln() - self.distance(&theta)?))
     }
 
@@ -200,7 +244,7 @@ impl FullGaussian {
 
     /// Differential entropy ½ ( n + n ln 2π - ln det P ), in nats.
     pub fn entropy(&self) -> f64 {
-        0.5 * (self.weights() as f64 * (1.0 + std::f64::consts::TAU.ln()) - linalg::log_det(&self.factor))
+        0.5 * (self.len() as f64 * (1.0 + std::f64::consts::TAU.ln()) - linalg::log_det(&self.factor))
     }
 
     /// KL(self ‖ p) = ½ ( tr(P_p P⁻¹) - n + (m-m_p)ᵀP_p(m-m_p) + ln det P - ln det P_p ), in nats.
@@ -216,10 +260,10 @@ impl FullGaussian {
         let trace = ratio.f_square()?.f_sum(Kind::Double)?.double_value(&[]);
         let distance = p.distance(&self.mean.to_device(device))?;
         let log_det = linalg::log_det(&self.factor) - linalg::log_det(&p.factor);
-        Ok(0.5 * (trace - self.weights() as f64 + distance + log_det))
+        Ok(0.5 * (trace - self.len() as f64 + distance + log_det))
     }
 
-    fn same_parameters(&self, other: &FullGaussian) -> Result<()> {
+    pub(super) fn same_parameters(&self, other: &FullGaussian) -> Result<()> {
         if self.parameters == other.parameters {
             return Ok(());
         }
@@ -234,57 +278,25 @@ impl FullGaussian {
         )))
     }
 
-    /// Adds natural parameters with weights, as [`combine`](crate::combine) does for diagonal posteriors:
-    /// P = Σ wₖPₖ, Pm = Σ wₖPₖmₖ. Has the seed of the first.
-    ///
-    /// # Errors
-    /// No posterior, different parameters, a weight that is not finite, a sum that is not positive definite.
-    pub fn combine(weighted: &[(f64, &FullGaussian)]) -> Result<FullGaussian> {
-        let _no_grad = tch::no_grad_guard();
-        let Some((_, first)) = weighted.first() else {
-            return Err(Error::Posterior("combine needs at least one".to_owned()));
-        };
-        let mut precision = first.precision.zeros_like();
-        let mut precision_mean = first.mean.zeros_like();
-        for (w, q) in weighted {
-            first.same_parameters(q)?;
-            if !w.is_finite() {
-                return Err(Error::Posterior(format!("the weight {w} is not finite")));
-            }
-            let scaled = q.precision.to_device(first.mean.device()) * *w;
-            precision_mean += scaled.f_mv(&q.mean.to_device(first.mean.device()))?;
-            precision += scaled;
-        }
-        let factor = linalg::cholesky("the combined precision", &precision)?;
-        let mean = linalg::solve(&factor, &precision_mean)?;
-        Ok(FullGaussian { parameters: first.parameters.clone(), mean, precision, factor, seed: first.seed })
-    }
-
-    /// Writes one safetensors file with the tensors `mean` `[n]` and `precision` `[n, n]`; its description lists names and
-    /// shapes. The file is replaced atomically.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// Tensors `mean` `[n]` and `precision` `[n, n]`; the description lists names and shapes.
+    fn write(&self, path: &Path) -> Result<()> {
         let tensors = [("mean", &self.mean), ("precision", &self.precision)];
         let tensors = tensors.map(|(name, t)| (name.to_owned(), t.shallow_clone()));
         let content = Content { seed: self.seed, parameters: self.parameters.clone() };
-        checkpoint::save(path.as_ref(), FORM, &tensors, &content)
+        checkpoint::save(path, FORM, &tensors, &content)
     }
 
-    /// Reads what [`FullGaussian::save`] wrote, onto the CPU.
+    /// Reads what [`FullGaussian::save`] wrote, onto the CPU: tensors `mean` `[n]` and `precision` `[n, n]`, and a
+    /// description with names and shapes.
     ///
     /// # Errors
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
-        let mut take =
-            |name: &str| tensors.remove(name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
-        let (mean, precision) = (take("mean")?, take("precision")?);
-        if let Some(extra) = tensors.keys().next() {
-            return Err(Error::file(path, format!("has a tensor `{extra}` that does not belong to it")));
-        }
+        let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let mut stored = Stored { path, tensors };
+        let (mean, precision) = (stored.take("mean")?, stored.take("precision")?);
+        stored.finish("part of it")?;
         let sizes = content.parameters.iter().map(|p| p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d)));
         let sizes = sizes.map(|n| n.filter(|n| *n >= 0)).collect::<Option<Vec<_>>>();
         let total = sizes.and_then(|sizes| sizes.into_iter().try_fold(0i64, i64::checked_add));
@@ -303,33 +315,26 @@ impl FullGaussian {
     }
 }
 
-/// f32 or f64, and finite.
-fn check(name: &str, what: &str, t: &Tensor) -> Result<()> {
-    if !t.defined() || !matches!(t.kind(), Kind::Float | Kind::Double) {
-        return Err(Error::parameter(name, format!("its {what} is {}: expected f32 or f64", form(t))));
-    }
-    kernel::first_non_finite(t)
-        .map_or(Ok(()), |value| Err(Error::parameter(name, format!("its {what} is not finite ({value})"))))
-}
-
-/// With the diagonal matrix of its precisions.
-impl From<&DiagonalGaussian> for FullGaussian {
-    fn from(q: &DiagonalGaussian) -> Self {
+impl DiagonalGaussian {
+    /// The same Gaussian with its precision written out, in f64 and with the parameters in order: n weights take 16n²
+    /// bytes.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example for want of memory.
+    pub fn full(&self) -> Result<FullGaussian> {
         let _no_grad = tch::no_grad_guard();
-        let names: Vec<String> = q.names().map(str::to_owned).collect();
-        let entries: Vec<_> = names.iter().filter_map(|name| q.entry(name)).collect();
         let flat = |t: &Tensor| t.to_kind(Kind::Double).contiguous().view([-1]);
-        let join = |part: fn(&super::diagonal::Entry) -> &Tensor| {
-            Tensor::cat(&entries.iter().map(|e| flat(part(e))).collect::<Vec<_>>(), 0)
+        let join = |part: fn(&Entry) -> &Tensor| {
+            Tensor::f_cat(&self.entries.iter().map(|e| flat(part(e))).collect::<Vec<_>>(), 0)
         };
-        let (mean, precision) = (join(|e| &e.mean), join(|e| &e.precision));
-        let parameters = entries.iter().map(|e| Named { name: e.name.clone(), shape: e.mean.size() });
-        FullGaussian {
+        let (mean, precision) = (join(|e| &e.mean)?, join(|e| &e.precision)?);
+        let parameters = self.entries.iter().map(|e| Named { name: e.name.clone(), shape: e.mean.size() });
+        Ok(FullGaussian {
             parameters: parameters.collect(),
             mean,
-            factor: precision.sqrt().diag(0),
-            precision: precision.diag(0),
-            seed: q.seed(),
-        }
+            factor: precision.f_sqrt()?.f_diag(0)?,
+            precision: precision.f_diag(0)?,
+            seed: self.seed,
+        })
     }
 }

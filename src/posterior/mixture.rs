@@ -1,12 +1,11 @@
 //! A weighted sum of posteriors.
 
-use super::diagonal::{DiagonalGaussian, OUTSIDE_OF_TRAINING};
-use super::predictive::{self, Predictive};
-use crate::params::Perturbed;
-use crate::gradient::IntoTensor;
+use super::DiagonalGaussian;
+use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::valid::Stored;
 use crate::kernel::{self, Draw};
 use crate::storage::checkpoint;
-use crate::{Error, Params, Result, check};
+use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -19,7 +18,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug)]
 pub struct Mixture {
     /// π_c > 0; their sum is 1.
-    weights: Vec<f64>,
+    mixing: Vec<f64>,
     components: Vec<DiagonalGaussian>,
     seed: u64,
 }
@@ -34,6 +33,16 @@ struct Content {
 }
 
 const FORM: &str = "mixture posterior";
+
+posterior!(Mixture {
+    fn strata(&self) -> Vec<f64> {
+        self.mixing.clone()
+    }
+
+    fn sample_stratum(&self, stratum: usize, k: u64) -> Result<Vec<(String, Tensor)>> {
+        Ok(self.components[stratum].sample_of(self.seed, self.number(k, stratum)))
+    }
+});
 
 impl Mixture {
     /// A mixture from (weight, component); the weights are divided by their sum.
@@ -52,7 +61,7 @@ impl Mixture {
         if let Some(w) = weights.iter().find(|w| !(w.is_finite() && **w > 0.0 && total.is_finite())) {
             return Err(Error::Posterior(format!("the weight {w} of a component: expected a finite number > 0")));
         }
-        Ok(Mixture { weights: weights.iter().map(|w| w / total).collect(), components, seed: 0 })
+        Ok(Mixture { mixing: weights.iter().map(|w| w / total).collect(), components, seed: 0 })
     }
 
     /// A mixture of equal weights.
@@ -63,16 +72,19 @@ impl Mixture {
         Self::new(components.into_iter().map(|q| (1.0, q)))
     }
 
-    /// The same mixture with other samples; default seed 0.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
+    /// π_c, in order.
+    pub fn mixing(&self) -> &[f64] {
+        &self.mixing
     }
 
-    /// π_c, in order.
-    pub fn weights(&self) -> &[f64] {
-        &self.weights
+    /// Names of the parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.components[0].names()
+    }
+
+    /// Number of weights of one component.
+    pub fn len(&self) -> usize {
+        self.components[0].len()
     }
 
     /// The Gaussians, in order.
@@ -81,14 +93,14 @@ impl Mixture {
     }
 
     fn total(&self, f: impl Fn(&DiagonalGaussian) -> Option<Tensor>) -> Option<Tensor> {
-        let mut terms = self.weights.iter().zip(&self.components).map(|(w, q)| Some(f(q)? * *w));
+        let mut terms = self.mixing.iter().zip(&self.components).map(|(w, q)| Some(f(q)? * *w));
         let first = terms.next()??;
         terms.try_fold(first, |sum, term| Some(sum + term?))
     }
 
     /// Σ π_c m_c of one parameter.
     pub fn mean(&self, name: &str) -> Option<Tensor> {
-        self.total(|q| q.mean(name).map(Tensor::shallow_clone))
+        self.total(|q| q.mean(name))
     }
 
     /// Σ π_c (1/s_c + (m_c - m)²) of one parameter, where m is the mean of the mixture.
@@ -103,11 +115,11 @@ impl Mixture {
         let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter: 0, group: (1 << 44) - 1 };
         let z = kernel::normals(self.seed, at, &Tensor::zeros([1], (Kind::Double, Device::Cpu)));
         let mut u = z.special_ndtr().double_value(&[0]);
-        let found = self.weights.iter().position(|w| {
+        let found = self.mixing.iter().position(|w| {
             u -= w;
             u < 0.0
         });
-        found.unwrap_or(self.weights.len() - 1)
+        found.unwrap_or(self.mixing.len() - 1)
     }
 
     /// Number of a component's sample that no other sample of the mixture has.
@@ -124,68 +136,22 @@ impl Mixture {
         Ok(self.components[c].sample_of(self.seed, self.number(k, c)))
     }
 
-    /// Puts sample `k` into the variables of a model until the guard is dropped; as [`DiagonalGaussian::perturb`].
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::perturb`].
-    pub fn perturb(&self, params: impl Into<Params>, k: u64) -> Result<Perturbed> {
-        Perturbed::enter(DiagonalGaussian::in_model(&params.into(), self.sample(k)?)?)
-    }
-
     /// ln q(θ) at the current values of a model's variables, in nats.
     ///
     /// # Errors
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
         let params = params.into();
-        let terms = self.weights.iter().zip(&self.components).map(|(w, q)| Ok(w.ln() + q.log_prob_at(&params)?));
+        let terms = self.mixing.iter().zip(&self.components).map(|(w, q)| Ok(w.ln() + q.log_prob_at(&params)?));
         let terms = terms.collect::<Result<Vec<f64>>>()?;
         let largest = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Ok(largest + terms.iter().map(|t| (t - largest).exp()).sum::<f64>().ln())
     }
 
-    /// Monte-Carlo prediction with `samples` samples of each component, which count by the component's weight; else as
-    /// [`DiagonalGaussian::predict`]. What the components disagree about is in the mutual information.
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::predict`].
-    pub fn predict<L: IntoTensor>(
-        &self,
-        params: impl Into<Params>,
-        samples: usize,
-        probabilities: impl FnMut() -> L,
-    ) -> Result<Predictive> {
-        check::count("samples", samples)?;
-        let weights: Vec<f64> = self.weights.iter().flat_map(|w| std::iter::repeat_n(*w, samples)).collect();
-        let sample = |i: usize| {
-            let c = i / samples;
-            Ok(self.components[c].sample_of(self.seed, self.number((i % samples) as u64, c)))
-        };
-        predictive::predict(&params.into(), &weights, sample, probabilities)
-    }
-
-    /// The outputs of `samples` samples of the mixture, stacked to `[K, …]`; as [`DiagonalGaussian::predict_samples`].
-    ///
-    /// # Errors
-    /// As [`DiagonalGaussian::predict_samples`].
-    pub fn predict_samples<L: IntoTensor>(
-        &self,
-        params: impl Into<Params>,
-        samples: usize,
-        outputs: impl FnMut() -> L,
-    ) -> Result<Tensor> {
-        check::count("samples", samples)?;
-        predictive::predict_samples(&params.into(), samples, |k| self.sample(k as u64), outputs)
-    }
-
-    /// Writes one safetensors file: tensor `<c>.mean.<name>` is the mean of component c = 0, 1, …, `<c>.precision.<name>` its
-    /// precision. The file is replaced atomically.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// Tensor `<c>.mean.<name>` is the mean of component c = 0, 1, …, `<c>.precision.<name>` its precision.
+    fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        let names: Vec<String> = self.components[0].names().map(str::to_owned).collect();
+        let names: Vec<String> = self.names().map(str::to_owned).collect();
         for (c, q) in self.components.iter().enumerate() {
             for name in &names {
                 let entry = q.entry(name).expect("new() has seen to it");
@@ -193,30 +159,30 @@ impl Mixture {
                 tensors.push((format!("{c}.precision.{name}"), entry.precision.shallow_clone()));
             }
         }
-        let content = Content { seed: self.seed, weights: self.weights.clone(), names };
-        checkpoint::save(path.as_ref(), FORM, &tensors, &content)
+        let content = Content { seed: self.seed, weights: self.mixing.clone(), names };
+        checkpoint::save(path, FORM, &tensors, &content)
     }
 
-    /// Reads what [`Mixture::save`] wrote, onto the CPU.
+    /// Reads what [`Mixture::save`] wrote, onto the CPU: tensor `<c>.mean.<name>` is the mean of component c = 0, 1, …,
+    /// `<c>.precision.<name>` its precision.
     ///
     /// # Errors
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
-        let mut take =
-            |name: String| tensors.remove(&name).ok_or_else(|| Error::file(path, format!("has no tensor `{name}`")));
+        let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
+        let mut stored = Stored { path, tensors };
         let mut components = Vec::new();
         for (c, weight) in content.weights.into_iter().enumerate() {
             let mut entries = Vec::new();
             for name in &content.names {
-                entries.push((name.clone(), take(format!("{c}.mean.{name}"))?, take(format!("{c}.precision.{name}"))?));
+                let (mean, precision) =
+                    (stored.take(&format!("{c}.mean.{name}"))?, stored.take(&format!("{c}.precision.{name}"))?);
+                entries.push((name.clone(), mean, precision));
             }
             components.push((weight, DiagonalGaussian::sharing(entries).map_err(|e| Error::file(path, e))?));
         }
-        if let Some(extra) = tensors.keys().next() {
-            return Err(Error::file(path, format!("has a tensor `{extra}` that belongs to no component")));
-        }
+        stored.finish("component")?;
         Ok(Self::new(components).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
     }
 }

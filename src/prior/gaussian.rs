@@ -1,6 +1,7 @@
 //! A Gaussian prior on one block of weights.
 
-use crate::posterior::{into_basis, matrix_shape, out_of_basis};
+use crate::linalg::matrix_shape;
+use crate::posterior::BlockPrecision;
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -25,31 +26,32 @@ impl Family {
     }
 }
 
-/// A precision, or Δ = P₀/ess, over the weights of a block.
+/// A precision P₀, or Δ = P₀/ess, over the weights of a block.
 #[derive(Debug)]
 pub(crate) enum Precision {
     /// A multiple of the identity.
     Isotropic(f64),
-    /// In the shape of the block.
-    Diagonal(Tensor),
-    /// Q diag(values) Qᵀ with Q = left ⊗ right, for the block as a matrix; a missing side is the identity.
-    Kronecker { left: Option<Tensor>, right: Option<Tensor>, values: Tensor },
+    /// Diagonal in a basis: of the block as a matrix, a vector being a matrix of one row.
+    Block(BlockPrecision),
     /// `[n, n]`
     Full(Tensor),
 }
 
 impl Precision {
-    /// Other tensors in the same form: `elementwise` for what has the shape of the block, `matrix` for square ones.
-    pub(super) fn map(&self, elementwise: impl Fn(&Tensor) -> Tensor, matrix: impl Fn(&Tensor) -> Tensor) -> Self {
+    /// Of independent weights.
+    pub(super) fn vector(diagonal: &Tensor) -> Self {
+        Precision::Block(BlockPrecision { left: None, right: None, precision: diagonal.reshape([1, -1]) })
+    }
+
+    /// With `f` of the eigenvalues, or of the elements.
+    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         match self {
-            Precision::Isotropic(x) => Precision::Isotropic(*x),
-            Precision::Diagonal(x) => Precision::Diagonal(elementwise(x)),
-            Precision::Kronecker { left, right, values } => Precision::Kronecker {
-                left: left.as_ref().map(&matrix),
-                right: right.as_ref().map(&matrix),
-                values: elementwise(values),
-            },
-            Precision::Full(x) => Precision::Full(matrix(x)),
+            Precision::Isotropic(p) => Precision::Isotropic(*p),
+            Precision::Block(BlockPrecision { left, right, precision }) => {
+                let [left, right] = [left, right].map(|q| q.as_ref().map(Tensor::shallow_clone));
+                Precision::Block(BlockPrecision { left, right, precision: f(precision) })
+            }
+            Precision::Full(p) => Precision::Full(f(p)),
         }
     }
 
@@ -57,58 +59,26 @@ impl Precision {
     fn times(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Precision::Isotropic(p) => x * *p,
-            Precision::Diagonal(p) => x * p,
-            Precision::Kronecker { left, right, values } => {
-                let (left, right) = (left.as_ref(), right.as_ref());
-                let rotated = into_basis(&x.f_reshape(matrix_shape(&x.size()))?, left, right)?;
-                out_of_basis(&(rotated * values.f_reshape(matrix_shape(&x.size()))?), left, right)?
-                    .f_reshape(x.size())?
-            }
+            Precision::Block(p) => p.times(&x.f_reshape(matrix_shape(&x.size()))?)?.f_reshape(x.size())?,
             Precision::Full(p) => p.f_mv(&x.f_reshape([-1])?)?.f_reshape(x.size())?,
         })
     }
 
     /// P as a matrix `[n, n]`.
     pub(super) fn dense(&self) -> Result<Tensor> {
-        Ok(match self {
-            Precision::Isotropic(_) => {
-                return Err(Error::Posterior("an isotropic precision has no size".to_owned()));
-            }
-            Precision::Diagonal(p) => p.f_reshape([-1])?.f_diag(0)?,
-            Precision::Kronecker { left, right, values } => {
-                let like = (values.kind(), values.device());
-                let [r, c] = matrix_shape(&values.size());
-                let side = |q: &Option<Tensor>, n: i64| q.as_ref().map_or_else(|| Tensor::eye(n, like), Tensor::shallow_clone);
-                let q = side(left, r).f_kron(&side(right, c))?;
-                (&q * values.f_reshape([1, -1])?).f_matmul(&q.f_tr()?)?
-            }
-            Precision::Full(p) => p.shallow_clone(),
-        })
+        match self {
+            Precision::Isotropic(_) => Err(Error::Posterior("an isotropic precision has no size".to_owned())),
+            Precision::Block(p) => p.dense(),
+            Precision::Full(p) => Ok(p.shallow_clone()),
+        }
     }
 
-    /// diag (Q_L ⊗ Q_R)ᵀ P (Q_L ⊗ Q_R) as a matrix: with P = A diag(s) Aᵀ and A = A_L ⊗ A_R it is
-    /// (U∘U) s (V∘V)ᵀ for U = Q_LᵀA_L, V = Q_RᵀA_R, because U ⊗ V is what is squared elementwise.
-    fn in_basis(&self, left: Option<&Tensor>, right: Option<&Tensor>, shape: &[i64]) -> Result<Tensor> {
-        let between = |q: Option<&Tensor>, a: Option<&Tensor>| -> Result<Option<Tensor>> {
-            Ok(match (q, a) {
-                (None, None) => None,
-                (Some(q), None) => Some(q.f_tr()?.f_square()?),
-                (None, Some(a)) => Some(a.f_square()?),
-                (Some(q), Some(a)) => Some(q.f_tr()?.f_matmul(a)?.f_square()?),
-            })
-        };
-        let (a_left, a_right, values) = match self {
-            Precision::Isotropic(p) => return Ok(Tensor::from(*p)),
-            Precision::Diagonal(values) => (None, None, values),
-            Precision::Kronecker { left, right, values } => (left.as_ref(), right.as_ref(), values),
-            Precision::Full(_) => {
-                let problem = "a full precision has no diagonal in a Kronecker-factored basis".to_owned();
-                return Err(Error::Posterior(problem));
-            }
-        };
-        let (u, v) = (between(left, a_left)?, between(right, a_right)?);
-        let s = values.f_reshape(matrix_shape(shape))?;
-        out_of_basis(&s, u.as_ref(), v.as_ref())
+    /// The diagonal `[n]` of one that has no other elements.
+    pub(super) fn diagonal(&self) -> Result<Tensor> {
+        match self {
+            Precision::Block(BlockPrecision { left: None, right: None, precision }) => Ok(precision.f_reshape([-1])?),
+            _ => Err(Error::Posterior("the prior's precision is not diagonal".to_owned())),
+        }
     }
 }
 
@@ -128,8 +98,20 @@ impl BlockPrior {
         BlockPrior { mean: None, precision: Precision::Isotropic(delta) }
     }
 
-    pub(super) fn new(mean: Tensor, precision: Precision) -> Self {
-        BlockPrior { mean: Some(mean), precision }
+    /// N(mean, precision⁻¹), of the same tensors.
+    pub(super) fn new(mean: Tensor, precision: &Precision) -> Self {
+        BlockPrior { mean: Some(mean), precision: precision.map(Tensor::shallow_clone) }
+    }
+
+    /// In the kind and on the device of a tensor.
+    pub(super) fn like(&self, t: &Tensor) -> Self {
+        let like = |x: &Tensor| x.to_device(t.device()).to_kind(t.kind()).contiguous();
+        let precision = match &self.precision {
+            Precision::Isotropic(p) => Precision::Isotropic(*p),
+            Precision::Block(p) => Precision::Block(p.like(t)),
+            Precision::Full(p) => Precision::Full(like(p)),
+        };
+        BlockPrior { mean: self.mean.as_ref().map(like), precision }
     }
 
     /// δ, if Δ = δI and m₀ = 0.
@@ -167,35 +149,37 @@ impl BlockPrior {
     /// # Errors
     /// A prior of full covariance.
     pub fn in_basis(&self, left: Option<&Tensor>, right: Option<&Tensor>, shape: &[i64]) -> Result<Tensor> {
-        let diagonal = self.precision.in_basis(left, right, shape)?;
-        Ok(if diagonal.dim() == 0 { diagonal } else { diagonal.f_reshape(shape)? })
+        match &self.precision {
+            Precision::Isotropic(delta) => Ok(Tensor::from(*delta)),
+            Precision::Block(p) => Ok(p.diagonal_in(left, right)?.f_reshape(shape)?),
+            Precision::Full(_) => {
+                let problem = "a full precision has no diagonal in a Kronecker-factored basis".to_owned();
+                Err(Error::Posterior(problem))
+            }
+        }
     }
 
     /// The bases of its rows and columns, where it is Kronecker-factored.
     pub fn bases(&self) -> [Option<&Tensor>; 2] {
         match &self.precision {
-            Precision::Kronecker { left, right, .. } => [left.as_ref(), right.as_ref()],
+            Precision::Block(p) => [p.left.as_ref(), p.right.as_ref()],
             _ => [None, None],
         }
     }
 
     /// The same Gaussian with its precision divided by ess.
     pub(crate) fn per_example(&self, ess: f64) -> Self {
-        let divided = |t: &Tensor| t / ess;
         let precision = match &self.precision {
             Precision::Isotropic(p) => Precision::Isotropic(p / ess),
-            Precision::Full(p) => Precision::Full(divided(p)),
-            other => other.map(divided, Tensor::shallow_clone),
+            other => other.map(|p| p / ess),
         };
         BlockPrior { mean: self.mean.as_ref().map(Tensor::shallow_clone), precision }
     }
 
-    /// m₀ and P₀ of a prior that is diagonal.
-    pub(crate) fn diagonal(&self) -> Option<(&Tensor, &Tensor)> {
-        match (&self.mean, &self.precision) {
-            (Some(mean), Precision::Diagonal(precision)) => Some((mean, precision)),
-            _ => None,
-        }
+    /// m₀ and P₀ of a prior that is diagonal, in the shape of its mean.
+    pub(crate) fn diagonal(&self) -> Option<(&Tensor, Tensor)> {
+        let mean = self.mean.as_ref()?;
+        Some((mean, self.precision.diagonal().ok()?.view_(mean.size())))
     }
 
     /// That of some of the weights of a joint block, the others being held at `at`: Δ among them, about the mean that
@@ -206,16 +190,16 @@ impl BlockPrior {
         let m0 = &self.mean.as_ref().map_or_else(zero, Tensor::shallow_clone);
         Ok(match &self.precision {
             Precision::Isotropic(delta) => BlockPrior::isotropic(*delta),
-            Precision::Diagonal(p) => BlockPrior::new(pick(m0, index)?, Precision::Diagonal(pick(p, index)?)),
-            Precision::Kronecker { .. } => {
-                return Err(Error::Posterior("a matrix is not a joint block, which alone has parts".to_owned()));
+            Precision::Block(_) => {
+                let diagonal = pick(&self.precision.diagonal()?, index)?;
+                BlockPrior::new(pick(m0, index)?, &Precision::vector(&diagonal))
             }
             Precision::Full(p) => {
                 let rows = pick(p, index)?;
                 let (own, across) = (rows.f_index_select(1, index)?, rows.f_index_select(1, rest)?);
                 let push = across.f_mv(&(pick(at, rest)? - pick(m0, rest)?))?;
                 let shift = Tensor::f_linalg_solve(&own, &push, true)?;
-                BlockPrior::new(pick(m0, index)? - shift, Precision::Full(own))
+                BlockPrior::new(pick(m0, index)? - shift, &Precision::Full(own))
             }
         })
     }
@@ -225,31 +209,32 @@ impl BlockPrior {
         let mut all: Vec<_> = self.mean.iter().map(|t| ("mean", t)).collect();
         match &self.precision {
             Precision::Isotropic(_) => {}
-            Precision::Diagonal(t) | Precision::Full(t) => all.push(("precision", t)),
-            Precision::Kronecker { left, right, values } => {
-                all.push(("precision", values));
+            Precision::Block(BlockPrecision { left, right, precision }) => {
+                all.push(("precision", precision));
                 all.extend(left.iter().map(|t| ("left", t)));
                 all.extend(right.iter().map(|t| ("right", t)));
             }
+            Precision::Full(t) => all.push(("precision", t)),
         }
         all
     }
 }
 
-/// What a checkpoint says of a [`BlockPrior`] beside its tensors.
+/// What a checkpoint says of a [`BlockPrior`] beside its tensors: mean, precision and, where they are named here, bases.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Layout {
-    Diagonal,
-    Kronecker { left: bool, right: bool },
+    Block { left: bool, right: bool },
     Full,
 }
 
 impl BlockPrior {
     pub(crate) fn layout(&self) -> Layout {
         match &self.precision {
-            Precision::Isotropic(_) | Precision::Diagonal(_) => Layout::Diagonal,
-            Precision::Kronecker { left, right, .. } => Layout::Kronecker { left: left.is_some(), right: right.is_some() },
             Precision::Full(_) => Layout::Full,
+            _ => {
+                let [left, right] = self.bases().map(|q| q.is_some());
+                Layout::Block { left, right }
+            }
         }
     }
 
@@ -261,21 +246,18 @@ impl BlockPrior {
     ) -> Result<Self> {
         let [r, c] = matrix_shape(shape);
         let mean = take("mean", shape)?;
-        let positive = |t: Tensor| {
-            if t.numel() > 0 && t.to_kind(Kind::Double).min().double_value(&[]) <= 0.0 {
-                return Err(Error::Posterior("its prior's precision is not positive everywhere".to_owned()));
-            }
-            Ok(t)
-        };
         let precision = match layout {
-            Layout::Diagonal => Precision::Diagonal(positive(take("precision", shape)?)?),
-            Layout::Kronecker { left, right } => Precision::Kronecker {
-                values: positive(take("precision", shape)?)?,
-                left: left.then(|| take("left", &[r, r])).transpose()?,
-                right: right.then(|| take("right", &[c, c])).transpose()?,
-            },
+            Layout::Block { left, right } => {
+                let precision = take("precision", &[r, c])?;
+                if precision.numel() > 0 && precision.to_kind(Kind::Double).min().double_value(&[]) <= 0.0 {
+                    return Err(Error::Posterior("tensor `prior.precision` is not positive everywhere".to_owned()));
+                }
+                let left = left.then(|| take("left", &[r, r])).transpose()?;
+                let right = right.then(|| take("right", &[c, c])).transpose()?;
+                Precision::Block(BlockPrecision { left, right, precision })
+            }
             Layout::Full => Precision::Full(take("precision", &[r * c; 2])?),
         };
-        Ok(BlockPrior::new(mean, precision))
+        Ok(BlockPrior { mean: Some(mean), precision })
     }
 }

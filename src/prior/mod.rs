@@ -2,14 +2,15 @@
 
 mod gaussian;
 
-pub use gaussian::BlockPrior;
-pub use gaussian::Family;
+pub use gaussian::{BlockPrior, Family};
 pub(crate) use gaussian::Layout;
 use gaussian::Precision;
 
+use crate::linalg::matrix_shape;
 use crate::params::Leaf;
-use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, matrix_shape};
+use crate::posterior::{BlockPrecision, DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
 use crate::{Error, Params, Result, check};
+use std::any::Any;
 use tch::{Kind, Tensor};
 
 /// The prior N(m₀, P₀⁻¹) of an optimizer, on the scale of the posterior's own precision (not divided by ess).
@@ -36,9 +37,20 @@ pub struct Prior {
 #[derive(Debug)]
 enum Form {
     Isotropic { precision: f64 },
-    Diagonal(DiagonalGaussian),
-    Kronecker(Vec<KroneckerParameter>),
-    Full(FullGaussian),
+    /// Parameters are independent.
+    Product { family: Family, parameters: Vec<Known> },
+    /// With one precision `[n, n]` over all parameters.
+    Full { parameters: Vec<Known>, precision: Tensor },
+}
+
+/// A parameter of the prior.
+#[derive(Debug)]
+struct Known {
+    name: String,
+    size: Vec<i64>,
+    mean: Tensor,
+    /// By itself.
+    precision: Precision,
 }
 
 impl Prior {
@@ -62,20 +74,18 @@ impl Prior {
         if let Form::Isotropic { precision } = self.form { Some(precision) } else { None }
     }
 
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+    fn parameters(&self) -> &[Known] {
         match &self.form {
-            Form::Isotropic { .. } => Box::new(std::iter::empty()),
-            Form::Diagonal(q) => Box::new(q.names()),
-            Form::Kronecker(q) => Box::new(q.iter().map(|p| p.name.as_str())),
-            Form::Full(q) => Box::new(q.names()),
+            Form::Isotropic { .. } => &[],
+            Form::Product { parameters, .. } | Form::Full { parameters, .. } => parameters,
         }
     }
 
     fn family(&self) -> Family {
         match self.form {
-            Form::Isotropic { .. } | Form::Diagonal(_) => Family::Diagonal,
-            Form::Kronecker(_) => Family::Kronecker,
-            Form::Full(_) => Family::Full,
+            Form::Isotropic { .. } => Family::Diagonal,
+            Form::Product { family, .. } => family,
+            Form::Full { .. } => Family::Full,
         }
     }
 
@@ -94,9 +104,9 @@ impl Prior {
                 self.family().describe(),
             )));
         }
-        self.names().find(|name| params.find(name).is_none()).map_or(Ok(()), |name| {
+        self.parameters().iter().find(|known| params.find(&known.name).is_none()).map_or(Ok(()), |known| {
             Err(Error::parameter(
-                name,
+                &known.name,
                 "the prior has it and the model does not; leave it out with posterior.select(..)",
             ))
         })
@@ -111,46 +121,34 @@ impl Prior {
         }
         let mut parts = Vec::with_capacity(leaves.len());
         for leaf in leaves {
-            let name = leaf.names.iter().find(|name| self.names().any(|n| n == name.as_str()));
-            match (name, self.elsewhere) {
-                (Some(name), _) => parts.push(Some(name.as_str())),
-                (None, Some(_)) => parts.push(None),
-                (None, None) => {
-                    return Err(Error::parameter(
-                        leaf.name(),
-                        "the prior does not know it; give such parameters an isotropic prior with .elsewhere(δ)",
-                    ));
-                }
+            let known = self.parameters().iter().position(|known| leaf.names.contains(&known.name));
+            if known.is_none() && self.elsewhere.is_none() {
+                let problem = "the prior does not know it; give such parameters an isotropic prior with .elsewhere(δ)";
+                return Err(Error::parameter(leaf.name(), problem));
             }
+            if let Some(size) = known.map(|i| &self.parameters()[i].size).filter(|size| **size != leaf.tensor.size()) {
+                let problem = format!("the prior has shape {size:?} and the model {:?}", leaf.tensor.size());
+                return Err(Error::parameter(leaf.name(), problem));
+            }
+            parts.push(known);
         }
         if let (true, Some(delta)) = (parts.iter().all(Option::is_none), self.elsewhere) {
             return Ok(PriorOf::Isotropic(Isotropic::Delta(delta)));
         }
-        for (leaf, name) in leaves.iter().zip(&parts) {
-            let size = name.and_then(|name| self.size(name));
-            if let Some(size) = size.filter(|size| *size != leaf.tensor.size()) {
-                let problem = format!("the prior has shape {size:?} and the model {:?}", leaf.tensor.size());
-                return Err(Error::parameter(leaf.name(), problem));
-            }
-        }
-        let device = leaves[0].tensor.device();
-        let fit = |t: &Tensor| t.to_device(device).to_kind(kind).contiguous();
-        if let ([leaf], [Some(name)]) = (leaves, &parts[..]) {
-            let (mean, precision) = self.alone(name, leaf)?;
-            return Ok(PriorOf::Gaussian(BlockPrior::new(
-                fit(&mean.reshape(shape)),
-                precision.map(|diagonal| fit(&diagonal.reshape(shape)), fit),
-            )));
+        let like = Tensor::f_empty([0], (kind, leaves[0].tensor.device()))?;
+        if let [Some(i)] = parts[..] {
+            let Known { mean, precision, .. } = &self.parameters()[i];
+            return Ok(PriorOf::Gaussian(BlockPrior::new(mean.f_reshape(shape)?, precision).like(&like)));
         }
         let (mean, precision) = self.joint(leaves, &parts, check::ess(ess)? * self.elsewhere.unwrap_or(0.0))?;
-        Ok(PriorOf::Gaussian(BlockPrior::new(fit(&mean), precision.map(fit, fit))))
+        Ok(PriorOf::Gaussian(BlockPrior::new(mean, &precision).like(&like)))
     }
 
     /// P₀ of one parameter for N examples, elementwise, of a prior that is isotropic or diagonal.
     pub(crate) fn diagonal_of(&self, leaf: &Leaf, examples: f64) -> Result<Tensor> {
         let prior = self.of(&[leaf], &leaf.tensor.size(), leaf.state_kind(), Some(examples))?;
         Ok(match (&prior, prior.diagonal()) {
-            (_, Some((_, precision))) => precision.shallow_clone(),
+            (_, Some((_, precision))) => precision,
             (PriorOf::Isotropic(isotropic), None) => leaf.tensor.detach().full_like(isotropic.precision(examples)),
             (PriorOf::Gaussian(_), None) => {
                 let problem = "its prior is not diagonal; `.diagonal()` of the posterior keeps the diagonal of its precision";
@@ -159,73 +157,40 @@ impl Prior {
         })
     }
 
-    fn size(&self, name: &str) -> Option<Vec<i64>> {
-        match &self.form {
-            Form::Isotropic { .. } => None,
-            Form::Diagonal(q) => q.entry(name).map(|e| e.mean.size()),
-            Form::Kronecker(q) => q.iter().find(|p| p.name == name).map(|p| p.mean.size()),
-            Form::Full(q) => q.mean(name).map(|m| m.size()),
-        }
-    }
-
-    /// Mean and precision of one parameter by itself.
-    fn alone(&self, name: &str, leaf: &Leaf) -> Result<(Tensor, Precision)> {
-        let missing = || Error::parameter(leaf.name(), "the prior does not know it");
-        match &self.form {
-            Form::Isotropic { .. } => Err(missing()),
-            Form::Diagonal(q) => {
-                let entry = q.entry(name).ok_or_else(missing)?;
-                Ok((entry.mean.shallow_clone(), Precision::Diagonal(entry.precision.shallow_clone())))
-            }
-            Form::Kronecker(q) => {
-                let p = q.iter().find(|p| p.name == name).ok_or_else(missing)?;
-                let [left, right] = [&p.left, &p.right].map(|q| q.as_ref().map(Tensor::shallow_clone));
-                Ok((p.mean.shallow_clone(), Precision::Kronecker { left, right, values: p.precision.shallow_clone() }))
-            }
-            Form::Full(q) => {
-                let mean = q.mean(name).ok_or_else(missing)?.flatten(0, -1);
-                Ok((mean, Precision::Full(q.block(name, name).ok_or_else(missing)?)))
-            }
-        }
-    }
-
-    /// Mean `[n]` and precision of several parameters, one after the other; those without a name have the prior N(0, 1/p).
-    fn joint(&self, leaves: &[&Leaf], names: &[Option<&str>], p: f64) -> Result<(Tensor, Precision)> {
+    /// Mean `[n]` and precision of several parameters, one after the other; those that are not known have N(0, 1/p).
+    fn joint(&self, leaves: &[&Leaf], known: &[Option<usize>], p: f64) -> Result<(Tensor, Precision)> {
         let like = (Kind::Double, leaves[0].tensor.device());
-        let n = |leaf: &Leaf| leaf.tensor.numel() as i64;
-        let mut means = Vec::new();
-        let mut rows = Vec::new();
-        for (i, (leaf, name)) in leaves.iter().zip(names).enumerate() {
-            let Some(name) = name else {
-                means.push(Tensor::zeros([n(leaf)], like));
-                rows.push(vec![(i, Precision::Diagonal(Tensor::full([n(leaf)], p, like)))]);
-                continue;
-            };
-            let (mean, precision) = self.alone(name, leaf)?;
-            means.push(mean.to_device(like.1).to_kind(Kind::Double).flatten(0, -1));
-            rows.push(match &self.form {
-                Form::Full(q) => {
-                    let others = names.iter().enumerate().filter_map(|(j, other)| Some((j, q.block(name, (*other)?)?)));
-                    others.map(|(j, block)| (j, Precision::Full(block))).collect()
-                }
-                _ => vec![(i, precision.map(|d| d.flatten(0, -1), Tensor::shallow_clone))],
+        let wide = |t: &Tensor| t.to_device(like.1).to_kind(like.0);
+        let n: Vec<i64> = leaves.iter().map(|leaf| leaf.tensor.numel() as i64).collect();
+        let means = known.iter().zip(&n).map(|(known, n)| match known {
+            Some(i) => wide(&self.parameters()[*i].mean).f_reshape([-1]),
+            None => Tensor::f_zeros([*n], like),
+        });
+        let mean = Tensor::f_cat(&means.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
+        if self.family() == Family::Diagonal {
+            let diagonals = known.iter().zip(&n).map(|(known, n)| match known {
+                Some(i) => self.parameters()[*i].precision.diagonal().map(|d| wide(&d)),
+                None => Ok(Tensor::f_full([*n], p, like)?),
             });
+            let diagonal = Tensor::f_cat(&diagonals.collect::<Result<Vec<_>>>()?, 0)?;
+            return Ok((mean, Precision::vector(&diagonal)));
         }
-        let mean = Tensor::f_cat(&means, 0)?;
-        let fit = |t: &Tensor| t.to_device(like.1).to_kind(Kind::Double);
-        if rows.iter().flatten().all(|(_, x)| matches!(x, Precision::Diagonal(_))) {
-            let diagonals = rows.iter().flatten().filter_map(|(_, x)| match x {
-                Precision::Diagonal(d) => Some(fit(d)),
-                _ => None,
-            });
-            return Ok((mean, Precision::Diagonal(Tensor::f_cat(&diagonals.collect::<Vec<_>>(), 0)?)));
-        }
-        let starts: Vec<i64> = leaves.iter().scan(0, |end, leaf| Some(std::mem::replace(end, *end + n(leaf)))).collect();
-        let whole = Tensor::zeros([mean.size()[0]; 2], like);
-        for (i, blocks) in rows.iter().enumerate() {
-            for (j, block) in blocks {
-                let place = whole.narrow(0, starts[i], n(leaves[i])).narrow(1, starts[*j], n(leaves[*j]));
-                place.shallow_clone().f_copy_(&fit(&block.dense()?))?;
+        // Where each parameter starts in the block, and in the prior.
+        let starts = |n: &[i64]| n.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect::<Vec<i64>>();
+        let here = starts(&n);
+        let there = starts(&self.parameters().iter().map(|k| k.mean.numel() as i64).collect::<Vec<_>>());
+        let whole = Tensor::f_zeros([mean.size()[0]; 2], like)?;
+        for (i, row) in known.iter().enumerate() {
+            for (j, column) in known.iter().enumerate() {
+                let block = match (&self.form, row, column) {
+                    (Form::Full { precision, .. }, Some(a), Some(b)) => {
+                        precision.f_narrow(0, there[*a], n[i])?.f_narrow(1, there[*b], n[j])?
+                    }
+                    (_, Some(a), _) if i == j => self.parameters()[*a].precision.dense()?,
+                    (_, None, _) if i == j => Tensor::f_eye(n[i], like)? * p,
+                    _ => continue,
+                };
+                whole.f_narrow(0, here[i], n[i])?.f_narrow(1, here[j], n[j])?.f_copy_(&wide(&block))?;
             }
         }
         Ok((mean, Precision::Full(whole)))
@@ -234,19 +199,55 @@ impl Prior {
 
 impl From<&DiagonalGaussian> for Prior {
     fn from(q: &DiagonalGaussian) -> Self {
-        Prior { form: Form::Diagonal(q.shallow_clone()), elsewhere: None }
+        Prior::product(Family::Diagonal, q, |name| q.block(name))
     }
 }
 
 impl From<&KroneckerGaussian> for Prior {
     fn from(q: &KroneckerGaussian) -> Self {
-        Prior { form: Form::Kronecker(q.parameters().map(KroneckerParameter::shallow_clone).collect()), elsewhere: None }
+        Prior::product(Family::Kronecker, q, |name| q.block(name))
     }
 }
 
 impl From<&FullGaussian> for Prior {
     fn from(q: &FullGaussian) -> Self {
-        Prior { form: Form::Full(q.shallow_clone()), elsewhere: None }
+        let of = |name: &str| {
+            let (mean, precision) = (q.mean(name)?, Precision::Full(q.precision(name)?));
+            Some(Known { name: name.to_owned(), size: mean.size(), mean, precision })
+        };
+        let parameters = q.names().filter_map(of).collect();
+        Prior { form: Form::Full { parameters, precision: q.precision_matrix().copy() }, elsewhere: None }
+    }
+}
+
+impl Prior {
+    fn product(
+        family: Family,
+        q: &dyn Posterior,
+        block: impl Fn(&str) -> Option<(Tensor, BlockPrecision)>,
+    ) -> Self {
+        let of = |name: &str| {
+            let (mean, precision) = block(name)?;
+            Some(Known { name: name.to_owned(), size: q.mean(name)?.size(), mean, precision: Precision::Block(precision) })
+        };
+        Prior { form: Form::Product { family, parameters: q.names().filter_map(of).collect() }, elsewhere: None }
+    }
+}
+
+impl TryFrom<&dyn Posterior> for Prior {
+    type Error = Error;
+
+    /// From a posterior whose family was chosen at run time, if it is a Gaussian.
+    fn try_from(q: &dyn Posterior) -> Result<Self> {
+        let q: &dyn Any = q;
+        let diagonal = q.downcast_ref::<DiagonalGaussian>().map(Prior::from);
+        let kronecker = || q.downcast_ref::<KroneckerGaussian>().map(Prior::from);
+        let full = || q.downcast_ref::<FullGaussian>().map(Prior::from);
+        diagonal.or_else(kronecker).or_else(full).ok_or_else(|| {
+            Error::Posterior(
+                "a prior must be a diagonal, Kronecker-factored or full Gaussian, and this posterior is not one".to_owned(),
+            )
+        })
     }
 }
 
@@ -310,7 +311,7 @@ impl Isotropic {
 
 impl PriorOf {
     /// m₀ and P₀ of a posterior that is diagonal.
-    pub(crate) fn diagonal(&self) -> Option<(&Tensor, &Tensor)> {
+    pub(crate) fn diagonal(&self) -> Option<(&Tensor, Tensor)> {
         if let PriorOf::Gaussian(prior) = self { prior.diagonal() } else { None }
     }
 

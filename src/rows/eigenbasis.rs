@@ -1,7 +1,8 @@
 //! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
 
 use crate::driver::{BlockRule, Learned};
-use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, out_of_basis};
+use crate::linalg::{into_basis, out_of_basis};
+use crate::posterior::{KroneckerGaussian, KroneckerParameter};
 use crate::prior::BlockPrior;
 use crate::{Result, linalg};
 use tch::Tensor;

@@ -2,7 +2,8 @@
 
 use super::common::{config, fields, samples};
 use crate::driver::{Block, BlockRule, Blocks, Displaced, Learned, Row, When};
-use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, matrix_shape, out_of_basis};
+use crate::linalg::{into_basis, matrix_shape, out_of_basis};
+use crate::posterior::{KroneckerGaussian, KroneckerParameter};
 use crate::prior::{BlockPrior, Family};
 use crate::{Error, Expectation, Labels, Result, Statistic, check, linalg};
 use tch::Tensor;

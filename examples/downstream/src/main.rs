@@ -18,8 +18,8 @@ fn main() -> tch_blr::Result<()> {
 
     let q = opt.posterior()?;
     for name in q.names() {
-        let value = |t: Option<&Tensor>| t.map_or(f64::NAN, |t| t.mean(Kind::Double).double_value(&[]));
-        println!("{name} = {:.2} ± {:.2}", value(q.mean(name)), value(q.variance(name).as_ref()).sqrt());
+        let value = |t: Option<Tensor>| t.map_or(f64::NAN, |t| t.mean(Kind::Double).double_value(&[]));
+        println!("{name} = {:.2} ± {:.2}", value(q.mean(name)), value(q.variance(name)).sqrt());
     }
     Ok(())
 }

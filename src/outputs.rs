@@ -1,8 +1,10 @@
-//! What a posterior over the weights says about a model's outputs, to first order.
+//! What a Gaussian posterior over the weights says about a model's outputs, to first order.
+//!
+//! Here is what needs both a posterior and the linearisation of a model; `posterior` itself knows no curvature.
 
-use super::{DiagonalGaussian, FullGaussian};
 use crate::curvature::{Forward, Linearized, Looked};
 use crate::nn::Likelihood;
+use crate::posterior::{DiagonalGaussian, FullGaussian, Posterior, in_model};
 use crate::{Error, IntoTensor, Params, Result, kernel, linalg};
 use tch::{Kind, Tensor};
 
@@ -13,20 +15,21 @@ impl DiagonalGaussian {
     /// v_ik = J_ik S⁻¹ J_ikᵀ,    J_ik = ∂z_ik/∂θ at the model's present weights (normally the mean)
     /// ```
     ///
-    /// The closure gives the outputs z `[B]` or `[B, C]` (logits), row i from example i only; the result has their shape,
-    /// in f64 for outputs in f64 and f32 else, without a graph. With the likelihood's Hessian Λᵢ, v_i is what the leverage
-    /// and the sensitivity of an example need (Nickl et al. 2023, *The Memory Perturbation Equation*), and what the
-    /// predictive distribution of a linearised network has (Khan et al. 2019, *Approximate Inference Turns Deep Networks
-    /// into Gaussian Processes*).
+    /// The closure gives the outputs z `[B]` or `[B, C]` (logits), row i from example i only; the result has their
+    /// shape, in f64 for outputs in f64 and f32 else, without a graph. With the likelihood's Hessian Λᵢ, v_i is what
+    /// the leverage and the sensitivity of an example need (Nickl et al. 2023, *The Memory Perturbation Equation*), and
+    /// what the predictive distribution of a linearised network has (Khan et al. 2019, *Approximate Inference Turns
+    /// Deep Networks into Gaussian Processes*).
     ///
-    /// One forward pass and C+1 backward passes over the layers of [`crate::nn`]; no Jacobian is formed. For a linear layer
-    /// with inputs aᵢ, v is Σ (Gᵢₖ⊙Gᵢₖ) ⊙ (aᵢ⊙aᵢ)Vᵀ. Parameters used outside of those layers take a backward pass for every
-    /// example and output. Trainable parameters that the posterior does not have count as known. Weights and `.grad` stay
-    /// as they are.
+    /// One forward pass and C+1 backward passes over the layers of [`crate::nn`]; no Jacobian is formed. For a linear
+    /// layer with inputs aᵢ, v is Σ (Gᵢₖ⊙Gᵢₖ) ⊙ (aᵢ⊙aᵢ)Vᵀ. Parameters used outside of those layers take a backward pass
+    /// for every example and output. Trainable parameters that the posterior does not have count as known. Weights and
+    /// `.grad` stay as they are.
     ///
     /// # Errors
-    /// A parameter that the model has not, has frozen, or has in another shape; [`Error::Curvature`] for outputs of another
-    /// form or not finite, or a variance that is not finite; [`Error::PerExample`] for batch normalization in training mode.
+    /// A parameter that the model has not, has frozen, or has in another shape; [`Error::Curvature`] for outputs of
+    /// another form or not finite, or a variance that is not finite; [`Error::PerExample`] for batch normalization in
+    /// training mode.
     pub fn output_variance<L: IntoTensor>(
         &self,
         params: impl Into<Params>,
@@ -35,8 +38,8 @@ impl DiagonalGaussian {
         self.of_outputs(&params.into(), outputs, |model, v, size| Ok(model.variance(v)?.f_reshape(size)?))
     }
 
-    /// Covariances `[B, C, C]` of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ: as [`DiagonalGaussian::output_variance`], which is its
-    /// diagonal and takes less memory. C is 1 for outputs `[B]`.
+    /// Covariances `[B, C, C]` of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ: as [`DiagonalGaussian::output_variance`], which
+    /// is its diagonal and takes less memory. C is 1 for outputs `[B]`.
     ///
     /// # Errors
     /// As there.
@@ -54,8 +57,7 @@ impl DiagonalGaussian {
         outputs: impl FnOnce() -> L,
         of: impl FnOnce(&mut Linearized, &[Option<Tensor>], &[i64]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let means =
-            self.names().map(|name| (name.to_owned(), self.mean(name).map_or_else(Tensor::new, Tensor::shallow_clone)));
+        let means = self.names().map(|name| (name.to_owned(), self.mean(name).unwrap_or_default()));
         fits(params, means.collect())?;
         let trained = params.leaves().iter().filter(|l| l.trainable());
         let variances = trained.map(|leaf| {
@@ -71,8 +73,8 @@ impl DiagonalGaussian {
 }
 
 impl FullGaussian {
-    /// Covariances `[B, C, C]` in f64 of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ, as [`DiagonalGaussian::output_covariance`] with the
-    /// whole matrix S. Forms the Jacobian: 8·B·C·P bytes, so give it batches of a size for that.
+    /// Covariances `[B, C, C]` in f64 of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ, as [`DiagonalGaussian::output_covariance`]
+    /// with the whole matrix S. Forms the Jacobian: 8·B·C·P bytes, so give it batches of a size for that.
     ///
     /// # Errors
     /// As [`DiagonalGaussian::output_variance`].
@@ -117,7 +119,7 @@ impl FullGaussian {
 fn fits(params: &Params, means: Vec<(String, Tensor)>) -> Result<()> {
     params.check()?;
     let names: Vec<String> = means.iter().map(|(name, _)| name.clone()).collect();
-    DiagonalGaussian::in_model(params, means)?;
+    in_model(params, means)?;
     let frozen = |name: &&String| params.find(name).is_some_and(|leaf| !leaf.trainable());
     match names.iter().find(frozen) {
         Some(name) => Err(Error::parameter(name, "it is frozen, and without gradients; leave it out with select(..)")),
@@ -135,9 +137,9 @@ fn finite(found: Tensor) -> Result<Tensor> {
     }
 }
 
-/// A Gaussian posterior as seen from the data: what it says about a model's outputs, to first order in the weights, and how
-/// far a gradient moves it.
-pub trait GaussianPosterior {
+/// A Gaussian posterior as seen from the data: what it says about a model's outputs, to first order in the weights, and
+/// how far a gradient moves it.
+pub trait GaussianPosterior: Posterior {
     /// The diagonals of [`GaussianPosterior::covariance_of_outputs`], in the shape of the outputs.
     ///
     /// # Errors
