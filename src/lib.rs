@@ -118,12 +118,12 @@
 //!   the numbers of other codes in ours.
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
-//! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
+//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `tch-blr` does it to files. `docs/merging.md`.
-//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
-//! * [`memory::Sensitivity`], [`memory::DualView`]: how far the model would move without an example; leave-one-out losses.
-//!   `docs/sensitivity.md`. [`pruning`]: which weights a model can do without.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`selection`]: which examples to keep.
+//! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`. [`pruning`]:
+//!   which weights a model can do without.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -134,10 +134,11 @@ mod curvature;
 mod error;
 mod expectation;
 pub mod family;
+pub mod fisher;
 mod gradient;
 mod kernel;
+mod likelihood;
 mod linalg;
-pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
@@ -148,9 +149,11 @@ mod posterior;
 mod prior;
 pub mod pruning;
 mod schedule;
+pub mod selection;
+pub mod sensitivity;
 mod structured;
 
-pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
+pub use curvature::Curvature;
 pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
@@ -161,6 +164,7 @@ pub use rows::{
 };
 pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
+pub use likelihood::Labels;
 pub use params::Params;
 pub use posterior::{
     DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
@@ -169,7 +173,7 @@ pub use posterior::{
 pub use prior::Prior;
 pub use schedule::Schedule;
 pub use structured::{
-    Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
+    Block, Evaluated, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,
 };
 pub use tch;
 

@@ -1,4 +1,5 @@
-//! Matrices that must be positive definite, with typed errors where they are not.
+//! Matrices that must be positive definite, with typed errors where they are not; and tensors as matrices, in and out
+//! of a basis.
 
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -47,8 +48,8 @@ pub(crate) fn log_det(l: &Tensor) -> f64 {
     2.0 * l.diag(0).log().sum(Kind::Double).double_value(&[])
 }
 
-/// Eigenvalues, ascending, and eigenvectors of a symmetric A, in its kind. Computed in f64: for second moments of f32 with many
-/// directions of no variance LAPACK does not converge in f32.
+/// Eigenvalues, ascending, and eigenvectors of a symmetric A, in its kind. Computed in f64: for second moments of f32
+/// with many directions of no variance LAPACK does not converge in f32.
 pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
     let (values, vectors) = a.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
     Ok((values.f_to_kind(a.kind())?, vectors.f_to_kind(a.kind())?))
@@ -57,6 +58,27 @@ pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
 /// ½(A + Aᵀ)
 pub(crate) fn symmetric(a: &Tensor) -> Result<Tensor> {
     Ok((a + a.f_tr()?) * 0.5)
+}
+
+/// Rows and columns of a parameter as a matrix.
+pub(crate) fn matrix_shape(shape: &[i64]) -> [i64; 2] {
+    match shape {
+        [] => [1, 1],
+        [n] => [1, *n],
+        [r, rest @ ..] => [*r, rest.iter().product()],
+    }
+}
+
+/// Q_L X Q_Rᵀ: from the basis to the weights.
+pub(crate) fn out_of_basis(x: &Tensor, left: Option<&Tensor>, right: Option<&Tensor>) -> Result<Tensor> {
+    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| q.f_matmul(x))?;
+    Ok(right.map_or_else(|| Ok(x.shallow_clone()), |q| x.f_matmul(&q.f_tr()?))?)
+}
+
+/// Q_Lᵀ X Q_R: from the weights to the basis.
+pub(crate) fn into_basis(x: &Tensor, left: Option<&Tensor>, right: Option<&Tensor>) -> Result<Tensor> {
+    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| q.f_tr()?.f_matmul(x))?;
+    Ok(right.map_or_else(|| Ok(x.shallow_clone()), |q| x.f_matmul(q))?)
 }
 
 #[cfg(test)]

@@ -31,7 +31,8 @@
 //! # }
 //! ```
 
-use crate::{DiagonalFisher, DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, Rule, check};
+use crate::fisher::DiagonalFisher;
+use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, Rule, check};
 use tch::{Device, Kind, Tensor};
 
 /// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned (biases, say):

@@ -184,7 +184,7 @@ fn stored_outputs() {
     let memory = || Memory::new(&x, Likelihood::Categorical).weights(&weights);
     let (old, alpha) = (wave([5, 2], 0.7), 0.3);
     let params = support::params(&w);
-    let model = Model { params: &params, forward: &forward };
+    let model = Model { params: &params, forward: &|x| Ok(forward(x)) };
     let ours = StoredOutputs::new(memory(), &old, alpha).unwrap().value(&model).unwrap();
     let expected =
         ((forward(&x) - &old).square().sum_dim_intlist(1, false, Kind::Double) * &weights).sum(Kind::Double) * alpha;

@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Kind, Tensor};
 use tch_blr::{
-    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FisherLabels, FullHessian, FullVon, HessianDiagonal,
-    Newton, NoisyKfac, Params, Philox, Prior, Schedule, Soap, StructuredOptimizer, StructuredRule, nn,
+    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullHessian, FullVon, HessianDiagonal, Labels, Newton,
+    NoisyKfac, Params, Philox, Prior, Schedule, Soap, StructuredOptimizer, StructuredRule, nn,
 };
 
 macro_rules! checks {
@@ -56,8 +56,8 @@ suite!(
     evon: Evon::default().ess(1e3).weight_decay(0.01).beta1(0.8).frequency(2), 0.2;
     soap: Soap::default().ess(1e3).weight_decay(0.01).frequency(2), 0.05;
     noisy_kfac: NoisyKfac::default().ess(1e3).weight_decay(0.01).frequency(2), 0.2;
-    noisy_kfac_exact: NoisyKfac::default().ess(1e3).weight_decay(0.01).labels(FisherLabels::Exact).split_damping(false).damping(0.1).expectation(Expectation::MonteCarlo { samples: 2 }), 0.2;
-    kfac: NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(FisherLabels::Observed).expectation(Expectation::Delta), 0.05;
+    noisy_kfac_exact: NoisyKfac::default().ess(1e3).weight_decay(0.01).labels(Labels::Exact).split_damping(false).damping(0.1).expectation(Expectation::MonteCarlo { samples: 2 }), 0.2;
+    kfac: NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(Labels::Observed).expectation(Expectation::Delta), 0.05;
 );
 
 /// A linear regression by two layers that see different inputs, quadratic in all weights.

@@ -48,8 +48,9 @@ type Gradients = Vec<Option<Tensor>>;
 ///
 /// # Errors
 /// A loss that is not 0-dim.
-pub fn gradients(loss: &Tensor, params: &Params) -> Result<Gradients> {
-    let mut found = gradient(loss, params)?.into_iter();
+pub fn gradients(loss: &Tensor, params: impl Into<Params>) -> Result<Gradients> {
+    let params = params.into();
+    let mut found = gradient(loss, &params)?.into_iter();
     let each = params
         .leaves()
         .iter()

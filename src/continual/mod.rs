@@ -23,7 +23,7 @@
 //! has it written out).
 //!
 //! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to keep
-//! is the business of [`crate::memory`].
+//! is the business of [`crate::selection`].
 //!
 //! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can be
 //! added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
@@ -51,7 +51,7 @@
 //! for _ in 0..10 {
 //!     opt.step(|| {
 //!         let new = net.forward(&x).cross_entropy_for_logits(&y);
-//!         past.value(&params, &|x| net.forward(x)).map(|past| new + past / n)
+//!         past.beside(new, n, &params, |x| net.forward(x)) // new + past / n
 //!     })?;
 //! }
 //! # Ok(())
@@ -67,14 +67,19 @@
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
 mod fromp;
+mod functions;
 pub mod gem;
+mod labels;
 mod memory;
 mod past;
 mod quadratic;
 mod synaptic;
 
 pub use fromp::{Fromp, Kernel};
-pub use memory::{LabelNoise, Memory, Replay, SoftLabels, StoredOutputs};
+pub use functions::{SoftLabels, StoredOutputs};
+pub use labels::{LabelNoise, Replay};
+pub use memory::Memory;
+pub(crate) use past::Forward;
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;
 pub use synaptic::SynapticIntelligence;

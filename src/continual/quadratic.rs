@@ -1,18 +1,16 @@
 //! Weight-space priors: a Gaussian without its constant, with a precision that may vanish.
 
-use super::past::{Model, Regularizer};
+use super::past::{Model, Regularizer, sum};
+use crate::fisher::{DiagonalFisher, FullFisher, KroneckerFisher, LayerFactors};
+use crate::linalg::{into_basis, matrix_shape};
 use crate::params::Leaf;
-use crate::posterior::{into_basis, matrix_shape};
-use crate::{
-    DiagonalFisher, DiagonalGaussian, Error, FullFisher, FullGaussian, KroneckerFisher, KroneckerGaussian,
-    LayerFactors, Params, Result, check,
-};
+use crate::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, Params, Result, check};
 use tch::{Kind, Tensor};
 
 /// K(θ) = Σ ½ (θ-m)ᵀ S (θ-m), a sum of quadratic forms with S ≥ 0, on the scale of the loss summed over examples.
 ///
 /// What the methods of weight regularization differ in is where S comes from, and around which m (t: the task just
-/// learned, F: its Fisher information at θₜ, from [`Fisher`](crate::Fisher)):
+/// learned, F: its Fisher information at θₜ, from [`Fisher`](crate::fisher::Fisher)):
 ///
 /// | method | m | S | here |
 /// |---|---|---|---|
@@ -32,8 +30,8 @@ use tch::{Kind, Tensor};
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
-/// use tch_blr::continual::{Model, Quadratic, Regularizer};
-/// use tch_blr::{Adam, Fisher, Params, Rule, nn};
+/// use tch_blr::continual::{Past, Quadratic};
+/// use tch_blr::{Adam, Params, Rule, fisher::Fisher, nn};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
@@ -43,12 +41,11 @@ use tch::{Kind, Tensor};
 /// let forward = |x: &Tensor| net.forward(x);
 /// let mut past = Quadratic::towards_zero(&params, 1.0)?;
 /// for (x, y) in &tasks {
+///     let all = Past::new().with(past.clone());
 ///     let mut opt = Adam::default().build(&vs, 1e-2)?;
 ///     for _ in 0..10 {
-///         opt.step(|| {
-///             let past = past.value(&Model { params: &params, forward: &forward })?;
-///             Ok::<_, tch_blr::Error>(forward(x).cross_entropy_for_logits(y) + past / x.size()[0])
-///         })?;
+///         let loss = || forward(x).cross_entropy_for_logits(y);
+///         opt.step(|| all.beside(loss(), x.size()[0] as f64, &params, forward))?;
 ///     }
 ///     let fisher = Fisher::exact().kronecker(&vs, [x], forward)?; // or diagonal, or full
 ///     past = past.recentred(&params)?.plus(&Quadratic::from(&fisher))?;
@@ -112,7 +109,8 @@ impl Quadratic {
     ///
     /// # Errors
     /// A δ that is negative or not finite.
-    pub fn isotropic(params: &Params, delta: f64) -> Result<Self> {
+    pub fn isotropic(params: impl Into<Params>, delta: f64) -> Result<Self> {
+        let params = params.into();
         check::non_negative("delta", delta)?;
         let entry = |l: &Leaf| {
             let mean = l.tensor.detach().to_kind(l.state_kind());
@@ -125,7 +123,7 @@ impl Quadratic {
     ///
     /// # Errors
     /// As [`Quadratic::isotropic`].
-    pub fn towards_zero(params: &Params, delta: f64) -> Result<Self> {
+    pub fn towards_zero(params: impl Into<Params>, delta: f64) -> Result<Self> {
         let mut all = Self::isotropic(params, delta)?;
         for term in &mut all.terms {
             *term.mean_mut() = term.mean_mut().zeros_like();
@@ -138,7 +136,7 @@ impl Quadratic {
     ///
     /// # Errors
     /// A δ_a that is negative, a δ_b that is not positive, or not finite.
-    pub fn change_of_regularizer(params: &Params, delta_a: f64, delta_b: f64) -> Result<Self> {
+    pub fn change_of_regularizer(params: impl Into<Params>, delta_a: f64, delta_b: f64) -> Result<Self> {
         check::non_negative("delta_a", delta_a)?;
         check::positive("delta_b", delta_b)?;
         let mut all = Self::isotropic(params, delta_b)?;
@@ -154,7 +152,7 @@ impl Quadratic {
     /// A w that is negative or not finite.
     pub fn scaled(&self, w: f64) -> Result<Self> {
         check::non_negative("w", w)?;
-        let mut all = self.copy();
+        let mut all = self.clone();
         for term in &mut all.terms {
             let (Term::Diagonal { precision, .. }
             | Term::Kronecker { precision, .. }
@@ -170,15 +168,16 @@ impl Quadratic {
     ///
     /// # Errors
     /// Parameters that the model does not have in this shape, weights that are not finite.
-    pub fn recentred(&self, params: &Params) -> Result<Self> {
+    pub fn recentred(&self, params: impl Into<Params>) -> Result<Self> {
+        let params = params.into();
         for leaf in params.leaves() {
             if let Some(value) = crate::kernel::first_non_finite(&leaf.tensor) {
                 return Err(Error::parameter(leaf.name(), format!("its weights are not finite ({value})")));
             }
         }
-        let mut all = self.copy();
+        let mut all = self.clone();
         for term in &mut all.terms {
-            let now = term.weights(params)?.detach();
+            let now = term.weights(&params)?.detach();
             let mean = term.mean_mut();
             *mean = now.to_kind(mean.kind()).copy();
         }
@@ -191,7 +190,7 @@ impl Quadratic {
     /// # Errors
     /// Diagonal terms on one parameter in different shapes.
     pub fn plus(&self, other: &Quadratic) -> Result<Self> {
-        let mut all = self.copy();
+        let mut all = self.clone();
         all.constant += other.constant;
         for term in &other.terms {
             all.add(term)?;
@@ -243,10 +242,6 @@ impl Quadratic {
         *m = (m1 + apart * share).to_kind(m.kind());
         *s = sum.to_kind(s.kind());
         Ok(())
-    }
-
-    fn copy(&self) -> Self {
-        Quadratic { terms: self.terms.iter().map(Term::copy).collect(), constant: self.constant }
     }
 
     /// s of a parameter, summed over its diagonal terms; `None` if there is none.
@@ -370,13 +365,16 @@ fn find<'a>(params: &'a Params, name: &str, shape: &[i64]) -> Result<&'a Tensor>
     Ok(&leaf.tensor)
 }
 
+/// Shares the tensors, none of which is ever written to.
+impl Clone for Quadratic {
+    fn clone(&self) -> Self {
+        Quadratic { terms: self.terms.iter().map(Term::copy).collect(), constant: self.constant }
+    }
+}
+
 impl Regularizer for Quadratic {
     fn value(&self, model: &Model) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        for term in &self.terms {
-            let value = term.value(model.params)?;
-            sum = Some(sum.map_or_else(|| value.shallow_clone(), |sum| sum + &value));
-        }
+        let sum = sum(self.terms.iter().map(|term| term.value(model.params)))?;
         let sum = sum.ok_or_else(|| Error::Posterior("a quadratic of no parameters".to_owned()))?;
         Ok(sum + self.constant)
     }

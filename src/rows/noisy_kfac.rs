@@ -3,8 +3,8 @@
 use super::newton::structured_fields;
 use super::rule::{When, config};
 use crate::posterior::{KroneckerGaussian, KroneckerParameter, into_basis, matrix_shape, out_of_basis};
-use crate::structured::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
-use crate::{Error, Expectation, Result, check, linalg};
+use crate::structured::{Block, Evaluated, Learned, SecondDerivatives, StructuredRule};
+use crate::{Error, Expectation, Labels, Result, check, linalg};
 use tch::Tensor;
 
 config! {
@@ -65,7 +65,7 @@ config! {
         /// no matrix normal any more. Default on.
         split_damping: bool = true;
         /// Labels in the Fisher information; default sampled from the model's prediction.
-        labels: FisherLabels = FisherLabels::Sampled;
+        labels: Labels = Labels::Sampled;
         /// Where the expectations are evaluated; default one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
     }

@@ -1,9 +1,9 @@
 //! Gradients, and second derivatives by differentiating them once more.
 
-use super::{FisherLabels, SecondDerivatives};
+use super::SecondDerivatives;
 use crate::nn::tape::{Output, Tape};
 use crate::posterior::matrix_shape;
-use crate::{Result, curvature};
+use crate::{Labels, Result, curvature};
 use tch::{Kind, Tensor};
 
 /// Gradient of a loss with respect to each block's parameters, and second derivatives within each block. Vectors are
@@ -72,15 +72,12 @@ pub(super) fn kronecker(
     loss: &Tensor,
     blocks: &[(&str, &Tensor)],
     tape: &Tape,
-    labels: FisherLabels,
+    labels: Labels,
     check: bool,
     normals: impl Fn(usize, &Tensor) -> Result<Tensor>,
 ) -> Result<Derivatives> {
-    let vectors = |i: usize, output: &Output| match labels {
-        FisherLabels::Sampled => Ok(vec![output.sampled(&normals(i, &output.z)?)?]),
-        _ => (0..output.columns()).map(|c| output.root(c)).collect(),
-    };
-    let vectors = (labels != FisherLabels::Observed).then_some(vectors);
+    let vectors = |i: usize, output: &Output| output.vectors(labels, || normals(i, &output.z));
+    let vectors = (labels != Labels::Observed).then_some(vectors);
     let found = curvature::kfac(loss, tape, blocks, check, vectors)?;
     let mut result = Derivatives { gradient: Vec::new(), second: Vec::new() };
     for ((_, p), (g, factors)) in blocks.iter().zip(found.gradient.into_iter().zip(found.factors)) {

@@ -7,17 +7,17 @@ mod rule;
 mod state;
 
 pub(crate) use eigenbasis::{EIGENBASIS, Eigenbasis};
-pub use rule::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
+pub use rule::{Block, Evaluated, Learned, SecondDerivatives, StructuredRule};
 
+use crate::driver::Override;
 use crate::expectation::Perturbed;
 use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise, Philox};
 use crate::nn::tape::Recording;
-use crate::rows::When;
-use crate::driver::Override;
 use crate::params::Leaf;
 use crate::posterior::matrix_shape;
-use crate::{Error, Expectation, Params, Prior, Result, Schedule};
+use crate::rows::When;
+use crate::{Error, Expectation, Labels, Params, Prior, Result, Schedule};
 use tch::{Kind, Tensor};
 
 /// Everything about a structured optimizer that is not a number of its row; from [`StructuredRule::builder`].
@@ -126,7 +126,7 @@ impl<R: StructuredRule> StructuredBuilder<R> {
         params.check_overlap()?;
         let noise = self.noise.unwrap_or_else(|| {
             let second = config.second_derivatives();
-            let labels = FisherLabels::Sampled;
+            let labels = Labels::Sampled;
             let random = matches!(second, SecondDerivatives::Hutchinson { .. })
                 || second == SecondDerivatives::Kronecker { labels };
             let draws = random || config.expectation() != Expectation::Delta;

@@ -2,7 +2,7 @@
 
 use super::{StructuredBuilder, StructuredOptimizer};
 use crate::rows::When;
-use crate::{Expectation, Noise, Params, Prior, Result, Schedule};
+use crate::{Expectation, Labels, Noise, Params, Prior, Result, Schedule};
 use serde::{Serialize, de::DeserializeOwned};
 use tch::Tensor;
 
@@ -28,23 +28,8 @@ pub enum SecondDerivatives {
     /// biases of the layers of [`crate::nn`]; not for [`StructuredRule::JOINT`].
     Kronecker {
         /// The labels in the Fisher information.
-        labels: FisherLabels,
+        labels: Labels,
     },
-}
-
-/// Labels y in the Fisher information E\[∇ℓ ∇ℓᵀ\] of a likelihood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[non_exhaustive]
-pub enum FisherLabels {
-    /// Drawn from the model's prediction, one per example: unbiased, at the price of a second backward pass. The loss must
-    /// be one of [`crate::nn`].
-    Sampled,
-    /// The expectation over the model's prediction, by a backward pass for each column of the output. The loss must be one
-    /// of [`crate::nn`].
-    Exact,
-    /// Those of the data: the empirical Fisher information, without a further backward pass. It is not the curvature of a
-    /// misfit.
-    Observed,
 }
 
 /// What a row sees of one evaluation of the loss.

@@ -1,8 +1,7 @@
 //! A linear support vector machine by its dual: the model whose sensitivities are zero for all but a few examples.
 
-use super::dual::home;
-use super::error;
 use super::site::number;
+use super::{error, home};
 use crate::{Result, check};
 use tch::{Kind, Tensor};
 
@@ -24,7 +23,7 @@ use tch::{Kind, Tensor};
 /// let x = Tensor::from_slice(&[-3.0, -1.0, 1.0, 2.0, 4.0]);
 /// let x = Tensor::stack(&[x.ones_like(), x], 1);
 /// let y = Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0, 1.0]);
-/// let machine = tch_blr::memory::SupportVectors::fit(&x, &y, 0.1, 1e-12, 1000)?;
+/// let machine = tch_blr::sensitivity::SupportVectors::fit(&x, &y, 0.1, 1e-12, 1000)?;
 /// assert_eq!(machine.support()?, [1, 2]);
 /// assert!(machine.duality_gap()?.abs() < 1e-12);
 /// # Ok(())

@@ -1,10 +1,10 @@
 //! A trained model as a Gaussian process on its own data: what each example holds of it.
 
-use super::error;
 use super::site::{Sites, number, squares};
-use crate::curvature::{Forward, Linearized, Looked};
-use crate::nn::Likelihood;
-use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
+use super::{error, home};
+use crate::curvature::{Linearized, Looked, Pass};
+use crate::likelihood::Likelihood;
+use crate::{Error, IntoTensor, Params, Result, check, linalg};
 use tch::{Device, Kind, Tensor};
 
 /// Numbers in one matrix, at most: 4 GiB.
@@ -41,7 +41,7 @@ const LARGEST: i64 = 1 << 29;
 ///
 /// ```
 /// # use tch::{Kind, Tensor};
-/// use tch_blr::memory::DualView;
+/// use tch_blr::sensitivity::DualView;
 /// use tch_blr::nn::Likelihood;
 /// # fn main() -> tch_blr::Result<()> {
 /// let x = Tensor::from_slice(&[-1.0, -0.5, 0.2, 0.9, 1.4]);
@@ -83,13 +83,12 @@ pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce()
 /// f `[N]` or `[N, C]`, and the Jacobian `[N, C, P]`.
 fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Result<(Tensor, Tensor)> {
     params.check()?;
-    // The Jacobian is that of the outputs whatever the likelihood.
-    let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
-    let f = forward.output.z.detach();
+    let pass = Pass::run(params, outputs)?;
+    let f = pass.z.detach();
     let f = if matches!(f.size()[..], [_, 1]) { f.f_squeeze_dim(1)? } else { f };
     let weights = params.leaves().iter().filter(|l| l.trainable()).map(|l| l.tensor.numel() as i64).sum();
     within("the Jacobian", &[f.numel() as i64, weights])?;
-    Ok((f, Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?))
+    Ok((f, Linearized::new(&pass, params, &mut Looked::default())?.jacobian()?))
 }
 
 impl DualView {
@@ -299,7 +298,7 @@ impl DualView {
     }
 
     /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear regression
-    /// it is the fit of the others; else one Newton step towards it.
+    /// it is the fit of the others; otherwise it is one Newton step towards it.
     ///
     /// # Errors
     /// A position outside, or twice.
@@ -383,16 +382,4 @@ fn within(what: &str, size: &[i64]) -> Result<()> {
         "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: take fewer \
          examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
     )))
-}
-
-/// On the CPU in f64, and finite.
-pub(super) fn home(what: &str, t: &Tensor) -> Result<Tensor> {
-    if !t.defined() {
-        return Err(error(format!("the {what} are undefined")));
-    }
-    let t = t.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
-    match kernel::first_non_finite(&t) {
-        Some(value) => Err(error(format!("the {what} are not finite ({value})"))),
-        None => Ok(t),
-    }
 }

@@ -42,7 +42,7 @@ pub fn class_balanced(scores: &Tensor, classes: &Tensor, k: usize) -> Result<Vec
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
-/// let mut kept = tch_blr::memory::TopK::new(4)?;
+/// let mut kept = tch_blr::selection::TopK::new(4)?;
 /// for (i, (class, score)) in [(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.1), (0, 0.6), (1, 0.3), (1, 0.2)].into_iter().enumerate() {
 ///     kept.offer(class, score, i)?;
 /// }
@@ -186,7 +186,7 @@ impl<T> Reservoir<T> {
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
-/// let mut kept = tch_blr::memory::Ring::new(2)?;
+/// let mut kept = tch_blr::selection::Ring::new(2)?;
 /// let gone: Vec<Option<usize>> = [7, 3, 7, 7, 3].into_iter().enumerate().map(|(i, class)| kept.offer(class, i)).collect();
 /// assert_eq!(gone, [None, None, None, Some(0), None]);
 /// assert_eq!(kept.into_items(), [1, 4, 2, 3]);

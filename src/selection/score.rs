@@ -1,12 +1,10 @@
 //! A number for every example.
 
 use super::error;
-use crate::continual::Memory;
-use crate::curvature::{Forward, Linearized, Looked, Part};
-use crate::kernel;
-use crate::nn::Likelihood;
-use crate::{DiagonalGaussian, Params, Result, check};
-use std::collections::HashMap;
+use crate::continual::{Forward, Memory};
+use crate::curvature::{Entries, Linearized, Looked, Pass};
+use crate::likelihood::{Outputs, rows};
+use crate::{DiagonalGaussian, IntoTensor, Params, Result, check, kernel};
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
@@ -29,10 +27,9 @@ impl Memory {
     ///
     /// # Errors
     /// An empty memory, outputs of another form or that are not finite.
-    pub fn lambda(&self, forward: impl Fn(&Tensor) -> Tensor) -> Result<Tensor> {
+    pub fn lambda<L: IntoTensor>(&self, forward: impl Fn(&Tensor) -> L) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let p = self.predicted(&forward)?;
-        sum(&curvature(self.likelihood(), &p))
+        rows(&self.looked_at(&|x| forward(x).into_tensor())?.curvature_diagonal()?)
     }
 
     /// tr(Λᵢ vᵢ) with vᵢ = Jᵢ S⁻¹ Jᵢᵀ of a posterior around the present weights: the leverage. Over all training data it adds up
@@ -40,24 +37,16 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::lambda`] and [`DiagonalGaussian::output_covariance`].
-    pub fn leverage(
+    pub fn leverage<L: IntoTensor>(
         &self,
         q: &DiagonalGaussian,
         params: impl Into<Params>,
-        forward: impl Fn(&Tensor) -> Tensor,
+        forward: impl Fn(&Tensor) -> L,
     ) -> Result<Tensor> {
-        let v = q.output_covariance(params, || self.outputs(&forward))?;
+        let mut outputs = None;
+        let v = q.output_covariance(params, || self.seen(&|x| forward(x).into_tensor(), &mut outputs))?;
         let _no_grad = tch::no_grad_guard();
-        let p = self.predicted(&forward)?;
-        let p = p.f_reshape([p.size()[0], -1])?;
-        let own = &v.f_diagonal(0, 1, 2)?;
-        let leverage = sum(&(curvature(self.likelihood(), &p) * own))?;
-        if self.likelihood() != Likelihood::Categorical {
-            return Ok(leverage);
-        }
-        // Λ = diag p - ppᵀ, of which p(1-p) is the diagonal: pᵀvp without its diagonal is left.
-        let shared = v.f_matmul(&p.f_unsqueeze(2)?)?.f_squeeze_dim(2)? * &p - p.f_square()? * own;
-        Ok(leverage - sum(&shared)?)
+        wide(outputs)?.curvature_trace(&v.f_to_kind(Kind::Double)?)
     }
 
     /// Σ_c |e_ic Λ_icc v_icc|, "prediction error × prediction variance": how far its prediction would move, had the model not
@@ -65,28 +54,28 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::leverage`]; no targets, or other ones.
-    pub fn sensitivity(
+    pub fn sensitivity<L: IntoTensor>(
         &self,
         q: &DiagonalGaussian,
         params: impl Into<Params>,
-        forward: impl Fn(&Tensor) -> Tensor,
+        forward: impl Fn(&Tensor) -> L,
     ) -> Result<Tensor> {
-        let v = q.output_variance(params, || self.outputs(&forward))?;
+        let mut outputs = None;
+        let v = q.output_variance(params, || self.seen(&|x| forward(x).into_tensor(), &mut outputs))?;
         let _no_grad = tch::no_grad_guard();
-        let (p, e) = self.errors(&forward)?;
-        let moved =
-            if let Likelihood::Gaussian { .. } = self.likelihood() { e } else { curvature(self.likelihood(), &p) * e };
-        sum(&(moved * v).abs())
+        let outputs = wide(outputs)?;
+        let e = outputs.residual(&self.hard(&outputs)?)?;
+        rows(&(e * outputs.curvature_diagonal()? * outputs.likelihood.scale() * v).abs())
     }
 
     /// ‖eᵢ‖, the size of the loss's gradient by the outputs: EL2N (Paul et al. 2021, *Deep Learning on a Data Diet*).
     ///
     /// # Errors
     /// As [`Memory::lambda`]; no targets, or other ones.
-    pub fn gradient_norm(&self, forward: impl Fn(&Tensor) -> Tensor) -> Result<Tensor> {
+    pub fn gradient_norm<L: IntoTensor>(&self, forward: impl Fn(&Tensor) -> L) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let (_, e) = self.errors(&forward)?;
-        Ok(sum(&e.square())?.sqrt())
+        let outputs = self.looked_at(&|x| forward(x).into_tensor())?;
+        Ok(rows(&outputs.residual(&self.hard(&outputs)?)?.square())?.sqrt())
     }
 
     /// ‖Jᵢᵀeᵢ‖, the size of the loss's gradient by the weights: GraNd (Paul et al. 2021, *Deep Learning on a Data Diet*). They
@@ -97,51 +86,46 @@ impl Memory {
     /// example. Frozen ones are left out.
     ///
     /// # Errors
-    /// As [`Memory::gradient_norm`] and [`Fisher::diagonal`](crate::Fisher::diagonal).
-    pub fn weight_gradient_norm(
+    /// As [`Memory::gradient_norm`] and [`Fisher::diagonal`](crate::fisher::Fisher::diagonal).
+    pub fn weight_gradient_norm<L: IntoTensor>(
         &self,
         params: impl Into<Params>,
-        forward: impl Fn(&Tensor) -> Tensor,
+        forward: impl Fn(&Tensor) -> L,
     ) -> Result<Tensor> {
         let params = params.into();
         params.check()?;
-        let (_, e) = tch::no_grad(|| self.errors(&forward))?;
-        // Any likelihood that takes outputs as they are will do.
-        let pass = Forward::run(&params, Likelihood::Bernoulli, None, || self.outputs(&forward))?;
+        let mut outputs = None;
+        let pass = Pass::run(&params, || self.seen(&|x| forward(x).into_tensor(), &mut outputs))?;
+        let outputs = wide(outputs)?;
+        let e = outputs.residual(&self.hard(&outputs)?)?;
         let one = Tensor::f_ones([1], (Kind::Double, e.device()))?;
-        let ones = params.leaves().iter().map(|leaf| Ok((leaf.name(), one.f_expand(leaf.tensor.size(), false)?)));
-        let ones: HashMap<&str, Tensor> = ones.collect::<Result<_>>()?;
+        let trained = params.leaves().iter().filter(|l| l.trainable());
+        let ones =
+            trained.map(|leaf| Ok(Some(one.f_expand(leaf.tensor.size(), false)?))).collect::<Result<Vec<_>>>()?;
         let mut model = Linearized::new(&pass, &params, &mut Looked::default())?;
-        let squares = model.kernels(&[e], Part::Diagonal, |name| ones.get(name))?;
+        let squares = model.kernels(&[e], Entries::Diagonal, &ones)?;
         Ok(squares[0].f_sqrt()?)
     }
 
-    fn predicted(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
-        let f = self.outputs(forward)?;
-        self.check(&f)?;
-        self.prediction(&f)
+    /// The outputs, in f64 and without their graph.
+    fn looked_at(&self, forward: Forward) -> Result<Outputs> {
+        let mut outputs = None;
+        _ = self.seen(forward, &mut outputs)?;
+        wide(outputs)
     }
 
-    /// p and e.
-    fn errors(&self, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<(Tensor, Tensor)> {
-        let p = self.predicted(forward)?;
-        let e = &p - self.hard(&p)?;
-        let scale = if let Likelihood::Gaussian { variance } = self.likelihood() { 1.0 / variance } else { 1.0 };
-        Ok((p, e * scale))
-    }
-}
-
-/// The diagonal of Λ.
-fn curvature(likelihood: Likelihood, p: &Tensor) -> Tensor {
-    match likelihood {
-        Likelihood::Categorical | Likelihood::Bernoulli => p * (1.0 - p),
-        Likelihood::Gaussian { variance } => p.full_like(1.0 / variance),
+    /// The outputs with their graph, a copy of which goes to `seen`: one forward pass is enough for both.
+    fn seen(&self, forward: Forward, seen: &mut Option<Outputs>) -> Result<Tensor> {
+        let outputs = self.checked_outputs(forward)?;
+        *seen = Some(outputs.shallow_clone());
+        Ok(outputs.z)
     }
 }
 
-/// Over the columns.
-fn sum(each: &Tensor) -> Result<Tensor> {
-    Ok(each.f_reshape([each.size()[0], -1])?.f_sum_dim_intlist(1, false, Kind::Double)?)
+/// The outputs that a forward pass has left, in f64 and without their graph.
+fn wide(outputs: Option<Outputs>) -> Result<Outputs> {
+    let outputs = outputs.ok_or_else(|| error("the model was not run on it".to_owned()))?;
+    outputs.with_values(|z| z.detach().f_to_kind(Kind::Double))
 }
 
 /// As numbers, if there are as many as expected and none is NaN.
