@@ -153,7 +153,10 @@ fn an_optimizer_takes_the_projected_gradient() {
 #[track_caller]
 fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
     let e = result.unwrap_err();
-    assert!(matches!(e, Error::Memory(_) | Error::HyperParameter { .. } | Error::Loss(_)), "{e:?}");
+    assert!(
+        matches!(e, Error::Memory(_) | Error::Likelihood(_) | Error::HyperParameter { .. } | Error::Loss(_)),
+        "{e:?}"
+    );
     assert!(e.to_string().contains(what), "{e}");
 }
 

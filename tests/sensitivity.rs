@@ -614,5 +614,5 @@ fn averaging_replaces_predictions_and_nothing_else() {
     let two = Tensor::zeros([1, 2], (Kind::Double, Device::Cpu));
     let s = Sensitivity::new(Likelihood::Categorical, &two, &Tensor::from_slice(&[0i64]), &bad).unwrap();
     let error = s.averaged(5, 0).unwrap_err().to_string();
-    assert!(error.contains("v of example 0 is no covariance"), "{error}");
+    assert!(error.contains("v of example 0 is not a covariance matrix"), "{error}");
 }

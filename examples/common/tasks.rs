@@ -423,10 +423,7 @@ impl<'a> Learner<'a> {
         // The published clipping is of the gradient of the loss divided by τ.
         let tau = if let Method::Fromp { tau, .. } = self.method { tau } else { 1.0 };
         let n = task.examples() as f64;
-        let loss = || {
-            let past = self.past.value(&self.params, |x| self.net.logits(x))?;
-            Ok::<_, tch_blr::Error>((new() + past / n) / tau)
-        };
+        let loss = || self.past.beside(new(), n, &self.params, |x| self.net.logits(x)).map(|loss| loss / tau);
         if let Some(importance) = &mut self.importance {
             importance.before(&self.params, &new())?;
         }

@@ -8,9 +8,9 @@ use crate::{DiagonalGaussian, Error, IntoTensor, Params, Result, check, kernel, 
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
-/// Functional regularization of the memorable past (Pan et al. 2020, *Continual Deep Learning by Functional Regularisation
-/// of Memorable Past*): what the network predicts on a few examples of each past task stays what it was, measured by the
-/// Gaussian process that the network is under the posterior over its weights.
+/// Functional regularization of the memorable past (Pan et al. 2020, *Continual Deep Learning by Functional
+/// Regularisation of Memorable Past*): what the network predicts on a few examples of each past task stays what it was,
+/// measured by the Gaussian process that the network is under the posterior over its weights.
 ///
 /// With the memory s of a past task, its class c, and P_sc(θ) `[M]` the probability of c at the examples of s,
 ///
@@ -19,13 +19,13 @@ use tch::{Kind, Tensor};
 /// K_sc = J_sc diag(v) J_scᵀ + εI              J_sc = ∂P_sc/∂θ at m, v = 1/(F + δ)
 /// ```
 ///
-/// with m the weights now, at the start of the new task, F the Fisher information of all past data at it (a running sum)
-/// and δ the precision of the prior: v is the variance of [`DiagonalFisher::laplace`](crate::fisher::DiagonalFisher::laplace), and
-/// of any other posterior. A linear model whose memory determines its weights has the penalty of the posterior itself,
-/// ½(θ-m)ᵀ(F+δ)(θ-m), as ε goes to zero.
+/// with m the weights now, at the start of the new task, F the Fisher information of all past data at it (a running
+/// sum) and δ the precision of the prior: v is the variance of
+/// [`DiagonalFisher::laplace`](crate::fisher::DiagonalFisher::laplace), and of any other posterior. A linear model
+/// whose memory determines its weights has the penalty of the posterior itself, ½(θ-m)ᵀ(F+δ)(θ-m), as ε goes to zero.
 ///
-/// Everything is computed at the newest weights, so **rebuild it at the start of each task from all memories**, the old ones
-/// too. Then, with a fresh optimizer, minimize
+/// Everything is computed at the newest weights, so **rebuild it at the start of each task from all memories**, the old
+/// ones too. Then, with a fresh optimizer, minimize
 ///
 /// ```text
 /// (1/B) Σ ℓᵢ + K(θ)/N
@@ -33,14 +33,15 @@ use tch::{Kind, Tensor};
 ///
 /// over the N new examples. The published objective, in which τ multiplies the penalty of a *mean* loss, has the scale
 /// w = Nτ ([`scaled`](Self::scaled)): the terms of a task's M points stand for all of its examples. Published settings
-/// (Split MNIST, 40 examples a task): τ = 10, ε = 1e-6, δ = 1e-3, and the norm of the gradient of (1/τ)(1/B)Σℓᵢ + ½ΣDᵀK⁻¹D
-/// clipped at 0.1; permuted MNIST (200): τ = 0.5, ε = 1e-5, δ = 1e-5, 0.01.
+/// (Split MNIST, 40 examples a task): τ = 10, ε = 1e-6, δ = 1e-3, and the norm of the gradient of (1/τ)(1/B)Σℓᵢ +
+/// ½ΣDᵀK⁻¹D clipped at 0.1; permuted MNIST (200): τ = 0.5, ε = 1e-5, δ = 1e-5, 0.01.
 ///
 /// The classes count as independent Gaussian processes, as published, so that two-class softmax counts each deviation
-/// twice and one logit ([`Likelihood::Bernoulli`](crate::nn::Likelihood::Bernoulli), whose P is the sigmoid) once. For a Gaussian likelihood P is the output
-/// itself. A memory's [`active`](Memory::active) outputs are its classes; its targets and weights are not looked at. Select it by
-/// the largest tr Λᵢ = Σ_c p_ic(1-p_ic), the same number for each class: these are the memorable examples, near the
-/// decision boundary, where K_sc is large and the prediction can move.
+/// twice and one logit ([`Likelihood::Bernoulli`](crate::nn::Likelihood::Bernoulli), whose P is the sigmoid) once. For
+/// a Gaussian likelihood P is the output itself. A memory's [`active`](Memory::active) outputs are its classes; its
+/// targets and weights are not looked at. Select it by the largest tr Λᵢ = Σ_c p_ic(1-p_ic), the same number for each
+/// class: these are the memorable examples, near the decision boundary, where K_sc is large and the prediction can
+/// move.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -127,11 +128,11 @@ impl Fromp {
     /// evaluation mode.
     ///
     /// # Errors
-    /// [`Error::Memory`] for an empty memory; [`Error::Likelihood`] for active outputs that the model does not have, outputs that do not
-    /// fit or are not finite;
-    /// [`Error::HyperParameter`] for a jitter that is not positive and finite; [`Error::Parameter`] for a parameter with a
-    /// part in the outputs that q does not know, or in another shape; [`Error::NotPositiveDefinite`] for a kernel that is
-    /// not, as where the jitter is too small for the scale of v.
+    /// [`Error::Memory`] for an empty memory; [`Error::Likelihood`] for active outputs that the model does not have,
+    /// outputs that do not fit or are not finite; [`Error::HyperParameter`] for a jitter that is not positive and
+    /// finite; [`Error::Parameter`] for a parameter with a part in the outputs that q does not know, or in another
+    /// shape; [`Error::NotPositiveDefinite`] for a kernel that is not, as where the jitter is too small for the scale
+    /// of v.
     pub fn new<'m, L: IntoTensor>(
         params: impl Into<Params>,
         kernel: &Kernel,
@@ -174,8 +175,8 @@ impl Fromp {
         self.tasks.get(s).map(|task| &task.old)
     }
 
-    /// The kernels K_sc with their jitter for the memory of task s, which [`Fromp`] is made with: `[C, M, M]` in f64, or
-    /// `[C, M]` of a diagonal one. For inspection; a `Fromp` keeps their inverse roots.
+    /// The kernels K_sc with their jitter for the memory of task s, which [`Fromp`] is made with: `[C, M, M]` in f64,
+    /// or `[C, M]` of a diagonal one. For inspection; a `Fromp` keeps their inverse roots.
     ///
     /// # Errors
     /// As [`Fromp::new`]; the identity.

@@ -10,14 +10,15 @@ use tch::Tensor;
 ///
 /// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
 /// T² Σ w CE(softmax(f_old/T), softmax(f/T)); on the inputs of the new task in place of a memory it is learning without
-/// forgetting (Li and Hoiem 2016), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's loss, exactly where
-/// the model is linear in its weights and the memory holds all data, and θ_old is their optimum with a prior (whose
-/// [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small memory by
-/// [`Memory::lambda`], which suits these soft labels.
+/// forgetting (Li and Hoiem 2016), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's
+/// loss, exactly where the model is linear in its weights and the memory holds all data, and θ_old is their optimum
+/// with a prior (whose [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small
+/// memory by [`Memory::lambda`], which suits these soft labels.
 ///
 /// # K-priors
-/// K = `SoftLabels::of(memory, old model)` + [`Quadratic::isotropic`](super::Quadratic::isotropic)`(δ)`, with the δ that the
-/// old model was trained with. What a trained model can be adapted to without its data, exactly so where the above holds:
+/// K = `SoftLabels::of(memory, old model)` + [`Quadratic::isotropic`](super::Quadratic::isotropic)`(δ)`, with the δ
+/// that the old model was trained with. What a trained model can be adapted to without its data, exactly so where the
+/// above holds:
 ///
 /// | adaptation | minimise |
 /// |---|---|
@@ -26,8 +27,9 @@ use tch::Tensor;
 /// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
 /// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
 ///
-/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which is
-/// added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`] it is their EWC + FR + Replay):
+/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which
+/// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`] it is their EWC + FR +
+/// Replay):
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -57,7 +59,8 @@ pub struct SoftLabels {
 }
 
 impl SoftLabels {
-    /// What the model predicts now. Another model may be trained with it then: that is the K-prior for a change of model.
+    /// What the model predicts now. Another model may be trained with it then: that is the K-prior for a change of
+    /// model.
     ///
     /// # Errors
     /// An empty memory, outputs that do not fit it or are not finite.
@@ -97,12 +100,14 @@ impl Regularizer for SoftLabels {
 
 /// α Σ w ‖f(θ) - f_old‖²: stored outputs, for classes their logits.
 ///
-/// With α = 1 the regularizer of Benjamin, Rolnick and Kording (2019), *Measuring and Regularizing Networks in Function Space*.
-/// Dark experience replay (Buzzega et al. 2020) stores the outputs with a [`Reservoir`](crate::selection::Reservoir) as training
-/// goes ([`StoredOutputs::new`]); DER++ adds [`Replay::weighted`]`(memory, β)`.
+/// With α = 1 the regularizer of Benjamin, Rolnick and Kording (2019), *Measuring and Regularizing Networks in Function
+/// Space*. Dark experience replay (Buzzega et al. 2020) stores the outputs with a
+/// [`Reservoir`](crate::selection::Reservoir) as training goes ([`StoredOutputs::new`]); DER++ adds
+/// [`Replay::weighted`]`(memory, β)`.
 ///
-/// Published coefficients belong to means: α' beside the mean over M examples and C outputs, and β' beside the mean over M, added
-/// to the mean loss of the task, are α = α'N/(MC) and β = β'N/M here, for a sum that is divided by the task's N.
+/// Published coefficients belong to means: α' beside the mean over M examples and C outputs, and β' beside the mean
+/// over M, added to the mean loss of the task, are α = α'N/(MC) and β = β'N/M here, for a sum that is divided by the
+/// task's N.
 #[derive(Debug)]
 pub struct StoredOutputs {
     memory: Memory,
@@ -129,7 +134,7 @@ impl StoredOutputs {
         memory.check_some()?;
         if outputs.size().first() != Some(&(memory.len() as i64)) {
             let (size, m) = (outputs.size(), memory.len());
-            return Err(problem(format!("the outputs kept of {m} examples are {size:?}: expected a row for each")));
+            return Err(problem(format!("{size:?} outputs for {m} examples: expected a row for each")));
         }
         Outputs::check_finite_values(outputs)?;
         memory.check_weights()?;

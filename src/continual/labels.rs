@@ -7,8 +7,8 @@ use tch::Tensor;
 
 /// Σ w (p_old - y)ᵀ f(θ): what soft labels leave out of the past data's gradient (for a Gaussian divided by σ²).
 ///
-/// [`SoftLabels`] at temperature 1 plus this has the gradient Σ w Jᵢᵀ(pᵢ - yᵢ) of [`Replay`]. It matters where the model is not
-/// linear in its weights and the labels are not fitted (Daxberger et al. 2023).
+/// [`SoftLabels`] at temperature 1 plus this has the gradient Σ w Jᵢᵀ(pᵢ - yᵢ) of [`Replay`]. It matters where the
+/// model is not linear in its weights and the labels are not fitted (Daxberger et al. 2023).
 #[derive(Debug)]
 pub struct LabelNoise {
     memory: Memory,
@@ -36,8 +36,8 @@ impl Regularizer for LabelNoise {
     }
 }
 
-/// w Σ wᵢ ℓ(yᵢ, fᵢ(θ)): the past's own examples again. With the weight -1 their removal, which in a K-prior whose memory
-/// holds them leaves a convex problem.
+/// w Σ wᵢ ℓ(yᵢ, fᵢ(θ)): the past's own examples again. With the weight -1 their removal, which in a K-prior whose
+/// memory holds them leaves a convex problem.
 #[derive(Debug)]
 pub struct Replay {
     memory: Memory,

@@ -30,7 +30,7 @@ pub trait Regularizer: std::fmt::Debug {
     fn value(&self, model: &Model) -> Result<Tensor>;
 }
 
-/// A sum of [`Regularizer`]s; zero without any, so that the first task needs no loop of its own.
+/// A sum of [`Regularizer`]s; zero without any, so that the first task needs no separate loop.
 #[derive(Debug, Default)]
 pub struct Past {
     parts: Vec<Box<dyn Regularizer>>,
@@ -49,8 +49,8 @@ impl Past {
         self
     }
 
-    /// K(θ) = Σ over the parts, as [`Regularizer::value`], for parameters and a closure from inputs to outputs. It is a sum over
-    /// examples; beside the mean loss of a new task take [`Past::beside`], which knows what to divide by.
+    /// K(θ) = Σ over the parts, as [`Regularizer::value`], for parameters and a closure from inputs to outputs. It is a
+    /// sum over examples; beside the mean loss of a new task take [`Past::beside`], which knows what to divide by.
     ///
     /// # Errors
     /// Those of the parts, and the closure's.
@@ -77,9 +77,9 @@ impl Past {
         Ok(loss.into_tensor()?.f_add(&(self.value(params, forward)? / examples))?)
     }
 
-    /// How far K is from the past it stands for: ‖∇K - ∇L‖ / ‖∇L‖ at the present weights, with ∇L the gradient of `truth`,
-    /// the loss of the past data (summed, with its prior) while they are still there. 0 is exact; the constant part of the
-    /// gradient counts too, so L should include all that K includes.
+    /// How far K is from the past it stands for: ‖∇K - ∇L‖ / ‖∇L‖ at the present weights, with ∇L the gradient of
+    /// `truth`, the loss of the past data (summed, with its prior) while they are still there. 0 is exact; the constant
+    /// part of the gradient counts too, so L should include all that K includes.
     ///
     /// # Errors
     /// As [`Regularizer::value`]; a loss without a graph, or whose gradient is zero.

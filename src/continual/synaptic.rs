@@ -85,8 +85,8 @@ impl SynapticIntelligence {
         Ok(SynapticIntelligence { xi, weights, stepping: false })
     }
 
-    /// Before a step: keeps θ, and the gradient of the mean loss of its mini-batch (a backward pass of its own, which uses
-    /// up the loss's graph).
+    /// Before a step: keeps θ, and the gradient of the mean loss of its mini-batch (by a separate backward pass, which
+    /// uses up the loss's graph).
     ///
     /// # Errors
     /// A loss that is not 0-dim, other trained parameters than at the start, a gradient that is not finite.
@@ -149,8 +149,8 @@ impl SynapticIntelligence {
         self.weights.iter().find(|w| w.name == name).map(|w| &w.importance)
     }
 
-    /// c Σ Ω (θ - θ_end)² as a [`Quadratic`] around the end of the last task, S = 2c·N·Ω: a sum over the N examples that
-    /// the mean loss beside it stands for.
+    /// c Σ Ω (θ - θ_end)² as a [`Quadratic`] around the end of the last task, S = 2c·N·Ω: a sum over the N examples
+    /// that the mean loss beside it stands for.
     ///
     /// # Errors
     /// c < 0, N ≤ 0, or not finite.

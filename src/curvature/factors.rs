@@ -28,8 +28,8 @@ impl Factors {
         Ok(Factors { bias, inputs: zeros(inputs)?, outputs: zeros(outputs)?, positions: 0 })
     }
 
-    /// Adds the positions of all uses of a parameter, which must have matrices: to the sum of inputs, which is the same for
-    /// all columns, and to that of outputs.
+    /// Adds the positions of all uses of a parameter, which must have matrices: to the sum of inputs, which is the same
+    /// for all columns, and to that of outputs.
     pub(super) fn add(&mut self, parameter: &Parameter, inputs: bool, outputs: bool) -> Result<()> {
         let _no_grad = no_grad_guard();
         for used in &parameter.uses {
@@ -127,8 +127,8 @@ impl Linearized<'_> {
     fn changed(&self, p: usize) -> Error {
         Error::parameter(
             self.tapped.params[p].0,
-            "the model uses it in another way in a later batch; its Kronecker factors need the same computation for every \
-             batch (Fisher::diagonal does not)",
+            "the model uses it in another way in a later batch; its Kronecker factors need the same computation for \
+             every batch (Fisher::diagonal does not)",
         )
     }
 }

@@ -1,7 +1,7 @@
 //! The diagonal of the generalized Gauss-Newton matrix (1/B) Σᵢ JᵢᵀΛᵢJᵢ from tapped layers.
 //!
-//! Jᵢ is the Jacobian of example i's output zᵢ, and Λᵢ the Hessian of its loss with respect to zᵢ. With Λᵢ = Σ_c sᵢ_c sᵢ_cᵀ
-//! the diagonal is
+//! Jᵢ is the Jacobian of example i's output zᵢ, and Λᵢ the Hessian of its loss with respect to zᵢ. With Λᵢ = Σ_c sᵢ_c
+//! sᵢ_cᵀ the diagonal is
 //!
 //! ```text
 //! Σ_c (1/B) Σᵢ (Jᵢᵀ sᵢ_c)²
@@ -16,14 +16,15 @@ use crate::nn::tape::{Output, Tape};
 use crate::{Error, Result};
 use tch::Tensor;
 
-/// The diagonal per parameter, as [`per_example`](super::per_example) has its squares; and whether it found a parameter that
-/// is used by tapped layers and outside of them.
+/// The diagonal per parameter, as [`per_example`](super::per_example) has its squares; and whether it found a parameter
+/// that is used by tapped layers and outside of them.
 pub(crate) struct Ggn {
     pub diagonal: PerParameter,
     pub mixed: bool,
 }
 
-/// * `check`: look for parameters that are used outside of the tapped layers too, as [`per_example`](super::per_example) does.
+/// * `check`: look for parameters that are used outside of the tapped layers too, as
+///   [`per_example`](super::per_example) does.
 /// * `vectors(i, output)`: the s of output i of the model, each in its shape.
 ///
 /// # Errors

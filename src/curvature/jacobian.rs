@@ -68,8 +68,8 @@ impl Linearized<'_> {
         Ok(unit)
     }
 
-    /// Jᵢ diag(V) Jᵢᵀ of every example, its diagonal `[B, C]`; V of each parameter in its shape and the kind of its sums,
-    /// `None` for zero.
+    /// Jᵢ diag(V) Jᵢᵀ of every example, its diagonal `[B, C]`; V of each parameter in its shape and the kind of its
+    /// sums, `None` for zero.
     pub(crate) fn variance(&mut self, v: &[Option<Tensor>]) -> Result<Tensor> {
         let mut all = Vec::with_capacity(self.outputs() as usize);
         let mut spread: Vec<Option<Tensor>> = v.iter().map(|_| None).collect();

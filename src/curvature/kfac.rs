@@ -1,15 +1,15 @@
 //! Kronecker factors of the Fisher information of layers that multiply their input by a weight.
 //!
-//! At position t of example i a layer computes zᵢₜ = W aᵢₜ, and with δᵢₜ = ∂ℓᵢ/∂zᵢₜ the gradient of ℓᵢ is Σₜ δᵢₜ aᵢₜᵀ. With
-//! inputs and derivatives taken for independent, and different positions for uncorrelated (Martens and Grosse 2015; Grosse
-//! and Martens 2016 for convolutions), the Fisher information (1/B) Σᵢ vec(Gᵢ) vec(Gᵢ)ᵀ is
+//! At position t of example i a layer computes zᵢₜ = W aᵢₜ, and with δᵢₜ = ∂ℓᵢ/∂zᵢₜ the gradient of ℓᵢ is Σₜ δᵢₜ aᵢₜᵀ.
+//! With inputs and derivatives taken for independent, and different positions for uncorrelated (Martens and Grosse
+//! 2015; Grosse and Martens 2016 for convolutions), the Fisher information (1/B) Σᵢ vec(Gᵢ) vec(Gᵢ)ᵀ is
 //!
 //! ```text
 //! G ⊗ A,    A = (1/B) Σᵢₜ aᵢₜ aᵢₜᵀ,    G = (1/n) Σᵢₜ δᵢₜ δᵢₜᵀ
 //! ```
 //!
-//! for n positions of B examples together. A bias is the weight of the input 1. A parameter that several layer calls use has
-//! the positions of all of them.
+//! for n positions of B examples together. A bias is the weight of the input 1. A parameter that several layer calls
+//! use has the positions of all of them.
 
 use super::factors::Factors;
 use super::ggn::outputs;
@@ -26,8 +26,8 @@ use tch::Tensor;
 pub(crate) struct Kfac {
     /// ∇L, in the kind of the parameter.
     pub gradient: PerParameter,
-    /// The factors of the rows and of the columns of the parameter as a matrix: G and A of a weight, A and G of a bias. f64
-    /// for parameters in f64 and f32 for all others.
+    /// The factors of the rows and of the columns of the parameter as a matrix: G and A of a weight, A and G of a bias.
+    /// f64 for parameters in f64 and f32 for all others.
     pub factors: Vec<Option<[Tensor; 2]>>,
 }
 

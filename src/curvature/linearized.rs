@@ -1,18 +1,18 @@
 //! A batch of a model's outputs to first order in the weights: per-example gradients of sᵢᵀzᵢ for any vectors s.
 //!
 //! With the Jacobian Jᵢ of example i's output zᵢ `[C]`, a column s of one vector per example gives Gᵢ = Jᵢᵀsᵢ by one
-//! backward pass over the layers' outputs; the gradients of the weights are never formed. What is made of the Gᵢ has a file
-//! for each kind of result: squares, Kronecker factors, Jacobians and kernels.
+//! backward pass over the layers' outputs; the gradients of the weights are never formed. What is made of the Gᵢ has a
+//! file for each kind of result: squares, Kronecker factors, Jacobians and kernels.
 
 use super::parameter::{Parameter, accumulation_kind};
 use super::pass::Pass;
-use super::tapped::{Deltas, PerParameter, Tapped, unexplained};
+use super::tapped::{Deltas, PerParameter, Tapped, by_example, unexplained};
 use crate::nn::tape::Tape;
 use crate::{Params, Result};
 use tch::{Kind, Tensor, no_grad_guard};
 
-/// How many examples show whether a parameter is used outside of the tapped layers: enough that what is used only by some
-/// of them is found, and few beside a batch.
+/// How many examples show whether a parameter is used outside of the tapped layers: enough that what is used only by
+/// some of them is found, and few beside a batch.
 const LOOK_AT: i64 = 16;
 
 /// How the per-example gradients of a parameter are found.
@@ -131,6 +131,7 @@ impl<'a> Linearized<'a> {
 
     /// Compares the tapped gradients of a few examples with plain ones, for a column of numbers without a pattern.
     fn look(&mut self) -> Result<()> {
+        // An irrational-like step, so that no two examples or outputs have the same weight and nothing cancels.
         let wave = Tensor::f_arange(self.z.numel() as i64, (self.z.kind(), self.z.device()))?;
         let s = wave.f_mul_scalar(1.7)?.f_add_scalar(0.3)?.f_sin()?.f_reshape(self.z.size())?;
         let few = LOOK_AT.min(self.batch());
@@ -182,12 +183,7 @@ impl<'a> Linearized<'a> {
         self.tapped.parameter(p, &column.deltas, self.batch())
     }
 
-    /// Kind of what is summed for a parameter.
-    pub(super) fn kind(&self, p: usize) -> Kind {
-        accumulation_kind(self.tapped.params[p].1.kind())
-    }
-
-    /// Whether the gradients of a parameter come from the layers.
+    /// Whether no tap explains the gradients of a parameter.
     pub(super) fn is_looped(&self, p: usize) -> bool {
         self.ways[p] == Way::Loop
     }
@@ -200,17 +196,7 @@ impl<'a> Linearized<'a> {
         mut f: impl FnMut(i64, usize, Tensor) -> Result<()>,
     ) -> Result<()> {
         let looped: Vec<usize> = (0..self.ways.len()).filter(|&p| self.is_looped(p)).collect();
-        if looped.is_empty() {
-            return Ok(());
-        }
         let leaves: Vec<&Tensor> = looped.iter().map(|&p| self.tapped.params[p].1).collect();
-        for i in examples {
-            let one = tch::with_grad(|| column.losses.f_select(0, i))?;
-            let found = Tensor::f_run_backward(&[one], &leaves, true, false)?;
-            for (&p, g) in looped.iter().zip(&found).filter(|(_, g)| g.defined()) {
-                f(i, p, g.f_totype(self.kind(p))?)?;
-            }
-        }
-        Ok(())
+        by_example(&column.losses, examples, &leaves, |i, k, g| f(i, looped[k], g))
     }
 }

@@ -5,7 +5,8 @@ use crate::nn::tape::{Outer, Rule};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// Elements of the temporaries that hold the per-example gradients of some examples at a time; one example may exceed it.
+/// Elements of the temporaries that hold the per-example gradients of some examples at a time; one example may exceed
+/// it.
 ///
 /// 16 MiB in f32, which allocators keep for the next chunk instead of returning it to the system.
 pub(super) const CHUNK_ELEMENTS: i64 = 1 << 22;
@@ -129,7 +130,8 @@ impl Parameter<'_> {
         // Rounding errors of examples add up like independent ones, so that they are measured against
         // (Σᵢ ‖G̃ᵢ‖²)^½ and not against ‖g‖ alone, which vanishes at an optimum. The scale of the whole model is there
         // for parameters on which the loss depends in form only (a bias in front of a normalization, the bias of
-        // attention's keys), whose gradients are nothing but rounding errors.
+        // attention's keys), whose gradients are nothing but rounding errors: a hundredth of it is far above those and
+        // far below a use that is missed.
         let own = norm(&g)?.max(self.root_sum(c)?);
         // NaN passes: a gradient that is not finite is reported as such by its reader.
         Ok(error.is_nan() || error <= self.tolerance() * own.max(all / 100.0))
@@ -140,8 +142,9 @@ impl Parameter<'_> {
         Ok((f64::try_from(c.f_sum(Kind::Double)?)? / self.batch as f64).sqrt())
     }
 
-    /// About ten unit round-offs of the least exact arithmetic that may be at work: bf16 (2⁻⁹, and f16 loses more to its
-    /// narrow range), TF32 (2⁻¹¹, cuDNN's convolutions on f32); for f64 far above rounding and far below any real use.
+    /// About ten unit round-offs of the least exact arithmetic that may be at work: bf16 (2⁻⁹, and f16 loses more to
+    /// its narrow range), TF32 (2⁻¹¹, cuDNN's convolutions on f32); for f64 far above rounding and far below any real
+    /// use.
     fn tolerance(&self) -> f64 {
         let kinds = || self.uses.iter().map(|u| u.delta.kind()).chain([self.tensor.kind()]);
         if kinds().any(|k| matches!(k, Kind::Half | Kind::BFloat16)) {

@@ -1,22 +1,24 @@
 //! g = ∇L and c = (1/B) Σᵢ (∇ℓᵢ)² from one backward pass through tapped layers.
 //!
-//! L = (1/B) Σᵢ ℓᵢ is a mean, so δᵢ = ∂L/∂zᵢ is (1/B) ∂ℓᵢ/∂zᵢ, and what a layer's rule makes of δᵢ is G̃ᵢ = ∇ℓᵢ/B. Hence
+//! L = (1/B) Σᵢ ℓᵢ is a mean, so δᵢ = ∂L/∂zᵢ is (1/B) ∂ℓᵢ/∂zᵢ, and what a layer's rule makes of δᵢ is G̃ᵢ = ∇ℓᵢ/B.
+//! Hence
 //!
 //! ```text
 //! g = Σᵢ G̃ᵢ,    c = (1/B) Σᵢ (B G̃ᵢ)² = B Σᵢ G̃ᵢ²
 //! ```
 //!
-//! A parameter that several layer calls use (tied weights, a layer applied twice) has G̃ᵢ = the sum over its uses, taken
-//! before squaring.
+//! A parameter that several layer calls use (tied weights, a layer applied twice) has G̃ᵢ = the sum over its uses,
+//! taken before squaring.
 
 use super::parameter::{CHUNK_ELEMENTS, Parameter, accumulation_kind};
-use super::tapped::{PerParameter, Tapped, common_batch, unexplained};
+use super::squares::add;
+use super::tapped::{PerParameter, Tapped, by_example, common_batch, unexplained};
 use crate::nn::tape::Tape;
 use crate::{Error, Result};
 use tch::{Tensor, no_grad_guard};
 
-const OR_LOSSES: &str = "return the [B] per-example losses from the closure instead of their mean (slower: B backward passes \
-                         for the parameters concerned)";
+const OR_LOSSES: &str = "return the [B] per-example losses from the closure instead of their mean (slower: B backward \
+                         passes for the parameters concerned)";
 const LAYERS: &str = "either build the model from the layers of `tch_blr::nn`, with the batch as leading dimension, or";
 
 /// What a backward pass gives per parameter; `None` where the loss does not depend on the parameter.
@@ -40,9 +42,9 @@ pub(crate) struct PerExample {
 /// * `losses`: ℓ `[B]`, of which `loss` is the mean, if the closure returned them. They allow parameters that are not
 ///   tapped, at the price of B backward passes for those.
 /// * `params`: name and leaf of each parameter; all require gradients.
-/// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers. It costs about
-///   as much as the squares do and reads values back from the device; once per model is enough, unless the result is
-///   [`PerExample::mixed`].
+/// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers. It costs
+///   about as much as the squares do and reads values back from the device; once per model is enough, unless the result
+///   is [`PerExample::mixed`].
 ///
 /// Without `losses`, one backward pass and the graph is freed. Call with gradients enabled.
 ///
@@ -105,8 +107,8 @@ fn in_chunks(
         mixed = first.is_some();
         if let (Some(&p), None) = (first, losses) {
             return Err(Error::PerExample(format!(
-                "parameter `{}` is used by tapped layers and outside of them too, so that its per-example gradients are \
-                 unknown; {LAYERS} {OR_LOSSES}",
+                "parameter `{}` is used by tapped layers and outside of them too, so that its per-example gradients \
+                 are unknown; {LAYERS} {OR_LOSSES}",
                 params[p].0
             )));
         }
@@ -134,32 +136,15 @@ fn validate(loss: &Tensor, losses: Option<&Tensor>) -> Result<Option<i64>> {
 }
 
 /// c of the parameters `which` by a backward pass for every example.
-fn one_by_one(
-    losses: &Tensor,
-    params: &[(&str, &Tensor)],
-    which: &[usize],
-    squares: &mut [Option<Tensor>],
-) -> Result<()> {
-    if which.is_empty() {
-        return Ok(());
-    }
+fn one_by_one(losses: &Tensor, params: &[(&str, &Tensor)], which: &[usize], squares: &mut PerParameter) -> Result<()> {
     let leaves: Vec<&Tensor> = which.iter().map(|&p| params[p].1).collect();
-    let mut sums = Vec::with_capacity(which.len());
-    for leaf in &leaves {
-        sums.push(Tensor::f_zeros(leaf.size(), (accumulation_kind(leaf.kind()), leaf.device()))?);
-    }
     let batch = losses.size()[0];
-    for i in 0..batch {
-        let gradients = Tensor::f_run_backward(&[losses.f_select(0, i)?], &leaves, true, false)?;
-        for (sum, g) in sums.iter_mut().zip(gradients) {
-            if g.defined() {
-                let g = g.f_totype(sum.kind())?;
-                let _ = sum.f_addcmul_(&g, &g)?;
-            }
-        }
+    for (&p, leaf) in which.iter().zip(&leaves) {
+        squares[p] = Some(Tensor::f_zeros(leaf.size(), (accumulation_kind(leaf.kind()), leaf.device()))?);
     }
-    for (&p, mut sum) in which.iter().zip(sums) {
-        squares[p] = Some(sum.f_div_scalar_(batch as f64)?);
+    by_example(losses, 0..batch, &leaves, |_, k, g| add(&mut squares[which[k]], g.f_square()?))?;
+    for &p in which {
+        squares[p] = squares[p].take().map(|mut sum| sum.f_div_scalar_(batch as f64)).transpose()?;
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ impl Linearized<'_> {
     }
 }
 
-/// The sums while the columns come in: of what layers with Gᵢ = δᵢaᵢᵀ leave, Σ_c δ_c² is enough until the end, which takes
-/// one matrix product for all columns together.
+/// The sums while the columns come in: of what layers with Gᵢ = δᵢaᵢᵀ leave, Σ_c δ_c² is enough until the end, which
+/// takes one matrix product for all columns together.
 pub(super) struct Squares {
     outer: Vec<Option<(Tensor, Outer)>>,
     sums: PerParameter,

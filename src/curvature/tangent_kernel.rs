@@ -19,11 +19,12 @@ pub(crate) enum Entries {
 }
 
 impl Linearized<'_> {
-    /// For every column s of one vector per example the kernel K\[i, j\] = Gᵢᵀ diag(v) Gⱼ with Gᵢ = Jᵢᵀsᵢ, in f64: then its
-    /// smallest eigenvalues are those of the Gram matrix of the Gᵢ that the model has, and not rounding errors of sums.
+    /// For every column s of one vector per example the kernel K\[i, j\] = Gᵢᵀ diag(v) Gⱼ with Gᵢ = Jᵢᵀsᵢ, in f64: then
+    /// its smallest eigenvalues are those of the Gram matrix of the Gᵢ that the model has, and not rounding errors of
+    /// sums.
     ///
-    /// `variance`: v of each parameter, in its shape; `None` where it is not known, which is an error if the outputs depend on
-    /// the parameter.
+    /// `variance`: v of each parameter, in its shape; `None` where it is not known, which is an error if the outputs
+    /// depend on the parameter.
     ///
     /// With Gᵢ = δᵢaᵢᵀ of a linear layer no Gᵢ is formed, and the expensive part is shared by all columns:
     ///

@@ -1,6 +1,6 @@
 //! The parameters of a recorded forward pass, and the layer calls that use them.
 
-use super::parameter::{CHUNK_ELEMENTS, Contribution, Parameter, global_scale};
+use super::parameter::{CHUNK_ELEMENTS, Contribution, Parameter, accumulation_kind, global_scale};
 use crate::nn::tape::{Rule, Tape};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -24,8 +24,8 @@ pub(super) struct Tapped<'a> {
 }
 
 impl<'a> Tapped<'a> {
-    /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's data
-    /// were swapped for a perturbation.
+    /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's
+    /// data were swapped for a perturbation.
     pub(super) fn new(tape: &'a Tape, params: &[(&'a str, &'a Tensor)]) -> Result<Self> {
         let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
         for (p, (_, tensor)) in params.iter().enumerate() {
@@ -103,8 +103,8 @@ impl<'a> Tapped<'a> {
     }
 }
 
-/// The parameters that have a gradient g ≠ Σᵢ G̃ᵢ, because they are used otherwise than by the tapped layers, or without
-/// squares c.
+/// The parameters that have a gradient g ≠ Σᵢ G̃ᵢ, because they are used otherwise than by the tapped layers, or
+/// without squares c.
 pub(super) fn unexplained(
     parameters: &[Parameter],
     gradient: &PerParameter,
@@ -123,6 +123,26 @@ pub(super) fn unexplained(
         }
     }
     Ok(found)
+}
+
+/// Calls `f(i, k, ∂ℓᵢ/∂leaf k)` by a backward pass for every example, for losses `[B]` with their graph.
+pub(super) fn by_example(
+    losses: &Tensor,
+    examples: std::ops::Range<i64>,
+    leaves: &[&Tensor],
+    mut f: impl FnMut(i64, usize, Tensor) -> Result<()>,
+) -> Result<()> {
+    if leaves.is_empty() {
+        return Ok(());
+    }
+    for i in examples {
+        let one = tch::with_grad(|| losses.f_select(0, i))?;
+        let found = Tensor::f_run_backward(&[one], leaves, true, false)?;
+        for (k, (g, leaf)) in found.into_iter().zip(leaves).enumerate().filter(|(_, (g, _))| g.defined()) {
+            f(i, k, g.f_totype(accumulation_kind(leaf.kind()))?)?;
+        }
+    }
+    Ok(())
 }
 
 /// The leading dimension that all these layer calls share, of the parameters with the names given; 0 without any.

@@ -72,8 +72,8 @@ impl At {
 pub(super) fn finite(name: &str, x: &Tensor, examples: u64) -> Result<()> {
     kernel::first_non_finite(x).map_or(Ok(()), |value| {
         Err(Error::Curvature(format!(
-            "the Fisher information of parameter `{name}` over {examples} examples is not finite ({value}); nothing was \
-             changed (look at the weights and the inputs)"
+            "the Fisher information of parameter `{name}` over {examples} examples is not finite ({value}); nothing \
+             was changed (look at the weights and the inputs)"
         )))
     })
 }

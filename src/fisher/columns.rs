@@ -5,8 +5,8 @@ use crate::kernel::{self, Draw, Field};
 use crate::likelihood::Outputs;
 use tch::{Kind, Tensor};
 
-/// The step of the labels' noise: one that neither an optimizer, which counts from 0, nor a posterior of the same seed, which
-/// takes the last step of all, reaches.
+/// The step of the labels' noise: one that neither an optimizer, which counts from 0, nor a posterior of the same seed,
+/// which draws at the last step of all, reaches.
 const LABELS: u64 = u64::MAX - 1;
 
 /// Vectors s_c for every example with Σ_c s_c s_cᵀ = Λ, or so on average, or the residuals of the data.

@@ -8,12 +8,12 @@ use tch::Tensor;
 impl Fisher {
     /// The diagonal of F.
     ///
-    /// For a linear layer z = aWᵀ + b with Gᵢ = ∂(sᵢᵀzᵢ)/∂z, the diagonal of a column s is Σᵢ(Gᵢ aᵢᵀ)² = (G⊙G)ᵀ(A⊙A): one
-    /// matrix product per batch for all columns together.
+    /// For a linear layer z = aWᵀ + b with Gᵢ = ∂(sᵢᵀzᵢ)/∂z, the diagonal of a column s is Σᵢ(Gᵢ aᵢᵀ)² = (G⊙G)ᵀ(A⊙A):
+    /// one matrix product per batch for all columns together.
     ///
     /// # Errors
-    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model has not or targets
-    /// outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for batch
+    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model has not or
+    /// targets outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for batch
     /// normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`] for settings out of range.
     pub fn diagonal<B: Into<Batch>, L: IntoTensor>(
         &self,
@@ -58,12 +58,13 @@ impl DiagonalFisher {
 
     /// Laplace's approximation N(θ, (F + P₀)⁻¹) around the weights θ at which F was computed.
     ///
-    /// They should be a minimum of the loss and the prior together, -ln p(data | θ) + ½(θ-m₀)ᵀP₀(θ-m₀); the mean m₀ has no
-    /// other part in it. With the last task's posterior as prior this is diagonal online Laplace, the penalty of online
-    /// EWC at its Bayesian weight (Huszár 2018). A prior of [`Prior::elsewhere`] has the precision N·δ there.
+    /// They should be a minimum of the loss and the prior together, -ln p(data | θ) + ½(θ-m₀)ᵀP₀(θ-m₀); the mean m₀ has
+    /// no other part in it. With the last task's posterior as prior this is diagonal online Laplace, the penalty of
+    /// online EWC at its Bayesian weight (Huszár 2018). A prior of [`Prior::elsewhere`] has the precision N·δ there.
     ///
     /// # Errors
-    /// A prior of other parameters or shapes; a precision that is not positive and finite, as where both F and P₀ vanish.
+    /// A prior of other parameters or shapes; a precision that is not positive and finite, as where both F and P₀
+    /// vanish.
     pub fn laplace(&self, prior: impl Into<Prior>) -> Result<DiagonalGaussian> {
         let _no_grad = tch::no_grad_guard();
         let priors = self.at.precisions(&prior.into())?;

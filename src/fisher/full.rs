@@ -22,8 +22,8 @@ impl Fisher {
         let weights: usize = solution.leaves().iter().map(|l| l.tensor.numel()).sum();
         if weights > self.weights_allowed() {
             return Err(Error::Curvature(format!(
-                "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are allowed; \
-                 raise max_weights(..), freeze all but the layers of interest, or take Fisher::kronecker",
+                "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are \
+                 allowed; raise max_weights(..), freeze all but the layers of interest, or take Fisher::kronecker",
                 8.0 * (weights as f64).powi(2),
                 self.weights_allowed()
             )));
@@ -84,8 +84,8 @@ impl FullFisher {
             if size != Some(leaf.tensor.size()) {
                 return Err(Error::parameter(
                     leaf.name(),
-                    "the prior does not have it at the same place and in the same shape; expected a posterior of the same \
-                     parameters in the same order",
+                    "the prior does not have it at the same place and in the same shape; expected a posterior of the \
+                     same parameters in the same order",
                 ));
             }
         }

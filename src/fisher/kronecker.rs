@@ -10,24 +10,25 @@ use tch::{Kind, Tensor};
 impl Fisher {
     /// One Kronecker product for every layer (K-FAC; Martens and Grosse 2015, Ritter et al. 2018).
     ///
-    /// For a weight W `[out, in]` with inputs aᵢ, to which a 1 is appended if there is a bias, and with gᵢ_c the gradients
-    /// of sᵢ_cᵀzᵢ by the layer's output for the columns s_c of Λ^½,
+    /// For a weight W `[out, in]` with inputs aᵢ, to which a 1 is appended if there is a bias, and with gᵢ_c the
+    /// gradients of sᵢ_cᵀzᵢ by the layer's output for the columns s_c of Λ^½,
     ///
     /// ```text
     /// A = (1/N) Σᵢ aᵢaᵢᵀ    a mean      G = Σᵢ Σ_c gᵢ_c gᵢ_cᵀ    a sum
     /// F of the layer ≈ G ⊗ A            (rows of [W b] one after the other)
     /// ```
     ///
-    /// so that the product is a sum over the data. It is exact for one example, and where aaᵀ and ggᵀ are uncorrelated. In
-    /// layers with T positions for each example (convolutions, sequences) each position counts as an example: A is a mean
-    /// over N·T, G a sum over N·T.
+    /// so that the product is a sum over the data. It is exact for one example, and where aaᵀ and ggᵀ are uncorrelated.
+    /// In layers with T positions for each example (convolutions, sequences) each position counts as an example: A is a
+    /// mean over N·T, G a sum over N·T.
     ///
-    /// Parameters that are not the weight or bias of a single call of [`crate::nn::linear`] or [`crate::nn::conv2d`] without
-    /// groups (normalizations, embeddings, tied weights, what is used outside of the layers) have their exact diagonal
-    /// instead.
+    /// Parameters that are not the weight or bias of a single call of [`crate::nn::linear`] or [`crate::nn::conv2d`]
+    /// without groups (normalizations, embeddings, tied weights, what is used outside of the layers) have their exact
+    /// diagonal instead.
     ///
     /// # Errors
-    /// As [`Fisher::diagonal`]; [`Error::Parameter`] for a weight that a later batch uses in another way than the first.
+    /// As [`Fisher::diagonal`]; [`Error::Parameter`] for a weight that a later batch uses in another way than the
+    /// first.
     pub fn kronecker<B: Into<Batch>, L: IntoTensor>(
         &self,
         params: impl Into<Params>,
@@ -68,7 +69,8 @@ impl Fisher {
     }
 }
 
-/// A Kronecker-factored Fisher information, from [`Fisher::kronecker`]: a sum over [`KroneckerFisher::examples`] examples.
+/// A Kronecker-factored Fisher information, from [`Fisher::kronecker`]: a sum over [`KroneckerFisher::examples`]
+/// examples.
 #[derive(Debug)]
 pub struct KroneckerFisher {
     at: At,
@@ -103,17 +105,17 @@ impl KroneckerFisher {
         self.diagonal.iter().find_map(|(n, f)| (n == leaf.name()).then_some(f))
     }
 
-    /// Laplace's approximation around the weights at which the factors were computed, with an isotropic prior N(0, 1/P₀):
-    /// with G = U_G diag(g) U_Gᵀ and A = U_A diag(a) U_Aᵀ the precision of a weight is g aᵀ + P₀ in the basis
+    /// Laplace's approximation around the weights at which the factors were computed, with an isotropic prior N(0,
+    /// 1/P₀): with G = U_G diag(g) U_Gᵀ and A = U_A diag(a) U_Aᵀ the precision of a weight is g aᵀ + P₀ in the basis
     /// (U_G, U_A), which adds the prior to the product and not to its factors.
     ///
-    /// A weight and its bias are blocks of their own, because a [`KroneckerGaussian`] has a basis for each parameter: A for
-    /// the weight is the block without the appended 1, and the bias has precision g + P₀ in the basis U_G. What the full
-    /// G ⊗ A says about their correlation is left out. Parameters without factors get diag F + P₀.
+    /// A weight and its bias are separate blocks, because a [`KroneckerGaussian`] has a basis for each parameter: A
+    /// for the weight is the block without the appended 1, and the bias has precision g + P₀ in the basis U_G. What the
+    /// full G ⊗ A says about their correlation is left out. Parameters without factors get diag F + P₀.
     ///
     /// With a posterior as prior the sum has no such basis. As a loss term it has no need of one:
-    /// [`continual::Quadratic`](crate::continual::Quadratic) is made of this, keeps the products of all tasks as a list, and
-    /// takes a weight with its bias.
+    /// [`continual::Quadratic`](crate::continual::Quadratic) is made of this, keeps the products of all tasks as a
+    /// list, and takes a weight with its bias.
     ///
     /// # Errors
     /// A prior that is a posterior; a precision that is not positive and finite, as where both F and P₀ vanish.
@@ -122,9 +124,9 @@ impl KroneckerFisher {
         prior.check(&self.at.solution)?;
         let Some(p0) = prior.isotropic_precision() else {
             return Err(Error::Posterior(
-                "a Kronecker-factored Fisher information was given a posterior as prior: expected Prior::isotropic(..), \
-                 because the sum has no Kronecker basis otherwise; take continual::Quadratic::from(&fisher) as a loss term, or \
-                 Fisher::diagonal or Fisher::full"
+                "a Kronecker-factored Fisher information was given a posterior as prior: expected \
+                 Prior::isotropic(..), because the sum has no Kronecker basis otherwise; take \
+                 continual::Quadratic::from(&fisher) as a loss term, or Fisher::diagonal or Fisher::full"
                     .to_owned(),
             ));
         };

@@ -1,8 +1,9 @@
 //! The Fisher information at a solution, and Laplace's approximation around it.
 //!
-//! [`Fisher`] says how it is estimated, and its methods make one of three structures: [`DiagonalFisher`], [`KroneckerFisher`] and
-//! [`FullFisher`], each with a method `laplace` to the posterior of the same structure. The sums over a batch come from the
-//! products of [`crate::nn`]'s layers; what is done with a Fisher information (penalties, sensitivities) does not belong here.
+//! [`Fisher`] says how it is estimated, and its methods make one of three structures: [`DiagonalFisher`],
+//! [`KroneckerFisher`] and [`FullFisher`], each with a method `laplace` to the posterior of the same structure. The
+//! sums over a batch come from the products of [`crate::nn`]'s layers; what is done with a Fisher information
+//! (penalties, sensitivities) does not belong here.
 
 mod at;
 mod columns;

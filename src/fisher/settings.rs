@@ -20,9 +20,9 @@ use tch::Tensor;
 /// [`Fisher::observed`]), which likelihood, which structure ([`Fisher::diagonal`], [`Fisher::kronecker`],
 /// [`Fisher::full`]) and which data are the caller's explicit choices, and the result records them.
 ///
-/// **Always a sum over the examples**, never a mean, and never the square of a batch's mean gradient: the result does not
-/// depend on how the data are cut into batches, and F + P₀ is a precision. `docs/scales.md` translates the coefficients of
-/// other codes.
+/// **Always a sum over the examples**, never a mean, and never the square of a batch's mean gradient: the result does
+/// not depend on how the data are cut into batches, and F + P₀ is a precision. `docs/scales.md` translates the
+/// coefficients of other codes.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -49,8 +49,8 @@ use tch::Tensor;
 ///
 /// One forward pass and a backward pass per column of Λ^½ for each batch, if the model is made of the layers of
 /// [`crate::nn`]. Parameters used outside of them take a backward pass for every example and column, with the same
-/// result. Parameters without influence on the output (other heads) have a Fisher information of zero; frozen ones are left
-/// out.
+/// result. Parameters without influence on the output (other heads) have a Fisher information of zero; frozen ones are
+/// left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fisher {
     pub(super) labels: Labels,
@@ -106,9 +106,9 @@ impl Fisher {
 
     /// From labels drawn from the model's own prediction, one backward pass per batch and draw.
     ///
-    /// The label of an example is a function of the seed and the example's position in the data, so neither the batch size
-    /// nor the device counts. For Bernoulli and Gaussian outputs, the size of whose residuals is known on average, only
-    /// their sign is drawn, which has the same mean and less variance.
+    /// The label of an example is a function of the seed and the example's position in the data, so neither the batch
+    /// size nor the device counts. For Bernoulli and Gaussian outputs, the size of whose residuals is known on average,
+    /// only their sign is drawn, which has the same mean and less variance.
     pub fn sampled(seed: u64) -> Self {
         Fisher { seed, ..Self::new(Labels::Sampled) }
     }
@@ -134,7 +134,8 @@ impl Fisher {
     }
 
     /// The active outputs of a categorical model with several heads or with classes to come: the softmax is over these
-    /// columns of the logits only, as it was in training. At least 2, each once; default all. Targets keep their numbers.
+    /// columns of the logits only, as it was in training. At least 2, each once; default all. Targets keep their
+    /// numbers.
     ///
     /// The set is part of the model: with more classes Λ is a different matrix, also in the rows and columns of these.
     #[must_use]
@@ -143,8 +144,8 @@ impl Fisher {
         self
     }
 
-    /// The largest number of weights for [`Fisher::full`], whose matrix takes 8 bytes for each pair of them; default 5000
-    /// (200 MB).
+    /// The largest number of weights for [`Fisher::full`], whose matrix takes 8 bytes for each pair of them; default
+    /// 5000 (200 MB).
     #[must_use]
     pub fn max_weights(mut self, n: usize) -> Self {
         self.max_weights = n;

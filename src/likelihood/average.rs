@@ -4,8 +4,8 @@ use super::Likelihood;
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// Logits whose prediction is the mean of the predictions of some draws of the outputs, of one shape each; for a Gaussian,
-/// whose prediction is the output, the mean output.
+/// Logits whose prediction is the mean of the predictions of some draws of the outputs, of one shape each; for a
+/// Gaussian, whose prediction is the output, the mean output.
 pub(crate) fn logits_of_mean(
     likelihood: Likelihood,
     draws: impl IntoIterator<Item = Result<Tensor>>,
@@ -28,6 +28,7 @@ pub(crate) fn logits_of_mean(
         n += 1.0;
     }
     let mean = sum.unwrap_or_default() / n;
+    // A mean that underflows has a very negative logit, and not one of -∞, from which NaN would come.
     let log = |p: Tensor| p.clamp_min(f64::MIN_POSITIVE).log();
     Ok(match likelihood {
         Likelihood::Gaussian { .. } => mean,

@@ -1,5 +1,5 @@
-//! The curvature Λ = ∂²ℓ/∂z² of each example's loss with respect to its output, as Λ = Σ_c s_c s_cᵀ, its products and labels
-//! drawn from the prediction.
+//! The curvature Λ = ∂²ℓ/∂z² of each example's loss with respect to its output, as Λ = Σ_c s_c s_cᵀ, its products and
+//! labels drawn from the prediction.
 //!
 //! For these likelihoods Λ does not depend on the label, so that it is the Fisher information of p(y | z), too.
 
@@ -18,8 +18,8 @@ impl Outputs {
 
     /// s_c of every example, in the shape of z.
     ///
-    /// Λ is diag(p(1-p)) of sigmoids and I/σ² of a Gaussian. For the softmax it is diag(p) - ppᵀ, and s_c a column of its
-    /// Cholesky factor: class c against those after it, whose probabilities add up to q,
+    /// Λ is diag(p(1-p)) of sigmoids and I/σ² of a Gaussian. For the softmax it is diag(p) - ppᵀ, and s_c a column of
+    /// its Cholesky factor: class c against those after it, whose probabilities add up to q,
     ///
     /// ```text
     /// s_c = √(p_c q / (p_c + q)) (e_c - p_after/q)
@@ -66,8 +66,8 @@ impl Outputs {
         }
     }
 
-    /// One random s of every example with E\[ssᵀ\] = Λ, from standard normals in the shape of z: p - e_ŷ with ŷ ~ p of the
-    /// softmax, and the columns of Λ^½ with random signs otherwise.
+    /// One random s of every example with E\[ssᵀ\] = Λ, from standard normals in the shape of z: p - e_ŷ with ŷ ~ p of
+    /// the softmax, and the columns of Λ^½ with random signs otherwise.
     pub(crate) fn sampled(&self, normals: &Tensor) -> Result<Tensor> {
         let z = self.z.detach();
         let signs = || Ok::<_, Error>(normals.f_ge(0.0)?.f_to_kind(z.kind())? * 2.0 - 1.0);
@@ -95,7 +95,8 @@ impl Outputs {
         })
     }
 
-    /// ∂p/∂z x for x in the shape of z: how a prediction moves with its output. This is σ²Λx for a Gaussian and Λx otherwise.
+    /// ∂p/∂z x for x in the shape of z: how a prediction moves with its output. This is σ²Λx for a Gaussian and Λx
+    /// otherwise.
     pub(crate) fn prediction_times(&self, x: &Tensor) -> Result<Tensor> {
         let p = tch::no_grad(|| self.prediction())?;
         Ok(match self.likelihood {

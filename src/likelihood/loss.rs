@@ -59,8 +59,8 @@ fn normalizer(likelihood: Likelihood) -> f64 {
     if let Likelihood::Gaussian { variance } = likelihood { 0.5 * (std::f64::consts::TAU * variance).ln() } else { 0.0 }
 }
 
-/// Σᵢ ℓᵢ*(-αᵢ), with the conjugates of the losses -ln p(t | z) (normalizers included) and dual variables α in the shape of
-/// the targets t. Infinite if α is not a slope of the loss anywhere.
+/// Σᵢ ℓᵢ*(-αᵢ), with the conjugates of the losses -ln p(t | z) (normalizers included) and dual variables α in the shape
+/// of the targets t. Infinite if α is not a slope of the loss anywhere.
 pub(crate) fn conjugates(likelihood: Likelihood, targets: &Tensor, alpha: &Tensor) -> Result<f64> {
     let each = match likelihood {
         Likelihood::Gaussian { variance } => {

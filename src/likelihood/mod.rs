@@ -1,9 +1,9 @@
 //! What a model's output and a label mean: p(y | z) for an output z, and everything that follows from it.
 //!
-//! Here belong the formulas of the likelihoods (losses, residuals, predictions, the curvature with respect to the output,
-//! labels drawn from a prediction) and the checks of outputs, targets and labels, so that each formula and each error text
-//! exists once. What depends on the weights does not belong here: see [`crate::nn`] and the curvature products above it.
-//! To add a likelihood, extend [`Likelihood`]; the compiler lists the formulas that it needs.
+//! Here belong the formulas of the likelihoods (losses, residuals, predictions, the curvature with respect to the
+//! output, labels drawn from a prediction) and the checks of outputs, targets and labels, so that each formula and each
+//! error text exists once. What depends on the weights does not belong here: see [`crate::nn`] and the curvature
+//! products above it. To add a likelihood, extend [`Likelihood`]; the compiler lists the formulas that it needs.
 
 mod average;
 mod curvature;
@@ -37,7 +37,7 @@ pub enum Likelihood {
 }
 
 impl Likelihood {
-    /// Errors if its own parameter is out of range.
+    /// Errors if its parameter is out of range.
     pub(crate) fn validate(self) -> Result<()> {
         match self {
             Likelihood::Gaussian { variance } => check::positive("variance", variance),

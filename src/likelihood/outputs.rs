@@ -57,8 +57,8 @@ impl Outputs {
         let size = z.size();
         if likelihood == Likelihood::Categorical && !matches!(size[..], [_, c] if c >= 2) {
             return Err(refuse(format!(
-                "the outputs are {size:?}: a categorical likelihood needs logits [B, C] of C ≥ 2 classes; for one logit per \
-                 example choose Likelihood::Bernoulli"
+                "the outputs are {size:?}: a categorical likelihood needs logits [B, C] of C ≥ 2 classes; for one \
+                 logit per example choose Likelihood::Bernoulli"
             )));
         }
         Ok(Outputs { z: z.shallow_clone(), likelihood, active: None })
@@ -116,8 +116,8 @@ impl Outputs {
             return Ok(());
         }
         Err(refuse(format!(
-            "the outputs are {now:?}, and predictions or targets for {then:?} were given: expected one shape; for a model of other \
-             outputs, compute what is kept of the old one again"
+            "the outputs are {now:?}, and predictions or targets for {then:?} were given: expected one shape; for a \
+             model of other outputs, compute what is kept of the old one again"
         )))
     }
 
@@ -147,8 +147,8 @@ impl Outputs {
         Err(refuse(format!("the targets are {} and the outputs {}: expected {expected}", form(y), form(&self.z))))
     }
 
-    /// Targets in the form of predictions, in the shape and kind of z: classes become rows of zeros and a one, and count
-    /// as labels of the whole model where active outputs are named.
+    /// Targets in the form of predictions, in the shape and kind of z: classes become rows of zeros and a one, and
+    /// count as labels of the whole model where active outputs are named.
     pub(crate) fn targets(&self, y: Option<&Tensor>) -> Result<Tensor> {
         let Some(y) = y.filter(|y| y.defined()) else { return Err(no_targets()) };
         self.check_targets(y)?;
@@ -163,8 +163,8 @@ impl Outputs {
             let at = found.to_kind(Kind::Int64).argmin(0, false).int64_value(&[]);
             let class = y.int64_value(&[at]);
             return Err(refuse(format!(
-                "example {at} has class {class}, which is not one of the active outputs {active:?}; leave such examples out, or \
-                 name all classes of the task by active(..)"
+                "example {at} has class {class}, which is not one of the active outputs {active:?}; leave such \
+                 examples out, or name all classes of the task by active(..)"
             )));
         }
         Ok(hot.f_to_device(self.z.device())?.f_to_kind(self.z.kind())?)
@@ -173,8 +173,8 @@ impl Outputs {
 
 pub(crate) fn no_targets() -> Error {
     refuse(
-        "there are no targets: give batches of (inputs, targets), or a memory its .targets(..); classes [B] of kind Int64 for a \
-         categorical likelihood, and values in the shape of the outputs for the others"
+        "there are no targets: give batches of (inputs, targets), or a memory its .targets(..); classes [B] of kind \
+         Int64 for a categorical likelihood, and values in the shape of the outputs for the others"
             .to_owned(),
     )
 }

@@ -24,8 +24,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     Ok(losses)
 }
 
-/// Losses Σ -ln p(y) `[B]` of logits z `[B]` or `[B, D]` and targets y in [0, 1] of the same shape, p = sigmoid(z), summed
-/// over the columns. For the rest see [`cross_entropy`].
+/// Losses Σ -ln p(y) `[B]` of logits z `[B]` or `[B, D]` and targets y in [0, 1] of the same shape, p = sigmoid(z),
+/// summed over the columns. For the rest see [`cross_entropy`].
 ///
 /// # Errors
 /// [`Error::Likelihood`](crate::Error::Likelihood) for other shapes or kinds.
@@ -41,8 +41,8 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
     rows(&each)
 }
 
-/// Losses |z - y|²/(2σ²) `[B]` of outputs z `[B]` or `[B, D]` and targets y of the same shape, with σ² = `variance` > 0,
-/// the variance of the noise. For the rest see [`cross_entropy`].
+/// Losses |z - y|²/(2σ²) `[B]` of outputs z `[B]` or `[B, D]` and targets y of the same shape, with σ² = `variance` >
+/// 0, the variance of the noise. For the rest see [`cross_entropy`].
 ///
 /// # Errors
 /// As [`cross_entropy`]; a variance that is not finite and positive.

@@ -25,8 +25,8 @@
 //! # What counts as an example
 //! The entries of the **leading dimension** of a layer's input, which therefore must be the batch in every tapped
 //! layer: `[B, T, D]` is B examples of T positions, whose gradients are added before they are squared, and `[B·T, D]`
-//! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend on
-//! row i only: batch normalization in training mode has no per-example gradients.
+//! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend
+//! on row i only: batch normalization in training mode has no per-example gradients.
 //!
 //! Not tapped are inputs without a batch dimension, embeddings with `sparse` or `scale_grad_by_freq` (whose gradients
 //! are not sums over examples), and frozen parameters.

@@ -34,8 +34,8 @@ impl Tape {
 
 /// Records the tapped layers that this thread calls from now on.
 ///
-/// A recording inside another one takes the taps for itself. However it ends, the outer one (or none) is in charge again
-/// afterwards.
+/// A recording inside another one takes the taps for itself. However it ends, the outer one (or none) is in charge
+/// again afterwards.
 #[derive(Debug)]
 pub(crate) struct Recording {
     outer: Option<Tape>,

@@ -8,8 +8,8 @@ use crate::likelihood::Likelihood;
 use crate::{IntoTensor, Result, kernel, linalg};
 use tch::{Kind, Tensor};
 
-/// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear in its
-/// features, f = φᵀθ:
+/// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear
+/// in its features, f = φᵀθ:
 ///
 /// ```text
 /// Σₖ wₖ β(uₖ) uₖuₖᵀ ≈ H = Σᵢ wᵢ β(φᵢ) φᵢφᵢᵀ        β: the Hessian of the loss by f, at the model's present weights
@@ -17,18 +17,20 @@ use tch::{Kind, Tensor};
 ///
 /// As the memory of a K-prior ([`SoftLabels`](crate::continual::SoftLabels) plus
 /// [`Quadratic::isotropic`](crate::continual::Quadratic::isotropic)) they then stand for the past. Where k ≥ rank H the
-/// equation is exact: choose such a k if you can. With a smaller one, only δ constrains the directions that are left out, and the
-/// left side is the best of rank k, from the largest eigenvalues λ of H and their eigenvectors V, which the EM algorithm for probabilistic PCA
-/// comes to without noise. They leave a rotation R free, and the one taken leads closest to k examples, which `seed` draws:
+/// equation is exact: choose such a k if you can. With a smaller one, only δ constrains the directions that are left
+/// out, and the left side is the best of rank k, from the largest eigenvalues λ of H and their eigenvectors V, which
+/// the EM algorithm for probabilistic PCA comes to without noise. They leave a rotation R free, and the one taken leads
+/// closest to k examples, which `seed` draws:
 ///
 /// ```text
 /// Ũ = V √λ R,     √(wₖ β(uₖ)) uₖ = ũₖ,     ‖uₖ‖ = 1,     R = argmin ‖Ũ - [√(wᵢβᵢ) φᵢ]‖
 /// ```
 ///
-/// `parts` are those of the past with their weights: what was compact before, and the examples of the last task. Inputs are
-/// features `[M, d]`, with a 1 among them where there is a bias; d×d matrices are formed. Outputs are one logit
-/// ([`Likelihood::Bernoulli`]), or values ([`Likelihood::Gaussian`]), of which there may be several. Gives k inputs `[k, d]` in
-/// the kind of the first part, without targets; or all the examples with their weights, where there are no more than k.
+/// `parts` are those of the past with their weights: what was compact before, and the examples of the last task. Inputs
+/// are features `[M, d]`, with a 1 among them where there is a bias; d×d matrices are formed. Outputs are one logit
+/// ([`Likelihood::Bernoulli`]), or values ([`Likelihood::Gaussian`]), of which there may be several. Gives k inputs
+/// `[k, d]` in the kind of the first part, without targets; or all the examples with their weights, where there are no
+/// more than k.
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor};
@@ -46,13 +48,13 @@ use tch::{Kind, Tensor};
 /// # }
 /// ```
 ///
-/// Source: Jung et al. (2025), *Compact Memory for Continual Logistic Regression*; Tipping and Bishop (1999), *Probabilistic
-/// Principal Component Analysis*, section 3.2.
+/// Source: Jung et al. (2025), *Compact Memory for Continual Logistic Regression*; Tipping and Bishop (1999),
+/// *Probabilistic Principal Component Analysis*, section 3.2.
 ///
 /// # Errors
 /// k = 0; no part, parts of different likelihoods or numbers of features, inputs that are not `[M, d]` or not finite; a
-/// categorical likelihood or several logits, whose curvature is no number; outputs that are not finite or not 0 for inputs
-/// of 0; weights of another shape or negative; named labels.
+/// categorical likelihood or several logits, whose curvature is not a number; outputs that are not finite or not 0 for
+/// inputs of 0; weights of another shape or negative; named labels.
 pub fn compact<L: IntoTensor>(
     parts: &[&Memory],
     k: usize,

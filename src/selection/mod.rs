@@ -1,8 +1,8 @@
 //! Which examples to keep.
 //!
 //! A score is a number per example, a selection is a list of positions for
-//! [`Memory::select`](crate::continual::Memory::select), and any score goes with any selection. A minus in front of a score gives
-//! its control (the least memorable).
+//! [`Memory::select`](crate::continual::Memory::select), and any score goes with any selection. A minus in front of a
+//! score gives its control (the least memorable).
 //!
 //! | score | from | |
 //! |---|---|---|
@@ -21,15 +21,16 @@
 //! | [`Ring`] | the last of a stream, of each class |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
-//! [`compact`] keeps weighted pseudo-examples instead of examples; together they have the curvature of the whole data set.
+//! [`compact`] keeps weighted pseudo-examples instead of examples; together they have the curvature of the whole data
+//! set.
 //!
 //! For a random class-balanced subset, pass [`random_scores`] to [`class_balanced`].
 //!
 //! **The score belongs to the loss.** λ and its relatives pick the examples near the boundary. With soft labels
-//! ([`SoftLabels`](crate::continual::SoftLabels)) that is right, because those examples carry most of the past's gradient. Replay
-//! of their *hard* labels sees nothing but hard cases and forgets the easy ones, and is better served by random examples: on USPS
-//! with 10 % of the past, 71.8 % against 88.3 %, and soft labels on the hard cases 92.6 % (`docs/results.md`, command
-//! `cargo run --release --example reproduce -- d2`).
+//! ([`SoftLabels`](crate::continual::SoftLabels)) that is right, because those examples carry most of the past's
+//! gradient. Replay of their *hard* labels sees nothing but hard cases and forgets the easy ones, and is better served
+//! by random examples: on USPS with 10 % of the past, 71.8 % against 88.3 %, and soft labels on the hard cases 92.6 %
+//! (`docs/results.md`, command `cargo run --release --example reproduce -- d2`).
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -49,8 +50,9 @@
 //! # }
 //! ```
 //!
-//! What a score leaves out (how outputs, predictions and weights would change, and the leave-one-out loss that follows) is in
-//! [`crate::sensitivity`]; the losses on what is kept are in [`crate::continual`], and so is [`Memory`](crate::continual::Memory).
+//! What a score leaves out (how outputs, predictions and weights would change, and the leave-one-out loss that follows)
+//! is in [`crate::sensitivity`]; the losses on what is kept are in [`crate::continual`], and so is
+//! [`Memory`](crate::continual::Memory).
 //!
 //! Everything is a function of its arguments and seeds; among equal scores the earlier example comes first.
 

@@ -22,8 +22,8 @@ pub(super) fn uniform(seed: u64, counter: u64) -> f64 {
 /// Scores of the examples, `[M]` in f64, at the model's present weights. With e = p - y for what the outputs f predict
 /// (divided by σ² for a Gaussian), Λ the Hessian of -ln p(y | f) and v the variance of the outputs.
 impl Memory {
-    /// tr Λᵢ = Σ_c p_ic (1 - p_ic), between 0 for a certain prediction and 1 - 1/C; the same number for all in a regression
-    /// (Pan et al. 2020; Khan and Swaroop 2021).
+    /// tr Λᵢ = Σ_c p_ic (1 - p_ic), between 0 for a certain prediction and 1 - 1/C; the same number for all in a
+    /// regression (Pan et al. 2020; Khan and Swaroop 2021).
     ///
     /// # Errors
     /// An empty memory, outputs of another form or that are not finite.
@@ -32,8 +32,8 @@ impl Memory {
         rows(&self.looked_at(&|x| forward(x).into_tensor())?.curvature_diagonal()?)
     }
 
-    /// tr(Λᵢ vᵢ) with vᵢ = Jᵢ S⁻¹ Jᵢᵀ of a posterior around the present weights: the leverage. Over all training data it adds up
-    /// to the effective number of parameters, where S is their curvature and the prior's.
+    /// tr(Λᵢ vᵢ) with vᵢ = Jᵢ S⁻¹ Jᵢᵀ of a posterior around the present weights: the leverage. Over all training data
+    /// it adds up to the effective number of parameters, where S is their curvature and the prior's.
     ///
     /// # Errors
     /// As [`Memory::lambda`] and [`DiagonalGaussian::output_covariance`].
@@ -49,8 +49,8 @@ impl Memory {
         wide(outputs)?.curvature_trace(&v.f_to_kind(Kind::Double)?)
     }
 
-    /// Σ_c |e_ic Λ_icc v_icc|, "prediction error × prediction variance": how far its prediction would move, had the model not
-    /// been trained on it (Nickl et al. 2023, *The Memory Perturbation Equation*). For a Gaussian |e v|.
+    /// Σ_c |e_ic Λ_icc v_icc|, "prediction error × prediction variance": how far its prediction would move, had the
+    /// model not been trained on it (Nickl et al. 2023, *The Memory Perturbation Equation*). For a Gaussian |e v|.
     ///
     /// # Errors
     /// As [`Memory::leverage`]; no targets, or other ones.
@@ -78,12 +78,12 @@ impl Memory {
         Ok(rows(&outputs.residual(&self.hard(&outputs)?)?.square())?.sqrt())
     }
 
-    /// ‖Jᵢᵀeᵢ‖, the size of the loss's gradient by the weights: GraNd (Paul et al. 2021, *Deep Learning on a Data Diet*). They
-    /// average it over a few networks early in training; average what this gives.
+    /// ‖Jᵢᵀeᵢ‖, the size of the loss's gradient by the weights: GraNd (Paul et al. 2021, *Deep Learning on a Data
+    /// Diet*). They average it over a few networks early in training; average what this gives.
     ///
-    /// One backward pass for all examples, if the model is made of the layers of [`crate::nn`]: a linear layer with inputs
-    /// aᵢ and gradients δᵢ by its outputs adds ‖δᵢaᵢᵀ‖² = ‖δᵢ‖²‖aᵢ‖². Parameters used outside of them take one for every
-    /// example. Frozen ones are left out.
+    /// One backward pass for all examples, if the model is made of the layers of [`crate::nn`]: a linear layer with
+    /// inputs aᵢ and gradients δᵢ by its outputs adds ‖δᵢaᵢᵀ‖² = ‖δᵢ‖²‖aᵢ‖². Parameters used outside of them take one
+    /// for every example. Frozen ones are left out.
     ///
     /// # Errors
     /// As [`Memory::gradient_norm`] and [`Fisher::diagonal`](crate::fisher::Fisher::diagonal).

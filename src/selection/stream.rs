@@ -19,8 +19,8 @@ pub fn top(scores: &Tensor, k: usize) -> Result<Vec<i64>> {
     Ok(kept.into_items())
 }
 
-/// The highest scores of each class `[n]` (i64), k in all and of every class equally many: where k cannot be divided, the
-/// smaller labels have one more, and what a class has not, the others have. Class by class, highest first.
+/// The highest scores of each class `[n]` (i64), k in total and the same number per class. If k is not divisible, lower
+/// labels get one more; if a class has too few examples, the others fill its places. Class by class, highest first.
 ///
 /// # Errors
 /// As [`top`]; classes of another shape or kind.
@@ -155,8 +155,8 @@ impl<T> Reservoir<T> {
         Ok(Reservoir { k, seed, offered: 0, items: Vec::new() })
     }
 
-    /// Takes it or leaves it; returns what has to go: nothing as long as there is room, the one whose place it takes, or
-    /// itself.
+    /// Takes it or leaves it; returns what has to go: nothing as long as there is room, the one whose place it takes,
+    /// or itself.
     pub fn offer(&mut self, item: T) -> Option<T> {
         self.offered += 1;
         if self.items.len() < self.k {
@@ -181,8 +181,8 @@ impl<T> Reservoir<T> {
     }
 }
 
-/// The last k of every class of a stream: a ring buffer for each (Chaudhry et al. 2019, *On Tiny Episodic Memories in Continual
-/// Learning*; with tasks for classes that of Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory*).
+/// The last k of every class of a stream: a ring buffer for each (Chaudhry et al. 2019, *On Tiny Episodic Memories in
+/// Continual Learning*; with tasks for classes that of Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory*).
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
@@ -209,7 +209,7 @@ impl<T> Ring<T> {
         Ok(Ring { k, classes: BTreeMap::new() })
     }
 
-    /// Takes it, and returns the oldest of its class if there is no room for it any more.
+    /// Takes it, and returns the oldest of its class where that has to go.
     pub fn offer(&mut self, class: i64, item: T) -> Option<T> {
         let ring = self.classes.entry(class).or_default();
         let oldest = if ring.len() == self.k { ring.pop_front() } else { None };

@@ -12,9 +12,9 @@ const LARGEST: i64 = 1 << 29;
 
 /// The dual of a fit: what each example holds of it, in place of the weights.
 ///
-/// For a model with C outputs f = Jθ and the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has the local
-/// natural parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual Parameterization of Sparse
-/// Variational Gaussian Processes*)
+/// For a model with C outputs f = Jθ and the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has
+/// the local natural parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual
+/// Parameterization of Sparse Variational Gaussian Processes*)
 ///
 /// ```text
 /// αᵢ = -∂ℓᵢ/∂fᵢ = yᵢ - pᵢ  [C]              of a Gaussian divided by σ²
@@ -22,11 +22,11 @@ const LARGEST: i64 = 1 << 29;
 /// θ = Σ Jᵢᵀαᵢ/δ                            S = δI + Σ JᵢᵀΛᵢJᵢ
 /// ```
 ///
-/// of which the last line is the representer theorem and the posterior's precision: α are the dual variables of the fit, and the
-/// Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel k(x, x') = J(x)J(x')ᵀ/δ,
-/// `[C, C]`. A linear model has features φ in place of J. A network is such a model in its Jacobian J = ∂f/∂θ ([`jacobian`]):
-/// Laplace's approximation with the Gauss-Newton matrix is exactly this process (Khan et al. 2019, *Approximate Inference Turns
-/// Deep Networks into Gaussian Processes*, DNN2GP).
+/// of which the last line is the representer theorem and the posterior's precision: α are the dual variables of the
+/// fit, and the Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel
+/// k(x, x') = J(x)J(x')ᵀ/δ, `[C, C]`. A linear model has features φ in place of J. A network is such a model in its
+/// Jacobian J = ∂f/∂θ ([`jacobian`]): Laplace's approximation with the Gauss-Newton matrix is exactly this process
+/// (Khan et al. 2019, *Approximate Inference Turns Deep Networks into Gaussian Processes*, DNN2GP).
 ///
 /// # Shapes
 /// | | one output | C outputs |
@@ -36,8 +36,8 @@ const LARGEST: i64 = 1 << 29;
 /// | Λ, v, epistemic and aleatoric variance | `[N]` | `[N, C, C]` |
 /// | kernel | `[A, B]` | `[A, B, C, C]` |
 ///
-/// Everything is dense and in f64: P² for S, NCP for the features, (NC)² for what is computed by the kernel, each of them 2²⁹
-/// numbers at most.
+/// Everything is dense and in f64: P² for S, NCP for the features, (NC)² for what is computed by the kernel, each of
+/// them 2²⁹ numbers at most.
 ///
 /// ```
 /// # use tch::{Kind, Tensor};
@@ -69,12 +69,12 @@ pub struct DualView {
     pub(super) factor: Tensor,
 }
 
-/// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and `[N, C, P]`
-/// for `[N, C]`. P are the trained parameters in order, each in row-major order.
+/// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and
+/// `[N, C, P]` for `[N, C]`. P are the trained parameters in order, each in row-major order.
 ///
 /// # Errors
-/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode; [`Error::Memory`] for
-/// more than 2²⁹ numbers.
+/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode;
+/// [`Error::Memory`] for more than 2²⁹ numbers.
 pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce() -> L) -> Result<Tensor> {
     let (f, jacobian) = linearize(&params.into(), outputs)?;
     Ok(if f.dim() == 1 { jacobian.f_squeeze_dim(1)? } else { jacobian })
@@ -92,12 +92,13 @@ fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Res
 }
 
 impl DualView {
-    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0 or 1, or
-    /// values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their optimum is assumed,
-    /// not found: [`DualView::duality_gap`] tells how far they are from it.
+    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0
+    /// or 1, or values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their
+    /// optimum is assumed, not found: [`DualView::duality_gap`] tells how far they are from it.
     ///
     /// # Errors
-    /// Shapes that do not fit, numbers that are not finite, δ or σ² that is not positive, more than 2²⁹ numbers in a matrix.
+    /// Shapes that do not fit, numbers that are not finite, δ or σ² that is not positive, more than 2²⁹ numbers in a
+    /// matrix.
     pub fn new(
         features: &Tensor,
         targets: &Tensor,
@@ -120,8 +121,8 @@ impl DualView {
         Self::at(&features, targets, weights, outputs, likelihood, delta)
     }
 
-    /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its outputs `[N]`,
-    /// `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
+    /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its
+    /// outputs `[N]`, `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
     ///
     /// # Errors
     /// As [`DualView::new`] and [`jacobian`].
@@ -213,8 +214,8 @@ impl DualView {
         Ok(all.f_reshape([left, c, right, c])?.f_permute([0, 2, 1, 3])?)
     }
 
-    /// Its trace over the outputs, Σ_c k_cc `[A, B]`: how alike two inputs are to the model. It takes C² less memory than the
-    /// whole kernel.
+    /// Its trace over the outputs, Σ_c k_cc `[A, B]`: how alike two inputs are to the model. It takes C² less memory
+    /// than the whole kernel.
     ///
     /// # Errors
     /// As [`DualView::kernel`].
@@ -268,8 +269,8 @@ impl DualView {
         number(&self.leverage()?)
     }
 
-    /// S⁻¹Jᵢᵀαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it the change
-    /// of the weights when it leaves, to first order.
+    /// S⁻¹Jᵢᵀαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it
+    /// the change of the weights when it leaves, to first order.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -279,8 +280,8 @@ impl DualView {
         Ok(rows.f_tr()?.f_cholesky_solve(&self.factor, false)?.f_tr()?)
     }
 
-    /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression, and for
-    /// it f - vα/(1-βv) of one output.
+    /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression,
+    /// and for it f - vα/(1-βv) of one output.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -297,8 +298,8 @@ impl DualView {
         Ok(&self.sites.outputs - shift.f_reshape(self.sites.outputs.size())?)
     }
 
-    /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear regression
-    /// it is the fit of the others; otherwise it is one Newton step towards it.
+    /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear
+    /// regression it is the fit of the others; otherwise it is one Newton step towards it.
     ///
     /// # Errors
     /// A position outside, or twice.
@@ -379,7 +380,7 @@ fn within(what: &str, size: &[i64]) -> Result<()> {
         return Ok(());
     }
     Err(error(format!(
-        "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: take fewer \
-         examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
+        "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: \
+         take fewer examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
     )))
 }

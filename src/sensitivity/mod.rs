@@ -7,8 +7,8 @@
 //! | [`DualView`] | the same from the side of the data: the model as a Gaussian process, its dual variables and evidence |
 //! | [`SupportVectors`] | a model whose sensitivities are zero for all but a few examples |
 //!
-//! Scores by which to select examples are in [`crate::selection`]; the Fisher information and posteriors that a sensitivity is
-//! computed from in [`crate::fisher`] and at the crate's top.
+//! Scores by which to select examples are in [`crate::selection`]; the Fisher information and posteriors that a
+//! sensitivity is computed from in [`crate::fisher`] and at the crate's top.
 
 mod dual;
 mod evidence;

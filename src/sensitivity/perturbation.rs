@@ -7,14 +7,14 @@ use crate::likelihood::{Likelihood, Outputs, logits_of_mean, rows};
 use crate::{Error, GaussianPosterior, IntoTensor, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
-/// Smallest probability in a logarithm of [`Sensitivity::nll`]: an example that the model is wrongly certain of then counts for
-/// 23 nats and not for all others together.
+/// Smallest probability in a logarithm of [`Sensitivity::nll`]: an example that the model is wrongly certain of then
+/// counts for 23 nats and not for all others together.
 const SMALLEST: f64 = 1e-10;
 
 /// How far a trained model would move without each of its examples, without training it again.
 ///
-/// A posterior N(m, S⁻¹) at the end of the Bayesian learning rule is a sum of the examples' parts. Taking out that of example
-/// i moves the mean by the memory-perturbation equation (Nickl et al. 2023, *The Memory Perturbation Equation*)
+/// A posterior N(m, S⁻¹) at the end of the Bayesian learning rule is a sum of the examples' parts. Taking out that of
+/// example i moves the mean by the memory-perturbation equation (Nickl et al. 2023, *The Memory Perturbation Equation*)
 ///
 /// ```text
 /// m^\i - m = S⁻¹ ∇ℓᵢ = S⁻¹ Jᵢᵀ eᵢ                                 weights      Removal::shift
@@ -23,14 +23,14 @@ const SMALLEST: f64 = 1e-10;
 /// ```
 ///
 /// with the outputs f `[C]` and their Jacobian Jᵢ `[C, P]`, the error e = p - y of the prediction (divided by σ² for a
-/// Gaussian) and Λ the Hessian of -ln p(y | f). The prediction error times the prediction variance: nothing is trained, and the
-/// cost is about that of C backward passes over the data. S of any Gaussian posterior will do, an optimizer's own during training
-/// included ([`Optimizer::posterior`](crate::Optimizer::posterior)); how good the estimate is depends on how close m is to a
-/// fixed point and S to the Hessian.
+/// Gaussian) and Λ the Hessian of -ln p(y | f). The prediction error times the prediction variance: nothing is trained,
+/// and the cost is about that of C backward passes over the data. S of any Gaussian posterior will do, an optimizer's
+/// own during training included ([`Optimizer::posterior`](crate::Optimizer::posterior)); how good the estimate is
+/// depends on how close m is to a fixed point and S to the Hessian.
 ///
 /// S still has example i in it. Taking its curvature out as well, S - JᵢᵀΛᵢJᵢ, gives
-/// [`Sensitivity::leave_one_out_shift`], which is exact for linear regression; near an optimum it matters where leverages are
-/// large.
+/// [`Sensitivity::leave_one_out_shift`], which is exact for linear regression; near an optimum it matters where
+/// leverages are large.
 ///
 /// # Which number for what
 /// | | is large for |
@@ -39,7 +39,8 @@ const SMALLEST: f64 = 1e-10;
 /// | [`Sensitivity::shift_size`], ‖v e‖ | **mislabelled** ones. They have errors near 1 where the model is sure of something else, and that is where Λ would hide them |
 /// | [`Sensitivity::leverage`], tr(Λv) | examples that the model fits because they are there, whatever their label |
 ///
-/// All from the predictions of the mean, or, as sensitivities are followed over a training, [`Sensitivity::averaged`] ones.
+/// All from the predictions of the mean, or, as sensitivities are followed over a training, [`Sensitivity::averaged`]
+/// ones.
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -72,11 +73,12 @@ pub struct Sensitivity {
 }
 
 impl Sensitivity {
-    /// Of the examples in batches (inputs, targets), at the model's present weights, which should be the posterior's mean.
+    /// Of the examples in batches (inputs, targets), at the model's present weights, which should be the posterior's
+    /// mean.
     ///
-    /// The closure gives outputs `[B]` or `[B, C]`, row i from example i alone; targets are classes `[B]` (i64; categorical) or
-    /// values in the shape of the outputs. Everything is kept on the CPU in f64, v as `[N, C, C]`: for many classes take
-    /// [`Sensitivity::diagonal`].
+    /// The closure gives outputs `[B]` or `[B, C]`, row i from example i alone; targets are classes `[B]` (i64;
+    /// categorical) or values in the shape of the outputs. Everything is kept on the CPU in f64, v as `[N, C, C]`: for
+    /// many classes take [`Sensitivity::diagonal`].
     ///
     /// # Errors
     /// No examples, targets that do not fit, outputs that are not finite; as [`DiagonalGaussian::output_variance`].
@@ -141,9 +143,9 @@ impl Sensitivity {
         Self::assembled(Outputs::new(likelihood, &outputs?, None)?, targets?, covariance?)
     }
 
-    /// From what is known already: outputs f `[N]` or `[N, C]`, targets as in [`Sensitivity::of`], and v `[N, C, C]` or its
-    /// diagonals `[N, C]`, C = 1 for outputs `[N]`. For posteriors that do not implement [`GaussianPosterior`] and for Gaussian
-    /// processes.
+    /// From what is known already: outputs f `[N]` or `[N, C]`, targets as in [`Sensitivity::of`], and v `[N, C, C]` or
+    /// its diagonals `[N, C]`, C = 1 for outputs `[N]`. For posteriors that do not implement [`GaussianPosterior`] and
+    /// for Gaussian processes.
     ///
     /// # Errors
     /// Other shapes, numbers that are not finite.
@@ -174,10 +176,10 @@ impl Sensitivity {
     /// p̄ᵢ = (1/K) Σ_k softmax(f_ik) or sigmoid(f_ik),   f_ik ~ N(fᵢ, vᵢ)         e = p̄ - y,   Λ of p̄
     /// ```
     ///
-    /// So Nickl et al. follow sensitivities over a training, with K = `samples` = 150. An example that the mean is sure of while
-    /// the posterior is not then counts as uncertain. Where v is 0, and for a Gaussian likelihood, whose predictions are linear in
-    /// f, nothing changes; nor do f, v and [`Sensitivity::nll`], which adds shifts to f. A function of the arguments: the same
-    /// seed gives the same draws, and the error falls with 1/√K.
+    /// So Nickl et al. follow sensitivities over a training, with K = `samples` = 150. An example that the mean is sure
+    /// of while the posterior is not then counts as uncertain. Where v is 0, and for a Gaussian likelihood, whose
+    /// predictions are linear in f, nothing changes; nor do f, v and [`Sensitivity::nll`], which adds shifts to f. A
+    /// function of the arguments: the same seed gives the same draws, and the error falls with 1/√K.
     ///
     /// # Errors
     /// No samples, a v that is not a covariance matrix.
@@ -256,15 +258,16 @@ impl Sensitivity {
         Ok(self.times_v(&columns(&self.errors)?)?.f_reshape(self.outputs.z.size())?)
     }
 
-    /// (I - vΛ)⁻¹ v e: the same with the example's curvature taken out of S, v e / (1 - βv) for one output with β = Λ. For linear
-    /// regression with S = Σ JᵀΛJ + prior it is what training without the example gives.
+    /// (I - vΛ)⁻¹ v e: the same with the example's curvature taken out of S, v e / (1 - βv) for one output with β = Λ.
+    /// For linear regression with S = Σ JᵀΛJ + prior it is what training without the example gives.
     ///
     /// # Errors
-    /// [`Error::Curvature`] for an example with an eigenvalue of Λv of 1 or more, so that S - JᵀΛJ is not a precision. That can happen
-    /// with a diagonal S, which has of JᵀΛJ the diagonal only.
+    /// [`Error::Curvature`] for an example with an eigenvalue of Λv of 1 or more, so that S - JᵀΛJ is not a precision.
+    /// That can happen with a diagonal S, which has of JᵀΛJ the diagonal only.
     pub fn leave_one_out_shift(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        // With Λ = RRᵀ: (I - vΛ)⁻¹ = I + vR (I - RᵀvR)⁻¹ Rᵀ, whose middle is symmetric and has one column less for a softmax.
+        // With Λ = RRᵀ: (I - vΛ)⁻¹ = I + vR (I - RᵀvR)⁻¹ Rᵀ, whose middle is symmetric and has one column less for a
+        // softmax.
         let r = self.logits.roots()?;
         let vr = match self.covariance.dim() {
             3 => self.covariance.f_bmm(&r)?,
@@ -277,8 +280,8 @@ impl Sensitivity {
             let i = bad.int64_value(&[0, 0]);
             let leverage = self.leverage()?.double_value(&[i]);
             return Err(Error::Curvature(format!(
-                "example {i} has a leverage of {leverage:.3}, more than the posterior's precision can hold; take the uncorrected \
-                 shift(), or a posterior whose precision has the curvature of all examples"
+                "example {i} has a leverage of {leverage:.3}, more than the posterior's precision can hold; take the \
+                 uncorrected shift(), or a posterior whose precision has the curvature of all examples"
             )));
         }
         let shift = self.times_v(&columns(&self.errors)?)?.f_unsqueeze(2)?;
@@ -313,8 +316,8 @@ impl Sensitivity {
         Ok(rows(&self.shift()?.f_square()?)?.f_sqrt()?)
     }
 
-    /// tr(Λv) `[N]`: how much of its prediction is the example's own doing, between 0 and the rank of Λ where S has the curvature
-    /// of all examples.
+    /// tr(Λv) `[N]`: how much of its prediction is the example's own doing, between 0 and the rank of Λ where S has the
+    /// curvature of all examples.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -322,8 +325,8 @@ impl Sensitivity {
         self.logits.curvature_trace(&self.covariance)
     }
 
-    /// Σᵢ tr(Λᵢvᵢ): the effective number of parameters, if these are all training data and S their curvature and the prior's; at
-    /// most the number of weights then.
+    /// Σᵢ tr(Λᵢvᵢ): the effective number of parameters, if these are all training data and S their curvature and the
+    /// prior's; at most the number of weights then.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -333,8 +336,9 @@ impl Sensitivity {
 
     /// -(1/N) Σᵢ ln p(yᵢ | fᵢ + shiftᵢ), probabilities below 10⁻¹⁰ counted as that.
     ///
-    /// With [`Sensitivity::shift`] the estimate of the leave-one-out loss by the memory-perturbation equation, which follows the
-    /// test loss during training; with [`Sensitivity::leave_one_out_shift`] the corrected one; with zeros the training loss.
+    /// With [`Sensitivity::shift`] the estimate of the leave-one-out loss by the memory-perturbation equation, which
+    /// follows the test loss during training; with [`Sensitivity::leave_one_out_shift`] the corrected one; with zeros
+    /// the training loss.
     ///
     /// # Errors
     /// A shift of another shape than the outputs.

@@ -32,8 +32,8 @@ impl DualView {
         self.predict_at(&if self.one() { output.f_squeeze_dim(1)? } else { output }, features)
     }
 
-    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear continuation from
-    /// θ = 0 only.
+    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear
+    /// continuation from θ = 0 only.
     ///
     /// # Errors
     /// As [`DualView::predict`].
@@ -47,8 +47,8 @@ impl DualView {
         }
         let white = self.white(&jacobian)?;
         let output = Outputs::new(self.sites.likelihood, &output, None)?;
-        // The derivative of the mean by the output is Λ times σ² (1 where there is none), the variance of a label Λ times its
-        // square.
+        // The derivative of the mean by the output is Λ times σ² (1 where there is none), the variance of a label Λ
+        // times its square.
         let scale = output.likelihood.scale();
         let root = output.roots()?;
         let slope = squares(&root, false)? * scale;

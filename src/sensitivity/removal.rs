@@ -14,8 +14,9 @@ use tch::{Kind, Tensor};
 /// N(m + (S - F_R)⁻¹ Σ_R ∇ℓⱼ, (S - F_R)⁻¹)    posterior_without: their curvature F_R leaves as well
 /// ```
 ///
-/// Both need the examples' loss and curvature only, not the rest of the data. What becomes of predictions: perturb the model with
-/// the new mean ([`DiagonalGaussian::copy_mean_to`]), or for the removed examples themselves [`Sensitivity`](super::Sensitivity).
+/// Both need the examples' loss and curvature only, not the rest of the data. What becomes of predictions: perturb the
+/// model with the new mean ([`DiagonalGaussian::copy_mean_to`]), or for the removed examples themselves
+/// [`Sensitivity`](super::Sensitivity).
 #[derive(Debug)]
 pub struct Removal {
     gradient: Vec<(String, Tensor)>,
@@ -69,8 +70,8 @@ impl Removal {
         q.solve(&self.gradient)
     }
 
-    /// The posterior without them, of the seed of the given one. Its mean is exact for linear regression with one weight, and
-    /// wherever S is truly diagonal.
+    /// The posterior without them, of the seed of the given one. Its mean is exact for linear regression with one
+    /// weight, and wherever S is truly diagonal.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a precision that would not be positive: the posterior does not hold their curvature.
@@ -98,8 +99,8 @@ impl Removal {
                 return Err(Error::parameter(
                     name,
                     format!(
-                        "without the examples its smallest precision is {smallest:e}: the posterior holds less curvature than they \
-                         have here; take shift(..), which leaves the precision"
+                        "without the examples its smallest precision is {smallest:e}: the posterior holds less \
+                         curvature than they have here; take shift(..), which leaves the precision"
                     ),
                 ));
             }

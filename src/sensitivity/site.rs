@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 /// ℓ(f̂ + d) ≈ ℓ - αᵀd + ½dᵀΛd          α = -∂ℓ/∂f,   Λ = ∂²ℓ/∂f² = RRᵀ
 /// ```
 ///
-/// Λ has no inverse for a softmax, where adding a constant to all logits changes nothing; nothing here asks for one. "Its shape"
-/// below is that of the outputs the model has, `[N]` or `[N, C]`.
+/// Λ has no inverse for a softmax, where adding a constant to all logits changes nothing; nothing here asks for one.
+/// "Its shape" below is that of the outputs the model has, `[N]` or `[N, C]`.
 #[derive(Debug)]
 pub(super) struct Sites {
     pub likelihood: Likelihood,
@@ -97,8 +97,8 @@ impl Sites {
         })
     }
 
-    /// Σ ℓ(f) - (-ℓ*(-α)) = Σ ℓ(f) + ℓ*(-α), with the conjugate ℓ* of the loss itself: never less than -Σ αᵀf. Infinite if α is
-    /// no slope of the loss anywhere.
+    /// Σ ℓ(f) - (-ℓ*(-α)) = Σ ℓ(f) + ℓ*(-α), with the conjugate ℓ* of the loss itself: never less than -Σ αᵀf. Infinite
+    /// if α is not a slope of the loss anywhere.
     pub fn conjugate_sum(&self, f: &Tensor) -> Result<f64> {
         let y = &self.targets;
         let losses = Outputs::new(self.likelihood, &f.f_reshape(y.size())?, None)?.nll(y, None)?;

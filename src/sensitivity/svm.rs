@@ -12,10 +12,10 @@ use tch::{Kind, Tensor};
 /// θ = Σᵢ αᵢyᵢφᵢ/δ                               the support vectors have αᵢ > 0
 /// ```
 ///
-/// αᵢ is the example's sensitivity: 0 for those that could leave without any change, 1 for those inside of the margin (labels
-/// that the machine does not follow among them), and between for those on it. With C = 1/δ it is the usual machine without an
-/// intercept; add a constant feature for one, which is then penalized, too. The dual of smooth losses is
-/// [`DualView`](super::DualView).
+/// αᵢ is the example's sensitivity: 0 for those that could leave without any change, 1 for those inside of the margin
+/// (labels that the machine does not follow among them), and between for those on it. With C = 1/δ it is the usual
+/// machine without an intercept; add a constant feature for one, which is then penalized, too. The dual of smooth
+/// losses is [`DualView`](super::DualView).
 ///
 /// ```
 /// # use tch::Tensor;
@@ -39,12 +39,13 @@ pub struct SupportVectors {
 }
 
 impl SupportVectors {
-    /// Fits features `[N, P]` and labels `[N]` (0 or 1) with δ > 0 by coordinate ascent of the dual (Hsieh et al. 2008, *A Dual
-    /// Coordinate Descent Method for Large-scale Linear SVM*), until the duality gap is at most `tolerance` > 0 nats, or an
-    /// error after `rounds` ≥ 1 rounds over the data. The order of the examples is the data's.
+    /// Fits features `[N, P]` and labels `[N]` (0 or 1) with δ > 0 by coordinate ascent of the dual (Hsieh et al. 2008,
+    /// *A Dual Coordinate Descent Method for Large-scale Linear SVM*), until the duality gap is at most `tolerance` > 0
+    /// nats, or an error after `rounds` ≥ 1 rounds over the data. The order of the examples is the data's.
     ///
     /// # Errors
-    /// Shapes and labels that do not fit, numbers that are not finite, settings out of range, a gap that is too large in the end.
+    /// Shapes and labels that do not fit, numbers that are not finite, settings out of range, a gap that is too large
+    /// in the end.
     pub fn fit(features: &Tensor, labels: &Tensor, delta: f64, tolerance: f64, rounds: usize) -> Result<Self> {
         check::positive("delta", delta)?;
         check::positive("tolerance", tolerance)?;
