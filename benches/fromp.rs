@@ -51,7 +51,7 @@ fn fromp(c: &mut Criterion) {
     let past = Fromp::new(&params, &Kernel::Full { q: &q, jitter: 1e-6 }, [&memory], forward).expect("fits");
     group.bench_function("penalty, forward and backward", |b| {
         b.iter(|| {
-            let value = past.value(&Model { params: &params, forward: &forward }).expect("fits");
+            let value = past.value(&Model { params: &params, forward: &|x| Ok(forward(x)) }).expect("fits");
             black_box(Tensor::run_backward(&[value], &leaves, false, false))
         });
     });

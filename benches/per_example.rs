@@ -8,9 +8,10 @@ use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, meas
 use std::hint::black_box;
 use tch::nn::{Module, Sequential, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_blr::memory::Sensitivity;
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::Likelihood;
-use tch_blr::{Adam, Fisher, Optimizer, Philox, Prior, Rule, Von};
+use tch_blr::sensitivity::Sensitivity;
+use tch_blr::{Adam, Optimizer, Philox, Prior, Rule, Von};
 
 const BATCH: i64 = 128;
 
@@ -93,7 +94,7 @@ fn fisher(c: &mut Criterion) {
     let (data, _) = common::images(8 * BATCH);
     let mut group = c.benchmark_group("per_example/fisher-784-256-256-10, 1024 examples");
     let by_layers = || {
-        let fisher = Fisher::exact().labels(&labels);
+        let fisher = Fisher::exact().active(&labels);
         fisher.diagonal(&model.vs, data.split(BATCH, 0), |x| model.net.forward(x)).expect("a finite curvature")
     };
     let columns = Tensor::from_slice(&labels);

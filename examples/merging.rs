@@ -24,8 +24,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Reduction, Tensor};
+use tch_blr::fisher::{DiagonalFisher, Fisher};
 use tch_blr::merge::{self, Method, Model, Rescale, Tensors, gradient_mismatch, merge};
-use tch_blr::{Builder, DiagonalFisher, DiagonalGaussian, Fisher, HessianEstimator, Ivon, Rule, Schedule};
+use tch_blr::{Builder, DiagonalGaussian, HessianEstimator, Ivon, Rule, Schedule};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 /// Images and labels.

@@ -24,9 +24,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::memory::{DualView, jacobian};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{Adam, Expectation, Fisher, GaussianRule, Ivon, Optimizer, Prior, Rule, Schedule, Von};
+use tch_blr::sensitivity::{DualView, jacobian};
+use tch_blr::{Adam, Expectation, GaussianRule, Ivon, Optimizer, Prior, Rule, Schedule, Von};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 

@@ -23,9 +23,11 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Tensor};
-use tch_blr::memory::{self, Sensitivity};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::Likelihood;
-use tch_blr::{Fisher, Ivon, Optimizer, Rule, Schedule, metrics, pruning};
+use tch_blr::selection;
+use tch_blr::sensitivity::Sensitivity;
+use tch_blr::{Ivon, Optimizer, Rule, Schedule, metrics, pruning};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -240,8 +242,8 @@ fn sheet(data: &Digits, net: &Mlp, opt: &Optimizer<Ivon>, folder: &Path) -> Outc
     const ROWS: i64 = 4;
     const COLUMNS: i64 = 20;
     let s = sensitivities(net, opt, &data.train_images, &data.train_labels)?.score()?;
-    let most = memory::top(&s, (ROWS * COLUMNS) as usize)?;
-    let least = memory::top(&-&s, (ROWS * COLUMNS) as usize)?;
+    let most = selection::top(&s, (ROWS * COLUMNS) as usize)?;
+    let least = selection::top(&-&s, (ROWS * COLUMNS) as usize)?;
     let block = |positions: &[i64]| {
         let images = data.train_images.index_select(0, &Tensor::from_slice(positions));
         let missing = ROWS * COLUMNS - images.size()[0];
@@ -293,12 +295,12 @@ fn kinds(data: &Digits, net: &Mlp, opt: &Optimizer<Ivon>, folder: &Path) -> Outc
     let p = s.errors() + data.train_labels.one_hot(10);
     let sum = |t: Tensor| t.sum_dim_intlist(1, false, Kind::Double);
     let (error, lambda, variance) = (sum(s.errors().square()).sqrt(), sum(&p - p.square()), sum(s.variance()?));
-    let outliers = memory::top(&error, EACH)?;
+    let outliers = selection::top(&error, EACH)?;
     // Not those again.
     let others = lambda.index_fill(0, &Tensor::from_slice(&outliers), -1.0);
     let kinds = [
-        ("easy: smallest ‖v e‖ of each class", memory::class_balanced(&-s.shift_size()?, &data.train_labels, EACH)?),
-        ("uncertain: largest tr Λ", memory::top(&others, EACH)?),
+        ("easy: smallest ‖v e‖ of each class", selection::class_balanced(&-s.shift_size()?, &data.train_labels, EACH)?),
+        ("uncertain: largest tr Λ", selection::top(&others, EACH)?),
         ("outliers: largest ‖e‖", outliers),
     ];
     let every = (error.numel() / SHOWN).max(1);
@@ -395,7 +397,7 @@ fn wrong_labels(data: &Digits, (epochs, hess_init): (u64, f64), folder: &Path) -
     let wrong: Vec<bool> = clean.iter().zip(&noisy).map(|(a, b)| a != b).collect();
     let all = wrong.iter().filter(|w| **w).count() as f64;
     let found = |scores: &Tensor| -> Outcome<f64> {
-        let suspects = memory::top(scores, wrong.len() / 10)?;
+        let suspects = selection::top(scores, wrong.len() / 10)?;
         Ok(suspects.iter().filter(|i| wrong[**i as usize]).count() as f64 / all)
     };
     let (net, mut opt) = network(clean.len(), epochs, hess_init)?;

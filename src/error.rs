@@ -33,6 +33,9 @@ pub enum Error {
     /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
     #[error("loss: {0}")]
     Loss(String),
+    /// A model's outputs, targets or active outputs that do not fit its likelihood, or a loss that does not tell it.
+    #[error("likelihood: {0}")]
+    Likelihood(String),
     /// The loss is NaN or infinite.
     #[error("the loss is {value} in step {step}; nothing was changed (lower the learning rate, or look at the batch)")]
     NonFiniteLoss {

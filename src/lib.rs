@@ -118,12 +118,12 @@
 //!   the numbers of other codes in ours.
 //! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
 //!   linking libtorch. `docs/design.md`: architecture and file formats.
-//! * [`Fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
+//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files. `docs/merging.md`.
-//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`memory`]: which examples to keep.
-//! * [`memory::Sensitivity`], [`memory::DualView`]: how far the model would move without an example; leave-one-out losses.
-//!   `docs/sensitivity.md`. [`pruning`]: which weights a model can do without.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`selection`]: which examples to keep.
+//! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`. [`pruning`]:
+//!   which weights a model can do without.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
 //!   training is going.
 
@@ -134,12 +134,12 @@ mod driver;
 mod error;
 mod expectation;
 pub mod family;
+pub mod fisher;
 mod gradient;
 mod kernel;
-mod labels;
+mod likelihood;
 mod linalg;
 mod link;
-pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
@@ -151,26 +151,27 @@ pub mod pruning;
 pub mod rows;
 pub mod rule;
 mod schedule;
+pub mod selection;
+pub mod sensitivity;
 mod statistic;
 mod storage;
 
 pub use blr_merge;
-pub use curvature::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::IntoTensor;
+pub(crate) use kernel::Real;
 pub use kernel::{Given, Noise, Philox};
-pub use labels::Labels;
+pub use likelihood::Labels;
 pub(crate) use link::Link;
-pub use params::{Params, Perturbed};
 pub use outputs::GaussianPosterior;
+pub use params::{Params, Perturbed};
 pub use posterior::{
     DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
     NaturalSum, Posterior, Predictive, combine,
 };
 pub use prior::Prior;
-pub(crate) use kernel::Real;
 pub use rows::{
     Adam, AdamW, AnyRow, BayesBiNN, BayesianSam, BuildOptions, DiagonalNewton, Evon, FullVon, Ivon, MixtureOfGaussians,
     MultiIvon, Newton, NoisyKfac, RmsProp, Sam, SamRmsProp, Sgd, Soap, Ste, Vadam, Von,

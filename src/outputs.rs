@@ -2,8 +2,7 @@
 //!
 //! Here is what needs both a posterior and the linearisation of a model; `posterior` itself knows no curvature.
 
-use crate::curvature::{Forward, Linearized, Looked};
-use crate::nn::Likelihood;
+use crate::curvature::{Linearized, Looked, Pass};
 use crate::posterior::{DiagonalGaussian, FullGaussian, Posterior, in_model};
 use crate::{Error, IntoTensor, Params, Result, kernel, linalg};
 use tch::{Kind, Tensor};
@@ -65,10 +64,9 @@ impl DiagonalGaussian {
             Some(variance.to_device(leaf.tensor.device()).to_kind(leaf.state_kind()))
         });
         let variances: Vec<Option<Tensor>> = variances.collect();
-        // Any likelihood that takes outputs as they are will do.
-        let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
-        let size = forward.output.z.size();
-        finite(of(&mut Linearized::new(&forward, params, &mut Looked::default())?, &variances, &size)?)
+        let pass = Pass::run(params, outputs)?;
+        let size = pass.z.size();
+        finite(of(&mut Linearized::new(&pass, params, &mut Looked::default())?, &variances, &size)?)
     }
 }
 
@@ -88,8 +86,8 @@ impl FullGaussian {
 
     fn of_outputs<L: IntoTensor>(&self, params: &Params, outputs: impl FnOnce() -> L) -> Result<Tensor> {
         fits(params, self.names().map(|name| (name.to_owned(), self.mean(name).unwrap_or_default())).collect())?;
-        let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
-        let jacobian = Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?;
+        let pass = Pass::run(params, outputs)?;
+        let jacobian = Linearized::new(&pass, params, &mut Looked::default())?.jacobian()?;
         let _no_grad = tch::no_grad_guard();
         let &[batch, outputs, _] = &jacobian.size()[..] else { unreachable!("[B, C, P]") };
         let mut start = 0;

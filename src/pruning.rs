@@ -33,7 +33,8 @@
 
 use crate::driver::Row;
 use crate::posterior::in_model;
-use crate::{DiagonalFisher, DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
+use crate::fisher::DiagonalFisher;
+use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
 /// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned (biases, say):

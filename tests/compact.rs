@@ -5,8 +5,8 @@ mod support;
 use support::values;
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay, SoftLabels};
-use tch_blr::memory::{compact, random_scores, top};
 use tch_blr::nn::Likelihood;
+use tch_blr::selection::{compact, random_scores, top};
 use tch_blr::{Error, Params, family};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -109,7 +109,7 @@ fn adapted(kept: Memory, old: &Tensor, delta: f64, new: &Memory) -> Tensor {
     let objective = past.with(Replay::new(new.shallow_clone()).unwrap());
     minimum(old, |theta| {
         let params = Params::named([("w", theta.shallow_clone())]).unwrap();
-        objective.value(&params, &|x| x.mv(theta)).unwrap()
+        objective.value(&params, |x| x.mv(theta)).unwrap()
     })
 }
 
@@ -128,7 +128,7 @@ fn a_k_prior_with_it_is_nearer_to_the_joint_optimum_than_with_random_examples() 
         let replay = Past::new().with(Replay::new(on.shallow_clone()).unwrap());
         minimum(&truth.zeros_like(), |theta| {
             let params = Params::named([("w", theta.shallow_clone())]).unwrap();
-            replay.value(&params, &|x| x.mv(theta)).unwrap() + theta.square().sum(Kind::Double) * 0.5
+            replay.value(&params, |x| x.mv(theta)).unwrap() + theta.square().sum(Kind::Double) * 0.5
         })
     };
     let (first, new) = (task(0, 500), task(500, 100));
@@ -155,7 +155,11 @@ fn what_cannot_be_made_compact_is_refused_by_name() {
     let forward = |x: &Tensor| x.mv(&theta);
     let says = |result: Result<Memory, Error>, what: &str| {
         let e = result.unwrap_err();
-        assert!(matches!(e, Error::Memory(_) | Error::HyperParameter { .. }) && e.to_string().contains(what), "{e}");
+        assert!(
+            matches!(e, Error::Memory(_) | Error::Likelihood(_) | Error::HyperParameter { .. })
+                && e.to_string().contains(what),
+            "{e}"
+        );
     };
     says(compact(&[], 2, 0, forward), "no part");
     says(compact(&[&past()], 0, 0, forward), "`k`");
@@ -167,7 +171,7 @@ fn what_cannot_be_made_compact_is_refused_by_name() {
     says(compact(&[&past(), &Memory::new(&x.narrow(1, 0, 3), BERNOULLI)], 2, 0, forward), "[M, 8]");
     says(compact(&[&Memory::new(&x.get(0), BERNOULLI)], 2, 0, forward), "features");
     says(compact(&[&Memory::new(&(&x * f64::NAN), BERNOULLI)], 2, 0, forward), "inputs of part 0");
-    says(compact(&[&past().labels(&[0])], 2, 0, forward), "names its labels");
+    says(compact(&[&past().active(&[0])], 2, 0, forward), "names its active outputs");
     says(compact(&[&past().weights(&x.get(0))], 2, 0, forward), "weights");
     says(compact(&[&past().weights(&-Tensor::ones([10], F64))], 2, 0, forward), "negative");
     says(compact(&[&Memory::new(&x.narrow(0, 0, 0), BERNOULLI)], 2, 0, forward), "empty");

@@ -8,11 +8,12 @@ use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{
     LabelNoise, Memory, Model, Past, Quadratic, Regularizer, Replay, SoftLabels, SynapticIntelligence,
 };
-use tch_blr::memory::class_balanced;
+use tch_blr::fisher::{Fisher, KroneckerFisher, LayerFactors};
 use tch_blr::nn::Likelihood;
+use tch_blr::selection::class_balanced;
 use tch_blr::{
-    DiagonalGaussian, Error, Fisher, FullGaussian, KroneckerFisher, KroneckerGaussian, KroneckerParameter,
-    LayerFactors, Newton, Params, Rule, Sgd, StructuredRule, combine,
+    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter,
+    Newton, Params, Rule, Sgd, StructuredRule, combine,
 };
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -64,7 +65,7 @@ impl Pair {
     }
 
     fn graph(&self, k: &dyn Regularizer) -> Tensor {
-        k.value(&Model { params: &self.params(), forward: &|x| x.matmul(&self.w) + &self.b }).unwrap()
+        k.value(&Model { params: &self.params(), forward: &|x| Ok(x.matmul(&self.w) + &self.b) }).unwrap()
     }
 
     fn gradient(&self, k: &dyn Regularizer) -> Vec<f64> {
@@ -301,7 +302,7 @@ fn one_after_the_other_is_all_at_once_in_any_order() {
     let (s, m) = all.joint();
     let after = |prior: &FullGaussian, task: usize| {
         let past = Quadratic::from(prior);
-        let model = Model { params: &all.params(), forward: &|x| x.matmul(&all.w) };
+        let model = Model { params: &all.params(), forward: &|x| Ok(x.matmul(&all.w)) };
         minimize(all.params(), || all.loss(task) + past.value(&model).unwrap());
         FullGaussian::new([("w", all.w.detach().copy())], &(prior.precision_matrix() + all.precision(task))).unwrap()
     };
@@ -325,7 +326,7 @@ fn the_diagonal_is_exact_where_features_are_orthogonal() {
         for task in order {
             let past = Quadratic::from(&q);
             let forward = |x: &Tensor| x.matmul(&all.w);
-            let model = Model { params: &all.params(), forward: &forward };
+            let model = Model { params: &all.params(), forward: &|x| Ok(forward(x)) };
             minimize(all.params(), || all.loss(task) + past.value(&model).unwrap());
             let f = Fisher::exact().likelihood(Likelihood::Gaussian { variance: VARIANCE });
             q = f.diagonal(all.params(), [&all.tasks[task].0], forward).unwrap().laplace(&q).unwrap();
@@ -391,7 +392,7 @@ impl Layered {
     }
 
     fn value(&self, k: &Quadratic) -> Tensor {
-        k.value(&Model { params: &self.params(), forward: &|x| self.forward(x) }).unwrap()
+        k.value(&Model { params: &self.params(), forward: &|x| Ok(self.forward(x)) }).unwrap()
     }
 
     fn gradient(&self, k: &Quadratic) -> Vec<Vec<f64>> {
@@ -480,7 +481,11 @@ fn kronecker_factors_of_a_convolution_as_a_quadratic() {
     let v = Tensor::cat(&[dw.reshape([4, 18]), db.unsqueeze(1)], 1);
     let expected = 0.5 * number(&layer.outputs.matmul(&v).matmul(&layer.inputs).matmul(&v.tr()).trace());
     let params = Params::from(&vs);
-    close(number(&Quadratic::from(&f).value(&Model { params: &params, forward: &forward }).unwrap()), expected, 1e-12);
+    close(
+        number(&Quadratic::from(&f).value(&Model { params: &params, forward: &|x| Ok(forward(x)) }).unwrap()),
+        expected,
+        1e-12,
+    );
 }
 
 /// One example per task: G ⊗ A is the layer's block, bias and all, and a list of them the sum of the full matrices.
@@ -585,7 +590,7 @@ impl Net {
     }
 
     fn value(&self, k: &dyn Regularizer) -> Tensor {
-        k.value(&Model { params: &self.params(), forward: &|x| self.forward(x) }).unwrap()
+        k.value(&Model { params: &self.params(), forward: &|x| Ok(self.forward(x)) }).unwrap()
     }
 
     fn gradient(&self, loss: &Tensor) -> Vec<f64> {
@@ -694,7 +699,7 @@ fn the_losses_of_certain_predictions_are_exact() {
         let y = Tensor::from_slice(&[1.0, 0.0]);
         let replay = Replay::new(Memory::new(&y, Likelihood::Bernoulli).targets(&y)).unwrap();
         let params = Params::named([("f", f.shallow_clone())]).unwrap();
-        let loss = replay.value(&Model { params: &params, forward: &|_| f.shallow_clone() }).unwrap();
+        let loss = replay.value(&Model { params: &params, forward: &|_| Ok(f.shallow_clone()) }).unwrap();
         let expected = (-size).exp().ln_1p();
         assert!((number(&loss) / (2.0 * expected) - 1.0).abs() < 1e-12, "{size}: {}", number(&loss));
         let gradient = values(&Tensor::run_backward(&[&loss], &[&f], false, false)[0]);
@@ -724,7 +729,7 @@ fn distillation_softens_both_sides() {
 fn a_memory_knows_which_outputs_are_its_tasks() {
     let net = Net::new(5);
     let y = Tensor::from_slice(&[3i64, 1, 3, 3, 1, 1, 3, 1]);
-    let memory = || Memory::new(&net.x, Likelihood::Categorical).targets(&y).labels(&[3, 1]);
+    let memory = || Memory::new(&net.x, Likelihood::Categorical).targets(&y).active(&[3, 1]);
     let replay = net.value(&Replay::new(memory()).unwrap());
     let columns = net.forward(&net.x).index_select(1, &Tensor::from_slice(&[1i64, 3]));
     let expected = tch_blr::nn::cross_entropy(&columns, &y.eq(3).to_kind(Kind::Int64)).unwrap().sum(Kind::Double);
@@ -736,7 +741,7 @@ fn a_memory_knows_which_outputs_are_its_tasks() {
     let again = Memory::new(&net.x.index_select(0, &Tensor::from_slice(&[6i64, 0, 6])), Likelihood::Categorical)
         .targets(&Tensor::from_slice(&[3i64, 3, 3]))
         .weights(&wave(&[8], 0.1).index_select(0, &Tensor::from_slice(&[6i64, 0, 6])))
-        .labels(&[3, 1]);
+        .active(&[3, 1]);
     assert_eq!(some.len(), 3);
     let value = |m| number(&net.value(&Replay::new(m).unwrap()));
     assert_eq!(value(some), value(again));
@@ -765,7 +770,7 @@ fn synaptic_intelligence_finds_the_curvature_of_a_quadratic() {
     // c = 1 puts back the loss, as a sum over N examples.
     let penalty = si.penalty(1.0, n).unwrap();
     set(&theta, &Tensor::from_slice(&[0.5, 0.7, -0.2]));
-    let value = |k: &Quadratic| number(&k.value(&Model { params: &params(), forward: &|x| x.copy() }).unwrap());
+    let value = |k: &Quadratic| number(&k.value(&Model { params: &params(), forward: &|x| Ok(x.copy()) }).unwrap());
     close(value(&penalty), n * number(&loss()), 0.01 * n * number(&loss()));
     close(value(&si.penalty(0.1, n).unwrap()), 0.1 * value(&penalty), 1e-12);
 
@@ -811,7 +816,7 @@ impl Logistic {
     }
 
     fn value(&self, past: &Past) -> Tensor {
-        past.value(&self.params(), &|x| self.forward(x)).unwrap()
+        past.value(&self.params(), |x| self.forward(x)).unwrap()
     }
 
     /// Trains; w.
@@ -912,7 +917,7 @@ fn the_error_of_the_reconstructed_gradient() {
     set(&model.w, &(model.w.detach() + wave(&[6], 0.8)));
     let error = |past: &Past| {
         let truth = batch();
-        past.reconstruction_error(&model.params(), &|x| model.forward(x), || model.value(&truth)).unwrap()
+        past.reconstruction_error(&model.params(), |x| model.forward(x), || model.value(&truth)).unwrap()
     };
     let (all, some, weights) = (error(&all), error(&some), error(&weights));
     assert!(all < 1e-12 && (0.01..0.8).contains(&some) && some < weights && weights < 1.0, "{all} {some} {weights}");
@@ -984,6 +989,7 @@ fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
             | Error::Parameters(_)
             | Error::Posterior(_)
             | Error::Loss(_)
+            | Error::Likelihood(_)
     );
     assert!(typed && e.to_string().contains(what), "{e}");
 }
@@ -996,7 +1002,7 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
     let whole = || with(&net.x).targets(&y);
     let soft = |m: Memory| SoftLabels::of(m, |x| net.forward(x));
     let noise = |m: Memory| LabelNoise::of(m, |x| net.forward(x));
-    let value = |k: &dyn Regularizer| k.value(&Model { params: &net.params(), forward: &|x| net.forward(x) });
+    let value = |k: &dyn Regularizer| k.value(&Model { params: &net.params(), forward: &|x| Ok(net.forward(x)) });
     let replay = |m: Memory| Replay::new(m).and_then(|r| value(&r));
 
     let empty = || with(&net.x.narrow(0, 0, 0)).targets(&y.narrow(0, 0, 0));
@@ -1006,11 +1012,11 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
     says(Replay::new(empty()), "empty");
     says(noise(with(&net.x)), "no targets");
     says(Replay::new(with(&net.x)), "no targets");
-    says(soft(whole().labels(&[1, 3])), "label 3 is active, but the model has the outputs 0 to 2");
-    says(soft(whole().labels(&[])), "at least 2");
-    says(soft(whole().labels(&[1])), "at least 2");
-    says(soft(whole().labels(&[1, 2, 1])), "each of them once");
-    says(replay(whole().labels(&[0, 1])), "example 2 has class 2");
+    says(soft(whole().active(&[1, 3])), "label 3 is active, but the model has the outputs 0 to 2");
+    says(soft(whole().active(&[])), "at least 2");
+    says(soft(whole().active(&[1])), "at least 2");
+    says(soft(whole().active(&[1, 2, 1])), "each of them once");
+    says(replay(whole().active(&[0, 1])), "example 2 has class 2");
     says(noise(with(&net.x).targets(&(&y + 1))), "class 3");
     says(replay(with(&net.x).targets(&y.narrow(0, 0, 5))), "Int64 [8]");
     says(replay(with(&net.x).targets(&y.to_kind(Kind::Double))), "Int64 [8]");
@@ -1023,7 +1029,7 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
     says(noise(with(&(&net.x * f64::NAN)).targets(&y)), "not finite");
     let one = |m: Memory| SoftLabels::of(m, |x| net.forward(x).select(1, 0));
     says(one(with(&net.x)), "Likelihood::Bernoulli");
-    says(one(Memory::new(&net.x, Likelihood::Bernoulli).labels(&[0])), "columns");
+    says(one(Memory::new(&net.x, Likelihood::Bernoulli).active(&[0])), "columns");
     says(SoftLabels::of(whole(), |x| net.forward(x).narrow(0, 0, 3)), "a row for each");
     says(SoftLabels::of(whole(), |x| net.forward(x).argmax(-1, false)), "Int64");
     says(soft(Memory::new(&net.x, Likelihood::Gaussian { variance: 0.0 })), "`variance`");
@@ -1035,7 +1041,7 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
     // Made for a model with other outputs.
     let other = Net::new(4);
     let forward = |x: &Tensor| other.forward(x);
-    let model = Model { params: &other.params(), forward: &forward };
+    let model = Model { params: &other.params(), forward: &|x| Ok(forward(x)) };
     says(soft(whole()).unwrap().value(&model), "[8, 3]");
     says(noise(whole()).unwrap().value(&model), "[8, 3]");
 }
@@ -1044,7 +1050,7 @@ fn a_memory_that_does_not_fit_is_refused_by_name() {
 fn a_prior_that_does_not_fit_is_refused_by_name() {
     let model = Pair::new(0.7);
     let start = model.flat();
-    let value = |k: &Quadratic| k.value(&Model { params: &model.params(), forward: &|x| x.shallow_clone() });
+    let value = |k: &Quadratic| k.value(&Model { params: &model.params(), forward: &|x| Ok(x.shallow_clone()) });
     let one = |name: &str, m: Tensor, s: Tensor| Quadratic::new([(name, m, s)]);
     let w = || wave(&[3, 2], 0.1);
     says(value(&one("other", w(), w().square()).unwrap()), "another model");
@@ -1072,14 +1078,14 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
     let other = Params::named([("first.weight", w()), ("first.bias", wave(&[2], 0.1))]).unwrap();
     says(factors.recentred(&other), "shape [2, 3] and the model [3, 2]");
     let single = Params::named([("w", model.w.shallow_clone())]).unwrap();
-    says(Quadratic::from(&f).value(&Model { params: &single, forward: &|x| x.shallow_clone() }), "`b`");
+    says(Quadratic::from(&f).value(&Model { params: &single, forward: &|x| Ok(x.shallow_clone()) }), "`b`");
     assert_eq!(model.flat(), start);
 
     let zero = || (&model.w * 0.0).sum(Kind::Double);
-    let none = Past::new().reconstruction_error(&model.params(), &|x| x.shallow_clone(), zero);
+    let none = Past::new().reconstruction_error(&model.params(), |x| x.shallow_clone(), zero);
     says(none, "zero");
     // Nothing is a past too.
-    assert_eq!(number(&Past::new().value(&model.params(), &|x| x.shallow_clone()).unwrap()), 0.0);
+    assert_eq!(number(&Past::new().value(&model.params(), |x| x.shallow_clone()).unwrap()), 0.0);
 }
 
 #[test]

@@ -5,9 +5,10 @@ mod support;
 use support::{all_close, close, values};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::memory::{self, DualView, Sensitivity};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{Error, Fisher, Prior};
+use tch_blr::sensitivity::{self, DualView, Sensitivity};
+use tch_blr::{Error, Prior};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const CATEGORICAL: Likelihood = Likelihood::Categorical;
@@ -346,7 +347,7 @@ fn network() -> (VarStore, tch::nn::Sequential) {
 fn a_softmax_network_is_a_process_of_its_jacobian() {
     let (vs, net) = network();
     let (x, y) = (wave(&[11, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1, 2, 2]));
-    let j = memory::jacobian(&vs, || net.forward(&x)).unwrap();
+    let j = sensitivity::jacobian(&vs, || net.forward(&x)).unwrap();
     let f = net.forward(&x);
     let leaves = vs.trainable_variables();
     let row = |i: i64, c: i64| {
@@ -357,7 +358,7 @@ fn a_softmax_network_is_a_process_of_its_jacobian() {
     assert_eq!(j.size(), [11, 3, 43]);
     assert!(largest(&(&j - Tensor::stack(&by_loop, 0).reshape([11, 3, 43]))) < 1e-13);
     // One column of outputs has features [N, P].
-    let first = memory::jacobian(&vs, || net.forward(&x).narrow(1, 0, 1)).unwrap();
+    let first = sensitivity::jacobian(&vs, || net.forward(&x).narrow(1, 0, 1)).unwrap();
     assert!(first.size() == [11, 43] && largest(&(first - j.select(1, 0))) < 1e-13);
 
     let view = DualView::linearized(&vs, || net.forward(&x), &y, CATEGORICAL, 0.5).unwrap();
@@ -375,7 +376,7 @@ fn a_softmax_network_is_a_process_of_its_jacobian() {
 
     // DNN2GP in probability space, at the network's outputs.
     let new = wave(&[6, 4], 0.77);
-    let (z, features) = (net.forward(&new).detach(), memory::jacobian(&vs, || net.forward(&new)).unwrap());
+    let (z, features) = (net.forward(&new).detach(), sensitivity::jacobian(&vs, || net.forward(&new)).unwrap());
     let p = view.predict_at(&z, &features).unwrap();
     let mean = z.softmax(1, Kind::Double);
     let lambda = mean.diag_embed(0, 1, 2) - mean.unsqueeze(2) * mean.unsqueeze(1);
@@ -403,7 +404,9 @@ fn what_does_not_fit_is_refused() {
     let (j, w) = (wave(&[4, 3, 2], 1.0), wave(&[2], 2.0));
     let y = Tensor::from_slice(&[0i64, 2, 1, 1]);
     let new = |j: &Tensor, y: &Tensor, of| DualView::new(j, y, &w, of, 1.0).map(|_| ()).unwrap_err();
-    let says = |e: Error, what: &str| assert!(matches!(&e, Error::Memory(p) if p.contains(what)), "{e}");
+    let says = |e: Error, what: &str| {
+        assert!(matches!(&e, Error::Memory(p) | Error::Likelihood(p) if p.contains(what)), "{e}")
+    };
     says(new(&j, &(&y + 1), CATEGORICAL), "class 3");
     says(new(&j, &y.narrow(0, 0, 3), CATEGORICAL), "[3]");
     says(new(&j, &y.to_kind(Kind::Double), CATEGORICAL), "Int64");
@@ -431,7 +434,7 @@ fn a_jacobian_that_cannot_be_meant_is_refused() {
     let vs = VarStore::new(Device::Cpu);
     let net = nn::linear(vs.root(), 1000, 1000, tch::nn::LinearConfig::default());
     let x = Tensor::zeros([64, 1000], (Kind::Float, Device::Cpu));
-    let e = memory::jacobian(&vs, || net.forward(&x)).unwrap_err();
+    let e = sensitivity::jacobian(&vs, || net.forward(&x)).unwrap_err();
     assert!(matches!(&e, Error::Memory(p) if p.contains("[64000, 1001000]") && p.contains("last layer")), "{e}");
     // P² counts as well: 2 × 10⁵ features have a precision of 4 × 10¹⁰ numbers.
     let (wide, w) = (Tensor::zeros([2, 200_000], F64), Tensor::zeros([200_000], F64));

@@ -5,8 +5,9 @@ mod support;
 use support::{all_close, close, mean_and_error, values};
 use tch::nn::{ConvConfig, Module, Path, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_blr::fisher::{Batch, DiagonalFisher, Fisher};
 use tch_blr::nn::Likelihood;
-use tch_blr::{Batch, DiagonalFisher, DiagonalGaussian, Error, Estimator, Fisher, Params, Prior, nn};
+use tch_blr::{DiagonalGaussian, Error, Labels, Params, Prior, nn};
 
 const GAUSSIAN: Likelihood = Likelihood::Gaussian { variance: 1.0 };
 
@@ -180,7 +181,7 @@ fn logistic_regression_in_closed_form() {
     ] {
         all_close(&values(f.get("weight").unwrap()), &weight, 1e-14);
         all_close(&values(f.get("bias").unwrap()), &bias, 1e-14);
-        assert_eq!((f.examples(), f.estimator()), (9, Estimator::Exact));
+        assert_eq!((f.examples(), f.labels()), (9, Labels::Exact));
     }
 }
 
@@ -192,7 +193,7 @@ fn evaluation_changes_nothing() {
     let all =
         || -> Vec<_> { case.vs.trainable_variables().iter().flat_map(|w| [values(w), values(&w.grad())]).collect() };
     let before = all();
-    for fisher in [Fisher::exact(), Fisher::monte_carlo(3), Fisher::empirical()] {
+    for fisher in [Fisher::exact(), Fisher::sampled(3), Fisher::observed()] {
         fisher.diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
         // The same from within no_grad, which is still in force afterwards.
         tch::no_grad(|| {
@@ -239,7 +240,7 @@ fn monte_carlo_converges_to_the_exact_diagonal() {
     for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, GAUSSIAN] {
         let exact = diagonal(&case, &Fisher::exact().likelihood(likelihood), 100);
         let estimates = |samples, seeds: std::ops::Range<u64>| -> Vec<Vec<f64>> {
-            let of = |seed| Fisher::monte_carlo(seed).samples(samples).likelihood(likelihood);
+            let of = |seed| Fisher::sampled(seed).samples(samples).likelihood(likelihood);
             seeds.map(|seed| diagonal(&case, &of(seed), 100)).collect()
         };
         let spread = |draws: &[Vec<f64>]| {
@@ -261,7 +262,7 @@ fn monte_carlo_converges_to_the_exact_diagonal() {
 fn monte_carlo_labels_depend_on_the_seed_and_the_example_alone() {
     for likelihood in [Likelihood::Categorical, Likelihood::Bernoulli, GAUSSIAN] {
         let case = perceptron(3);
-        let of = |seed, size| diagonal(&case, &Fisher::monte_carlo(seed).samples(2).likelihood(likelihood), size);
+        let of = |seed, size| diagonal(&case, &Fisher::sampled(seed).samples(2).likelihood(likelihood), size);
         let whole = of(5, 100);
         for size in [1, 2, 3] {
             all_close(&of(5, size), &whole, 1e-13);
@@ -270,7 +271,7 @@ fn monte_carlo_labels_depend_on_the_seed_and_the_example_alone() {
         // Two examples that are the same have labels of their own.
         let twin = Case { x: case.x.narrow(0, 0, 1).expand([7, 3], false).copy(), ..perceptron(3) };
         let each = |i: i64| {
-            let one = Fisher::monte_carlo(5).likelihood(likelihood);
+            let one = Fisher::sampled(5).likelihood(likelihood);
             Tensor::from_slice(&flat(&one.diagonal(&twin.vs, twin.x.narrow(0, 0, i).split(1, 0), &twin.net).unwrap()))
         };
         let increments: Vec<Tensor> = (1..7).map(|i| each(i + 1) - each(i)).collect();
@@ -285,7 +286,7 @@ fn the_softmax_has_no_curvature_along_a_common_shift() {
     let shift = Tensor::from(0.3f64).set_requires_grad(true);
     let params = || Params::named([("shift", shift.shallow_clone())]).unwrap();
     let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
-    for fisher in [Fisher::exact(), Fisher::monte_carlo(1), Fisher::empirical()] {
+    for fisher in [Fisher::exact(), Fisher::sampled(1), Fisher::observed()] {
         let f = fisher.diagonal(params(), [(&case.x, &y)], |x| (case.net)(x) + &shift).unwrap();
         assert!(values(f.get("shift").unwrap())[0] < 1e-28);
         // Along one logit there is.
@@ -306,15 +307,15 @@ fn the_empirical_fisher_is_another_number() {
         let f = fisher.likelihood(GAUSSIAN).diagonal(params(), [(&x, &y)], |x| x * &theta).unwrap();
         values(f.get("θ").unwrap())[0]
     };
-    let (exact, empirical) = (of(Fisher::exact()), of(Fisher::empirical()));
+    let (exact, empirical) = (of(Fisher::exact()), of(Fisher::observed()));
     close(exact, values(&x.square().sum(Kind::Double))[0], 1e-12);
     let r: Tensor = &x * 0.5 - &y;
     close(empirical, values(&(x.square() * r.square()).sum(Kind::Double))[0], 1e-11);
     assert!(empirical > 5.0 * exact, "{empirical} {exact}");
     // With one output, a random sign is exact.
-    close(of(Fisher::monte_carlo(0)), exact, 1e-12);
+    close(of(Fisher::sampled(0)), exact, 1e-12);
     // Fitted data have none of the one and all of the other.
-    let fitted = Fisher::empirical().likelihood(GAUSSIAN);
+    let fitted = Fisher::observed().likelihood(GAUSSIAN);
     let f = fitted.diagonal(params(), [(&x, &(&x * 0.5))], |x| x * &theta).unwrap();
     assert!(values(f.get("θ").unwrap())[0] < 1e-28);
 }
@@ -336,7 +337,7 @@ fn the_empirical_fisher_is_the_sum_of_squared_gradients_of_the_losses() {
         let expected = values(&j.square().sum_dim_intlist([0, 1].as_slice(), false, None::<Kind>));
         for size in [2, 7] {
             let batches = case.x.split(size, 0).into_iter().zip(y.split(size, 0));
-            let f = Fisher::empirical().likelihood(likelihood).diagonal(&case.vs, batches, &case.net).unwrap();
+            let f = Fisher::observed().likelihood(likelihood).diagonal(&case.vs, batches, &case.net).unwrap();
             all_close(&flat(&f), &expected, 1e-13);
         }
     }
@@ -358,7 +359,7 @@ fn the_squared_gradient_of_a_batch_is_not_what_is_computed() {
     all_close(&values(&batched), &values(&(&squares * 0.5 + square * 0.5)), 1e-15);
     // Ours is N E[g²] for any batches: twice as much as the batches of two are worth where E g = 0.
     let f =
-        Fisher::empirical().diagonal(&case.vs, case.x.split(2, 0).into_iter().zip(y.split(2, 0)), &case.net).unwrap();
+        Fisher::observed().diagonal(&case.vs, case.x.split(2, 0).into_iter().zip(y.split(2, 0)), &case.net).unwrap();
     all_close(&flat(&f), &values(&(squares * n)), 1e-13);
     assert!(largest(&(batched * n - Tensor::from_slice(&flat(&f)))) > 0.1);
 }
@@ -367,23 +368,23 @@ fn the_squared_gradient_of_a_batch_is_not_what_is_computed() {
 fn the_active_labels_are_part_of_the_model() {
     let case = perceptron(5);
     let all = diagonal(&case, &Fisher::exact(), 3);
-    let two = diagonal(&case, &Fisher::exact().labels(&[3, 1]), 3);
+    let two = diagonal(&case, &Fisher::exact().active(&[3, 1]), 3);
     let columns = Tensor::from_slice(&[3i64, 1]);
     let net = |x: &Tensor| (case.net)(x).index_select(1, &columns);
     let expected = gauss_newton(&case.vs, &net(&case.x), Likelihood::Categorical).diagonal(0, 0, 1);
     all_close(&two, &values(&expected), 1e-13);
     assert!(largest(&(Tensor::from_slice(&all) - Tensor::from_slice(&two))) > 0.1);
     // The order of the labels does not count; heads that are not active have no curvature.
-    all_close(&two, &diagonal(&case, &Fisher::exact().labels(&[1, 3]), 7), 1e-13);
-    let f = Fisher::exact().labels(&[3, 1]).diagonal(&case.vs, [&case.x], &case.net).unwrap();
+    all_close(&two, &diagonal(&case, &Fisher::exact().active(&[1, 3]), 7), 1e-13);
+    let f = Fisher::exact().active(&[3, 1]).diagonal(&case.vs, [&case.x], &case.net).unwrap();
     let bias = values(f.get("second.bias").unwrap());
     assert!(bias[0] == 0.0 && bias[2] == 0.0 && bias[4] == 0.0 && bias[1] > 0.0);
     close(bias[1], bias[3], 1e-14);
-    assert_eq!(f.labels(), Some(&[3, 1][..]));
+    assert_eq!(f.active(), Some(&[3, 1][..]));
 
     // Targets keep their numbers.
     let y = Tensor::from_slice(&[3i64, 1, 3, 3, 1, 1, 3]);
-    let f = Fisher::empirical().labels(&[3, 1]).diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
+    let f = Fisher::observed().active(&[3, 1]).diagonal(&case.vs, [(&case.x, &y)], &case.net).unwrap();
     let losses = nn::cross_entropy(&net(&case.x), &y.eq(1).to_kind(Kind::Int64)).unwrap();
     let expected = jacobian(&case.vs, &losses).square().sum_dim_intlist([0, 1].as_slice(), false, None::<Kind>);
     all_close(&flat(&f), &values(&expected), 1e-13);
@@ -396,7 +397,7 @@ fn what_cannot_be_is_refused_by_name() {
     let y = Tensor::from_slice(&[0i64, 1, 2, 1, 0, 2, 2]);
     let message = |fisher: Fisher, batch: Batch| {
         let e = fisher.diagonal(&case.vs, [batch], &case.net).unwrap_err();
-        assert!(matches!(e, Error::Curvature(_) | Error::HyperParameter { .. }), "{e:?}");
+        assert!(matches!(e, Error::Curvature(_) | Error::Likelihood(_) | Error::HyperParameter { .. }), "{e:?}");
         e.to_string()
     };
     let says = |fisher, batch: Batch, what: &str| {
@@ -407,16 +408,16 @@ fn what_cannot_be_is_refused_by_name() {
     says(Fisher::exact(), case.x.narrow(0, 0, 0).into(), "no examples");
     let none = Fisher::exact().diagonal(&case.vs, Vec::<Tensor>::new(), &case.net).unwrap_err();
     assert!(none.to_string().contains("no examples"));
-    says(Fisher::empirical(), x(), "needs targets");
-    says(Fisher::empirical().labels(&[0, 1]), (&case.x, &y).into(), "label 2");
-    says(Fisher::empirical(), (&case.x, &(&y + 1)).into(), "label 3");
-    says(Fisher::empirical(), (&case.x, &y.narrow(0, 0, 3)).into(), "[7] of kind Int64");
-    says(Fisher::empirical().likelihood(GAUSSIAN), (&case.x, &y).into(), "[7, 3]");
-    says(Fisher::exact().labels(&[1, 7]), x(), "label 7");
-    says(Fisher::exact().labels(&[1]), x(), "`labels`");
-    says(Fisher::exact().labels(&[1, 1]), x(), "`labels`");
-    says(Fisher::exact().labels(&[1, 2]).likelihood(GAUSSIAN), x(), "`labels`");
-    says(Fisher::monte_carlo(0).samples(0), x(), "`samples`");
+    says(Fisher::observed(), x(), "no targets");
+    says(Fisher::observed().active(&[0, 1]), (&case.x, &y).into(), "class 2");
+    says(Fisher::observed(), (&case.x, &(&y + 1)).into(), "class 3");
+    says(Fisher::observed(), (&case.x, &y.narrow(0, 0, 3)).into(), "Int64 [7]");
+    says(Fisher::observed().likelihood(GAUSSIAN), (&case.x, &y).into(), "[7, 3]");
+    says(Fisher::exact().active(&[1, 7]), x(), "label 7");
+    says(Fisher::exact().active(&[1]), x(), "`active`");
+    says(Fisher::exact().active(&[1, 1]), x(), "`active`");
+    says(Fisher::exact().active(&[1, 2]).likelihood(GAUSSIAN), x(), "`active`");
+    says(Fisher::sampled(0).samples(0), x(), "`samples`");
     says(Fisher::exact().likelihood(Likelihood::Gaussian { variance: 0.0 }), x(), "`variance`");
     says(Fisher::exact(), (&case.x * f64::NAN).into(), "not finite");
     let refused =
@@ -483,12 +484,12 @@ fn the_full_matrix_is_the_one_written_out() {
         let expected = gauss_newton(&case.vs, &(case.net)(&case.x), Likelihood::Categorical);
         let scale = largest(&expected);
         assert!(largest(&(f.matrix() - &expected)) < 1e-13 * scale, "{}", case.name);
-        for fisher in [Fisher::exact(), Fisher::monte_carlo(4).samples(2), Fisher::empirical()] {
+        for fisher in [Fisher::exact(), Fisher::sampled(4).samples(2), Fisher::observed()] {
             let batches = || case.x.split(2, 0).into_iter().zip(y.split(2, 0));
             let full = fisher.full(&case.vs, batches(), &case.net).unwrap();
             let diagonal = fisher.diagonal(&case.vs, batches(), &case.net).unwrap();
             all_close(&values(&full.matrix().diagonal(0, 0, 1)), &flat(&diagonal), 1e-13 * scale);
-            assert_eq!((full.examples(), full.estimator()), (case.x.size()[0] as u64, diagonal.estimator()));
+            assert_eq!((full.examples(), full.labels()), (case.x.size()[0] as u64, diagonal.labels()));
             assert!(full.names().eq(diagonal.names()));
         }
         let e = Fisher::exact().max_weights(5).full(&case.vs, [&case.x], &case.net).unwrap_err();
@@ -754,7 +755,7 @@ fn variances_of_the_outputs_of_one_weight_vector_and_of_none() {
     let e = q("v", [1.0, 1.0]).output_variance(params(), || x.mv(&w)).unwrap_err().to_string();
     assert!(e.contains("`v`"), "{e}");
     let e = q("w", [1.0, 1.0]).output_variance(params(), || x.mv(&w) * f64::NAN).unwrap_err();
-    assert!(matches!(e, Error::Curvature(_)), "{e}");
+    assert!(matches!(e, Error::Curvature(_) | Error::Likelihood(_)), "{e}");
     let e = q("w", [1e-300, 1.0]).output_variance(params(), || x.mv(&w) * 1e100).unwrap_err();
     assert!(matches!(e, Error::Curvature(_)) && e.to_string().contains("variance"), "{e}");
     let other = Tensor::from_slice(&[1.0]).set_requires_grad(true);

@@ -6,8 +6,9 @@ use support::{all_close, close, values};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Fromp, Kernel, Memory, Model, Past, Quadratic, Regularizer};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{DiagonalGaussian, Error, Fisher, Params, Prior};
+use tch_blr::{DiagonalGaussian, Error, Params, Prior};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 const JITTER: f64 = 1e-3;
@@ -119,7 +120,7 @@ fn kernels_are_those_of_explicit_jacobians() {
             let mut memory = Net::memory(likelihood);
             let mut f = net.forward(memory.inputs());
             if let Some(labels) = &labels {
-                memory = memory.labels(labels);
+                memory = memory.active(labels);
                 f = f.index_select(1, &Tensor::from_slice(labels));
             }
             let expected = explicit(&net, &q, &probabilities(&f, likelihood));
@@ -144,7 +145,7 @@ fn values_and_gradients_are_those_of_the_definition() {
         let (q, params) = (net.posterior(), net.params());
         let mut memories = vec![Net::memory(likelihood), Memory::new(&wave(&[4, 3], 0.9), likelihood)];
         if let Some(labels) = &labels {
-            memories[0] = memories[0].shallow_clone().labels(labels);
+            memories[0] = memories[0].shallow_clone().active(labels);
         }
         let predict = |s: usize| {
             let f = net.forward(memories[s].inputs());
@@ -160,7 +161,7 @@ fn values_and_gradients_are_those_of_the_definition() {
                     [form];
             set(&net.vs, 0.0);
             let past = Fromp::new(&params, &kernel, &memories, |x| net.forward(x)).unwrap().scaled(3.0).unwrap();
-            let value = || past.value(&Model { params: &params, forward: &|x| net.forward(x) }).unwrap();
+            let value = || past.value(&Model { params: &params, forward: &|x| Ok(net.forward(x)) }).unwrap();
             assert_eq!(value().double_value(&[]), 0.0);
             set(&net.vs, 0.1);
             let mut expected = 0.0;
@@ -214,7 +215,7 @@ fn on_a_linear_model_it_is_the_quadratic_of_the_posterior() {
     let quadratic = Quadratic::from(&q);
     for phase in [0.3, 1.0, 2.0] {
         set(&vs, phase);
-        let model = Model { params: &params, forward: &|x| net.forward(x) };
+        let model = Model { params: &params, forward: &|x| Ok(net.forward(x)) };
         let [ours, weights] = [&fromp as &dyn Regularizer, &quadratic].map(|r| r.value(&model).unwrap());
         let expected = weights.double_value(&[]);
         close(ours.double_value(&[]), expected, 1e-6 * expected);
@@ -249,7 +250,7 @@ fn kernels_of_f32_networks_stay_positive_definite() {
     let past = Past::new()
         .with(Fromp::new(&params, &Kernel::Full { q: &q, jitter: 1e-6 }, [&memory], |x| net.forward(x)).unwrap());
     tch::no_grad(|| _ = net.ws.shallow_clone().g_add_scalar_(1e-3));
-    assert!(past.value(&params, &|x| net.forward(x)).unwrap().isfinite().int64_value(&[]) == 1);
+    assert!(past.value(&params, |x| net.forward(x)).unwrap().isfinite().int64_value(&[]) == 1);
 }
 
 #[test]
@@ -263,20 +264,20 @@ fn what_does_not_fit_is_refused() {
 
     let none: [&Memory; 0] = [];
     let zero = Fromp::new(&params, &full, none, |x| net.forward(x)).unwrap();
-    assert_eq!(Past::new().with(zero).value(&params, &|x| net.forward(x)).unwrap().double_value(&[]), 0.0);
+    assert_eq!(Past::new().with(zero).value(&params, |x| net.forward(x)).unwrap().double_value(&[]), 0.0);
 
     let empty = memory().select(&[]).unwrap();
     for (e, part) in [
         (with(&full, &empty).unwrap_err(), "empty"),
         (with(&Kernel::Identity, &empty).unwrap_err(), "empty"),
-        (with(&full, &memory().labels(&[1, 4])).unwrap_err(), "label 4"),
+        (with(&full, &memory().active(&[1, 4])).unwrap_err(), "label 4"),
         (
             with(&full, &Memory::new(&(wave(&[6, 3], 0.4) * f64::NAN), Likelihood::Categorical)).unwrap_err(),
             "not finite",
         ),
         (Fromp::kernel(&params, &Kernel::Identity, &memory(), |x| net.forward(x)).unwrap_err(), "identity"),
     ] {
-        assert!(matches!(e, Error::Memory(_)), "{e:?}");
+        assert!(matches!(e, Error::Memory(_) | Error::Likelihood(_)), "{e:?}");
         says(e, part);
     }
     for jitter in [0.0, -1.0, f64::NAN, f64::INFINITY] {
@@ -310,7 +311,7 @@ fn what_does_not_fit_is_refused() {
     // Another network than that of the kernels.
     let past = with(&full, &memory()).unwrap();
     let wider = Net::new(5, true);
-    let e = past.value(&Model { params: &wider.params(), forward: &|x| wider.forward(x) }).unwrap_err();
+    let e = past.value(&Model { params: &wider.params(), forward: &|x| Ok(wider.forward(x)) }).unwrap_err();
     assert!(matches!(e, Error::Memory(_)), "{e:?}");
     says(e, "[6, 5]");
     // Heads that the memory's labels leave out may be unknown to the posterior only if they have no part in its outputs.

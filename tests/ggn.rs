@@ -154,7 +154,7 @@ fn a_loss_without_its_output_is_refused() {
         let mut opt = Von::vogn().ess(10.0).curvature(curvature).build(&vs, 0.1).unwrap();
         let before: Vec<_> = vs.trainable_variables().iter().map(values).collect();
         let e = opt.step(|| net().cross_entropy_for_logits(&y)).unwrap_err();
-        assert!(matches!(e, Error::PerExample(_)) && e.to_string().contains("squared_error"), "{e}");
+        assert!(matches!(e, Error::Likelihood(_)) && e.to_string().contains("squared_error"), "{e}");
         let e = opt.step(|| nn::cross_entropy(&net(), &y.to_kind(Kind::Float))).unwrap_err();
         assert!(matches!(e, Error::Closure(_)), "{e}");
         assert_eq!((before, opt.steps()), (vs.trainable_variables().iter().map(values).collect(), 0));

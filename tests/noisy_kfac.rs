@@ -5,7 +5,7 @@ mod support;
 use support::{all_close, mean_and_error, values};
 use tch::nn::{ConvConfig, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Expectation, FisherLabels, NoisyKfac, Philox, StructuredRule, nn};
+use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, StructuredRule, nn};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -41,10 +41,10 @@ fn linear_regression_is_solved_in_one_step() {
     let (n, variance, delta) = (7, 0.25, 0.1);
     let x = wave(&[n, 3], 0.2);
     for (outputs, labels, expectation) in [
-        (1, FisherLabels::Exact, Expectation::Antithetic { pairs: 1 }),
-        (1, FisherLabels::Sampled, Expectation::Antithetic { pairs: 2 }),
-        (2, FisherLabels::Exact, Expectation::Delta),
-        (2, FisherLabels::Exact, Expectation::Antithetic { pairs: 1 }),
+        (1, Labels::Exact, Expectation::Antithetic { pairs: 1 }),
+        (1, Labels::Sampled, Expectation::Antithetic { pairs: 2 }),
+        (2, Labels::Exact, Expectation::Delta),
+        (2, Labels::Exact, Expectation::Antithetic { pairs: 1 }),
     ] {
         let vs = store();
         let layer = nn::linear(vs.root(), 3, outputs, without_bias());
@@ -73,7 +73,7 @@ fn samples_have_the_covariance_of_a_matrix_normal() {
     fill(&vs);
     let (x, y) = (wave(&[5, 3], 0.2), wave(&[5, 2], 1.2));
     let (delta, ess) = (0.04f64, 30.0);
-    let rule = NoisyKfac::default().ess(ess).weight_decay(delta).labels(FisherLabels::Observed);
+    let rule = NoisyKfac::default().ess(ess).weight_decay(delta).labels(Labels::Observed);
     let rule = rule.expectation(Expectation::MonteCarlo { samples: 4000 });
     let mut opt = rule.noise(Philox { seed: 4 }).build(&vs, 0.0).unwrap();
     let mut drawn = || {
@@ -147,7 +147,7 @@ fn factors_are_those_of_the_definition() {
     let z3 = head.forward(&z2.tanh()).detach();
     let forward = || head.forward(&twice.forward(&twice.forward(&after_conv(&conv.forward(&images))).tanh()).tanh());
 
-    let rule = NoisyKfac::default().labels(FisherLabels::Observed).expectation(Expectation::Delta);
+    let rule = NoisyKfac::default().labels(Labels::Observed).expectation(Expectation::Delta);
     let mut opt = rule.build(&vs, 0.0).unwrap();
     opt.step(|| ce(&forward())).unwrap();
     let one = Tensor::ones([1, 1], F64);
@@ -176,10 +176,10 @@ fn factors_are_those_of_the_definition() {
         opt.step(|| nn::cross_entropy(&forward(), &classes)).unwrap();
         opt
     };
-    let exact = with(FisherLabels::Exact, 0);
+    let exact = with(Labels::Exact, 0);
     assert_state(&exact, "head.weight", &fisher, &second_moment(&z2.tanh()));
     // Sampled labels are unbiased, for a hidden layer too: at 4.5 standard errors of 400 draws (10 + 78 elements: 6e-4).
-    let draws: Vec<_> = (0..400).map(|seed| with(FisherLabels::Sampled, seed)).collect();
+    let draws: Vec<_> = (0..400).map(|seed| with(Labels::Sampled, seed)).collect();
     for (name, rows) in [("head.weight", 4), ("twice.weight", 12)] {
         let expected = values(&exact.state(name, "row_factor").unwrap());
         let all: Vec<_> = draws.iter().map(|opt| values(&opt.state(name, "row_factor").unwrap())).collect();
@@ -217,29 +217,29 @@ fn what_has_no_factors_is_refused() {
 
     let vs = store();
     let plain = tch::nn::linear(vs.root(), 3, 2, without_bias());
-    way_out(&refused(&vs, FisherLabels::Observed, &|| square(plain.forward(&x))), "weight");
+    way_out(&refused(&vs, Labels::Observed, &|| square(plain.forward(&x))), "weight");
 
     let vs = store();
     let layer = nn::linear(vs.root(), 3, 2, without_bias());
     let mixed = || square(layer.forward(&x)) + layer.ws.square().sum(Kind::Double);
-    way_out(&refused(&vs, FisherLabels::Observed, &mixed), "weight");
-    let e = refused(&vs, FisherLabels::Sampled, &|| square(layer.forward(&x)));
-    assert!(matches!(e, Error::Loss(_)) && e.to_string().contains("squared_error"), "{e}");
+    way_out(&refused(&vs, Labels::Observed, &mixed), "weight");
+    let e = refused(&vs, Labels::Sampled, &|| square(layer.forward(&x)));
+    assert!(matches!(e, Error::Likelihood(_)) && e.to_string().contains("squared_error"), "{e}");
 
     let vs = store();
     let layer = nn::linear(vs.root() / "a", 3, 2, LinearConfig::default());
     let norm = nn::layer_norm(vs.root() / "norm", vec![2], tch::nn::LayerNormConfig::default());
-    way_out(&refused(&vs, FisherLabels::Observed, &|| square(norm.forward(&layer.forward(&x)))), "norm.weight");
+    way_out(&refused(&vs, Labels::Observed, &|| square(norm.forward(&layer.forward(&x)))), "norm.weight");
 
     let vs = store();
     let conv = nn::conv2d(vs.root(), 2, 2, 1, ConvConfig { groups: 2, bias: false, ..ConvConfig::default() });
     let images = wave(&[4, 2, 1, 1], 0.3);
-    way_out(&refused(&vs, FisherLabels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
+    way_out(&refused(&vs, Labels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
 
     let vs = store();
     let (a, b) = (nn::linear(vs.root() / "a", 3, 2, without_bias()), nn::linear(vs.root() / "b", 1, 1, without_bias()));
     let ambiguous = || square(b.forward(&a.forward(&x).reshape([8, 1])).reshape([4, 2]));
-    let e = refused(&vs, FisherLabels::Observed, &ambiguous);
+    let e = refused(&vs, Labels::Observed, &ambiguous);
     assert!(matches!(e, Error::PerExample(_)) && e.to_string().contains("ambiguous"), "{e}");
 }
 

@@ -4,11 +4,12 @@ mod support;
 
 use support::{all_close, params, values, weight};
 use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::pruning::{self, Mask};
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Fisher, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd,
-    Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd, Ste,
+    Vadam, Von,
 };
 
 fn vector(x: &[f64]) -> Tensor {

@@ -8,9 +8,10 @@ use support::{all_close, close, values};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::Memory;
-use tch_blr::memory::{Reservoir, Ring, TopK, class_balanced, herding, k_centre, random_scores, top};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{DiagonalGaussian, Error, Fisher, Params, Prior};
+use tch_blr::selection::{Reservoir, Ring, TopK, class_balanced, herding, k_centre, random_scores, top};
+use tch_blr::{DiagonalGaussian, Error, Params, Prior};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -175,7 +176,7 @@ fn a_heads_scores_are_over_its_labels() {
     let two = Tensor::from_slice(&[0i64, 2]);
     let whole = Memory::new(&net.x, Likelihood::Categorical).targets(&Tensor::from_slice(&[0i64, 2, 2, 0, 0, 2]));
     let head = Memory::new(&net.x, Likelihood::Categorical).targets(&Tensor::from_slice(&[0i64, 1, 1, 0, 0, 1]));
-    let whole = whole.labels(&[0, 2]);
+    let whole = whole.active(&[0, 2]);
     let (all, some) = (|x: &Tensor| net.forward(x), |x: &Tensor| net.forward(x).index_select(1, &two));
     let (q, p) = (net.posterior(), || net.params());
     let pairs = [
@@ -356,7 +357,8 @@ fn chance_is_a_function_of_the_seed() {
 #[track_caller]
 fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
     let e = result.unwrap_err();
-    let typed = matches!(e, Error::Memory(_) | Error::HyperParameter { .. } | Error::Parameter { .. });
+    let typed =
+        matches!(e, Error::Memory(_) | Error::Likelihood(_) | Error::HyperParameter { .. } | Error::Parameter { .. });
     assert!(typed && e.to_string().contains(what), "{e}");
 }
 

@@ -5,9 +5,11 @@ mod support;
 use support::{all_close, close, values};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::memory::{self, DualView, Removal, Sensitivity};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{DiagonalGaussian, Fisher, FullGaussian, GaussianPosterior, Params, Prior, combine};
+use tch_blr::selection;
+use tch_blr::sensitivity::{self, DualView, Removal, Sensitivity};
+use tch_blr::{DiagonalGaussian, FullGaussian, GaussianPosterior, Params, Prior, combine};
 
 const BERNOULLI: Likelihood = Likelihood::Bernoulli;
 
@@ -241,7 +243,7 @@ fn support_vectors_carry_the_machine() {
     let x = Tensor::cat(&[wave(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
     // A few labels on the wrong side.
     let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + wave(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
-    let fit = |x: &Tensor, y: &Tensor| memory::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
+    let fit = |x: &Tensor, y: &Tensor| sensitivity::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
     let machine = fit(&x, &y);
     let theta = machine.weights().unwrap();
     let margins = values(&(x.mv(&theta) * (&y * 2.0 - 1.0)));
@@ -260,10 +262,12 @@ fn support_vectors_carry_the_machine() {
     let others = Tensor::from_slice(&(0..40).filter(|j| *j != inside).collect::<Vec<i64>>());
     let without = fit(&x.index_select(0, &others), &y.index_select(0, &others)).weights().unwrap();
     assert!(largest(&(without - theta)) > 1e-2);
-    let error = memory::SupportVectors::fit(&x, &y, 0.2, 1e-11, 1).unwrap_err().to_string();
+    let error = sensitivity::SupportVectors::fit(&x, &y, 0.2, 1e-11, 1).unwrap_err().to_string();
     assert!(error.contains("after 1 rounds"), "{error}");
-    assert!(memory::SupportVectors::fit(&x, &(&y * 2.0), 0.2, 1e-9, 9).unwrap_err().to_string().contains("label 2"));
-    assert!(memory::SupportVectors::fit(&x, &y, 0.0, 1e-9, 9).unwrap_err().to_string().contains("delta"));
+    assert!(
+        sensitivity::SupportVectors::fit(&x, &(&y * 2.0), 0.2, 1e-9, 9).unwrap_err().to_string().contains("label 2")
+    );
+    assert!(sensitivity::SupportVectors::fit(&x, &y, 0.0, 1e-9, 9).unwrap_err().to_string().contains("delta"));
 }
 
 /// A network with one output: features are its Jacobian, and the dual view agrees with Laplace's approximation.
@@ -281,7 +285,7 @@ fn a_network_as_a_gaussian_process() {
     all_close(&values(&view.leverage().unwrap()), &values(&s.leverage().unwrap()), 1e-11);
     let (a, b) = (view.log_marginal_likelihood().unwrap(), view.log_marginal_likelihood_of_kernel().unwrap());
     close(a, b, 1e-8);
-    let features = memory::jacobian(&vs, || net.forward(&x)).unwrap();
+    let features = sensitivity::jacobian(&vs, || net.forward(&x)).unwrap();
     all_close(&values(&features), &values(&jacobian(&vs.trainable_variables(), &net.forward(&x))), 1e-13);
     let p = view.predict(&features).unwrap();
     all_close(&values(&p.variance), &values(&view.variance().unwrap()), 1e-14);
@@ -493,7 +497,7 @@ fn predictions_for_a_network_are_those_of_retraining() {
     println!("correlation over {} examples: {plain:.4}, corrected {corrected:.4}", truth.len());
     assert!(plain >= 0.9 && corrected >= 0.9, "{plain} {corrected}");
     // The wrong labels are the ones that the logits move for.
-    let suspects = memory::top(&s.shift_size().unwrap(), 12).unwrap();
+    let suspects = selection::top(&s.shift_size().unwrap(), 12).unwrap();
     let found = suspects.iter().filter(|i| flip.double_value(&[**i]) == 1.0).count();
     assert!(found >= 10, "{found} of 12");
 }
@@ -613,5 +617,5 @@ fn averaging_replaces_predictions_and_nothing_else() {
     let two = Tensor::zeros([1, 2], (Kind::Double, Device::Cpu));
     let s = Sensitivity::new(Likelihood::Categorical, &two, &Tensor::from_slice(&[0i64]), &bad).unwrap();
     let error = s.averaged(5, 0).unwrap_err().to_string();
-    assert!(error.contains("v of example 0 is no covariance"), "{error}");
+    assert!(error.contains("v of example 0 is not a covariance matrix"), "{error}");
 }

@@ -7,8 +7,9 @@ use std::error::Error;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay, SoftLabels};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{DiagonalGaussian, Fisher, FullGaussian, Params, Prior};
+use tch_blr::{DiagonalGaussian, FullGaussian, Params, Prior};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -109,7 +110,7 @@ impl Logistic {
     /// are the crate's; the Hessian XᵀΛX + S of each part is written down here, for 257 passes of autograd take long.
     pub fn fit(&self, objective: &Objective) -> Outcome<f64> {
         let params = self.params();
-        let value = || objective.past.value(&params, &|x| self.forward(x));
+        let value = || objective.past.value(&params, |x| self.forward(x));
         for _ in 0..200 {
             let loss = value()?;
             let gradient = Tensor::run_backward(&[&loss], &[&self.layer.ws], false, false)[0].reshape([-1]);
@@ -201,6 +202,6 @@ impl Objective {
 
     /// At the model's present weights.
     pub fn value(&self, model: &Logistic) -> Outcome<f64> {
-        Ok(tch::no_grad(|| self.past.value(&model.params(), &|x| model.forward(x)))?.double_value(&[]))
+        Ok(tch::no_grad(|| self.past.value(&model.params(), |x| model.forward(x)))?.double_value(&[]))
     }
 }

@@ -9,10 +9,11 @@ use std::time::Instant;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SoftLabels, SynapticIntelligence};
-use tch_blr::memory::{class_balanced, random_scores};
+use tch_blr::fisher::Fisher;
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::{self, Likelihood, Linear};
-use tch_blr::{Adam, DiagonalGaussian, Fisher, Ivon, Optimizer, Params, Philox, Prior, Result, Rule, Schedule};
+use tch_blr::selection::{class_balanced, random_scores};
+use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Params, Philox, Prior, Result, Rule, Schedule};
 
 /// One task: its data, and which outputs of the network it is about.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Task {
         let rows = Tensor::from_slice(positions);
         let (x, y) = (self.train.0.index_select(0, &rows), self.train.1.index_select(0, &rows));
         let weights = y.ones_like().to_kind(Kind::Float) * weight;
-        Memory::new(&self.shown(&x), Likelihood::Categorical).targets(&y).weights(&weights).labels(&self.labels)
+        Memory::new(&self.shown(&x), Likelihood::Categorical).targets(&y).weights(&weights).active(&self.labels)
     }
 
     fn batches(&self) -> impl Iterator<Item = Tensor> {
@@ -422,10 +423,7 @@ impl<'a> Learner<'a> {
         // The published clipping is of the gradient of the loss divided by τ.
         let tau = if let Method::Fromp { tau, .. } = self.method { tau } else { 1.0 };
         let n = task.examples() as f64;
-        let loss = || {
-            let past = self.past.value(&self.params, &|x| self.net.logits(x))?;
-            Ok::<_, tch_blr::Error>((new() + past / n) / tau)
-        };
+        let loss = || self.past.beside(new(), n, &self.params, |x| self.net.logits(x)).map(|loss| loss / tau);
         if let Some(importance) = &mut self.importance {
             importance.before(&self.params, &new())?;
         }
@@ -452,7 +450,7 @@ impl<'a> Learner<'a> {
                 self.posterior = Some(q);
             }
             Method::KroneckerLaplace { delta, lambda } => {
-                let fisher = Fisher::exact().labels(&task.labels);
+                let fisher = Fisher::exact().active(&task.labels);
                 let fisher = fisher.kronecker(&self.net.vs, task.batches(), |x| self.net.logits(x))?;
                 let past = self.curvature(delta)?.plus(&Quadratic::from(&fisher))?;
                 self.past = Past::new().with(past.scaled(lambda)?);
@@ -462,7 +460,7 @@ impl<'a> Learner<'a> {
                 let positions = self.choose(task, Choice::Random, memory)?;
                 let left_out: Vec<i64> = (0..task.examples() as i64).filter(|i| !positions.contains(i)).collect();
                 let left_out = task.shown(&task.train.0.index_select(0, &Tensor::from_slice(&left_out))).split(1000, 0);
-                let fisher = Fisher::exact().labels(&task.labels);
+                let fisher = Fisher::exact().active(&task.labels);
                 let fisher = fisher.diagonal(&self.net.vs, left_out, |x| self.net.logits(x))?;
                 self.curvature = Some(self.curvature(delta)?.plus(&Quadratic::from(&fisher))?);
                 self.memories.push(task.memory(&positions, weight));
@@ -479,7 +477,7 @@ impl<'a> Learner<'a> {
             Method::Fromp { choice, memory, delta, .. } => {
                 let positions = self.choose(task, choice, memory)?;
                 let inputs = task.shown(&task.train.0.index_select(0, &Tensor::from_slice(&positions)));
-                self.memories.push(Memory::new(&inputs, Likelihood::Categorical).labels(&task.labels));
+                self.memories.push(Memory::new(&inputs, Likelihood::Categorical).active(&task.labels));
                 self.posterior = Some(self.laplace(task, delta)?);
                 return Ok(Some(positions));
             }
@@ -502,7 +500,7 @@ impl<'a> Learner<'a> {
 
     /// N(θ, (F + δ)⁻¹) with F of all tasks so far.
     fn laplace(&self, task: &Task, delta: f64) -> Result<DiagonalGaussian> {
-        let fisher = Fisher::exact().labels(&task.labels);
+        let fisher = Fisher::exact().active(&task.labels);
         let fisher = fisher.diagonal(&self.net.vs, task.batches(), |x| self.net.logits(x))?;
         fisher.laplace(self.posterior.as_ref().map_or_else(|| Prior::isotropic(delta), Prior::from))
     }
@@ -510,7 +508,7 @@ impl<'a> Learner<'a> {
     /// Positions of so many examples of the task, as many of each of its classes.
     fn choose(&self, task: &Task, choice: Choice, memory: usize) -> Result<Vec<i64>> {
         let (x, y) = &task.train;
-        let all = || Memory::new(&task.shown(x), Likelihood::Categorical).labels(&task.labels);
+        let all = || Memory::new(&task.shown(x), Likelihood::Categorical).active(&task.labels);
         let lambda = || all().lambda(|x| self.net.logits(x));
         let scores = match choice {
             Choice::Memorable => lambda()?,

@@ -6,8 +6,8 @@ use super::table::{Answer, Outcome, Row};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    BayesBiNN, Evon, Expectation, FisherLabels, FullHessian, FullVon, Given, Ivon, MixtureOfGaussians, MultiIvon,
-    NoisyKfac, Params, Rule, Sgd, Site, Soap, Ste, StructuredRule, When, nn,
+    BayesBiNN, Evon, Expectation, FullHessian, FullVon, Given, Ivon, Labels, MixtureOfGaussians, MultiIvon, NoisyKfac,
+    Params, Rule, Sgd, Site, Soap, Ste, StructuredRule, When, nn,
 };
 
 const BERNOULLI: &str = "Bernoulli";
@@ -138,7 +138,7 @@ fn noisy_kfac() -> Outcome<Answer> {
     let x = Tensor::from_slice(&[1.0, 0.0, 1.0, 1.0, 1.0, 2.0]).reshape([3, 2]);
     let y = Tensor::from_slice(&[1.0, 2.0, 2.0]).reshape([3, 1]);
     let rule = NoisyKfac::default().ess(3.0).weight_decay(1.0 / 3.0).split_damping(false).beta1(0.0);
-    let rule = rule.labels(FisherLabels::Exact).expectation(Expectation::Antithetic { pairs: 1 });
+    let rule = rule.labels(Labels::Exact).expectation(Expectation::Antithetic { pairs: 1 });
     let mut opt = rule.build(&vs, 1.0)?;
     opt.step(|| nn::squared_error(&layer.forward(&x), &y, 1.0))?;
     let q = opt.posterior()?;

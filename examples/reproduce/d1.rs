@@ -7,7 +7,7 @@ use crate::four_moons::{FEATURES, tasks};
 use crate::logistic::{Examples, Logistic, Objective};
 use crate::report::{Figure, Job, Outcome, Section};
 use std::path::Path;
-use tch_blr::memory;
+use tch_blr::selection;
 
 const DELTA: f64 = 0.01;
 /// Examples kept of each task.
@@ -121,7 +121,7 @@ impl FourMoons {
                 Method::Full => full = model.full_laplace(&task.x, &full)?,
                 Method::Replay | Method::KPrior | Method::LeftOut => {
                     let scores = task.memory().lambda(|x| model.forward(x))?;
-                    let (memory, rest) = task.split(&memory::top(&scores, MEMORY)?);
+                    let (memory, rest) = task.split(&selection::top(&scores, MEMORY)?);
                     kept.push(memory);
                     if method == Method::LeftOut {
                         full = model.full_laplace(&rest.x, &full)?;

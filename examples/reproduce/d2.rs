@@ -8,7 +8,7 @@ use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
 use crate::usps::Usps;
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::{Prior, memory};
+use tch_blr::{Prior, selection};
 
 const DELTA: f64 = 25.0;
 /// Weights: a constant and 256 pixels.
@@ -103,13 +103,13 @@ impl AddDigit {
         model.set(&self.base);
         let scores = match choice {
             Choice::Lambda => self.past.memory().lambda(|x| model.forward(x))?,
-            Choice::Random(seed) => memory::random_scores(self.past.len(), seed),
+            Choice::Random(seed) => selection::random_scores(self.past.len(), seed),
         };
         // As many of each class.
         let n = self.past.len();
         let half = (percent / 100.0 * n as f64) as usize / 2;
         let k = if percent == 100.0 { n } else { 2 * half };
-        let (kept, rest) = self.past.split(&memory::class_balanced(&scores, &self.past.y.to_kind(Kind::Int64), k)?);
+        let (kept, rest) = self.past.split(&selection::class_balanced(&scores, &self.past.y.to_kind(Kind::Int64), k)?);
         let new = Objective::new().loss(&self.new)?;
         let weight = if method == Method::Weighted { n as f64 / k as f64 } else { 1.0 };
         let objective = match method {

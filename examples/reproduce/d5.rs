@@ -5,8 +5,8 @@ use crate::logistic::{Examples, Logistic, Objective};
 use crate::report::{Figure, Job, Outcome, Section};
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::memory::Sensitivity;
 use tch_blr::nn::Likelihood;
+use tch_blr::sensitivity::Sensitivity;
 use tch_blr::{GaussianPosterior, Prior};
 
 /// Features of the data; index 123 does not occur in the training file.

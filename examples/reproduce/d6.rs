@@ -4,8 +4,8 @@ use crate::report::{Figure, Job, Outcome, Section};
 use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-use tch_blr::memory::DualView;
 use tch_blr::nn::Likelihood;
+use tch_blr::sensitivity::DualView;
 
 const SIGMA: f64 = 0.286;
 const DELTA: f64 = 0.1;

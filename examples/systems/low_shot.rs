@@ -31,8 +31,9 @@ use std::ops::Range;
 use tch::nn::{self as plain, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay};
+use tch_blr::fisher::Fisher;
 use tch_blr::nn::{Likelihood, Linear};
-use tch_blr::{Adam, Fisher, FullGaussian, GaussianPosterior, Params, Rule, combine};
+use tch_blr::{Adam, FullGaussian, GaussianPosterior, Params, Rule, combine};
 
 const DIGITS: [i64; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 /// Of the trunk, and a 1 for the bias.
@@ -82,7 +83,7 @@ pub fn learn((z, y): &Examples, prior: &FullGaussian) -> Outcome<FullGaussian> {
     let params = || Params::named([("θ", theta.shallow_clone())]);
     let losses = Replay::new(Memory::new(z, Likelihood::Categorical).targets(y))?;
     let objective = Past::new().with(losses).with(Quadratic::from(prior));
-    let value = || objective.value(&params()?, &|z| head.forward(z));
+    let value = || objective.value(&params()?, |z| head.forward(z));
     for _ in 0..50 {
         // f is linear in θ, so that the Fisher information is the Hessian.
         let q = Fisher::exact().full(params()?, [z], |z| head.forward(z))?.laplace_after(prior)?;

@@ -1,7 +1,7 @@
 //! Gradient episodic memory: a step that raises the loss of no past task.
 //!
-//! With g the gradient of the present loss and g_k those of the losses on the memories of past tasks, a step along -g raises
-//! the loss of task k where ⟨g, g_k⟩ < 0. Then another direction is taken, the nearest one that does not:
+//! With g the gradient of the present loss and g_k those of the losses on the memories of past tasks, a step along -g
+//! raises the loss of task k where ⟨g, g_k⟩ < 0. Then another direction is taken, the nearest one that does not:
 //!
 //! ```text
 //! GEM      g̃ = argmin ½‖g̃ - g‖²  s.t.  ⟨g̃, g_k⟩ ≥ 0 for all k            (Lopez-Paz and Ranzato 2017)
@@ -9,8 +9,8 @@
 //! A-GEM    g̃ = g - (⟨g, r⟩/⟨r, r⟩) r,  r: one gradient on all memories        (Chaudhry et al. 2019)
 //! ```
 //!
-//! What is promised is promised of a small step along -g̃. An optimizer that scales weights differently (Adam) goes elsewhere;
-//! [`Sgd`](crate::Sgd) does not.
+//! What is promised is promised of a small step along -g̃. An optimizer that scales weights differently (Adam) goes
+//! elsewhere; [`Sgd`](crate::Sgd) does not.
 //!
 //! Gradients go in and out in the form that [`Derivatives`](crate::Derivatives) has:
 //!
@@ -48,8 +48,9 @@ type Gradients = Vec<Option<Tensor>>;
 ///
 /// # Errors
 /// A loss that is not 0-dim.
-pub fn gradients(loss: &Tensor, params: &Params) -> Result<Gradients> {
-    let mut found = gradient(loss, params)?.into_iter();
+pub fn gradients(loss: &Tensor, params: impl Into<Params>) -> Result<Gradients> {
+    let params = params.into();
+    let mut found = gradient(loss, &params)?.into_iter();
     let each = params
         .leaves()
         .iter()
@@ -57,8 +58,9 @@ pub fn gradients(loss: &Tensor, params: &Params) -> Result<Gradients> {
     Ok(each.collect())
 }
 
-/// GEM: g, or the g̃ above if some ⟨g, g_k⟩ < 0. The quadratic program has one unknown per past task, and is solved exactly, by
-/// active sets on the normalised gradients in f64. γ ≥ 0 biases the step in favour of the past; 0 is the projection.
+/// GEM: g, or the g̃ above if some ⟨g, g_k⟩ < 0. The quadratic program has one unknown per past task, and is solved
+/// exactly, by active sets on the normalised gradients in f64. γ ≥ 0 biases the step in favour of the past; 0 is the
+/// projection.
 ///
 /// With gradients in f64, ⟨g̃, g_k⟩ ≥ 0 up to rounding; in f32 the result is rounded.
 ///
@@ -155,8 +157,9 @@ fn plus(gradients: &[Option<Tensor>], terms: &[(f64, &Vec<Option<Tensor>>)]) -> 
 /// What counts as zero among cosines.
 const ROUNDING: f64 = 1e-13;
 
-/// argmin over u ≥ `bounds` of ½ uᵀAu + bᵀu, A of cosines: the method of Lawson and Hanson (1974) for non-negative least
-/// squares. A gradient that depends on those in use has no slope left once they are, so no singular system comes up.
+/// argmin over u ≥ `bounds` of ½ uᵀAu + bᵀu, A of cosines: the method of Lawson and Hanson (1974) for non-negative
+/// least squares. A gradient that depends on those in use has no slope left once they are, so no singular system comes
+/// up.
 fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>> {
     let n = b.len();
     let slope = |u: &[f64], i: usize| b[i] + a[i].iter().zip(u).map(|(a, u)| a * u).sum::<f64>();

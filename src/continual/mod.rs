@@ -1,7 +1,8 @@
 //! Continual learning: yesterday's posterior as today's prior, with memory.
 //!
-//! To learn task 2 after task 1 is to need the gradient of the past without its data. Every method rebuilds that gradient
-//! from one or more of three sources (Daxberger et al. 2023; Khan and Swaroop 2021), and what they give adds up:
+//! Learning task 2 after task 1 needs the gradient of the past without its data. Every method rebuilds that
+//! gradient from one or more of three sources (Daxberger et al. 2023; Khan and Swaroop 2021), and what they give adds
+//! up:
 //!
 //! ```text
 //! K(θ) = ½ (θ-m)ᵀ S (θ-m)  +  Σ_{i ∈ M₁} CE(pᵢ(m), pᵢ(θ))  +  Σ_{i ∈ M₂} (pᵢ(m) - yᵢ)ᵀ fᵢ(θ)
@@ -19,14 +20,14 @@
 //! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
 //! | all three | [`Quadratic`] of the examples in no memory + [`SoftLabels`] on M₁∖M₂ + [`Replay`] on M₂ | EWC + FR + Replay |
 //!
-//! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay (`docs/continual.md`
-//! has it written out).
+//! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay
+//! (`docs/continual.md` has it written out).
 //!
-//! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to keep
-//! is the business of [`crate::memory`].
+//! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to
+//! keep is the business of [`crate::selection`].
 //!
-//! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can be
-//! added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
+//! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can
+//! be added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -51,30 +52,35 @@
 //! for _ in 0..10 {
 //!     opt.step(|| {
 //!         let new = net.forward(&x).cross_entropy_for_logits(&y);
-//!         past.value(&params, &|x| net.forward(x)).map(|past| new + past / n)
+//!         past.beside(new, n, &params, |x| net.forward(x)) // new + past / n
 //!     })?;
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs into its
+//! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs in its
 //! prior instead, where the expectation over the posterior is exact: [`Rule::prior`](crate::Rule::prior) takes the last
 //! task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
 //! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, and
-//! [`combine`](crate::combine) forgets: `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left out
-//! of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
+//! [`combine`](crate::combine) forgets: `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left
+//! out of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
 mod fromp;
+mod functions;
 pub mod gem;
+mod labels;
 mod memory;
 mod past;
 mod quadratic;
 mod synaptic;
 
 pub use fromp::{Fromp, Kernel};
-pub use memory::{LabelNoise, Memory, Replay, SoftLabels, StoredOutputs};
+pub use functions::{SoftLabels, StoredOutputs};
+pub use labels::{LabelNoise, Replay};
+pub use memory::Memory;
+pub(crate) use past::Forward;
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;
 pub use synaptic::SynapticIntelligence;

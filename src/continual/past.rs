@@ -1,7 +1,10 @@
 //! The sum of all that stands for past data.
 
-use crate::{Error, Params, Result};
+use crate::{Error, IntoTensor, Params, Result, check};
 use tch::{Device, Kind, Tensor};
+
+/// From inputs to outputs f (logits, not probabilities), with a graph.
+pub(crate) type Forward<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
 
 /// A model as a [`Regularizer`] sees it.
 #[derive(Clone, Copy)]
@@ -9,7 +12,7 @@ pub struct Model<'a> {
     /// The weights θ.
     pub params: &'a Params,
     /// From inputs to outputs f (logits, not probabilities), with a graph.
-    pub forward: &'a dyn Fn(&Tensor) -> Tensor,
+    pub forward: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
 impl std::fmt::Debug for Model<'_> {
@@ -23,11 +26,11 @@ pub trait Regularizer: std::fmt::Debug {
     /// K(θ), 0-dim with its graph, on the scale of the loss summed over examples.
     ///
     /// # Errors
-    /// If the model is another than the one that this was made for.
+    /// If the model is not the one that this was made for.
     fn value(&self, model: &Model) -> Result<Tensor>;
 }
 
-/// A sum of [`Regularizer`]s; zero without any, so that the first task needs no loop of its own.
+/// A sum of [`Regularizer`]s; zero without any, so that the first task needs no separate loop.
 #[derive(Debug, Default)]
 pub struct Past {
     parts: Vec<Box<dyn Regularizer>>,
@@ -46,29 +49,50 @@ impl Past {
         self
     }
 
-    /// K(θ) = Σ over the parts, as [`Regularizer::value`]: divide it by the number of examples that the mean loss beside it
-    /// stands for.
+    /// K(θ) = Σ over the parts, as [`Regularizer::value`], for parameters and a closure from inputs to outputs. It is a
+    /// sum over examples; beside the mean loss of a new task take [`Past::beside`], which knows what to divide by.
     ///
     /// # Errors
-    /// Those of the parts.
-    pub fn value(&self, params: &Params, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
-        Regularizer::value(self, &Model { params, forward })
+    /// Those of the parts, and the closure's.
+    pub fn value<L: IntoTensor>(&self, params: impl Into<Params>, forward: impl Fn(&Tensor) -> L) -> Result<Tensor> {
+        Regularizer::value(self, &Model { params: &params.into(), forward: &|x| forward(x).into_tensor() })
     }
 
-    /// How far K is from the past it stands for: ‖∇K - ∇L‖ / ‖∇L‖ at the present weights, with ∇L the gradient of `truth`,
-    /// the loss of the past data (summed, with its prior) while they are still there. 0 is exact; the constant part of the
-    /// gradient counts too, so L should include all that K includes.
+    /// The objective of the new task: its mean loss beside the past, L + K(θ)/N.
+    ///
+    /// * `loss`: the mean loss of a mini-batch, or the losses `[B]` that it is the mean of.
+    /// * `examples`: N > 0, the number of all examples of the new task, not of the mini-batch.
+    /// * `params`, `forward`: the model in training, from inputs to outputs.
     ///
     /// # Errors
-    /// As [`Past::value`]; a loss without a graph, or whose gradient is zero.
-    pub fn reconstruction_error(
+    /// An N that is not positive and finite; those of the parts, and the closures'.
+    pub fn beside<L: IntoTensor>(
         &self,
-        params: &Params,
-        forward: &dyn Fn(&Tensor) -> Tensor,
-        truth: impl FnOnce() -> Tensor,
+        loss: impl IntoTensor,
+        examples: f64,
+        params: impl Into<Params>,
+        forward: impl Fn(&Tensor) -> L,
+    ) -> Result<Tensor> {
+        check::positive("examples", examples)?;
+        Ok(loss.into_tensor()?.f_add(&(self.value(params, forward)? / examples))?)
+    }
+
+    /// How far K is from the past it stands for: ‖∇K - ∇L‖ / ‖∇L‖ at the present weights, with ∇L the gradient of
+    /// `truth`, the loss of the past data (summed, with its prior) while they are still there. 0 is exact; the constant
+    /// part of the gradient counts too, so L should include all that K includes.
+    ///
+    /// # Errors
+    /// As [`Regularizer::value`]; a loss without a graph, or whose gradient is zero.
+    pub fn reconstruction_error<L: IntoTensor, T: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        forward: impl Fn(&Tensor) -> L,
+        truth: impl FnOnce() -> T,
     ) -> Result<f64> {
-        let (ours, theirs) = tch::with_grad(|| Ok::<_, Error>((self.value(params, forward)?, truth())))?;
-        let (ours, theirs) = (gradient(&ours, params)?, gradient(&theirs, params)?);
+        let params = params.into();
+        let (ours, theirs) =
+            tch::with_grad(|| Ok::<_, Error>((self.value(&params, forward)?, truth().into_tensor()?)))?;
+        let (ours, theirs) = (gradient(&ours, &params)?, gradient(&theirs, &params)?);
         let norm = |t: &Tensor| t.square().sum(Kind::Double).double_value(&[]);
         let (mut apart, mut size) = (0.0, 0.0);
         for (ours, theirs) in ours.iter().zip(&theirs) {
@@ -86,13 +110,18 @@ impl Past {
 
 impl Regularizer for Past {
     fn value(&self, model: &Model) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        for part in &self.parts {
-            let value = part.value(model)?;
-            sum = Some(sum.map_or_else(|| value.shallow_clone(), |sum| sum + &value));
-        }
-        Ok(sum.unwrap_or_else(|| Tensor::zeros([], (Kind::Float, Device::Cpu))))
+        Ok(sum(self.parts.iter().map(|part| part.value(model)))?.unwrap_or_else(nothing))
     }
+}
+
+/// The sum, which keeps the kind of a single term; `None` without any.
+pub(super) fn sum(terms: impl IntoIterator<Item = Result<Tensor>>) -> Result<Option<Tensor>> {
+    terms.into_iter().reduce(|a, b| Ok(a? + b?)).transpose()
+}
+
+/// What a sum of no parts is: a number that takes the device and kind of what it is added to.
+pub(super) fn nothing() -> Tensor {
+    Tensor::zeros([], (Kind::Float, Device::Cpu))
 }
 
 /// ∇ of a 0-dim loss by each trained parameter, in f64; zero where it does not depend on it.

@@ -1,18 +1,16 @@
 //! Weight-space priors: a Gaussian without its constant, with a precision that may vanish.
 
-use super::past::{Model, Regularizer};
-use crate::params::Leaf;
+use super::past::{Model, Regularizer, sum};
+use crate::fisher::{DiagonalFisher, FullFisher, KroneckerFisher, LayerFactors};
 use crate::linalg::{into_basis, matrix_shape};
-use crate::{
-    DiagonalFisher, DiagonalGaussian, Error, FullFisher, FullGaussian, KroneckerFisher, KroneckerGaussian,
-    LayerFactors, Params, Result, check,
-};
+use crate::params::Leaf;
+use crate::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, Params, Result, check};
 use tch::{Kind, Tensor};
 
 /// K(θ) = Σ ½ (θ-m)ᵀ S (θ-m), a sum of quadratic forms with S ≥ 0, on the scale of the loss summed over examples.
 ///
 /// What the methods of weight regularization differ in is where S comes from, and around which m (t: the task just
-/// learned, F: its Fisher information at θₜ, from [`Fisher`](crate::Fisher)):
+/// learned, F: its Fisher information at θₜ, from [`Fisher`](crate::fisher::Fisher)):
 ///
 /// | method | m | S | here |
 /// |---|---|---|---|
@@ -22,8 +20,8 @@ use tch::{Kind, Tensor};
 /// | Synaptic Intelligence | θₜ | 2cΩ | [`SynapticIntelligence`](super::SynapticIntelligence) |
 /// | a posterior | its mean | its precision | `Quadratic::from(&q)` |
 ///
-/// Separate EWC counts the past twice, compared with Bayes: θ₂ was pulled to θ₁ already (Huszár 2018). Parameters that it
-/// does not name (new heads) are free.
+/// Separate EWC counts the past twice, compared with Bayes: θ₂ was pulled to θ₁ already (Huszár 2018). Parameters that
+/// it does not name (new heads) are free.
 ///
 /// What a sum takes: diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and
 /// s·m = s₁m₁ + s₂m₂, with the constant that this leaves, so values are those of the sum. Full matrices around the same
@@ -32,8 +30,8 @@ use tch::{Kind, Tensor};
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
-/// use tch_blr::continual::{Model, Quadratic, Regularizer};
-/// use tch_blr::{Adam, Fisher, Params, Rule, nn};
+/// use tch_blr::continual::{Past, Quadratic};
+/// use tch_blr::{Adam, Params, Rule, fisher::Fisher, nn};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
@@ -43,12 +41,11 @@ use tch::{Kind, Tensor};
 /// let forward = |x: &Tensor| net.forward(x);
 /// let mut past = Quadratic::towards_zero(&params, 1.0)?;
 /// for (x, y) in &tasks {
+///     let all = Past::new().with(past.clone());
 ///     let mut opt = Adam::default().build(&vs, 1e-2)?;
 ///     for _ in 0..10 {
-///         opt.step(|| {
-///             let past = past.value(&Model { params: &params, forward: &forward })?;
-///             Ok::<_, tch_blr::Error>(forward(x).cross_entropy_for_logits(y) + past / x.size()[0])
-///         })?;
+///         let loss = || forward(x).cross_entropy_for_logits(y);
+///         opt.step(|| all.beside(loss(), x.size()[0] as f64, &params, forward))?;
 ///     }
 ///     let fisher = Fisher::exact().kronecker(&vs, [x], forward)?; // or diagonal, or full
 ///     past = past.recentred(&params)?.plus(&Quadratic::from(&fisher))?;
@@ -56,23 +53,40 @@ use tch::{Kind, Tensor};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Quadratic {
     terms: Vec<Term>,
     /// What completing the square has left over.
     constant: f64,
 }
 
+/// A tensor that is never written to, so that clones may share it.
 #[derive(Debug)]
+struct Shared(Tensor);
+
+impl Clone for Shared {
+    fn clone(&self) -> Self {
+        Shared(self.0.shallow_clone())
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.0
+    }
+}
+
+#[derive(Debug, Clone)]
 enum Term {
-    /// `mean` and `precision` in the parameter's shape.
-    Diagonal { name: String, mean: Tensor, precision: Tensor },
-    /// `precision` in the basis, as in [`KroneckerGaussian`].
-    Kronecker { name: String, mean: Tensor, left: Option<Tensor>, right: Option<Tensor>, precision: Tensor },
+    /// `mean` and `precision` in the parameter's shape; the precision in the basis, as in [`KroneckerGaussian`], or of
+    /// the weights themselves where there is none.
+    Diagonal { name: String, mean: Shared, precision: Shared, basis: [Option<Shared>; 2] },
     /// G ⊗ A of a layer's `[W b]`: `mean` `[out, in]` or `[out, in+1]`, `inputs` A, `outputs` G.
-    Layer { weight: Shaped, bias: Option<Shaped>, mean: Tensor, inputs: Tensor, outputs: Tensor },
+    Layer { weight: Shaped, bias: Option<Shaped>, mean: Shared, inputs: Shared, outputs: Shared },
     /// `mean` `[n]` and `precision` `[n, n]` of all these together, in f64.
-    Full { parameters: Vec<Shaped>, mean: Tensor, precision: Tensor },
+    Full { parameters: Vec<Shaped>, mean: Shared, precision: Shared },
 }
 
 /// Name and shape of a parameter.
@@ -87,7 +101,7 @@ impl Quadratic {
         let mut terms: Vec<Term> = Vec::new();
         for (name, mean, precision) in entries {
             let name = name.into();
-            if terms.iter().any(|t| matches!(t, Term::Diagonal { name: other, .. } if *other == name)) {
+            if terms.iter_mut().any(|t| t.diagonal_of(&name).is_some()) {
                 return Err(Error::parameter(&name, "it is given twice"));
             }
             if mean.size() != precision.size() {
@@ -103,7 +117,7 @@ impl Quadratic {
                 let smallest = precision.min().double_value(&[]);
                 return Err(Error::parameter(&name, format!("its smallest s is {smallest:e}: expected numbers ≥ 0")));
             }
-            terms.push(Term::Diagonal { name, mean: mean.detach().copy(), precision: precision.detach().copy() });
+            terms.push(Term::diagonal(&name, &mean.detach().copy(), &precision.detach().copy()));
         }
         Ok(Quadratic { terms, constant: 0.0 })
     }
@@ -112,7 +126,8 @@ impl Quadratic {
     ///
     /// # Errors
     /// A δ that is negative or not finite.
-    pub fn isotropic(params: &Params, delta: f64) -> Result<Self> {
+    pub fn isotropic(params: impl Into<Params>, delta: f64) -> Result<Self> {
+        let params = params.into();
         check::non_negative("delta", delta)?;
         let entry = |l: &Leaf| {
             let mean = l.tensor.detach().to_kind(l.state_kind());
@@ -125,10 +140,10 @@ impl Quadratic {
     ///
     /// # Errors
     /// As [`Quadratic::isotropic`].
-    pub fn towards_zero(params: &Params, delta: f64) -> Result<Self> {
+    pub fn towards_zero(params: impl Into<Params>, delta: f64) -> Result<Self> {
         let mut all = Self::isotropic(params, delta)?;
         for term in &mut all.terms {
-            *term.mean_mut() = term.mean_mut().zeros_like();
+            *term.mean_mut() = Shared(term.mean_mut().zeros_like());
         }
         Ok(all)
     }
@@ -138,12 +153,12 @@ impl Quadratic {
     ///
     /// # Errors
     /// A δ_a that is negative, a δ_b that is not positive, or not finite.
-    pub fn change_of_regularizer(params: &Params, delta_a: f64, delta_b: f64) -> Result<Self> {
+    pub fn change_of_regularizer(params: impl Into<Params>, delta_a: f64, delta_b: f64) -> Result<Self> {
         check::non_negative("delta_a", delta_a)?;
         check::positive("delta_b", delta_b)?;
         let mut all = Self::isotropic(params, delta_b)?;
         for term in &mut all.terms {
-            *term.mean_mut() = &*term.mean_mut() * (delta_a / delta_b);
+            *term.mean_mut() = Shared(&term.mean_mut().0 * (delta_a / delta_b));
         }
         Ok(all)
     }
@@ -154,13 +169,12 @@ impl Quadratic {
     /// A w that is negative or not finite.
     pub fn scaled(&self, w: f64) -> Result<Self> {
         check::non_negative("w", w)?;
-        let mut all = self.copy();
+        let mut all = self.clone();
         for term in &mut all.terms {
             let (Term::Diagonal { precision, .. }
-            | Term::Kronecker { precision, .. }
             | Term::Layer { outputs: precision, .. }
             | Term::Full { precision, .. }) = term;
-            *precision = &*precision * w;
+            *precision = Shared(&precision.0 * w);
         }
         all.constant *= w;
         Ok(all)
@@ -170,17 +184,18 @@ impl Quadratic {
     ///
     /// # Errors
     /// Parameters that the model does not have in this shape, weights that are not finite.
-    pub fn recentred(&self, params: &Params) -> Result<Self> {
+    pub fn recentred(&self, params: impl Into<Params>) -> Result<Self> {
+        let params = params.into();
         for leaf in params.leaves() {
             if let Some(value) = crate::kernel::first_non_finite(&leaf.tensor) {
                 return Err(Error::parameter(leaf.name(), format!("its weights are not finite ({value})")));
             }
         }
-        let mut all = self.copy();
+        let mut all = self.clone();
         for term in &mut all.terms {
-            let now = term.weights(params)?.detach();
+            let now = term.weights(&params)?.detach();
             let mean = term.mean_mut();
-            *mean = now.to_kind(mean.kind()).copy();
+            *mean = Shared(now.to_kind(mean.kind()).copy());
         }
         all.constant = 0.0;
         Ok(all)
@@ -191,7 +206,7 @@ impl Quadratic {
     /// # Errors
     /// Diagonal terms on one parameter in different shapes.
     pub fn plus(&self, other: &Quadratic) -> Result<Self> {
-        let mut all = self.copy();
+        let mut all = self.clone();
         all.constant += other.constant;
         for term in &other.terms {
             all.add(term)?;
@@ -202,7 +217,13 @@ impl Quadratic {
     fn add(&mut self, new: &Term) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         match new {
-            Term::Diagonal { name, mean, precision } => return self.add_diagonal(name, mean, precision),
+            Term::Diagonal { name, mean, precision, basis: [None, None] } => {
+                let there = self.terms.iter_mut().find_map(|t| t.diagonal_of(name));
+                if let Some((m, s)) = there {
+                    self.constant += add_diagonal(name, m, s, mean, precision)?;
+                    return Ok(());
+                }
+            }
             Term::Full { parameters, mean, precision } => {
                 let same = |p: &[Shaped], m: &Tensor| p == parameters && m.device() == mean.device() && m.equal(mean);
                 let there = self.terms.iter_mut().find_map(|t| match t {
@@ -210,108 +231,70 @@ impl Quadratic {
                     _ => None,
                 });
                 if let Some(s) = there {
-                    *s = s.f_add(precision)?;
+                    *s = Shared(s.f_add(precision)?);
                     return Ok(());
                 }
             }
-            Term::Kronecker { .. } | Term::Layer { .. } => (),
+            Term::Diagonal { .. } | Term::Layer { .. } => (),
         }
-        self.terms.push(new.copy());
+        self.terms.push(new.clone());
         Ok(())
-    }
-
-    fn add_diagonal(&mut self, name: &str, mean: &Tensor, precision: &Tensor) -> Result<()> {
-        let there = self.terms.iter_mut().find_map(|t| match t {
-            Term::Diagonal { name: other, mean, precision } if other == name => Some((mean, precision)),
-            _ => None,
-        });
-        let Some((m, s)) = there else {
-            self.terms.push(Term::diagonal(name, mean, precision));
-            return Ok(());
-        };
-        if m.size() != mean.size() {
-            return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", m.size(), mean.size())));
-        }
-        let wide = |t: &Tensor| t.to_kind(Kind::Double).to_device(m.device());
-        let (m1, s1, m2, s2) = (wide(m), wide(s), wide(mean), wide(precision));
-        let sum = &s1 + &s2;
-        // m₁ + (m₂-m₁)s₂/s, which is m₁ where both know nothing
-        let share = (&s2 / &sum).f_masked_fill(&sum.f_eq(0.0)?, 0.0)?;
-        let apart = &m2 - &m1;
-        // ½s₁(m₁-m)² + ½s₂(m₂-m)² = ½ (s₁s₂/s)(m₂-m₁)²
-        self.constant += 0.5 * (&s1 * &share * apart.square()).sum(Kind::Double).double_value(&[]);
-        *m = (m1 + apart * share).to_kind(m.kind());
-        *s = sum.to_kind(s.kind());
-        Ok(())
-    }
-
-    fn copy(&self) -> Self {
-        Quadratic { terms: self.terms.iter().map(Term::copy).collect(), constant: self.constant }
     }
 
     /// s of a parameter, summed over its diagonal terms; `None` if there is none.
     pub fn precision(&self, name: &str) -> Option<Tensor> {
-        self.terms.iter().find_map(|t| match t {
-            Term::Diagonal { name: other, precision, .. } if other == name => Some(precision.copy()),
-            _ => None,
-        })
+        self.clone().terms.iter_mut().find_map(|t| t.diagonal_of(name).map(|(_, s)| s.copy()))
     }
 
     /// m of a parameter's diagonal term; `None` if there is none.
     pub fn mean(&self, name: &str) -> Option<Tensor> {
-        self.terms.iter().find_map(|t| match t {
-            Term::Diagonal { name: other, mean, .. } if other == name => Some(mean.copy()),
-            _ => None,
-        })
+        self.clone().terms.iter_mut().find_map(|t| t.diagonal_of(name).map(|(m, _)| m.copy()))
     }
 }
 
+/// (m, s) ← the sum of both diagonal terms of a parameter, as natural parameters; the constant that this leaves.
+fn add_diagonal(name: &str, m: &mut Shared, s: &mut Shared, mean: &Tensor, precision: &Tensor) -> Result<f64> {
+    if m.size() != mean.size() {
+        return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", m.size(), mean.size())));
+    }
+    let wide = |t: &Tensor| t.to_kind(Kind::Double).to_device(m.device());
+    let (m1, s1, m2, s2) = (wide(m), wide(s), wide(mean), wide(precision));
+    let sum = &s1 + &s2;
+    // m₁ + (m₂-m₁)s₂/s, which is m₁ where both know nothing
+    let share = (&s2 / &sum).f_masked_fill(&sum.f_eq(0.0)?, 0.0)?;
+    let apart = &m2 - &m1;
+    // ½s₁(m₁-m)² + ½s₂(m₂-m)² = ½ (s₁s₂/s)(m₂-m₁)²
+    let constant = 0.5 * (&s1 * &share * apart.square()).sum(Kind::Double).double_value(&[]);
+    *m = Shared((m1 + apart * share).to_kind(m.kind()));
+    *s = Shared(sum.to_kind(s.kind()));
+    Ok(constant)
+}
+
 impl Term {
-    /// Shares the tensors, none of which is ever written to.
     fn diagonal(name: &str, mean: &Tensor, precision: &Tensor) -> Self {
-        Term::Diagonal { name: name.to_owned(), mean: mean.shallow_clone(), precision: precision.shallow_clone() }
+        let share = |t: &Tensor| Shared(t.shallow_clone());
+        Term::Diagonal { name: name.to_owned(), mean: share(mean), precision: share(precision), basis: [None, None] }
     }
 
-    fn copy(&self) -> Self {
-        let copy = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+    /// m and s of a diagonal term without a basis, if it is on this parameter.
+    fn diagonal_of(&mut self, parameter: &str) -> Option<(&mut Shared, &mut Shared)> {
         match self {
-            Term::Diagonal { name, mean, precision } => Term::diagonal(name, mean, precision),
-            Term::Kronecker { name, mean, left, right, precision } => Term::Kronecker {
-                name: name.clone(),
-                mean: mean.shallow_clone(),
-                left: copy(left),
-                right: copy(right),
-                precision: precision.shallow_clone(),
-            },
-            Term::Layer { weight, bias, mean, inputs, outputs } => Term::Layer {
-                weight: weight.clone(),
-                bias: bias.clone(),
-                mean: mean.shallow_clone(),
-                inputs: inputs.shallow_clone(),
-                outputs: outputs.shallow_clone(),
-            },
-            Term::Full { parameters, mean, precision } => Term::Full {
-                parameters: parameters.clone(),
-                mean: mean.shallow_clone(),
-                precision: precision.shallow_clone(),
-            },
+            Term::Diagonal { name, mean, precision, basis: [None, None] } if name == parameter => {
+                Some((mean, precision))
+            }
+            _ => None,
         }
     }
 
-    fn mean_mut(&mut self) -> &mut Tensor {
-        let (Term::Diagonal { mean, .. }
-        | Term::Kronecker { mean, .. }
-        | Term::Layer { mean, .. }
-        | Term::Full { mean, .. }) = self;
+    fn mean_mut(&mut self) -> &mut Shared {
+        let (Term::Diagonal { mean, .. } | Term::Layer { mean, .. } | Term::Full { mean, .. }) = self;
         mean
     }
 
     /// θ in the form of the mean, with its graph.
     fn weights(&self, params: &Params) -> Result<Tensor> {
         match self {
-            Term::Diagonal { name, mean, .. } | Term::Kronecker { name, mean, .. } => {
-                Ok(find(params, name, &mean.size())?.shallow_clone())
-            }
+            Term::Diagonal { name, mean, .. } => Ok(find(params, name, &mean.size())?.shallow_clone()),
             Term::Layer { weight: (weight, shape), bias, .. } => {
                 let w = find(params, weight, shape)?.f_reshape(matrix_shape(shape))?;
                 let Some((bias, shape)) = bias else { return Ok(w) };
@@ -333,11 +316,15 @@ impl Term {
         let apart =
             |mean: &Tensor| Ok::<_, Error>(theta.f_to_kind(mean.kind())?.f_sub(&mean.to_device(theta.device()))?);
         let twice = match self {
-            Term::Diagonal { mean, precision, .. } => apart(mean)?.square() * precision.to_device(theta.device()),
-            Term::Kronecker { mean, left, right, precision, .. } => {
-                let d = apart(mean)?.f_reshape(matrix_shape(&mean.size()))?;
-                let there = |q: &Option<Tensor>| q.as_ref().map(|q| q.to_device(theta.device()));
-                let d = into_basis(&d, there(left).as_ref(), there(right).as_ref())?.f_reshape(mean.size())?;
+            Term::Diagonal { mean, precision, basis, .. } => {
+                let there = |q: &Option<Shared>| q.as_ref().map(|q| q.to_device(theta.device()));
+                let d = match (apart(mean)?, basis) {
+                    (d, [None, None]) => d,
+                    (d, [left, right]) => {
+                        let d = d.f_reshape(matrix_shape(&mean.size()))?;
+                        into_basis(&d, there(left).as_ref(), there(right).as_ref())?.f_reshape(mean.size())?
+                    }
+                };
                 d.square() * precision.to_device(theta.device())
             }
             Term::Layer { mean, inputs, outputs, .. } => {
@@ -372,11 +359,7 @@ fn find<'a>(params: &'a Params, name: &str, shape: &[i64]) -> Result<&'a Tensor>
 
 impl Regularizer for Quadratic {
     fn value(&self, model: &Model) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        for term in &self.terms {
-            let value = term.value(model.params)?;
-            sum = Some(sum.map_or_else(|| value.shallow_clone(), |sum| sum + &value));
-        }
+        let sum = sum(self.terms.iter().map(|term| term.value(model.params)))?;
         let sum = sum.ok_or_else(|| Error::Posterior("a quadratic of no parameters".to_owned()))?;
         Ok(sum + self.constant)
     }
@@ -386,7 +369,7 @@ impl From<&DiagonalGaussian> for Quadratic {
     fn from(q: &DiagonalGaussian) -> Self {
         let of = |name: &str| {
             let (mean, precision) = (q.mean(name).expect("its name"), q.precision(name).expect("its name"));
-            Term::Diagonal { name: name.to_owned(), mean: mean.copy(), precision: precision.copy() }
+            Term::diagonal(name, &mean.copy(), &precision.copy())
         };
         Quadratic { terms: q.names().map(of).collect(), constant: 0.0 }
     }
@@ -396,13 +379,9 @@ impl From<&KroneckerGaussian> for Quadratic {
     fn from(q: &KroneckerGaussian) -> Self {
         let of = |name: &str| {
             let p = q.parameter(name).expect("its name");
-            Term::Kronecker {
-                name: name.to_owned(),
-                mean: p.mean.copy(),
-                left: p.left.as_ref().map(Tensor::copy),
-                right: p.right.as_ref().map(Tensor::copy),
-                precision: p.precision.copy(),
-            }
+            let basis = [&p.left, &p.right].map(|q| q.as_ref().map(|q| Shared(q.copy())));
+            let (mean, precision) = (Shared(p.mean.copy()), Shared(p.precision.copy()));
+            Term::Diagonal { name: name.to_owned(), mean, precision, basis }
         };
         Quadratic { terms: q.names().map(of).collect(), constant: 0.0 }
     }
@@ -413,8 +392,8 @@ impl From<&FullGaussian> for Quadratic {
         let shape = |name: &str| (name.to_owned(), q.mean(name).expect("its name").size());
         let term = Term::Full {
             parameters: q.names().map(shape).collect(),
-            mean: q.mean_vector(),
-            precision: q.precision_matrix().copy(),
+            mean: Shared(q.mean_vector()),
+            precision: Shared(q.precision_matrix().copy()),
         };
         Quadratic { terms: vec![term], constant: 0.0 }
     }
@@ -428,8 +407,8 @@ impl From<&DiagonalFisher> for Quadratic {
     }
 }
 
-/// ½ tr(G ΔV A ΔVᵀ) for every layer, with V = `[W b]`: a weight and its bias together, as they are in A. What has no factors
-/// has its diagonal. Around the weights at which F was computed, without a prior.
+/// ½ tr(G ΔV A ΔVᵀ) for every layer, with V = `[W b]`: a weight and its bias together, as they are in A. What has no
+/// factors has its diagonal. Around the weights at which F was computed, without a prior.
 impl From<&KroneckerFisher> for Quadratic {
     fn from(f: &KroneckerFisher) -> Self {
         let _no_grad = tch::no_grad_guard();
@@ -442,9 +421,9 @@ impl From<&KroneckerFisher> for Quadratic {
             Term::Layer {
                 weight: shaped(&l.weight),
                 bias: l.bias.as_deref().map(shaped),
-                inputs: l.inputs.to_kind(mean.kind()),
-                outputs: l.outputs.to_kind(mean.kind()),
-                mean,
+                inputs: Shared(l.inputs.to_kind(mean.kind())),
+                outputs: Shared(l.outputs.to_kind(mean.kind())),
+                mean: Shared(mean),
             }
         };
         let layers = f.layers().iter().map(layer);
@@ -460,8 +439,8 @@ impl From<&FullFisher> for Quadratic {
         let flat: Vec<Tensor> = leaves.iter().map(|l| l.tensor.to_kind(Kind::Double).reshape([-1])).collect();
         let term = Term::Full {
             parameters: leaves.iter().map(|l| (l.name().to_owned(), l.tensor.size())).collect(),
-            mean: Tensor::cat(&flat, 0),
-            precision: f.matrix().shallow_clone(),
+            mean: Shared(Tensor::cat(&flat, 0)),
+            precision: Shared(f.matrix().shallow_clone()),
         };
         Quadratic { terms: vec![term], constant: 0.0 }
     }

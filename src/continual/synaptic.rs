@@ -32,11 +32,11 @@ use tch::{Kind, Tensor};
 /// let past = Past::new();
 /// for _ in 0..10 {
 ///     si.before(&params, &task_loss())?;
-///     opt.step(|| past.value(&params, &|x| x.shallow_clone()).map(|past| task_loss() + past))?;
+///     opt.step(|| past.beside(task_loss(), 1.0, &params, |x| x.shallow_clone()))?;
 ///     si.after(&params)?;
 /// }
 /// si.end_task(&params)?;
-/// let past = Past::new().with(si.penalty(1.0, 1.0)?); // c, and N of the mean loss it is added to
+/// let past = Past::new().with(si.penalty(1.0, 1.0)?); // c, and the N of beside(..)
 /// # Ok(())
 /// # }
 /// ```
@@ -67,7 +67,8 @@ impl SynapticIntelligence {
     ///
     /// # Errors
     /// A ξ that is not finite and positive, no parameter.
-    pub fn new(params: &Params, xi: f64) -> Result<Self> {
+    pub fn new(params: impl Into<Params>, xi: f64) -> Result<Self> {
+        let params = params.into();
         check::positive("xi", xi)?;
         params.check()?;
         let path = |l: &crate::params::Leaf| {
@@ -84,12 +85,13 @@ impl SynapticIntelligence {
         Ok(SynapticIntelligence { xi, weights, stepping: false })
     }
 
-    /// Before a step: keeps θ, and the gradient of the mean loss of its mini-batch (a backward pass of its own, which uses
-    /// up the loss's graph).
+    /// Before a step: keeps θ, and the gradient of the mean loss of its mini-batch (by a separate backward pass, which
+    /// uses up the loss's graph).
     ///
     /// # Errors
     /// A loss that is not 0-dim, other trained parameters than at the start, a gradient that is not finite.
-    pub fn before(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
+    pub fn before(&mut self, params: impl Into<Params>, loss: &Tensor) -> Result<()> {
+        let params = &params.into();
         self.check(params)?;
         let gradients = gradient(loss, params)?;
         for (w, g) in self.weights.iter().zip(&gradients) {
@@ -109,7 +111,8 @@ impl SynapticIntelligence {
     ///
     /// # Errors
     /// Without [`before`](Self::before), and for other trained parameters than at the start.
-    pub fn after(&mut self, params: &Params) -> Result<()> {
+    pub fn after(&mut self, params: impl Into<Params>) -> Result<()> {
+        let params = &params.into();
         self.check(params)?;
         if !self.stepping {
             return Err(Error::Parameters(
@@ -128,7 +131,8 @@ impl SynapticIntelligence {
     ///
     /// # Errors
     /// Other trained parameters than at the start.
-    pub fn end_task(&mut self, params: &Params) -> Result<()> {
+    pub fn end_task(&mut self, params: impl Into<Params>) -> Result<()> {
+        let params = &params.into();
         self.check(params)?;
         for w in &mut self.weights {
             let end = now(params, &w.name, w.start.kind());
@@ -145,8 +149,8 @@ impl SynapticIntelligence {
         self.weights.iter().find(|w| w.name == name).map(|w| &w.importance)
     }
 
-    /// c Σ Ω (θ - θ_end)² as a [`Quadratic`] around the end of the last task, S = 2c·N·Ω: a sum over the N examples that
-    /// the mean loss beside it stands for.
+    /// c Σ Ω (θ - θ_end)² as a [`Quadratic`] around the end of the last task, S = 2c·N·Ω: a sum over the N examples
+    /// that the mean loss beside it stands for.
     ///
     /// # Errors
     /// c < 0, N ≤ 0, or not finite.

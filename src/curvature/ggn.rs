@@ -1,58 +1,65 @@
 //! The diagonal of the generalized Gauss-Newton matrix (1/B) Σᵢ JᵢᵀΛᵢJᵢ from tapped layers.
 //!
-//! Jᵢ is the Jacobian of example i's output zᵢ, and Λᵢ the Hessian of its loss with respect to zᵢ. With Λᵢ = Σ_c sᵢ_c sᵢ_cᵀ
-//! the diagonal is
+//! Jᵢ is the Jacobian of example i's output zᵢ, and Λᵢ the Hessian of its loss with respect to zᵢ. With Λᵢ = Σ_c sᵢ_c
+//! sᵢ_cᵀ the diagonal is
 //!
 //! ```text
-//! Σ_c (1/B) Σᵢ (Jᵢᵀ sᵢ_c)²,    Jᵢᵀ sᵢ_c = the gradient of sᵢ_cᵀ zᵢ with s held fixed
+//! Σ_c (1/B) Σᵢ (Jᵢᵀ sᵢ_c)²
 //! ```
 //!
-//! a sum of per-example squares of losses sᵢ_cᵀ zᵢ: one backward pass per vector.
+//! by one backward pass over the layers' outputs per vector; no gradient of a weight is formed.
 
-use super::per_example::per_example;
+use super::linearized::{Linearized, Looked};
+use super::squares::add;
+use super::tapped::PerParameter;
 use crate::nn::tape::{Output, Tape};
 use crate::{Error, Result};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-/// The diagonal per parameter, as [`per_example`] has its squares; and whether it found a parameter used outside of the
-/// tapped layers.
+/// The diagonal per parameter, as [`per_example`](super::per_example) has its squares; and whether it found a parameter
+/// that is used by tapped layers and outside of them.
 pub(crate) struct Ggn {
-    pub diagonal: Vec<Option<Tensor>>,
+    pub diagonal: PerParameter,
     pub mixed: bool,
 }
 
-/// `vectors(output)`: the s of one output of the model, each in its shape.
+/// * `check`: look for parameters that are used outside of the tapped layers too, as
+///   [`per_example`](super::per_example) does.
+/// * `vectors(i, output)`: the s of output i of the model, each in its shape.
 ///
 /// # Errors
-/// [`Error::PerExample`] if the closure did not compute its loss with a likelihood of [`crate::nn`].
+/// [`Error::Likelihood`] if the closure did not compute its loss with a likelihood of [`crate::nn`].
 pub(crate) fn ggn(
     tape: &Tape,
     params: &[(&str, &Tensor)],
     check: bool,
     vectors: impl Fn(usize, &Output) -> Result<Vec<Tensor>>,
 ) -> Result<Ggn> {
-    if tape.outputs().is_empty() {
-        return Err(Error::PerExample(
-            "the Gauss-Newton matrix needs the model's output; compute the loss with cross_entropy, binary_cross_entropy \
-             or squared_error of `tch_blr::nn`"
-                .to_owned(),
-        ));
-    }
     let mut found = Ggn { diagonal: params.iter().map(|_| None).collect(), mixed: false };
-    for (i, output) in tape.outputs().iter().enumerate() {
-        for s in vectors(i, output)? {
-            let each = (&output.z * s).f_reshape([output.z.size()[0], -1])?;
-            let losses = each.f_sum_dim_intlist(1, false, None::<Kind>)?;
-            let one = per_example(&losses.f_mean(None::<Kind>)?, Some(&losses), tape, params, check)?;
-            found.mixed |= one.mixed;
-            let _no_grad = tch::no_grad_guard();
-            for (sum, squares) in found.diagonal.iter_mut().zip(one.squares) {
-                *sum = match (sum.take(), squares) {
-                    (Some(sum), Some(squares)) => Some(sum + squares),
-                    (a, b) => a.or(b),
-                };
+    for (i, output) in outputs(tape)?.iter().enumerate() {
+        let vectors = vectors(i, output)?;
+        let mut looked = if check { Looked::default() } else { Looked::before(params.len()) };
+        let mut model = Linearized::of(tape, &output.z, params, &mut looked)?;
+        let squares = model.squares(vectors.len() as i64, |c| Ok(vectors[c as usize].shallow_clone()))?;
+        found.mixed |= model.mixed;
+        let _no_grad = tch::no_grad_guard();
+        for (sum, squares) in found.diagonal.iter_mut().zip(squares) {
+            if let Some(mut squares) = squares {
+                add(sum, squares.f_div_scalar_(output.examples() as f64)?)?;
             }
         }
     }
     Ok(found)
+}
+
+/// The outputs of the model, of which there is at least one.
+pub(super) fn outputs(tape: &Tape) -> Result<&[Output]> {
+    if tape.outputs().is_empty() {
+        return Err(Error::Likelihood(
+            "the curvature needs the model's output beside the loss; compute the loss with cross_entropy, \
+             binary_cross_entropy or squared_error of `tch_blr::nn`, or choose Labels::Observed"
+                .to_owned(),
+        ));
+    }
+    Ok(tape.outputs())
 }

@@ -1,15 +1,28 @@
-//! Products of the curvature, from the tape of layers that record.
+//! Products of per-example gradients and Jacobians, from the layer calls that a forward pass has recorded.
+//!
+//! Here belong sums over a batch: squares, Gauss-Newton diagonals, Kronecker factors, kernels. Who wants them and over
+//! which data (the driver, [`crate::fisher`], posteriors) is above; how a layer's gradients follow from its input is in
+//! [`crate::nn`].
+//!
+//! [`tapped`] finds the layer calls of each parameter, [`parameter`] sums over the gradients of one, [`linearized`]
+//! pulls vectors on the outputs back to them, and everything else is a kind of result.
 
-mod fisher;
+mod factors;
 mod ggn;
+mod jacobian;
 mod kfac;
 mod linearized;
+mod parameter;
+mod pass;
 mod per_example;
+mod squares;
 mod tangent_kernel;
+mod tapped;
 
-pub use fisher::{Batch, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
+pub(crate) use factors::{Factored, Factors};
 pub(crate) use ggn::ggn;
 pub(crate) use kfac::kfac;
-pub(crate) use linearized::{Forward, Linearized, Looked};
+pub(crate) use linearized::{Linearized, Looked};
+pub(crate) use pass::Pass;
 pub(crate) use per_example::per_example;
-pub(crate) use tangent_kernel::Part;
+pub(crate) use tangent_kernel::Entries;

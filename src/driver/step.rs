@@ -9,7 +9,8 @@ use super::{Last, Optimizer};
 use crate::curvature;
 use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise};
-use crate::nn::tape::{Output, Recording, Tape};
+use crate::likelihood::Outputs;
+use crate::nn::tape::{Recording, Tape};
 use crate::params::{Buffers, Leaf, Perturbed};
 use crate::{Error, Labels, Result, Statistic};
 use tch::{Kind, Tensor};
@@ -305,12 +306,9 @@ impl<R: Row> Optimizer<R> {
         let places = || trained.iter().map(|(i, _)| *i);
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
         let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
-        let labels = |labels: Labels| {
-            let this = &*self;
-            move |i: usize, output: &Output| match labels {
-                Labels::Sampled => Ok(vec![output.sampled(&this.label_noise(k, i, &output.z))?]),
-                _ => (0..output.columns()).map(|c| output.root(c)).collect::<Result<Vec<_>>>(),
-            }
+        let this = &*self;
+        let vectors = |by: Labels| {
+            move |i: usize, output: &Outputs| output.vectors(by, || Ok(this.label_noise(k, i, &output.z)))
         };
         let n = leaves.len();
         let mut checked = self.taps_checked;
@@ -325,12 +323,12 @@ impl<R: Row> Optimizer<R> {
             }
             Statistic::Fisher(by) => {
                 let gradient = backward(true)?;
-                let found = curvature::ggn(tape, &named, !self.taps_checked, labels(by))?;
+                let found = curvature::ggn(tape, &named, !self.taps_checked, vectors(by))?;
                 checked = !found.mixed;
                 (spread(n, places(), gradient), self.of_units(spread(n, places(), found.diagonal)))
             }
             Statistic::KroneckerFisher(by) => {
-                let vectors = (by != Labels::Observed).then(|| labels(by));
+                let vectors = (by != Labels::Observed).then(|| vectors(by));
                 let found = curvature::kfac(&loss.mean, tape, &named, !self.taps_checked, vectors)?;
                 checked = true;
                 let mut factors = spread(n, places(), found.factors);

@@ -1,5 +1,5 @@
-//! How good predictive probabilities are: accuracy, NLL, Brier score, calibration, separation of out-of-distribution inputs.
-//! [`AccuracyMatrix`]: what a sequence of tasks does to each of them.
+//! How good predictive probabilities are: accuracy, NLL, Brier score, calibration, separation of out-of-distribution
+//! inputs. [`AccuracyMatrix`]: what a sequence of tasks does to each of them.
 //!
 //! Every function takes what a predictive distribution gives, whichever optimizer or posterior it came from:
 //!
@@ -8,8 +8,8 @@
 //! | pₙ(c) | `probs` | `[N, C]`, any floating kind, any device: class probabilities, *after* softmax and after averaging over samples |
 //! | yₙ | `labels` | `[N]`, `i64`, any device, 0 ≤ yₙ < C |
 //!
-//! Sums run in f64 on the CPU. The predicted class is `ĉₙ = argmax_c pₙ(c)` (the first one among ties) and its probability
-//! pₙ(ĉₙ) is the *confidence*.
+//! Sums run in f64 on the CPU. The predicted class is `ĉₙ = argmax_c pₙ(c)` (the first one among ties) and its
+//! probability pₙ(ĉₙ) is the *confidence*.
 //!
 //! # Errors
 //!
@@ -27,7 +27,8 @@ use crate::{Error, Result};
 
 /// The smallest probability that [`nll`] distinguishes from zero: 2⁻¹²⁶ ≈ 1.2·10⁻³⁸, the smallest normal f32.
 ///
-/// A softmax in f32 underflows below it. An example whose label has probability zero then costs 87.3 nats, not infinity.
+/// A softmax in f32 underflows below it. An example whose label has probability zero then costs 87.3 nats, not
+/// infinity.
 pub const NLL_CLAMP: f64 = f32::MIN_POSITIVE as f64;
 
 /// Share of examples whose most probable class is the label: `(1/N) Σₙ 𝟙[ĉₙ = yₙ]`.

@@ -74,8 +74,8 @@ impl AccuracyMatrix {
         self.mean(0..self.tasks(), |r, j| r.at(last, j))
     }
 
-    /// What later tasks gave to earlier ones, negative if they took: the mean of R\[T-1, j\] - R\[j, j\] over j < T-1; 0 for
-    /// one task.
+    /// What later tasks gave to earlier ones, negative if they took: the mean of R\[T-1, j\] - R\[j, j\] over j < T-1;
+    /// 0 for one task.
     ///
     /// # Errors
     /// See the [type](Self).
@@ -84,8 +84,8 @@ impl AccuracyMatrix {
         self.mean(0..last, |r, j| Ok(r.at(last, j)? - r.at(j, j)?))
     }
 
-    /// What earlier tasks gave to later ones before those were trained: the mean of R\[j-1, j\] - bⱼ over j > 0; 0 for one
-    /// task.
+    /// What earlier tasks gave to later ones before those were trained: the mean of R\[j-1, j\] - bⱼ over j > 0; 0 for
+    /// one task.
     ///
     /// # Errors
     /// See the [type](Self).
@@ -99,7 +99,8 @@ impl AccuracyMatrix {
     }
 
     /// The mean over j < T-1 of the best that task j ever had, minus what it has in the end:
-    /// max over t < T-1 of R\[t, j\], minus R\[T-1, j\]. Not below [`forgetting_since_trained`](Self::forgetting_since_trained).
+    /// max over t < T-1 of R\[t, j\], minus R\[T-1, j\]. Not below
+    /// [`forgetting_since_trained`](Self::forgetting_since_trained).
     ///
     /// # Errors
     /// See the [type](Self).
@@ -114,7 +115,8 @@ impl AccuracyMatrix {
         })
     }
 
-    /// The other convention, which is minus the [`backward_transfer`](Self::backward_transfer): R\[j, j\] - R\[T-1, j\].
+    /// The other convention, which is minus the [`backward_transfer`](Self::backward_transfer): R\[j, j\] - R\[T-1,
+    /// j\].
     ///
     /// # Errors
     /// See the [type](Self).
@@ -131,8 +133,8 @@ impl AccuracyMatrix {
         self.mean(0..self.tasks(), |r, j| r.at(j, j))
     }
 
-    /// What remembering costs the new task: the mean of `joint[j]` - R\[j, j\], with `joint[j]` the accuracy on task j of a
-    /// model trained on the tasks 0 to j together.
+    /// What remembering costs the new task: the mean of `joint[j]` - R\[j, j\], with `joint[j]` the accuracy on task j
+    /// of a model trained on the tasks 0 to j together.
     ///
     /// # Errors
     /// See the [type](Self); another number of values than of tasks.

@@ -17,7 +17,7 @@ pub struct Embedding {
 /// Creates a lookup table for tokens `[B]` or `[B, …]` as [`tch::nn::embedding`] does.
 ///
 /// Not tapped with one token `[]`, and not with `sparse` or `scale_grad_by_freq`: the latter divides by counts over the
-/// whole batch, so that no example has a gradient of its own.
+/// whole batch, so that single examples have no gradients.
 pub fn embedding<'a, T: Borrow<Path<'a>>>(
     vs: T,
     num_embeddings: i64,

@@ -25,23 +25,24 @@
 //! # What counts as an example
 //! The entries of the **leading dimension** of a layer's input, which therefore must be the batch in every tapped
 //! layer: `[B, T, D]` is B examples of T positions, whose gradients are added before they are squared, and `[B·T, D]`
-//! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend on
-//! row i only: batch normalization in training mode has no per-example gradients.
+//! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend
+//! on row i only: batch normalization in training mode has no per-example gradients.
 //!
 //! Not tapped are inputs without a batch dimension, embeddings with `sparse` or `scale_grad_by_freq` (whose gradients
-//! are no sums over examples), and frozen parameters.
+//! are not sums over examples), and frozen parameters.
 
 mod conv2d;
 mod embedding;
 mod group_norm;
 mod layer_norm;
-pub(crate) mod likelihood;
 mod linear;
+mod loss;
 pub(crate) mod tape;
 
+pub use crate::likelihood::Likelihood;
 pub use conv2d::{Conv2D, conv2d};
 pub use embedding::{Embedding, embedding};
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use likelihood::{Likelihood, binary_cross_entropy, cross_entropy, squared_error};
 pub use linear::{Linear, linear};
+pub use loss::{binary_cross_entropy, cross_entropy, squared_error};

@@ -1,7 +1,8 @@
 //! What the tapped layers of one forward pass leave behind.
 
-use super::likelihood::Likelihood;
 use crate::Result;
+pub(crate) use crate::likelihood::Outputs as Output;
+use crate::likelihood::Outputs;
 use std::cell::RefCell;
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -17,15 +18,8 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct Tape {
     taps: Vec<Tap>,
-    outputs: Vec<Output>,
-}
-
-/// What a loss of [`crate::nn`] was computed from.
-#[derive(Debug)]
-pub(crate) struct Output {
-    /// `[B]` or `[B, D]`
-    pub z: Tensor,
-    pub likelihood: Likelihood,
+    /// What losses of [`crate::nn`] were computed from.
+    outputs: Vec<Outputs>,
 }
 
 impl Tape {
@@ -33,15 +27,15 @@ impl Tape {
         &self.taps
     }
 
-    pub(crate) fn outputs(&self) -> &[Output] {
+    pub(crate) fn outputs(&self) -> &[Outputs] {
         &self.outputs
     }
 }
 
 /// Records the tapped layers that this thread calls from now on.
 ///
-/// A recording inside another one takes the taps for itself. However it ends, the outer one (or none) is in charge again
-/// afterwards.
+/// A recording inside another one takes the taps for itself. However it ends, the outer one (or none) is in charge
+/// again afterwards.
 #[derive(Debug)]
 pub(crate) struct Recording {
     outer: Option<Tape>,
@@ -187,10 +181,10 @@ impl Tap {
 }
 
 /// Puts the output that a loss is computed from on the tape, while a recording is on.
-pub(crate) fn note_output(z: &Tensor, likelihood: Likelihood) {
+pub(crate) fn note(output: Outputs) {
     RECORDER.with_borrow_mut(|tape| {
-        if let Some(tape) = tape.as_mut().filter(|_| z.requires_grad()) {
-            tape.outputs.push(Output { z: z.shallow_clone(), likelihood });
+        if let Some(tape) = tape.as_mut().filter(|_| output.z.requires_grad()) {
+            tape.outputs.push(output);
         }
     });
 }

@@ -272,6 +272,22 @@ impl From<&VarStore> for Params {
     }
 }
 
+/// Another handle to the same variables.
+impl From<&Params> for Params {
+    fn from(params: &Params) -> Self {
+        let share = |l: &Leaf| Leaf {
+            names: l.names.clone(),
+            tensor: l.tensor.shallow_clone(),
+            group: l.group,
+            noise_group: l.noise_group,
+            kind: l.kind,
+            device: l.device,
+            size: l.size.clone(),
+        };
+        Params { store: params.store.clone(), seen: params.seen, leaves: params.leaves.iter().map(share).collect() }
+    }
+}
+
 impl From<&mut VarStore> for Params {
     fn from(vs: &mut VarStore) -> Self {
         Params::from(&*vs)

@@ -5,7 +5,7 @@ use crate::nn::{Linear, conv2d, embedding, group_norm, layer_norm, linear};
 use tch::nn::{
     ConvConfig, EmbeddingConfig, GroupNormConfig, Init, LayerNormConfig, LinearConfig, Module, PaddingMode, VarStore,
 };
-use tch::{Device, IndexOp};
+use tch::{Device, IndexOp, Kind};
 
 const KINDS: [(Kind, f64); 2] = [(Kind::Float, 1e-5), (Kind::Double, 1e-10)];
 

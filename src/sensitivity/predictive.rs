@@ -1,12 +1,10 @@
 //! What a dual view predicts of other inputs.
 
-use super::dual::home;
-use super::site::{curvature, squares};
-use super::{DualView, error};
+use super::site::squares;
+use super::{DualView, error, home};
 use crate::Result;
-use crate::nn::Likelihood;
-use crate::nn::tape::Output;
-use tch::{Kind, Tensor};
+use crate::likelihood::Outputs;
+use tch::Tensor;
 
 /// What a [`DualView`] predicts of M other inputs.
 #[derive(Debug)]
@@ -34,8 +32,8 @@ impl DualView {
         self.predict_at(&if self.one() { output.f_squeeze_dim(1)? } else { output }, features)
     }
 
-    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear continuation from
-    /// θ = 0 only.
+    /// The same at outputs `[M]` or `[M, C]` that are known: for a network its own, of which Jθ is a linear
+    /// continuation from θ = 0 only.
     ///
     /// # Errors
     /// As [`DualView::predict`].
@@ -48,22 +46,17 @@ impl DualView {
             return Err(error(format!("the outputs are {:?}: expected {shape:?}", output.size())));
         }
         let white = self.white(&jacobian)?;
-        let output = Output { z: output, likelihood: self.sites.likelihood };
-        // A Gaussian's Λ is 1/σ²; the derivative of the mean by the output is Λ times this, the variance of a label Λ times its
-        // square.
-        let scale = if let Likelihood::Gaussian { variance } = output.likelihood { variance } else { 1.0 };
-        let (root, lambda) = curvature(&output)?;
-        let slope = root.f_bmm(&root.f_transpose(1, 2)?)? * scale;
-        let mean = match output.likelihood {
-            Likelihood::Gaussian { .. } => output.z.copy(),
-            Likelihood::Bernoulli => output.z.f_sigmoid()?,
-            Likelihood::Categorical => output.z.f_softmax(1, None::<Kind>)?,
-        };
+        let output = Outputs::new(self.sites.likelihood, &output, None)?;
+        // The derivative of the mean by the output is Λ times σ² (1 where there is none), the variance of a label Λ
+        // times its square.
+        let scale = output.likelihood.scale();
+        let root = output.roots()?;
+        let slope = squares(&root, false)? * scale;
         Ok(DualPrediction {
             variance: squares(&white, self.one())?,
             epistemic: squares(&slope.f_bmm(&white)?, self.one())?,
-            aleatoric: lambda * (scale * scale),
-            mean,
+            aleatoric: squares(&root, self.one())? * (scale * scale),
+            mean: output.prediction()?.copy(),
             output: output.z,
         })
     }

@@ -19,8 +19,8 @@ pub fn top(scores: &Tensor, k: usize) -> Result<Vec<i64>> {
     Ok(kept.into_items())
 }
 
-/// The highest scores of each class `[n]` (i64), k in all and of every class equally many: where k cannot be divided, the
-/// smaller labels have one more, and what a class has not, the others have. Class by class, highest first.
+/// The highest scores of each class `[n]` (i64), k in total and the same number per class. If k is not divisible, lower
+/// labels get one more; if a class has too few examples, the others fill its places. Class by class, highest first.
 ///
 /// # Errors
 /// As [`top`]; classes of another shape or kind.
@@ -42,7 +42,7 @@ pub fn class_balanced(scores: &Tensor, classes: &Tensor, k: usize) -> Result<Vec
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
-/// let mut kept = tch_blr::memory::TopK::new(4)?;
+/// let mut kept = tch_blr::selection::TopK::new(4)?;
 /// for (i, (class, score)) in [(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.1), (0, 0.6), (1, 0.3), (1, 0.2)].into_iter().enumerate() {
 ///     kept.offer(class, score, i)?;
 /// }
@@ -155,8 +155,8 @@ impl<T> Reservoir<T> {
         Ok(Reservoir { k, seed, offered: 0, items: Vec::new() })
     }
 
-    /// Takes it or leaves it; returns what has to go: nothing as long as there is room, the one whose place it takes, or
-    /// itself.
+    /// Takes it or leaves it; returns what has to go: nothing as long as there is room, the one whose place it takes,
+    /// or itself.
     pub fn offer(&mut self, item: T) -> Option<T> {
         self.offered += 1;
         if self.items.len() < self.k {
@@ -181,12 +181,12 @@ impl<T> Reservoir<T> {
     }
 }
 
-/// The last k of every class of a stream: a ring buffer for each (Chaudhry et al. 2019, *On Tiny Episodic Memories in Continual
-/// Learning*; with tasks for classes that of Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory*).
+/// The last k of every class of a stream: a ring buffer for each (Chaudhry et al. 2019, *On Tiny Episodic Memories in
+/// Continual Learning*; with tasks for classes that of Lopez-Paz and Ranzato 2017, *Gradient Episodic Memory*).
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
-/// let mut kept = tch_blr::memory::Ring::new(2)?;
+/// let mut kept = tch_blr::selection::Ring::new(2)?;
 /// let gone: Vec<Option<usize>> = [7, 3, 7, 7, 3].into_iter().enumerate().map(|(i, class)| kept.offer(class, i)).collect();
 /// assert_eq!(gone, [None, None, None, Some(0), None]);
 /// assert_eq!(kept.into_items(), [1, 4, 2, 3]);
@@ -209,7 +209,7 @@ impl<T> Ring<T> {
         Ok(Ring { k, classes: BTreeMap::new() })
     }
 
-    /// Takes it, and returns the oldest of its class if there is no room for it any more.
+    /// Takes it, and returns the oldest of its class where that has to go.
     pub fn offer(&mut self, class: i64, item: T) -> Option<T> {
         let ring = self.classes.entry(class).or_default();
         let oldest = if ring.len() == self.k { ring.pop_front() } else { None };

@@ -5,9 +5,9 @@ use super::score::count;
 use crate::{Result, kernel};
 use tch::{Kind, Tensor};
 
-/// k examples that cover the features `[n, d]`, or all if there are no more: beginning with `first`, always the one that is
-/// furthest from those chosen (Gonzalez 1985; the coresets of VCL). No example is then further from its nearest one than twice
-/// what k centres could do at best. Memory grows with n, time with nkd.
+/// k examples that cover the features `[n, d]`, or all if there are no more: beginning with `first`, always the one
+/// that is furthest from those chosen (Gonzalez 1985; the coresets of VCL). No example is then further from its nearest
+/// one than twice what k centres could do at best. Memory grows with n, time with nkd.
 ///
 /// # Errors
 /// k = 0, features of another shape or not finite, `first` outside of 0..n.
@@ -30,8 +30,9 @@ pub fn k_centre(features: &Tensor, k: usize, first: i64) -> Result<Vec<i64>> {
     Ok(chosen)
 }
 
-/// k examples whose mean is that of the features `[n, d]`, or all if there are no more: each the one that brings the mean of
-/// those chosen closest to it (Rebuffi et al. 2017, *iCaRL*). The first of them are a good choice for a smaller k.
+/// k examples whose mean is that of the features `[n, d]`, or all if there are no more: each the one that brings the
+/// mean of those chosen closest to it (Rebuffi et al. 2017, *iCaRL*). The first of them are a good choice for a smaller
+/// k.
 ///
 /// # Errors
 /// k = 0, features of another shape or not finite.

@@ -1,10 +1,10 @@
 //! A trained model as a Gaussian process on its own data: what each example holds of it.
 
-use super::error;
 use super::site::{Sites, number, squares};
-use crate::curvature::{Forward, Linearized, Looked};
-use crate::nn::Likelihood;
-use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
+use super::{error, home};
+use crate::curvature::{Linearized, Looked, Pass};
+use crate::likelihood::Likelihood;
+use crate::{Error, IntoTensor, Params, Result, check, linalg};
 use tch::{Device, Kind, Tensor};
 
 /// Numbers in one matrix, at most: 4 GiB.
@@ -12,9 +12,9 @@ const LARGEST: i64 = 1 << 29;
 
 /// The dual of a fit: what each example holds of it, in place of the weights.
 ///
-/// For a model with C outputs f = Jθ and the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has the local
-/// natural parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual Parameterization of Sparse
-/// Variational Gaussian Processes*)
+/// For a model with C outputs f = Jθ and the prior N(0, 1/δ), at the optimum θ of Σℓᵢ(fᵢ) + ½δ‖θ‖², each example has
+/// the local natural parameters (Khan and Rue 2023, *The Bayesian Learning Rule*; Adam et al. 2021, *Dual
+/// Parameterization of Sparse Variational Gaussian Processes*)
 ///
 /// ```text
 /// αᵢ = -∂ℓᵢ/∂fᵢ = yᵢ - pᵢ  [C]              of a Gaussian divided by σ²
@@ -22,11 +22,11 @@ const LARGEST: i64 = 1 << 29;
 /// θ = Σ Jᵢᵀαᵢ/δ                            S = δI + Σ JᵢᵀΛᵢJᵢ
 /// ```
 ///
-/// of which the last line is the representer theorem and the posterior's precision: α are the dual variables of the fit, and the
-/// Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel k(x, x') = J(x)J(x')ᵀ/δ,
-/// `[C, C]`. A linear model has features φ in place of J. A network is such a model in its Jacobian J = ∂f/∂θ ([`jacobian`]):
-/// Laplace's approximation with the Gauss-Newton matrix is exactly this process (Khan et al. 2019, *Approximate Inference Turns
-/// Deep Networks into Gaussian Processes*, DNN2GP).
+/// of which the last line is the representer theorem and the posterior's precision: α are the dual variables of the
+/// fit, and the Lagrange multipliers of the examples. The same posterior is that of a Gaussian process with the kernel
+/// k(x, x') = J(x)J(x')ᵀ/δ, `[C, C]`. A linear model has features φ in place of J. A network is such a model in its
+/// Jacobian J = ∂f/∂θ ([`jacobian`]): Laplace's approximation with the Gauss-Newton matrix is exactly this process
+/// (Khan et al. 2019, *Approximate Inference Turns Deep Networks into Gaussian Processes*, DNN2GP).
 ///
 /// # Shapes
 /// | | one output | C outputs |
@@ -36,12 +36,12 @@ const LARGEST: i64 = 1 << 29;
 /// | Λ, v, epistemic and aleatoric variance | `[N]` | `[N, C, C]` |
 /// | kernel | `[A, B]` | `[A, B, C, C]` |
 ///
-/// Everything is dense and in f64: P² for S, NCP for the features, (NC)² for what is computed by the kernel, each of them 2²⁹
-/// numbers at most.
+/// Everything is dense and in f64: P² for S, NCP for the features, (NC)² for what is computed by the kernel, each of
+/// them 2²⁹ numbers at most.
 ///
 /// ```
 /// # use tch::{Kind, Tensor};
-/// use tch_blr::memory::DualView;
+/// use tch_blr::sensitivity::DualView;
 /// use tch_blr::nn::Likelihood;
 /// # fn main() -> tch_blr::Result<()> {
 /// let x = Tensor::from_slice(&[-1.0, -0.5, 0.2, 0.9, 1.4]);
@@ -69,12 +69,12 @@ pub struct DualView {
     pub(super) factor: Tensor,
 }
 
-/// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and `[N, C, P]`
-/// for `[N, C]`. P are the trained parameters in order, each in row-major order.
+/// ∂f/∂θ of each example in f64, the features of [`DualView::linearized`]: `[N, P]` for outputs `[N]` or `[N, 1]`, and
+/// `[N, C, P]` for `[N, C]`. P are the trained parameters in order, each in row-major order.
 ///
 /// # Errors
-/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode; [`Error::Memory`] for
-/// more than 2²⁹ numbers.
+/// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode;
+/// [`Error::Memory`] for more than 2²⁹ numbers.
 pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce() -> L) -> Result<Tensor> {
     let (f, jacobian) = linearize(&params.into(), outputs)?;
     Ok(if f.dim() == 1 { jacobian.f_squeeze_dim(1)? } else { jacobian })
@@ -83,22 +83,22 @@ pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce()
 /// f `[N]` or `[N, C]`, and the Jacobian `[N, C, P]`.
 fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Result<(Tensor, Tensor)> {
     params.check()?;
-    // The Jacobian is that of the outputs whatever the likelihood.
-    let forward = Forward::run(params, Likelihood::Bernoulli, None, outputs)?;
-    let f = forward.output.z.detach();
+    let pass = Pass::run(params, outputs)?;
+    let f = pass.z.detach();
     let f = if matches!(f.size()[..], [_, 1]) { f.f_squeeze_dim(1)? } else { f };
     let weights = params.leaves().iter().filter(|l| l.trainable()).map(|l| l.tensor.numel() as i64).sum();
     within("the Jacobian", &[f.numel() as i64, weights])?;
-    Ok((f, Linearized::new(&forward, params, &mut Looked::default())?.jacobian()?))
+    Ok((f, Linearized::new(&pass, params, &mut Looked::default())?.jacobian()?))
 }
 
 impl DualView {
-    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0 or 1, or
-    /// values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their optimum is assumed,
-    /// not found: [`DualView::duality_gap`] tells how far they are from it.
+    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0
+    /// or 1, or values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their
+    /// optimum is assumed, not found: [`DualView::duality_gap`] tells how far they are from it.
     ///
     /// # Errors
-    /// Shapes that do not fit, numbers that are not finite, δ or σ² that is not positive, more than 2²⁹ numbers in a matrix.
+    /// Shapes that do not fit, numbers that are not finite, δ or σ² that is not positive, more than 2²⁹ numbers in a
+    /// matrix.
     pub fn new(
         features: &Tensor,
         targets: &Tensor,
@@ -121,8 +121,8 @@ impl DualView {
         Self::at(&features, targets, weights, outputs, likelihood, delta)
     }
 
-    /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its outputs `[N]`,
-    /// `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
+    /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its
+    /// outputs `[N]`, `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
     ///
     /// # Errors
     /// As [`DualView::new`] and [`jacobian`].
@@ -214,8 +214,8 @@ impl DualView {
         Ok(all.f_reshape([left, c, right, c])?.f_permute([0, 2, 1, 3])?)
     }
 
-    /// Its trace over the outputs, Σ_c k_cc `[A, B]`: how alike two inputs are to the model. It takes C² less memory than the
-    /// whole kernel.
+    /// Its trace over the outputs, Σ_c k_cc `[A, B]`: how alike two inputs are to the model. It takes C² less memory
+    /// than the whole kernel.
     ///
     /// # Errors
     /// As [`DualView::kernel`].
@@ -269,8 +269,8 @@ impl DualView {
         number(&self.leverage()?)
     }
 
-    /// S⁻¹Jᵢᵀαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it the change
-    /// of the weights when it leaves, to first order.
+    /// S⁻¹Jᵢᵀαᵢ `[N, P]`: row i is the derivative of the optimum by the weight of example i in the loss, and minus it
+    /// the change of the weights when it leaves, to first order.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -280,8 +280,8 @@ impl DualView {
         Ok(rows.f_tr()?.f_cholesky_solve(&self.factor, false)?.f_tr()?)
     }
 
-    /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression, and for
-    /// it f - vα/(1-βv) of one output.
+    /// f - (I - vΛ)⁻¹vα `[N]` or `[N, C]`: each example's outputs by the model without it; exact for linear regression,
+    /// and for it f - vα/(1-βv) of one output.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -298,8 +298,8 @@ impl DualView {
         Ok(&self.sites.outputs - shift.f_reshape(self.sites.outputs.size())?)
     }
 
-    /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear regression
-    /// it is the fit of the others; else one Newton step towards it.
+    /// The posterior divided by the parts of these examples R: S' = S - Σ_R JᵢᵀΛᵢJᵢ, and θ - S'⁻¹ Σ_R Jᵢᵀαᵢ. For linear
+    /// regression it is the fit of the others; otherwise it is one Newton step towards it.
     ///
     /// # Errors
     /// A position outside, or twice.
@@ -380,19 +380,7 @@ fn within(what: &str, size: &[i64]) -> Result<()> {
         return Ok(());
     }
     Err(error(format!(
-        "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: take fewer \
-         examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
+        "{what} of {size:?} has {numbers} numbers, and a dual view keeps at most 2²⁹ = {LARGEST} (4 GiB) in a matrix: \
+         take fewer examples, or train fewer of the weights (the last layer); Sensitivity needs no such matrix"
     )))
-}
-
-/// On the CPU in f64, and finite.
-pub(super) fn home(what: &str, t: &Tensor) -> Result<Tensor> {
-    if !t.defined() {
-        return Err(error(format!("the {what} are undefined")));
-    }
-    let t = t.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
-    match kernel::first_non_finite(&t) {
-        Some(value) => Err(error(format!("the {what} are not finite ({value})"))),
-        None => Ok(t),
-    }
 }

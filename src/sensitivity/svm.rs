@@ -1,8 +1,7 @@
 //! A linear support vector machine by its dual: the model whose sensitivities are zero for all but a few examples.
 
-use super::dual::home;
-use super::error;
 use super::site::number;
+use super::{error, home};
 use crate::{Result, check};
 use tch::{Kind, Tensor};
 
@@ -13,10 +12,10 @@ use tch::{Kind, Tensor};
 /// θ = Σᵢ αᵢyᵢφᵢ/δ                               the support vectors have αᵢ > 0
 /// ```
 ///
-/// αᵢ is the example's sensitivity: 0 for those that could leave without any change, 1 for those inside of the margin (labels
-/// that the machine does not follow among them), and between for those on it. With C = 1/δ it is the usual machine without an
-/// intercept; add a constant feature for one, which is then penalized, too. The dual of smooth losses is
-/// [`DualView`](super::DualView).
+/// αᵢ is the example's sensitivity: 0 for those that could leave without any change, 1 for those inside of the margin
+/// (labels that the machine does not follow among them), and between for those on it. With C = 1/δ it is the usual
+/// machine without an intercept; add a constant feature for one, which is then penalized, too. The dual of smooth
+/// losses is [`DualView`](super::DualView).
 ///
 /// ```
 /// # use tch::Tensor;
@@ -24,7 +23,7 @@ use tch::{Kind, Tensor};
 /// let x = Tensor::from_slice(&[-3.0, -1.0, 1.0, 2.0, 4.0]);
 /// let x = Tensor::stack(&[x.ones_like(), x], 1);
 /// let y = Tensor::from_slice(&[0.0, 0.0, 1.0, 1.0, 1.0]);
-/// let machine = tch_blr::memory::SupportVectors::fit(&x, &y, 0.1, 1e-12, 1000)?;
+/// let machine = tch_blr::sensitivity::SupportVectors::fit(&x, &y, 0.1, 1e-12, 1000)?;
 /// assert_eq!(machine.support()?, [1, 2]);
 /// assert!(machine.duality_gap()?.abs() < 1e-12);
 /// # Ok(())
@@ -40,12 +39,13 @@ pub struct SupportVectors {
 }
 
 impl SupportVectors {
-    /// Fits features `[N, P]` and labels `[N]` (0 or 1) with δ > 0 by coordinate ascent of the dual (Hsieh et al. 2008, *A Dual
-    /// Coordinate Descent Method for Large-scale Linear SVM*), until the duality gap is at most `tolerance` > 0 nats, or an
-    /// error after `rounds` ≥ 1 rounds over the data. The order of the examples is the data's.
+    /// Fits features `[N, P]` and labels `[N]` (0 or 1) with δ > 0 by coordinate ascent of the dual (Hsieh et al. 2008,
+    /// *A Dual Coordinate Descent Method for Large-scale Linear SVM*), until the duality gap is at most `tolerance` > 0
+    /// nats, or an error after `rounds` ≥ 1 rounds over the data. The order of the examples is the data's.
     ///
     /// # Errors
-    /// Shapes and labels that do not fit, numbers that are not finite, settings out of range, a gap that is too large in the end.
+    /// Shapes and labels that do not fit, numbers that are not finite, settings out of range, a gap that is too large
+    /// in the end.
     pub fn fit(features: &Tensor, labels: &Tensor, delta: f64, tolerance: f64, rounds: usize) -> Result<Self> {
         check::positive("delta", delta)?;
         check::positive("tolerance", tolerance)?;

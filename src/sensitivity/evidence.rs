@@ -1,4 +1,5 @@
-//! What a dual view says of its fit as a whole: how likely the data are under its prior, and how far it is from the optimum.
+//! What a dual view says of its fit as a whole: how likely the data are under its prior, and how far it is from the
+//! optimum.
 
 use super::DualView;
 use super::site::number;
@@ -12,18 +13,19 @@ impl DualView {
     /// -Σℓᵢ(fᵢ) - ½δ‖θ‖² - ½ ln det(S/δ)
     /// ```
     ///
-    /// at the optimum, for any likelihood; the δ, σ² or features with the highest one are a good choice (MacKay 1992, *Bayesian
-    /// Interpolation*; Khan et al. 2019, DNN2GP). Weights off the optimum are allowed: each loss counts as the parabola
-    /// that it is to second order, and the integral over all weights is that of the parabolas, with the maximum m of the integrand
+    /// at the optimum, for any likelihood; the δ, σ² or features with the highest one are a good choice (MacKay 1992,
+    /// *Bayesian Interpolation*; Khan et al. 2019, DNN2GP). Weights off the optimum are allowed: each loss counts as
+    /// the parabola that it is to second order, and the integral over all weights is that of the parabolas, with the
+    /// maximum m of the integrand
     ///
     /// ```text
     /// m = θ + S⁻¹(Σ Jᵢᵀαᵢ - δθ)     dᵢ = Jᵢ(m - θ)
     /// Σ (-ℓᵢ + αᵢᵀdᵢ - ½dᵢᵀΛᵢdᵢ) - ½δ‖m‖² - ½ ln det(S/δ)
     /// ```
     ///
-    /// For a Gaussian the losses are parabolas, and it is ln p(y) for any θ. With one logit it is the density ln N(ỹ | 0, K + 1/β)
-    /// of the process's targets ỹ = Jθ + α/β but for a term of each example, ½α²/β - ½ ln(2π/β) - ℓ; with Λ⁻¹, of which a
-    /// softmax has none, that density would not be one.
+    /// For a Gaussian the losses are parabolas, and it is ln p(y) for any θ. With one logit it is the density ln N(ỹ |
+    /// 0, K + 1/β) of the process's targets ỹ = Jθ + α/β but for a term of each example, ½α²/β - ½ ln(2π/β) - ℓ; with
+    /// Λ⁻¹, of which a softmax has none, that density would not be one.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -80,8 +82,9 @@ impl DualView {
     /// P(θ) = Σℓᵢ(fᵢ) + ½δ‖θ‖²          D(α) = -Σℓᵢ*(-αᵢ) - ‖Σ Jᵢᵀαᵢ‖²/(2δ)
     /// ```
     ///
-    /// where -ℓ*(-α) is the entropy of the prediction y - α for logistic losses and the softmax, and αᵀy - ½σ²‖α‖² for squares.
-    /// So it bounds how far P(θ) is above its minimum. Both are of the model f = Jθ that is linear in its weights.
+    /// where -ℓ*(-α) is the entropy of the prediction y - α for logistic losses and the softmax, and αᵀy - ½σ²‖α‖² for
+    /// squares. So it bounds how far P(θ) is above its minimum. Both are of the model f = Jθ that is linear in its
+    /// weights.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -3,13 +3,13 @@
 use super::error;
 use super::score::{count, random_scores};
 use super::stream::top;
-use crate::continual::Memory;
-use crate::nn::Likelihood;
-use crate::{Result, kernel, linalg};
+use crate::continual::{Forward, Memory};
+use crate::likelihood::Likelihood;
+use crate::{IntoTensor, Result, kernel, linalg};
 use tch::{Kind, Tensor};
 
-/// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear in its
-/// features, f = φᵀθ:
+/// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear
+/// in its features, f = φᵀθ:
 ///
 /// ```text
 /// Σₖ wₖ β(uₖ) uₖuₖᵀ ≈ H = Σᵢ wᵢ β(φᵢ) φᵢφᵢᵀ        β: the Hessian of the loss by f, at the model's present weights
@@ -17,44 +17,52 @@ use tch::{Kind, Tensor};
 ///
 /// As the memory of a K-prior ([`SoftLabels`](crate::continual::SoftLabels) plus
 /// [`Quadratic::isotropic`](crate::continual::Quadratic::isotropic)) they then stand for the past. Where k ≥ rank H the
-/// equation is exact: choose k so if you can, for below, the directions left out are those of δ alone. The left side is then the
-/// best of rank k, from the largest eigenvalues λ of H and their eigenvectors V, which the EM algorithm for probabilistic PCA
-/// comes to without noise. They leave a rotation R free, and the one taken leads closest to k examples, which `seed` draws:
+/// equation is exact: choose such a k if you can. With a smaller one, only δ constrains the directions that are left
+/// out, and the left side is the best of rank k, from the largest eigenvalues λ of H and their eigenvectors V, which
+/// the EM algorithm for probabilistic PCA comes to without noise. They leave a rotation R free, and the one taken leads
+/// closest to k examples, which `seed` draws:
 ///
 /// ```text
 /// Ũ = V √λ R,     √(wₖ β(uₖ)) uₖ = ũₖ,     ‖uₖ‖ = 1,     R = argmin ‖Ũ - [√(wᵢβᵢ) φᵢ]‖
 /// ```
 ///
-/// `parts` are those of the past with their weights: what was compact before, and the examples of the last task. Inputs are
-/// features `[M, d]`, with a 1 among them where there is a bias; d×d matrices are formed. Outputs are one logit
-/// ([`Likelihood::Bernoulli`]), or values ([`Likelihood::Gaussian`]), of which there may be several. Gives k inputs `[k, d]` in
-/// the kind of the first part, without targets; or all the examples with their weights, where there are no more than k.
+/// `parts` are those of the past with their weights: what was compact before, and the examples of the last task. Inputs
+/// are features `[M, d]`, with a 1 among them where there is a bias; d×d matrices are formed. Outputs are one logit
+/// ([`Likelihood::Bernoulli`]), or values ([`Likelihood::Gaussian`]), of which there may be several. Gives k inputs
+/// `[k, d]` in the kind of the first part, without targets; or all the examples with their weights, where there are no
+/// more than k.
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor};
 /// use tch_blr::continual::{Memory, SoftLabels};
-/// use tch_blr::{memory, nn::Likelihood};
+/// use tch_blr::{nn::Likelihood, selection};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let theta = Tensor::randn([5], (Kind::Double, Device::Cpu));
 /// # let task = || Tensor::randn([80, 5], (Kind::Double, Device::Cpu));
 /// let examples = |x: &Tensor| Memory::new(x, Likelihood::Bernoulli);
-/// let first = memory::compact(&[&examples(&task())], 5, 0, |x| x.mv(&theta))?;
-/// let both = memory::compact(&[&first, &examples(&task())], 5, 1, |x| x.mv(&theta))?;
+/// let first = selection::compact(&[&examples(&task())], 5, 0, |x| x.mv(&theta))?;
+/// let both = selection::compact(&[&first, &examples(&task())], 5, 1, |x| x.mv(&theta))?;
 /// let past = SoftLabels::of(both, |x| x.mv(&theta))?;
 /// # assert_eq!(past.predictions().size(), [5]);
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Source: Jung et al. (2025), *Compact Memory for Continual Logistic Regression*; Tipping and Bishop (1999), *Probabilistic
-/// Principal Component Analysis*, section 3.2.
+/// Source: Jung et al. (2025), *Compact Memory for Continual Logistic Regression*; Tipping and Bishop (1999),
+/// *Probabilistic Principal Component Analysis*, section 3.2.
 ///
 /// # Errors
 /// k = 0; no part, parts of different likelihoods or numbers of features, inputs that are not `[M, d]` or not finite; a
-/// categorical likelihood or several logits, whose curvature is no number; outputs that are not finite or not 0 for inputs
-/// of 0; weights of another shape or negative; named labels.
-pub fn compact(parts: &[&Memory], k: usize, seed: u64, forward: impl Fn(&Tensor) -> Tensor) -> Result<Memory> {
+/// categorical likelihood or several logits, whose curvature is not a number; outputs that are not finite or not 0 for
+/// inputs of 0; weights of another shape or negative; named labels.
+pub fn compact<L: IntoTensor>(
+    parts: &[&Memory],
+    k: usize,
+    seed: u64,
+    forward: impl Fn(&Tensor) -> L,
+) -> Result<Memory> {
     count(k)?;
+    let forward = |x: &Tensor| forward(x).into_tensor();
     let _no_grad = tch::no_grad_guard();
     let Some(first) = parts.first() else {
         return Err(error("there is no part of the past: give at least one memory".to_owned()));
@@ -116,9 +124,9 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
                 .to_owned(),
         ));
     }
-    if part.labels_of_task().is_some() {
+    if part.active_outputs().is_some() {
         return Err(error(format!(
-            "part {i} names its labels: make the memory of each head compact on its own, without them"
+            "part {i} names its active outputs: make the memory of each head compact by itself, without naming them"
         )));
     }
     if x.dim() != 2 || x.size().get(1).copied() != d || !x.is_floating_point() {
@@ -132,23 +140,20 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
 }
 
 /// β of each example, `[M]`.
-fn curvature(part: &Memory, forward: &dyn Fn(&Tensor) -> Tensor) -> Result<Tensor> {
-    let f = part.outputs(forward)?;
-    part.check(&f)?;
-    let at_zero = forward(&part.inputs().f_narrow(0, 0, 1)?.f_zeros_like()?);
+fn curvature(part: &Memory, forward: Forward) -> Result<Tensor> {
+    let outputs = part.checked_outputs(forward)?;
+    let at_zero = forward(&part.inputs().f_narrow(0, 0, 1)?.f_zeros_like()?)?;
     let off = at_zero.f_abs()?.f_max()?.double_value(&[]);
     if off > 0.0 {
         return Err(error(format!(
             "the outputs for inputs of 0 are {off:e}: the model must be linear in them; for a bias give it a feature of 1"
         )));
     }
-    let m = f.size()[0];
-    match part.likelihood() {
-        Likelihood::Gaussian { variance } => Ok(Tensor::f_full([m], 1.0 / variance, (Kind::Double, f.device()))?),
-        _ if f.numel() as i64 == m => {
-            let p = part.prediction(&f)?.f_to_kind(Kind::Double)?.f_reshape([m])?;
-            Ok(&p - p.f_square()?)
-        }
-        _ => Err(error(format!("the outputs are {:?}: expected one logit for each example", f.size()))),
+    let (m, size) = (outputs.examples(), outputs.z.size());
+    // Of a Gaussian, whose curvature is the same number for all outputs, there may be several.
+    if !matches!(outputs.likelihood, Likelihood::Gaussian { .. }) && outputs.z.numel() as i64 != m {
+        return Err(error(format!("the outputs are {size:?}: expected one logit for each example")));
     }
+    let each = outputs.with_values(|z| z.f_to_kind(Kind::Double))?.curvature_diagonal()?;
+    Ok(each.f_reshape([m, -1])?.f_select(1, 0)?)
 }

@@ -1,0 +1,151 @@
+//! Functions on a memory: what the old model said of its examples, as soft labels or as outputs.
+
+use super::memory::{Memory, problem};
+use super::past::{Model, Regularizer};
+use crate::likelihood::{Likelihood, Outputs};
+use crate::{IntoTensor, Result, check};
+use tch::Tensor;
+
+/// Σ w CE(p_old, p(θ)): the model's own predictions as labels on the memory.
+///
+/// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
+/// T² Σ w CE(softmax(f_old/T), softmax(f/T)); on the inputs of the new task in place of a memory it is learning without
+/// forgetting (Li and Hoiem 2016), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's
+/// loss, exactly where the model is linear in its weights and the memory holds all data, and θ_old is their optimum
+/// with a prior (whose [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small
+/// memory by [`Memory::lambda`], which suits these soft labels.
+///
+/// # K-priors
+/// K = `SoftLabels::of(memory, old model)` + [`Quadratic::isotropic`](super::Quadratic::isotropic)`(δ)`, with the δ
+/// that the old model was trained with. What a trained model can be adapted to without its data, exactly so where the
+/// above holds:
+///
+/// | adaptation | minimise |
+/// |---|---|
+/// | add data | K + the loss of the new data |
+/// | remove data | K + [`Replay::weighted`]`(removed, -1.0)`, where the memory holds the inputs removed |
+/// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
+/// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
+///
+/// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which
+/// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`] it is their EWC + FR +
+/// Replay):
+///
+/// ```
+/// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+/// use tch_blr::continual::{Memory, Past, Quadratic, SoftLabels};
+/// use tch_blr::nn::{self, Likelihood};
+/// use tch_blr::{Params, fisher::Fisher};
+/// # fn main() -> tch_blr::Result<()> {
+/// # let vs = VarStore::new(Device::Cpu);
+/// # let net = nn::linear(vs.root(), 4, 1, Default::default());
+/// # let x = Tensor::randn([50, 4], (Kind::Float, Device::Cpu));
+/// let (kept, left_out) = (x.narrow(0, 0, 10), x.narrow(0, 10, 40));
+/// let params = Params::from(&vs);
+/// let fisher = Fisher::exact().likelihood(Likelihood::Bernoulli).full(&vs, [left_out], |x| net.forward(x))?;
+/// let past = Past::new()
+///     .with(Quadratic::isotropic(&params, 0.5)?)
+///     .with(Quadratic::from(&fisher))
+///     .with(SoftLabels::of(Memory::new(&kept, Likelihood::Bernoulli), |x| net.forward(x))?);
+/// # let _ = past.beside(x.mean(None), 50.0, &params, |x| net.forward(x))?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct SoftLabels {
+    memory: Memory,
+    old: Tensor,
+    temperature: f64,
+}
+
+impl SoftLabels {
+    /// What the model predicts now. Another model may be trained with it then: that is the K-prior for a change of
+    /// model.
+    ///
+    /// # Errors
+    /// An empty memory, outputs that do not fit it or are not finite.
+    pub fn of<L: IntoTensor>(memory: Memory, forward: impl Fn(&Tensor) -> L) -> Result<Self> {
+        Self::at_temperature(memory, 1.0, forward)
+    }
+
+    /// The same, with predictions softened by T > 0.
+    ///
+    /// # Errors
+    /// As [`SoftLabels::of`]; T that is not finite and positive, or not 1 for outputs that are not logits.
+    pub fn at_temperature<L: IntoTensor>(
+        memory: Memory,
+        temperature: f64,
+        forward: impl Fn(&Tensor) -> L,
+    ) -> Result<Self> {
+        check::positive("temperature", temperature)?;
+        let logits = !matches!(memory.likelihood(), Likelihood::Gaussian { .. });
+        check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
+        let _no_grad = tch::no_grad_guard();
+        let old = memory.checked_outputs(&|x| forward(x).into_tensor())?.at_temperature(temperature).prediction()?;
+        Ok(SoftLabels { memory, old, temperature })
+    }
+
+    /// p_old, in the shape of the outputs.
+    pub fn predictions(&self) -> &Tensor {
+        &self.old
+    }
+}
+
+impl Regularizer for SoftLabels {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        let f = self.memory.outputs(model.forward)?.at_temperature(self.temperature);
+        Ok(self.memory.weighted_sum(&f.losses(&self.old)?)? * (self.temperature * self.temperature))
+    }
+}
+
+/// α Σ w ‖f(θ) - f_old‖²: stored outputs, for classes their logits.
+///
+/// With α = 1 the regularizer of Benjamin, Rolnick and Kording (2019), *Measuring and Regularizing Networks in Function
+/// Space*. Dark experience replay (Buzzega et al. 2020) stores the outputs with a
+/// [`Reservoir`](crate::selection::Reservoir) as training goes ([`StoredOutputs::new`]); DER++ adds
+/// [`Replay::weighted`]`(memory, β)`.
+///
+/// Published coefficients belong to means: α' beside the mean over M examples and C outputs, and β' beside the mean
+/// over M, added to the mean loss of the task, are α = α'N/(MC) and β = β'N/M here, for a sum that is divided by the
+/// task's N.
+#[derive(Debug)]
+pub struct StoredOutputs {
+    memory: Memory,
+    old: Tensor,
+    alpha: f64,
+}
+
+impl StoredOutputs {
+    /// With what the model says now.
+    ///
+    /// # Errors
+    /// As [`StoredOutputs::new`].
+    pub fn of<L: IntoTensor>(memory: Memory, alpha: f64, forward: impl Fn(&Tensor) -> L) -> Result<Self> {
+        let old = tch::no_grad(|| memory.outputs(&|x| forward(x).into_tensor()))?;
+        Self::new(memory, &old.z, alpha)
+    }
+
+    /// With outputs stored earlier, `[M, C]` of this task's labels.
+    ///
+    /// # Errors
+    /// An empty memory, outputs that are not a finite row for each example, α that is negative or not finite.
+    pub fn new(memory: Memory, outputs: &Tensor, alpha: f64) -> Result<Self> {
+        check::non_negative("alpha", alpha)?;
+        memory.check_some()?;
+        if outputs.size().first() != Some(&(memory.len() as i64)) {
+            let (size, m) = (outputs.size(), memory.len());
+            return Err(problem(format!("{size:?} outputs for {m} examples: expected a row for each")));
+        }
+        Outputs::check_finite_values(outputs)?;
+        memory.check_weights()?;
+        Ok(StoredOutputs { memory, old: outputs.detach().copy(), alpha })
+    }
+}
+
+impl Regularizer for StoredOutputs {
+    fn value(&self, model: &Model) -> Result<Tensor> {
+        // ‖f - f_old‖² is the loss of a Gaussian of variance ½, whatever the memory's likelihood.
+        let f = self.memory.outputs(model.forward)?.with(Likelihood::Gaussian { variance: 0.5 });
+        Ok(self.memory.weighted_sum(&f.losses(&self.old)?)? * self.alpha)
+    }
+}

@@ -1,0 +1,74 @@
+//! The diagonal of a Fisher information.
+
+use super::at::{At, at, finite};
+use super::{Batch, Fisher};
+use crate::{DiagonalGaussian, IntoTensor, Params, Prior, Result};
+use tch::Tensor;
+
+impl Fisher {
+    /// The diagonal of F.
+    ///
+    /// For a linear layer z = aWᵀ + b with Gᵢ = ∂(sᵢᵀzᵢ)/∂z, the diagonal of a column s is Σᵢ(Gᵢ aᵢᵀ)² = (G⊙G)ᵀ(A⊙A):
+    /// one matrix product per batch for all columns together.
+    ///
+    /// # Errors
+    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model has not or
+    /// targets outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for batch
+    /// normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`] for settings out of range.
+    pub fn diagonal<B: Into<Batch>, L: IntoTensor>(
+        &self,
+        params: impl Into<Params>,
+        batches: impl IntoIterator<Item = B>,
+        model: impl Fn(&Tensor) -> L,
+    ) -> Result<DiagonalFisher> {
+        let params = params.into();
+        let solution = params.at_present();
+        let mut sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();
+        let examples = self.each(&params, batches, model, |batch, columns| {
+            let squares = batch.squares(columns.len(), |c| columns.get(c))?;
+            for (sum, more) in sums.iter_mut().zip(squares) {
+                if let Some(more) = more {
+                    _ = sum.f_add_(&more)?;
+                }
+            }
+            Ok(())
+        })?;
+        for (leaf, sum) in solution.leaves().iter().zip(&sums) {
+            finite(leaf.name(), sum, examples)?;
+        }
+        Ok(DiagonalFisher { at: At { solution, examples, fisher: self.clone() }, diagonal: sums })
+    }
+}
+
+/// The diagonal of a Fisher information, from [`Fisher::diagonal`]: a sum over [`DiagonalFisher::examples`] examples.
+#[derive(Debug)]
+pub struct DiagonalFisher {
+    at: At,
+    diagonal: Vec<Tensor>,
+}
+
+at!(DiagonalFisher);
+
+impl DiagonalFisher {
+    /// diag F of one parameter, in its shape: f64 for weights in f64, f32 for all others.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        let leaves = self.at.solution.leaves().iter();
+        leaves.zip(&self.diagonal).find_map(|(l, f)| l.names.iter().any(|n| n == name).then_some(f))
+    }
+
+    /// Laplace's approximation N(θ, (F + P₀)⁻¹) around the weights θ at which F was computed.
+    ///
+    /// They should be a minimum of the loss and the prior together, -ln p(data | θ) + ½(θ-m₀)ᵀP₀(θ-m₀); the mean m₀ has
+    /// no other part in it. With the last task's posterior as prior this is diagonal online Laplace, the penalty of
+    /// online EWC at its Bayesian weight (Huszár 2018). A prior of [`Prior::elsewhere`] has the precision N·δ there.
+    ///
+    /// # Errors
+    /// A prior of other parameters or shapes; a precision that is not positive and finite, as where both F and P₀
+    /// vanish.
+    pub fn laplace(&self, prior: impl Into<Prior>) -> Result<DiagonalGaussian> {
+        let _no_grad = tch::no_grad_guard();
+        let priors = self.at.precisions(&prior.into())?;
+        let entries = self.at.solution.leaves().iter().zip(&self.diagonal).zip(priors);
+        DiagonalGaussian::new(entries.map(|((leaf, f), p)| (leaf.name(), leaf.tensor.copy(), p + f)))
+    }
+}
