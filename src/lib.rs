@@ -131,6 +131,7 @@ mod check;
 mod checkpoint;
 pub mod continual;
 mod curvature;
+mod driver;
 mod error;
 mod expectation;
 pub mod family;
@@ -141,32 +142,31 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
-mod rows;
-mod driver;
 mod params;
 mod posterior;
 mod prior;
 pub mod pruning;
+mod rows;
 mod schedule;
 mod structured;
 
 pub use curvature::{Batch, Curvature, DiagonalFisher, Estimator, Fisher, FullFisher, KroneckerFisher, LayerFactors};
+pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use error::{Error, Result};
 pub use expectation::{Expectation, Link, Perturbed};
 pub use gradient::IntoTensor;
 pub use kernel::{Given, Noise, Pack, Philox, Real};
-pub use rows::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
-    MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
-};
-pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
-pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Sigma};
 pub use params::Params;
 pub use posterior::{
     DiagonalGaussian, FullGaussian, GaussianPosterior, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli,
     Mixture, Natural, Predictive, combine,
 };
 pub use prior::Prior;
+pub use rows::{
+    Adam, AdamW, BayesBiNN, BayesianSam, DeltaRule, GaussianRule, HessianEstimator, Ivon, MixtureOfGaussians, Momentum,
+    MultiIvon, PrecisionInStep, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Ste, Vadam, Vogn, Von, VonCurvature, When,
+};
+pub use rows::{DiagonalNewton, Evon, FullHessian, FullVon, HessianDiagonal, Newton, NoisyKfac, Soap};
 pub use schedule::Schedule;
 pub use structured::{
     Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredBuilder, StructuredOptimizer, StructuredRule,

@@ -1,8 +1,8 @@
 //! The prior over the weights: isotropic, or yesterday's posterior.
 
-use crate::rows::Rule;
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
+use crate::rows::Rule;
 use crate::{Error, Link, Params, Result};
 use tch::Tensor;
 

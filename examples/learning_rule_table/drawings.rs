@@ -1,7 +1,6 @@
 //! What is worth drawing.
 
 use super::deep_learning::train;
-use super::pictures::planes::{Panel, Point, ellipse, field, planes};
 use super::posteriors::sums;
 use super::table::Outcome;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use tch_blr::{
     Adam, BayesianSam, Expectation, GaussianRule, Ivon, MixtureOfGaussians, Params, Philox, Rule, Sam, Sgd, Von,
     VonCurvature,
 };
+use tch_blr_examples::pictures::planes::{Panel, Point, ellipse, field, planes};
 
 /// Draws all pictures into the folder and returns their files.
 pub fn all(folder: &Path) -> Outcome<Vec<PathBuf>> {
@@ -122,8 +122,8 @@ fn mixture() -> Outcome<Vec<Way>> {
     Ok(ways)
 }
 
-/// Points on the loss, Gaussians on what an average over weights sees of it, at the standard deviation where IVON ends, and
-/// the components of a mixture on the loss.
+/// Points on the loss, Gaussians on what an average over weights sees of it, at the standard deviation where IVON ends,
+/// and the components of a mixture on the loss.
 fn trajectories(path: &Path) -> Outcome<()> {
     let run = |methods: &[Method]| -> Outcome<Vec<(&'static str, Way)>> {
         let each = methods.iter().map(|(name, run)| Ok(run()?.into_iter().map(|way| (*name, way)).collect::<Vec<_>>()));
@@ -219,8 +219,8 @@ fn natural_gradient(path: &Path) -> Outcome<()> {
 
 // The Fisher matrix and the empirical one
 
-/// Least squares on a line, after figure 1 of Kunstner, Balles and Hennig (2019): the gradient, divided by the Fisher matrix
-/// Σφφᵀ/N and by the empirical one, Σr²φφᵀ/N, with φ = (x, 1) and residuals r.
+/// Least squares on a line, after figure 1 of Kunstner, Balles and Hennig (2019): the gradient, divided by the Fisher
+/// matrix Σφφᵀ/N and by the empirical one, Σr²φφᵀ/N, with φ = (x, 1) and residuals r.
 fn fisher(path: &Path) -> Outcome<()> {
     const STARTS: [Point; 4] = [(-0.6, 0.2), (4.6, 0.6), (-0.4, 4.3), (4.4, 4.6)];
     let unit = Tensor::eye(2, (Kind::Double, tch::Device::Cpu));

@@ -7,8 +7,8 @@ use crate::expectation::{Link, Perturbed};
 use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Drawn, Field, Job, Noise};
 use crate::nn::tape::{Output, Recording, Tape};
-use crate::rows::Rule;
 use crate::params::{Buffers, Leaf};
+use crate::rows::Rule;
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 

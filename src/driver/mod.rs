@@ -15,9 +15,9 @@ pub use settings::{Diagnostics, Sigma};
 
 use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::{self, Field, Job, Noise};
-use crate::rows::{DeltaRule, GaussianRule, Rule, When};
 use crate::params::Leaf;
 use crate::posterior::DiagonalGaussian;
+use crate::rows::{DeltaRule, GaussianRule, Rule, When};
 use crate::{Curvature, Error, Params, Prior, Result, Schedule, check};
 use programs::{Displacement, Given, Relaxed, Square, Statistic, Update};
 use slot::Slot;

@@ -1,8 +1,8 @@
 //! What can be read and changed between steps.
 
 use super::Optimizer;
-use crate::rows::{GaussianRule, Rule};
 use crate::prior::PriorOf;
+use crate::rows::{GaussianRule, Rule};
 use crate::{Error, Params, Result, Schedule};
 use tch::{Kind, Tensor};
 

@@ -3,9 +3,9 @@
 use super::programs::Pass;
 use crate::expectation::Link;
 use crate::kernel::{self, Field, Inputs, Pack};
-use crate::rows::{Rule, When};
 use crate::params::Leaf;
 use crate::prior::{Isotropic, Prior, PriorOf};
+use crate::rows::{Rule, When};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 

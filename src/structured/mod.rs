@@ -9,14 +9,14 @@ mod state;
 pub(crate) use eigenbasis::{EIGENBASIS, Eigenbasis};
 pub use rule::{Block, Evaluated, FisherLabels, Learned, SecondDerivatives, StructuredRule};
 
+use crate::driver::Override;
 use crate::expectation::Perturbed;
 use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise, Philox};
 use crate::nn::tape::Recording;
-use crate::rows::When;
-use crate::driver::Override;
 use crate::params::Leaf;
 use crate::posterior::matrix_shape;
+use crate::rows::When;
 use crate::{Error, Expectation, Params, Prior, Result, Schedule};
 use tch::{Kind, Tensor};
 
