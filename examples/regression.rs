@@ -1,9 +1,6 @@
 //! A regression with a gap in its data: what do Laplace's approximation, IVON and VOGN know of what they have not seen?
 //!
-//! `cargo run --release --example regression [-- OUTPUT_FOLDER]` (default `target/regression`). Snelson's data if
-//! `$TCH_BLR_DATA/snelson` holds `train_inputs` and `train_outputs`, else data like them that the example draws itself.
-//! Writes `bands.svg` and `report.json`, and fails if Laplace's approximation is not less sure in the gap than beside
-//! it, or differs from the Gaussian process that it is.
+//! `cargo run --release --example regression [-- OUTPUT_FOLDER]`
 //!
 //! The setting is close to that of Khan et al. (2019, *Approximate Inference Turns Deep Networks into Gaussian
 //! Processes*): 1-32-1, noise σ = 0.286, prior N(0, 1/0.1) on every weight, no data for 1.5 < x < 3, full batches; but
@@ -41,7 +38,7 @@ const EXTENT: ((f64, f64), (f64, f64)) = ((-1.5, 7.5), (-4.0, 4.0));
 /// A regression with a gap in its data: what do Laplace's approximation, IVON and VOGN know of what they have not seen?
 ///
 /// Writes bands.svg and report.json. Fails if Laplace's approximation is not less sure in the gap than beside it, or
-/// differs from the Gaussian process that it is. Takes RUNTIME. The data are Snelson's if $TCH_BLR_DATA/snelson has
+/// differs from the Gaussian process that it is. Takes about a minute. The data are Snelson's if $TCH_BLR_DATA/snelson has
 /// train_inputs and train_outputs, otherwise drawn by the example.
 #[derive(Parser)]
 struct Arguments {

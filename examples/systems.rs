@@ -14,7 +14,7 @@ use tch_blr_examples::systems::{Finding, SYSTEMS, Setting};
 /// Progressive networks, superposition, MAML, matching and low-shot fine-tuning: checks what defines each, and shows
 /// what it is for. Fails if a check does.
 ///
-/// Prints a table of findings; pictures go to target/systems/. All of them take about RUNTIME on two cores. The digits
+/// Prints a table of findings; pictures go to target/systems/. All of them take minutes on two cores. The digits
 /// are MNIST's if TCH_BLR_DATA is set, otherwise drawn by the example.
 #[derive(Parser)]
 struct Arguments {

@@ -14,11 +14,11 @@ use tch_blr_examples::{Outcome, output};
 
 /// Continual learning in pictures: one task after the other, and what each method keeps.
 ///
-/// Writes pictures, report.json with every number, and index.html, which shows all of it. Takes RUNTIME. The digits are
+/// Writes pictures, report.json with every number, and index.html, which shows all of it. Takes minutes on two cores. The digits are
 /// MNIST's if $TCH_BLR_DATA/mnist has its IDX files, otherwise drawn by the example.
 #[derive(Parser)]
 struct Arguments {
-    /// Fewer images and tasks: RUNTIME
+    /// Fewer images and tasks
     #[arg(long)]
     quick: bool,
     /// Where everything goes

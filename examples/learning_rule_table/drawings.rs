@@ -105,7 +105,7 @@ fn posterior_way(rule: impl GaussianRule, lr: f64) -> Outcome<Vec<Way>> {
     Ok(vec![Way { points: points(&path), deviations: Some((deviation(0), deviation(1))) }])
 }
 
-/// Two components that start beside each other: ln q pushes them apart, and each gets a ring of its own.
+/// Two components that start beside each other: ln q pushes them apart, and each gets its own ring.
 fn mixture() -> Outcome<Vec<Way>> {
     let starts = Tensor::from_slice(&[START.0, START.1, START.0 + 0.3, START.1 + 0.3]).reshape([2, 2]);
     let mut q = MixtureOfGaussians::new(&starts, ESS)?.lr(0.03).weight_lr(0.03).seed(1);

@@ -1,10 +1,9 @@
 //! Every row of the Bayesian learning rule on a problem so small that its answer is known.
 //!
-//! `cargo run --release --example learning_rule_table [-- --json FILE]` prints the table of the rule (Khan and Rue,
-//! *The Bayesian Learning Rule*, 2023, table 1, with the rows of this crate that are not in it) with one more group of
-//! columns: the exact answer, ours and the error. Fails if a row does. Draws trajectories, natural gradients and the
-//! two Fisher matrices into `target/learning_rule_table/`. `--json FILE` writes an object per row: name, exact, ours,
-//! error, tolerance, passed, and the table's words.
+//! `cargo run --release --example learning_rule_table [-- --json FILE]`
+//!
+//! The table is that of the rule (Khan and Rue, *The Bayesian Learning Rule*, 2023, table 1), with the rows of this crate
+//! that are not in it and one more group of columns: the exact answer, ours and the error.
 //!
 //! A new row is one entry in `optimization.rs`, `deep_learning.rs`, `sharpness.rs`, `posteriors.rs` or `inference.rs`.
 
@@ -35,7 +34,7 @@ pub(crate) const TABLE: [Section; 5] = [
 /// Every row of the Bayesian learning rule on a problem so small that its answer is known: prints the table of the rule
 /// with the exact answer, ours and the error. Fails if a row does.
 ///
-/// Draws trajectories, natural gradients and the two Fisher matrices into target/learning_rule_table/. Takes RUNTIME.
+/// Draws trajectories, natural gradients and the two Fisher matrices into target/learning_rule_table/. Takes seconds.
 #[derive(Parser)]
 pub(crate) struct Arguments {
     /// Write an object per row: name, exact, ours, error, tolerance, passed, and the table's words

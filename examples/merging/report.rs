@@ -72,7 +72,7 @@ pub fn sweep(runs: &[Run], path: &Path) -> Outcome<Value> {
 
 pub fn line(runs: &[Run], path: &Path) -> Outcome<Value> {
     let (mut series, mut report) = (Vec::new(), Map::new());
-    // An end does not know the other's digits, so there is no barrier above the chord; the lowest loss says more.
+    // Neither end knows the digits of the other, so no barrier rises above the chord; the lowest loss says more.
     println!("\n  NLL on the straight line from the fine-tune on 0-4 to that on 5-9 (means)");
     println!("  {:<28}{:>9}{:>9}{:>9}", "", "start", "lowest", "end");
     for (i, name) in ["shifted 0-9", "shifted 0-4", "shifted 5-9"].into_iter().enumerate() {

@@ -193,7 +193,7 @@ impl Training<'_> {
     }
 }
 
-/// The same layers with binary weights, no biases, and normalization over the batch without parameters of its own.
+/// The same layers with binary weights, no biases, and normalization over the batch without trainable parameters.
 struct BinaryMlp {
     vs: VarStore,
     layers: Vec<nn::Linear>,

@@ -24,7 +24,7 @@ use tch_blr_examples::{Outcome, output};
 /// without: all from the posterior that IVON learns anyway, without training again.
 ///
 /// Writes pictures, and report.json with every number. Fails if the estimated leave-one-out loss does not follow the
-/// test loss (correlation 0.95), or if fewer than 75 % of the wrong labels are found. Takes RUNTIME. The digits are
+/// test loss (correlation 0.95), or if fewer than 75 % of the wrong labels are found. Takes minutes on two cores. The digits are
 /// MNIST's if $TCH_BLR_DATA/mnist has its IDX files, otherwise drawn by the example.
 #[derive(Parser)]
 struct Arguments {

@@ -130,7 +130,7 @@ impl Logistic {
             let size = step.norm().double_value(&[]) / (1.0 + w.norm().double_value(&[]));
             let mut rate = 1.0;
             self.set(&(&w - &step));
-            // What rounding alone makes of the value is no ascent.
+            // A difference within rounding does not count as an ascent.
             while tch::no_grad(value)?.double_value(&[]) > start + 1e-12 * start.abs() && rate * size > 1e-13 {
                 rate *= 0.5;
                 self.set(&(&w - &step * rate));

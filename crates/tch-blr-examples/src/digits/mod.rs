@@ -63,7 +63,7 @@ impl Digits {
         Digits::mnist(&data.join("mnist"))
     }
 
-    /// MNIST from `data/mnist` if that folder exists, else the synthetic set.
+    /// MNIST from `data/mnist` if that folder exists, otherwise the synthetic set.
     ///
     /// # Errors
     ///

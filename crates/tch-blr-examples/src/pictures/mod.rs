@@ -3,7 +3,7 @@
 //!
 //! All take plain numbers and a path, create the parent folders and name what is wrong if something is. One style:
 //! white paper, hairline grid, the palette of Okabe and Ito (2008, "Color Universal Design"), a legend above the
-//! panels. Text is left to the viewer's own sans-serif font, so that none is needed here; its width is estimated.
+//! panels. Text is left to the viewer's own sans-serif font, so that no font is needed here; its width is estimated.
 //!
 //! A new kind of picture is a file with one function; what pictures share is in `frame.rs` (legend, panels, axes) and
 //! `style.rs` (colours, sizes, keys of the legend).

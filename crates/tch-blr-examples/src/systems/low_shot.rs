@@ -124,7 +124,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Learns trunk and head from different upright digits: of its own the trunk is too sure.
+    /// Learns trunk and head from different upright digits: of those it was trained on, the trunk is too sure.
     pub fn learn(setting: &Setting, steps: usize, seed: i64) -> Outcome<Self> {
         let (x, y) = setting.part(true, &DIGITS, 12_000);
         let (n, m) = (y.size()[0] / 2, 1000);

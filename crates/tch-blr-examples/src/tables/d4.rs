@@ -1,9 +1,9 @@
 //! Merging fine-tunes of a logistic regression on USPS, by schemes that know more and more of the curvature.
 //!
-//! Odd digits against even ones; pixels from -1…1 to 0…1, with a 1 in front (257 weights w); ℓ = Σ softplus(xᵀw) - y
-//! xᵀw. The base θ₀ is fitted to the digits 0-3 under the penalty ½δ‖w‖², δ = 25, and H₀ is its Hessian with δ. The
-//! tasks {4,5}, {6,7}, {8,9} are fine-tuned on their own, each with the prior N(θ₀, H₀⁻¹); the target is the fine-tune
-//! on all three. Everything is the exact optimum, by Newton's method in f64.
+//! Odd digits against even ones; pixels from -1…1 to 0…1, with a 1 in front (257 weights w);
+//! ℓ = Σ softplus(xᵀw) - y xᵀw. The base θ₀ is fitted to the digits 0-3 under the penalty ½δ‖w‖², δ = 25, and H₀ is its
+//! Hessian with δ. The tasks {4,5}, {6,7}, {8,9} are fine-tuned separately, each with the prior N(θ₀, H₀⁻¹); the target
+//! is the fine-tune on all three. Everything is the exact optimum, by Newton's method in f64.
 
 use super::{Figure, Job, Section};
 use crate::logistic::{Examples, Logistic, Objective};

@@ -125,7 +125,7 @@ fn of(q: &impl GaussianPosterior, model: &Logistic, on: &Examples) -> Outcome<Se
 ///
 /// All N problems at once: row i of W is the weights without example i, and every iteration is a Newton step with the
 /// Hessian at the optimum of all, from which the curvature of example i is taken (Sherman and Morrison). That converges
-/// linearly, and to the same weights as a Newton's method of their own.
+/// linearly, and to the same weights as a Newton's method for each of them.
 fn refits(w: &Tensor, on: &Examples, delta: f64) -> Outcome<(Tensor, f64)> {
     let _no_grad = tch::no_grad_guard();
     let (x, y) = (&on.x, &on.y);
@@ -143,7 +143,7 @@ fn refits(w: &Tensor, on: &Examples, delta: f64) -> Outcome<(Tensor, f64)> {
     let mut weights = w.unsqueeze(0).repeat([n, 1]);
     let mut residual = f64::INFINITY;
     for _ in 0..400 {
-        // Row i: the errors of all examples at the weights without i, but for its own.
+        // Row i: the errors of all examples at the weights without i, its own set to zero.
         let errors = (weights.matmul(&x.tr()).sigmoid() - y) * &others;
         let gradient = errors.matmul(x) + &weights * delta;
         residual = gradient.abs().max().double_value(&[]);
