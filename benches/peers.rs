@@ -26,10 +26,6 @@
 //!
 //! Results: a table, and `target/bench/peers.json`, a list of `{case, peer, ours_ms, peer_ms, ratio}`.
 
-#[path = "../examples/common/digits.rs"]
-mod digits;
-
-use digits::{Digits, Last, batches};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -40,6 +36,8 @@ use std::{env, fs, thread};
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
 use tch_blr::{Adam, Curvature, Derivatives, Ivon, RmsProp, Rule, Sgd, Vogn};
+use tch_blr_examples::batches::{Last, batches};
+use tch_blr_examples::digits::Digits;
 
 const REPETITIONS: usize = 24;
 /// OpenMP's threads were seen to spin for 8 ms.

@@ -1,35 +1,26 @@
 //! A regression with a gap in its data: what do Laplace's approximation, IVON and VOGN know of what they have not seen?
 //!
-//! `cargo run --release --example regression [-- OUTPUT_FOLDER]` (default `target/regression`). Snelson's data if
-//! `$TCH_BLR_DATA/snelson` holds `train_inputs` and `train_outputs`, else data like them that the example draws itself.
-//! Writes `bands.svg` and `report.json`, and fails if Laplace's approximation is not less sure in the gap than beside it,
-//! or differs from the Gaussian process that it is.
+//! `cargo run --release --example regression [-- OUTPUT_FOLDER]`
 //!
-//! The setting is close to that of Khan et al. (2019, *Approximate Inference Turns Deep Networks into Gaussian Processes*):
-//! 1-32-1, noise σ = 0.286, prior N(0, 1/0.1) on every weight, no data for 1.5 < x < 3, full batches; but with tanh, inputs
-//! relative to 3, and one in six of the other points held out, too. Laplace's approximation has the whole Gauss-Newton matrix;
-//! IVON's and VOGN's posteriors are diagonal, which can leave less doubt between data than there should be (shown for ReLU by
-//! Foong et al. 2020, *On the Expressiveness of Approximate Inference in Bayesian Neural Networks*).
+//! The setting is close to that of Khan et al. (2019, *Approximate Inference Turns Deep Networks into Gaussian
+//! Processes*): 1-32-1, noise σ = 0.286, prior N(0, 1/0.1) on every weight, no data for 1.5 < x < 3, full batches; but
+//! with tanh, inputs relative to 3, and one in six of the other points held out, too. Laplace's approximation has the
+//! whole Gauss-Newton matrix; IVON's and VOGN's posteriors are diagonal, which can leave less doubt between data than
+//! there should be (shown for ReLU by Foong et al. 2020, *On the Expressiveness of Approximate Inference in Bayesian
+//! Neural Networks*).
 
-#[path = "common/digits.rs"]
-mod digits;
-#[path = "common/pictures.rs"]
-mod pictures;
-
-use digits::Rng;
-use pictures::bands::{Panel, bands};
+use clap::Parser;
 use serde_json::{Value, json};
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::sensitivity::{DualView, jacobian};
-use tch_blr::{Adam, Expectation, GaussianRule, Ivon, Optimizer, Prior, Rule, Schedule, Von};
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
+use tch_blr::{Adam, Expectation, Fisher, GaussianRule, Ivon, Optimizer, Prior, Rule, Schedule, Von};
+use tch_blr_examples::pictures::bands::{Panel, bands};
+use tch_blr_examples::random::Rng;
+use tch_blr_examples::{Outcome, data, output};
 
 const HIDDEN: i64 = 32;
 const SIGMA: f64 = 0.286;
@@ -44,8 +35,21 @@ const SAMPLES: usize = 1000;
 /// What is drawn.
 const EXTENT: ((f64, f64), (f64, f64)) = ((-1.5, 7.5), (-4.0, 4.0));
 
-fn main() -> Outcome<()> {
-    let folder = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("target/regression"), PathBuf::from);
+/// A regression with a gap in its data: what do Laplace's approximation, IVON and VOGN know of what they have not seen?
+///
+/// Writes bands.svg and report.json. Fails if Laplace's approximation is not less sure in the gap than beside it, or
+/// differs from the Gaussian process that it is. Takes about a minute. The data are Snelson's if $TCH_BLR_DATA/snelson has
+/// train_inputs and train_outputs, otherwise drawn by the example.
+#[derive(Parser)]
+struct Arguments {
+    /// Where picture and report go
+    #[arg(default_value = "target/regression")]
+    output_folder: PathBuf,
+}
+
+fn main() -> Outcome {
+    let folder = Arguments::parse().output_folder;
+    output::create(&folder)?;
     let started = Instant::now();
     let data = Data::load()?;
     println!(
@@ -85,9 +89,7 @@ fn main() -> Outcome<()> {
         "laplace": checks.json(),
         "seconds": started.elapsed().as_secs_f64(),
     });
-    let path = folder.join("report.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
-        .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    output::report(&folder, &report)?;
     println!("\nPicture and report in {} ({:.0} s)", folder.display(), started.elapsed().as_secs_f64());
     let [gap, rest] = all[0].deviation;
     if gap <= rest {
@@ -113,10 +115,11 @@ struct Data {
 
 impl Data {
     fn load() -> Outcome<Data> {
-        let folder = std::env::var_os("TCH_BLR_DATA").map(|data| Path::new(&data).join("snelson"));
+        let folder = data::folder().map(|data| data.join("snelson"));
         let (points, source) = match folder.filter(|f| f.is_dir()) {
             Some(folder) => {
-                let (x, y) = (column(&folder.join("train_inputs"))?, column(&folder.join("train_outputs"))?);
+                let (x, y) =
+                    (data::numbers(&folder.join("train_inputs"))?, data::numbers(&folder.join("train_outputs"))?);
                 if x.len() != y.len() {
                     return Err(format!("{}: {} inputs and {} outputs", folder.display(), x.len(), y.len()).into());
                 }
@@ -135,12 +138,6 @@ impl Data {
         let x = || self.train.iter().map(|p| p.0);
         (x().fold(f64::INFINITY, f64::min), x().fold(f64::NEG_INFINITY, f64::max))
     }
-}
-
-fn column(file: &Path) -> Outcome<Vec<f64>> {
-    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let numbers = text.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>();
-    Ok(numbers.map_err(|e| format!("{}: {e}", file.display()))?)
 }
 
 fn waves(n: usize) -> Points {
@@ -304,8 +301,8 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
         log_marginal_likelihood: view.log_marginal_likelihood()?,
     };
     println!(
-        "Laplace: {:.1} effective parameters of {}, log marginal likelihood {:.1} nats; ‖Φᵀα/δ - θ‖/‖θ‖ = {:.1e} (0 at the \
-         optimum); differs from the posterior over the weights by {:.1e}",
+        "Laplace: {:.1} effective parameters of {}, log marginal likelihood {:.1} nats; ‖Φᵀα/δ - θ‖/‖θ‖ = {:.1e} (0 at \
+         the optimum); differs from the posterior over the weights by {:.1e}",
         checks.effective_parameters,
         view.weights().numel(),
         checks.log_marginal_likelihood,

@@ -3,15 +3,14 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-#[path = "../examples/common/digits.rs"]
-mod digits;
 mod support;
 
-use digits::{Digits, Last, batches};
 use support::{all_close, close, params, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor, nn};
 use tch_blr::{BayesBiNN, Given, MeanFieldBernoulli, Optimizer, Params, Philox, Rule, Ste, metrics};
+use tch_blr_examples::batches::{Last, batches};
+use tch_blr_examples::digits::Digits;
 
 /// Φ⁻¹(u) by bisection.
 fn normal_quantile(u: f64) -> f64 {

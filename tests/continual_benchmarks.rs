@@ -1,17 +1,12 @@
-//! The tables of continual learning (`make reproduce`), reduced: three tasks, 12,000 images, few epochs. The bars are those of
-//! these reductions, and the same for MNIST and, without `TCH_BLR_DATA`, for drawn digits.
+//! The tables of continual learning (`make reproduce`), reduced: three tasks, 12,000 images, few epochs. The bars are
+//! those of these reductions, and the same for MNIST and, without `TCH_BLR_DATA`, for drawn digits.
 
-#[path = "../examples/common/digits.rs"]
-mod digits;
-#[path = "../examples/common/model.rs"]
-mod model;
-#[path = "../examples/common/tasks.rs"]
-mod tasks;
-
-use digits::Digits;
-use tasks::{Choice, Form, Method, Network, Task, Training, blobs, learn, permuted_digits, split_digits};
 use tch::Tensor;
 use tch_blr::metrics::AccuracyMatrix;
+use tch_blr_examples::digits::Digits;
+use tch_blr_examples::tasks::{
+    Choice, Form, Method, Network, Task, Training, blobs, learn, permuted_digits, split_digits,
+};
 
 const TASKS: usize = 3;
 
@@ -73,8 +68,8 @@ fn split_digits_with_the_pair_known() {
     )[..] else {
         unreachable!()
     };
-    // Drawn digits are easier than MNIST: three tasks of them are hardly forgotten. IVON has 96.2 on MNIST and 95.3 on them;
-    // its bar leaves room for what other roundings of the training change in a thousand test images.
+    // Drawn digits are easier than MNIST: three tasks of them are hardly forgotten. IVON has 96.2 on MNIST and 95.3 on
+    // them; its bar leaves room for what other roundings of the training change in a thousand test images.
     assert!(si > naive && fromp > naive, "{naive} {si} {fromp}");
     assert!(si >= 97.0 && ivon >= 94.0 && fromp >= 98.0, "{si} {ivon} {fromp}");
 }

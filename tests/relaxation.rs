@@ -14,12 +14,10 @@
 
 mod support;
 
-#[path = "../examples/common/pictures.rs"]
-mod pictures;
-
 use support::{close, params, values, weight};
 use tch::Kind;
 use tch_blr::{Rule, Sam};
+use tch_blr_examples::pictures;
 
 /// Where distributions are looked for: far enough to both sides that nothing happens beyond.
 const EDGE: f64 = 10.0;

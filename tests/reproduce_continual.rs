@@ -1,25 +1,14 @@
 //! The tables `d1` and `d2` of `make reproduce` against an independent computation of the same optima, where
 //! `TCH_BLR_DATA` has the data: all of the four moons, the ends of the memory sizes on USPS.
-#![allow(dead_code)] // of what is shared with the example
 
-#[path = "../examples/reproduce/d1.rs"]
-mod d1;
-#[path = "../examples/reproduce/d2.rs"]
-mod d2;
-#[path = "../examples/common/four_moons.rs"]
-mod four_moons;
-#[path = "../examples/common/logistic.rs"]
-mod logistic;
-#[path = "../examples/reproduce/report.rs"]
-mod report;
 mod support;
-#[path = "../examples/common/usps.rs"]
-mod usps;
 
-use d2::{Choice, Method};
 use std::io::Write;
 use std::path::PathBuf;
 use support::close;
+use tch_blr_examples::tables::d1;
+use tch_blr_examples::tables::d2::{self, Choice, Method};
+use tch_blr_examples::{four_moons, usps};
 
 /// The folder of the data, if it has this one.
 #[allow(clippy::explicit_write)] // `eprintln!` is captured

@@ -1,17 +1,10 @@
-//! The table of merging on USPS: `examples/reproduce/d4.rs`.
-
-#![allow(dead_code)] // of what is shared with the example
-
-#[path = "../examples/reproduce/d4.rs"]
-mod d4;
-#[path = "../examples/common/logistic.rs"]
-mod logistic;
-#[path = "../examples/common/usps.rs"]
-mod usps;
+//! The table of merging on USPS: `d4` of `make reproduce`.
 
 use std::path::PathBuf;
+use tch_blr_examples::tables::d4;
 
-/// Reference values of the same exact optima, computed by an independent program: accuracy in %, distance, gap in nats; to 1 %.
+/// Reference values of the same exact optima, computed by an independent program: accuracy in %, distance, gap in nats;
+/// to 1 %.
 #[test]
 fn merging_on_usps() {
     let Some(data) = std::env::var_os("TCH_BLR_DATA").map(PathBuf::from).filter(|d| d.join("usps").is_dir()) else {

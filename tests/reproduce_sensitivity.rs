@@ -1,20 +1,8 @@
-//! The tables of sensitivity: `examples/reproduce/d5.rs` and `d6.rs`.
-
-#[path = "../examples/reproduce/d5.rs"]
-#[allow(dead_code)] // Their tables are for the example.
-mod d5;
-#[path = "../examples/reproduce/d6.rs"]
-#[allow(dead_code)]
-mod d6;
-#[path = "../examples/common/libsvm.rs"]
-mod libsvm;
-#[path = "../examples/common/logistic.rs"]
-mod logistic;
-#[path = "../examples/reproduce/report.rs"]
-#[allow(dead_code)]
-mod report;
+//! The tables of sensitivity: `d5` and `d6` of `make reproduce`.
 
 use std::path::PathBuf;
+use tch_blr_examples::libsvm;
+use tch_blr_examples::tables::{d5, d6};
 
 fn data(folder: &str, test: &str) -> Option<PathBuf> {
     let found = std::env::var_os("TCH_BLR_DATA").map(|d| PathBuf::from(d).join(folder)).filter(|d| d.is_dir());

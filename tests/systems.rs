@@ -1,34 +1,11 @@
 //! The example `systems`: each system has the properties that define it, and does what it is for.
 
-// Of the example, all but its `main`; what only that calls is not called here.
-#[path = "../examples/common/digits.rs"]
-mod digits;
-#[allow(dead_code)]
-#[path = "../examples/systems/low_shot.rs"]
-mod low_shot;
-#[allow(dead_code)]
-#[path = "../examples/systems/maml.rs"]
-mod maml;
-#[allow(dead_code)]
-#[path = "../examples/systems/matching.rs"]
-mod matching;
-#[path = "../examples/common/pictures.rs"]
-mod pictures;
-#[allow(dead_code)]
-#[path = "../examples/systems/progressive.rs"]
-mod progressive;
-#[allow(dead_code)]
-#[path = "../examples/systems/shared.rs"]
-mod shared;
-#[allow(dead_code)]
-#[path = "../examples/systems/superposition.rs"]
-mod superposition;
-
-use digits::{Digits, Rng};
-use shared::Setting;
 use std::path::PathBuf;
 use tch::{Kind, Tensor};
 use tch_blr::{Adam, Rule, Sgd};
+use tch_blr_examples::digits::{Digits, rotate90};
+use tch_blr_examples::random::Rng;
+use tch_blr_examples::systems::{Setting, low_shot, maml, matching, mean_and_error, progressive, superposition};
 
 /// Drawn digits; no pictures.
 fn setting(train: usize) -> Setting {
@@ -186,8 +163,8 @@ mod model_agnostic_meta_learning {
         }
     }
 
-    /// Central differences of step 10⁻⁵ have errors near 10⁻¹⁰; without the graph through the inner step, the gradient is
-    /// off by more than a percent.
+    /// Central differences of step 10⁻⁵ have errors near 10⁻¹⁰; without the graph through the inner step, the gradient
+    /// is off by more than a percent.
     #[test]
     fn outer_gradient_by_finite_differences() {
         let net = Net::new(Kind::Double, Tensor::tanh, 1);
@@ -273,8 +250,8 @@ mod matching_examples {
         }
     }
 
-    /// All eight of a generic image differ; of one that neither a mirror nor half a turn changes, like 0 and 1, those of equal
-    /// class are the same.
+    /// All eight of a generic image differ; of one that neither a mirror nor half a turn changes, like 0 and 1, those
+    /// of equal class are the same.
     #[test]
     fn the_orientations_are_those_of_a_square() {
         let x = uniform(&[1, 784], &mut Rng::new(0, 5));
@@ -326,7 +303,7 @@ mod matching_examples {
         let pixels = tell(&setting, euclidean, 20).unwrap();
         assert!(siamese.auc > pixels.auc + 0.03, "{} {}", siamese.auc, pixels.auc);
         let gains: Vec<f64> = siamese.one_shot.iter().zip(&pixels.one_shot).map(|(s, p)| s - p).collect();
-        let (gain, error) = shared::mean_and_error(&gains);
+        let (gain, error) = mean_and_error(&gains);
         assert!(gain > 3.0 * error, "{gain} ± {error}");
     }
 }
@@ -341,7 +318,7 @@ mod low_shot_fine_tuning {
     fn a_quarter_turn_is_exact_and_others_are_undone() {
         let images = Digits::synthetic(20, 10, 3).train_images;
         let apart = |a: &Tensor, b: &Tensor| norm(&(a - b)) / norm(b);
-        assert!(apart(&turned(&images, 90.0), &digits::rotate90(&images)) < 1e-4);
+        assert!(apart(&turned(&images, 90.0), &rotate90(&images)) < 1e-4);
         assert!(apart(&turned(&images, 0.0), &images) < 1e-4);
         // Twice blurred.
         assert!(apart(&turned(&turned(&images, DEGREES), -DEGREES), &images) < 0.4);
@@ -389,7 +366,7 @@ mod low_shot_fine_tuning {
             for delta in [1.0, 10.0, 30.0] {
                 let without = known.few(shots, &isotropic(&zero, delta).unwrap(), 0..16).unwrap();
                 let gains: Vec<f64> = with.iter().zip(&without).map(|(p, q)| p - q).collect();
-                let (gain, error) = shared::mean_and_error(&gains);
+                let (gain, error) = mean_and_error(&gains);
                 assert!(gain > 3.0 * error, "{shots} examples, δ = {delta}: {gain} ± {error}");
             }
         }

@@ -1,14 +1,14 @@
 //! Permuted digits: every method, every metric, and which examples are worth keeping.
 
-use crate::Outcome;
-use crate::digits::Digits;
 use crate::page::Page;
-use crate::pictures::{Curves, training_curves};
-use crate::sheets::{heat_maps, images};
-use crate::tasks::{Choice, Form, Learned, Method, Network, Task, Training, learn, permuted_digits};
 use serde_json::json;
 use std::path::Path;
 use tch::Tensor;
+use tch_blr_examples::Outcome;
+use tch_blr_examples::digits::Digits;
+use tch_blr_examples::pictures::{Curves, training_curves};
+use tch_blr_examples::sheets::{heat_maps, images};
+use tch_blr_examples::tasks::{Choice, Form, Learned, Method, Network, Task, Training, learn, permuted_digits};
 
 const fn fromp(form: Form, choice: Choice, memory: usize) -> Method {
     Method::Fromp { form, choice, memory, tau: 0.5, delta: 1e-5, jitter: 1e-5 }
@@ -34,8 +34,9 @@ pub fn run(data: &Digits, folder: &Path, quick: bool, page: &mut Page) -> Outcom
     let tasks = permuted_digits(&data, count);
     page.heading("Permuted digits");
     page.text(&format!(
-        "{}: {train} training and {test} test images, {count} tasks with the pixels in another order in each, one head, network \
-         784-100-100-10, {epochs} epochs a task. Accuracies in percent, transfer and forgetting in points.",
+        "{}: {train} training and {test} test images, {count} tasks with the pixels in another order in each, one \
+         head, network 784-100-100-10, {epochs} epochs a task. Accuracies in percent, transfer and forgetting in \
+         points.",
         data.source
     ));
     let methods = [

@@ -1,9 +1,9 @@
 //! What was drawn and measured, as one page and as one file of numbers.
 
-use crate::Outcome;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::path::Path;
+use tch_blr_examples::{Outcome, output};
 
 #[derive(Default)]
 pub struct Page {
@@ -61,16 +61,12 @@ impl Page {
         self.numbers.insert("seconds".to_owned(), seconds.into());
         let html = format!(
             "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Continual learning</title>\n<style>body {{ font-family: \
-             sans-serif; max-width: 1100px; margin: 2em auto; color: #222 }} img {{ max-width: 100% }} figure {{ margin: 1em \
-             0 }} figcaption {{ color: #555 }} td, th {{ padding: 0.2em 0.8em; text-align: left }}</style>\n<h1>Continual \
-             learning</h1>\n{}",
+             sans-serif; max-width: 1100px; margin: 2em auto; color: #222 }} img {{ max-width: 100% }} figure {{ \
+             margin: 1em 0 }} figcaption {{ color: #555 }} td, th {{ padding: 0.2em 0.8em; text-align: left \
+             }}</style>\n<h1>Continual learning</h1>\n{}",
             self.html
         );
-        let report = serde_json::to_string_pretty(&Value::Object(self.numbers))? + "\n";
-        for (name, text) in [("index.html", html), ("report.json", report)] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-        }
-        Ok(())
+        output::write(&folder.join("index.html"), &html)?;
+        output::report(folder, &Value::Object(self.numbers))
     }
 }

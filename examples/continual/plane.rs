@@ -1,13 +1,13 @@
 //! FROMP's toy problem: decision boundaries, and the examples that hold them.
 
-use crate::Outcome;
 use crate::page::Page;
-use crate::pictures::planes::{Panel, planes};
-use crate::pictures::{Plane, entropy_planes};
-use crate::tasks::{Choice, Form, Method, Network, Task, Training, blobs, learn};
 use serde_json::json;
 use std::path::Path;
 use tch::{Kind, Tensor};
+use tch_blr_examples::Outcome;
+use tch_blr_examples::pictures::planes::{Panel, planes};
+use tch_blr_examples::pictures::{Plane, entropy_planes};
+use tch_blr_examples::tasks::{Choice, Form, Method, Network, Task, Training, blobs, learn};
 
 type Corners = ((f64, f64), (f64, f64));
 
@@ -26,8 +26,8 @@ pub fn run(folder: &Path, quick: bool, page: &mut Page) -> Outcome<()> {
     ];
     page.heading("Five tasks along the plane");
     page.text(
-        "Ten blobs from left to right, task k is blob k (class 0) against blob k + 5 (class 1); one head, so that one boundary \
-         has to serve all tasks. Mean accuracy on all five tasks at the end:",
+        "Ten blobs from left to right, task k is blob k (class 0) against blob k + 5 (class 1); one head, so that one \
+         boundary has to serve all tasks. Mean accuracy on all five tasks at the end:",
     );
     let (mut finals, mut rows): (Vec<Plane>, Vec<Vec<String>>) = (Vec::new(), Vec::new());
     for (name, method) in methods {

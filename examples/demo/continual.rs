@@ -1,11 +1,11 @@
 //! Yesterday's posterior as today's prior.
 
-use crate::Outcome;
-use crate::digits::{Digits, rotate90};
-use crate::model::{Mlp, accuracy, train};
 use serde_json::{Value, json};
 use tch::Kind;
 use tch_blr::{DiagonalGaussian, Ivon, Prior, Rule, Schedule};
+use tch_blr_examples::Outcome;
+use tch_blr_examples::digits::{Digits, rotate90};
+use tch_blr_examples::model::{Mlp, accuracy, train};
 
 /// Steps per task: three epochs of MNIST.
 const STEPS: usize = 1400;

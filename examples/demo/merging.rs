@@ -3,12 +3,13 @@
 //! The base knows centred digits. One fine-tune sees shifted 0-4, the other shifted 5-9; wanted is a network for all
 //! shifted digits.
 
-use crate::Outcome;
-use crate::digits::{Digits, SIDE, subset};
-use crate::model::{Mlp, accuracy, train};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 use tch_blr::{Builder, DiagonalGaussian, Rule, Schedule, Von, combine};
+use tch_blr_examples::Outcome;
+use tch_blr_examples::batches::subset;
+use tch_blr_examples::digits::{Digits, SIDE};
+use tch_blr_examples::model::{Mlp, accuracy, train};
 
 const BASE_EPOCHS: u64 = 3;
 /// Images of a fine-tune, at most.

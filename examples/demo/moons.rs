@@ -1,12 +1,12 @@
 //! Predictive entropy over the plane: a point estimate is sure far from any data, a posterior is not.
 
-use crate::digits::moons;
-use crate::model::{Mlp, train};
-use crate::{Outcome, pictures};
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
 use tch_blr::{Adam, GaussianRule, Ivon, Optimizer, Result, Rule, Von, metrics};
+use tch_blr_examples::model::{Mlp, train};
+use tch_blr_examples::moons::moons;
+use tch_blr_examples::{Outcome, pictures};
 
 const POINTS: usize = 200;
 const EXTENT: ((f64, f64), (f64, f64)) = ((-3.0, 4.0), (-2.5, 3.0));

@@ -1,11 +1,11 @@
 //! Accuracy and calibration of Adam, VOGN and IVON, at the mean and averaged over the posterior.
 
-use crate::digits::{Digits, letters};
-use crate::model::{Mlp, Scores, averaged, train};
-use crate::{Outcome, pictures};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Rule, Schedule, Von};
+use tch_blr_examples::digits::{Digits, letters};
+use tch_blr_examples::model::{Mlp, Scores, averaged, train};
+use tch_blr_examples::{Outcome, pictures};
 
 const EPOCHS: u64 = 5;
 const BATCH: usize = 128;

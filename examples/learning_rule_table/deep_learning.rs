@@ -92,8 +92,8 @@ fn with_gradients(rule: impl Rule, lr: f64, gradients: &[f64]) -> Outcome<Vec<f6
 /// Of the reference, from 0.5.
 const GRADIENTS: [f64; 3] = [1.0, 0.5, -0.25];
 
-/// Two points and one weight, x = (1, 2) and y = (1, 3), unit noise: with the prior N(0, 1) the posterior is N(7/6, 1/6).
-/// For the optimizers ess = 2 and δ = ½.
+/// Two points and one weight, x = (1, 2) and y = (1, 3), unit noise: with the prior N(0, 1) the posterior is N(7/6,
+/// 1/6). For the optimizers ess = 2 and δ = ½.
 const X: [f64; 2] = [1.0, 2.0];
 const Y: [f64; 2] = [1.0, 3.0];
 const MEAN: f64 = 7.0 / 6.0;
@@ -260,8 +260,8 @@ fn von_least_squares() -> Outcome<Answer> {
     Ok(Answer { exact: vec![MEAN, 6.0], ours: settled(rule)?, tolerance: 1e-10 })
 }
 
-/// x = 1, y = 1 and the prior N(0, 1); the update is given expectations by Gauss-Hermite quadrature. The best Gaussian is
-/// the reference's.
+/// x = 1, y = 1 and the prior N(0, 1); the update is given expectations by Gauss-Hermite quadrature. The best Gaussian
+/// is the reference's.
 fn von_logistic() -> Answer {
     let rule = Von::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).lr(0.1).curvature(VonCurvature::Price);
     let (m, s) = with_exact_expectations(rule, 1500, |theta| -1.0 / (1.0 + theta.exp()));

@@ -1,7 +1,6 @@
 //! What is worth drawing.
 
 use super::deep_learning::train;
-use super::pictures::planes::{Panel, Point, ellipse, field, planes};
 use super::posteriors::sums;
 use super::table::Outcome;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use tch_blr::{
     Adam, BayesianSam, Expectation, GaussianRule, Ivon, MixtureOfGaussians, Params, Philox, Rule, Sam, Sgd, Von,
     VonCurvature,
 };
+use tch_blr_examples::pictures::planes::{Panel, Point, ellipse, field, planes};
 
 /// Draws all pictures into the folder and returns their files.
 pub fn all(folder: &Path) -> Outcome<Vec<PathBuf>> {
@@ -105,7 +105,7 @@ fn posterior_way(rule: impl GaussianRule, lr: f64) -> Outcome<Vec<Way>> {
     Ok(vec![Way { points: points(&path), deviations: Some((deviation(0), deviation(1))) }])
 }
 
-/// Two components that start beside each other: ln q pushes them apart, and each gets a ring of its own.
+/// Two components that start beside each other: ln q pushes them apart, and each gets its own ring.
 fn mixture() -> Outcome<Vec<Way>> {
     let starts = Tensor::from_slice(&[START.0, START.1, START.0 + 0.3, START.1 + 0.3]).reshape([2, 2]);
     let mut q = MixtureOfGaussians::new(&starts, ESS)?.lr(0.03).weight_lr(0.03).seed(1);
@@ -122,8 +122,8 @@ fn mixture() -> Outcome<Vec<Way>> {
     Ok(ways)
 }
 
-/// Points on the loss, Gaussians on what an average over weights sees of it, at the standard deviation where IVON ends, and
-/// the components of a mixture on the loss.
+/// Points on the loss, Gaussians on what an average over weights sees of it, at the standard deviation where IVON ends,
+/// and the components of a mixture on the loss.
 fn trajectories(path: &Path) -> Outcome<()> {
     let run = |methods: &[Method]| -> Outcome<Vec<(&'static str, Way)>> {
         let each = methods.iter().map(|(name, run)| Ok(run()?.into_iter().map(|way| (*name, way)).collect::<Vec<_>>()));
@@ -219,8 +219,8 @@ fn natural_gradient(path: &Path) -> Outcome<()> {
 
 // The Fisher matrix and the empirical one
 
-/// Least squares on a line, after figure 1 of Kunstner, Balles and Hennig (2019): the gradient, divided by the Fisher matrix
-/// Σφφᵀ/N and by the empirical one, Σr²φφᵀ/N, with φ = (x, 1) and residuals r.
+/// Least squares on a line, after figure 1 of Kunstner, Balles and Hennig (2019): the gradient, divided by the Fisher
+/// matrix Σφφᵀ/N and by the empirical one, Σr²φφᵀ/N, with φ = (x, 1) and residuals r.
 fn fisher(path: &Path) -> Outcome<()> {
     const STARTS: [Point; 4] = [(-0.6, 0.2), (4.6, 0.6), (-0.4, 4.3), (4.4, 4.6)];
     let unit = Tensor::eye(2, (Kind::Double, tch::Device::Cpu));

@@ -272,7 +272,8 @@ fn correlated() -> Outcome<Answer> {
     Ok(Answer { exact: vec![3.7 / 1.19, -6.9 / 1.19, 2.0, 1.0], ours, tolerance: 1e-11 })
 }
 
-/// The best Gaussians for one observation and the prior N(0, 1) (reference): logistic with x = y = 1; rate e^θ and y = 3.
+/// The best Gaussians for one observation and the prior N(0, 1) (reference): logistic with x = y = 1; rate e^θ and y =
+/// 3.
 const LOGISTIC: [f64; 2] = [0.413_126_805_979_680_6, 1.206_464_295_700_586_4];
 const POISSON: [f64; 2] = [0.687_422_729_064_258_6, 3.312_577_270_935_744];
 

@@ -1,15 +1,12 @@
 //! Every row of the Bayesian learning rule on a problem so small that its answer is known.
 //!
-//! `cargo run --release --example learning_rule_table [-- --json FILE]` prints the table of the rule (Khan and Rue, *The
-//! Bayesian Learning Rule*, 2023, table 1, with the rows of this crate that are not in it) with one more group of
-//! columns: the exact answer, ours and the error. Fails if a row does. Draws trajectories, natural gradients and the two
-//! Fisher matrices into `target/learning_rule_table/`. `--json FILE` writes an object per row: name, exact, ours, error,
-//! tolerance, passed, and the table's words.
+//! `cargo run --release --example learning_rule_table [-- --json FILE]`
+//!
+//! The table is that of the rule (Khan and Rue, *The Bayesian Learning Rule*, 2023, table 1), with the rows of this crate
+//! that are not in it and one more group of columns: the exact answer, ours and the error.
 //!
 //! A new row is one entry in `optimization.rs`, `deep_learning.rs`, `sharpness.rs`, `posteriors.rs` or `inference.rs`.
 
-#[path = "../common/pictures.rs"]
-mod pictures;
 // Quadrature and one-weight problems, as the tests have them.
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -22,6 +19,7 @@ mod posteriors;
 mod sharpness;
 pub(crate) mod table;
 
+use clap::Parser;
 use std::path::{Path, PathBuf};
 use table::{Checked, Outcome, Section};
 
@@ -33,24 +31,24 @@ pub(crate) const TABLE: [Section; 5] = [
     Section { title: "Approximate Bayesian inference algorithms", rows: inference::ROWS },
 ];
 
+/// Every row of the Bayesian learning rule on a problem so small that its answer is known: prints the table of the rule
+/// with the exact answer, ours and the error. Fails if a row does.
+///
+/// Draws trajectories, natural gradients and the two Fisher matrices into target/learning_rule_table/. Takes seconds.
+#[derive(Parser)]
+pub(crate) struct Arguments {
+    /// Write an object per row: name, exact, ours, error, tolerance, passed, and the table's words
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
 fn main() -> Outcome<()> {
-    let json = arguments(std::env::args().skip(1))?;
-    run(&TABLE, json.as_deref())?;
+    run(&TABLE, Arguments::parse().json.as_deref())?;
     let folder = Path::new("target/learning_rule_table");
     for picture in drawings::all(folder)? {
         println!("{}", picture.display());
     }
     Ok(())
-}
-
-/// The file of `--json`, if there is one.
-pub(crate) fn arguments(mut given: impl Iterator<Item = String>) -> Outcome<Option<PathBuf>> {
-    let file = match given.next().as_deref() {
-        None => None,
-        Some("--json") => Some(given.next().ok_or("--json needs a file")?.into()),
-        Some(other) => return Err(format!("unknown option {other}; there is --json FILE").into()),
-    };
-    given.next().map_or(Ok(file), |more| Err(format!("one argument too many: {more}").into()))
 }
 
 /// Checks, prints and writes the table.

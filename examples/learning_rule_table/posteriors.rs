@@ -75,7 +75,8 @@ fn axes(steps: usize, shape: &[i64]) -> (Expectation, Given) {
     (Expectation::Antithetic { pairs: n as usize }, Given((0..steps).map(|_| step()).collect()))
 }
 
-/// Three points, unit noise and prior: S = I + XᵀX and Sm = Xᵀy = (5, 6), by hand. For the optimizer ess = 3 and δ = 1/3.
+/// Three points, unit noise and prior: S = I + XᵀX and Sm = Xᵀy = (5, 6), by hand. For the optimizer ess = 3 and δ =
+/// 1/3.
 pub const RIDGE: [f64; 6] = [0.8, 0.6, 4.0, 3.0, 3.0, 6.0];
 
 pub fn ridge(w: &Tensor) -> Tensor {
@@ -146,8 +147,8 @@ fn noisy_kfac() -> Outcome<Answer> {
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-12 })
 }
 
-/// ∇½(w-t)² at w = sign λ: λ ← clip(λ - α(sign λ - t), ±1), and so sign λ is t on average; t = ¼ has a period of eight steps
-/// with five up.
+/// ∇½(w-t)² at w = sign λ: λ ← clip(λ - α(sign λ - t), ±1), and so sign λ is t on average; t = ¼ has a period of eight
+/// steps with five up.
 fn straight_through() -> Outcome<Answer> {
     let (start, target, alpha) = ([0.3, -0.9, 0.7], [0.25, 0.25, 2.0], 0.125);
     let loss = |w: &Tensor, _: usize| ((w - Tensor::from_slice(&target)).square() * 0.5).sum(Kind::Double);
@@ -175,8 +176,8 @@ fn bayesbinn() -> Outcome<Answer> {
     Ok(Answer { exact: vec![lambda, lambda.tanh()], ours: vec![found, path[1][0]], tolerance: 1e-13 })
 }
 
-/// E[L] = -½μ₁μ₂ - 0.2μ₁ + 0.1μ₂ with the gradient of μ handed to the update as that of a sample w = μ, whose scale is 1: the
-/// reference's numbers.
+/// E[L] = -½μ₁μ₂ - 0.2μ₁ + 0.1μ₂ with the gradient of μ handed to the update as that of a sample w = μ, whose scale is
+/// 1: the reference's numbers.
 fn ising() -> Answer {
     let rule = BayesBiNN::default().ess(1.0).beta1(0.0).lr(0.3);
     let mut lambda = [0.0; 2];
@@ -201,7 +202,8 @@ pub fn learned(q: &MixtureOfGaussians) -> Vec<f64> {
     [q.means(), q.precisions(), q.weights()].iter().flat_map(values).collect()
 }
 
-/// The best Gaussian for one observation and the prior N(0, 1) (reference): logistic with x = y = 1; rate e^θ and y = 3.
+/// The best Gaussian for one observation and the prior N(0, 1) (reference): logistic with x = y = 1; rate e^θ and y =
+/// 3.
 fn one_component() -> Outcome<Answer> {
     let (z, share) = Quadrature::new(40).nodes();
     let solve = |loss: &dyn Fn(&Tensor) -> Tensor| -> Outcome<Vec<f64>> {
@@ -234,8 +236,8 @@ fn own_target() -> Outcome<Answer> {
     Ok(Answer { exact, ours: learned(&q), tolerance: 1e-11 })
 }
 
-/// ½a(|w|-c)², a parabola on both sides: with δ the wells are at ±ac/(a+δ). The curvature is known, h₀ = a, and held there,
-/// so that both members have the variance 1/(λ(a+δ)), which the distance between the wells is added to.
+/// ½a(|w|-c)², a parabola on both sides: with δ the wells are at ±ac/(a+δ). The curvature is known, h₀ = a, and held
+/// there, so that both members have the variance 1/(λ(a+δ)), which the distance between the wells is added to.
 fn multi_ivon() -> Outcome<Answer> {
     let (a, c, delta, ess) = (2.0, 1.0, 0.5, 100.0);
     let copies = [-0.5, 0.6].map(|start| weight(&[start]));
@@ -253,8 +255,8 @@ fn multi_ivon() -> Outcome<Answer> {
     Ok(Answer { exact, ours, tolerance: 1e-12 })
 }
 
-/// π N(m, 1/s) + (1-π) N(0, 1/s) per weight: the rule's step m ← m - (ρ/s)(z/π) ∇ℓ(zm) for least squares with inputs h, and
-/// SGD through the mask z with α = ρ/(sπ).
+/// π N(m, 1/s) + (1-π) N(0, 1/s) per weight: the rule's step m ← m - (ρ/s)(z/π) ∇ℓ(zm) for least squares with inputs h,
+/// and SGD through the mask z with α = ρ/(sπ).
 fn dropout() -> Outcome<Answer> {
     let (pi, s, rho, h, y, start) = (0.8, 50.0, 4.0, [1.0, -2.0, 0.5], 1.5, [0.75, -1.25, 0.5]);
     let masks = [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]];

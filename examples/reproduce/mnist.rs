@@ -1,8 +1,5 @@
 //! Every row of the crate that trains a network, on MNIST under one schedule.
 
-use crate::digits::{Digits, letters};
-use crate::model::{Mlp, Scores, train_by};
-use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
 use serde_json::{Value, json};
 use std::time::Instant;
 use tch::nn::VarStore;
@@ -12,6 +9,10 @@ use tch_blr::{
     Philox, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Soap, Ste, StructuredOptimizer, StructuredRule, Vadam, Von,
     VonCurvature,
 };
+use tch_blr_examples::Outcome;
+use tch_blr_examples::digits::{Digits, letters};
+use tch_blr_examples::model::{Mlp, Scores, train_by};
+use tch_blr_examples::tables::{Figure, Job, Section, mean_and_sd, plus_minus};
 
 const BATCH: usize = 128;
 const SAMPLES: usize = 64;
@@ -192,7 +193,7 @@ impl Training<'_> {
     }
 }
 
-/// The same layers with binary weights, no biases, and normalization over the batch without parameters of its own.
+/// The same layers with binary weights, no biases, and normalization over the batch without trainable parameters.
 struct BinaryMlp {
     vs: VarStore,
     layers: Vec<nn::Linear>,
@@ -228,10 +229,7 @@ const METRICS: [(&str, f64, usize); 4] =
     [("accuracy", 100.0, 2), ("nll", 1.0, 4), ("ece", 1.0, 4), ("ood_auroc", 1.0, 4)];
 
 pub fn table(job: &Job) -> Outcome<Section> {
-    let data = Digits::load()?;
-    if data.source != "MNIST" {
-        return Err("these numbers are MNIST's: put its four IDX files into $TCH_BLR_DATA/mnist".into());
-    }
+    let data = Digits::load_mnist()?;
     let (epochs, seeds) = (job.epochs(10), job.seeds(3));
     let letters = letters(2000, 0);
     let (mut rows, mut figures) = (Vec::new(), Vec::new());
@@ -263,11 +261,12 @@ pub fn table(job: &Job) -> Outcome<Section> {
     Ok(Section {
         title: "MNIST, MLP 784-256-256-10".to_owned(),
         text: format!(
-            "{epochs} epochs, batch {BATCH}, one epoch of linear warm-up and then cosine for every row, mean ± standard \
-             deviation over {seeds} seeds. ECE with {} bins; OOD: letters drawn by the example, told from digits by \
-             predictive entropy. The rows with a full matrix or exact Hessians (Newton, FullVon, MixtureOfGaussians) are \
-             for hundreds of weights, and are not here; dropout is SGD with a dropout layer. The settings of all rows \
-             but Adam's were chosen by short runs on the same test set. Seconds on one core of a machine with other work.",
+            "{epochs} epochs, batch {BATCH}, one epoch of linear warm-up and then cosine for every row, mean ± \
+             standard deviation over {seeds} seeds. ECE with {} bins; OOD: letters drawn by the example, told from \
+             digits by predictive entropy. The rows with a full matrix or exact Hessians (Newton, FullVon, \
+             MixtureOfGaussians) are for hundreds of weights, and are not here; dropout is SGD with a dropout layer. \
+             The settings of all rows but Adam's were chosen by short runs on the same test set. Seconds on one core \
+             of a machine with other work.",
             Scores::BINS
         ),
         header: header.map(str::to_owned).into(),

@@ -1,8 +1,9 @@
 //! A table of methods that learn the same tasks one after the other.
 
-use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
-use crate::tasks::{Method, Network, Task, Training, learn};
 use serde_json::{Value, json};
+use tch_blr_examples::Outcome;
+use tch_blr_examples::tables::{Figure, Job, Section, mean_and_sd, plus_minus};
+use tch_blr_examples::tasks::{Method, Network, Task, Training, learn};
 
 /// A method with the settings it is run with.
 pub struct Row {
@@ -14,6 +15,23 @@ pub struct Row {
     pub training: Training,
     /// Its network.
     pub net: fn() -> Network,
+}
+
+impl Row {
+    /// Without a published number.
+    pub const fn new(
+        name: &'static str,
+        settings: &'static str,
+        method: Method,
+        training: Training,
+        net: fn() -> Network,
+    ) -> Row {
+        Row { name, settings, published: None, method, training, net }
+    }
+
+    pub const fn published(self, percent: f64) -> Row {
+        Row { published: Some(percent), ..self }
+    }
 }
 
 /// Trains one row with one seed.

@@ -1,5 +1,5 @@
-//! Digits 3 against 5 of USPS by logistic regression: how close to the best Gaussian posterior the diagonal ones come, in
-//! the standard basis (IVON) and in an eigenbasis (EVON).
+//! Digits 3 against 5 of USPS by logistic regression: how close to the best Gaussian posterior the diagonal ones come,
+//! in the standard basis (IVON) and in an eigenbasis (EVON).
 //!
 //! N = 1,540 images (training and test files together) of 256 grey values and a constant: 257 weights, prior N(0, 4),
 //! ess = N, the whole data in every step. The figure is the variational objective
@@ -11,14 +11,14 @@
 //! Each logit is normal under q, so that E_q\[ℓᵢ\] is an integral over one variable, computed by quadrature and not by
 //! samples.
 
-use crate::report::{Figure, Job, Outcome, Section, mean_and_sd, plus_minus};
-use crate::usps::Usps;
 use serde_json::json;
-use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_blr::family::{Cvi, Gaussian, Likelihood, LogisticLikelihood};
 use tch_blr::{Evon, FullGaussian, Ivon, Params, Philox, Rule, StructuredRule};
+use tch_blr_examples::tables::{Figure, Job, Section, mean_and_sd, plus_minus};
+use tch_blr_examples::usps::Usps;
+use tch_blr_examples::{Outcome, data};
 
 /// Number of images of both digits.
 const N: i64 = 1540;
@@ -28,8 +28,8 @@ const NAME: &str = "weight";
 /// Published values: the code and run cells of blrax's notebook.
 const PUBLISHED: [(&str, f64); 3] = [("full Gaussian", 212.9), ("EVON", 316.1), ("IVON", 1662.9)];
 
-/// Steps after which F is taken; the figure is the mean. The notebook has the last five checkpoints of 30,000 steps, and
-/// does not say how far apart they are.
+/// Steps after which F is taken; the figure is the mean. The notebook has the last five checkpoints of 30,000 steps,
+/// and does not say how far apart they are.
 const CHECKPOINTS: [u64; 5] = [26_000, 27_000, 28_000, 29_000, 30_000];
 
 /// The data, and the prior on the weights.
@@ -44,8 +44,8 @@ struct Problem {
 
 impl Problem {
     fn load() -> Outcome<Self> {
-        let data = std::env::var_os("TCH_BLR_DATA").ok_or("set TCH_BLR_DATA to the folder that has usps/")?;
-        let load = |part| Usps::load(Path::new(&data), part).map(|all| all.of(&[3, 5]));
+        let data = data::folder_with("usps")?;
+        let load = |part| Usps::load(&data, part).map(|all| all.of(&[3, 5]));
         let parts = [load("train")?, load("test")?];
         let both = |of: fn(&Usps) -> &Tensor| Tensor::cat(&[of(&parts[0]), of(&parts[1])], 0);
         let (images, digits) = (both(|u| &u.images), both(|u| &u.digits));
@@ -115,7 +115,8 @@ impl Problem {
         Ok(total / CHECKPOINTS.len() as f64)
     }
 
-    /// F of IVON, whose learning rate is not rescaled by h₀ here: with `rescale_lr(true)` its steps are twenty times shorter.
+    /// F of IVON, whose learning rate is not rescaled by h₀ here: with `rescale_lr(true)` its steps are twenty times
+    /// shorter.
     fn ivon(&self, seed: u64) -> Outcome<f64> {
         let (params, loss) = self.model();
         let rule = Ivon::default().ess(N as f64).weight_decay(Self::weight_decay()).hess_init(0.05).beta1(0.9);
@@ -167,10 +168,10 @@ pub fn table(job: &Job) -> Outcome<Section> {
     }
     Ok(Section {
         title: "USPS 3 against 5: the variational objective of logistic regression".to_owned(),
-        text: "257 weights, prior N(0, 4), ess = N = 1,540, 30,000 steps on all data at learning rate 1; F(q) = Σ E_q\\[ℓᵢ\\] + \
-               KL, by quadrature, mean of five checkpoints (the full Gaussian: the minimum of F). Lower is better. The \
-               published values are those of blrax's notebook, whose estimate of F and whose decay of EVON's second \
-               moments are not given; IVON's checkpoints scatter widely at this learning rate."
+        text: "257 weights, prior N(0, 4), ess = N = 1,540, 30,000 steps on all data at learning rate 1; F(q) = Σ \
+               E_q\\[ℓᵢ\\] + KL, by quadrature, mean of five checkpoints (the full Gaussian: the minimum of F). Lower \
+               is better. The published values are those of blrax's notebook, whose estimate of F and whose decay of \
+               EVON's second moments are not given; IVON's checkpoints scatter widely at this learning rate."
             .to_owned(),
         header: ["posterior", "published", "ours", "each seed", "seconds"].map(str::to_owned).into(),
         rows,
