@@ -4,6 +4,8 @@
 CARGO ?= cargo
 FEATURES ?=
 FLAGS := $(if $(FEATURES),--features $(FEATURES))
+# Always all members: what is built for one of them alone has other features and would be built twice.
+ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-statistics test-large lint bench bench-peers reproduce clean
@@ -21,9 +23,9 @@ demo: setup ## train, compare and draw; prints where the pictures and the report
 test test-statistics: export OMP_NUM_THREADS ?= 1
 
 test: setup ## every test: unit, integration, examples, doctests; what runs in lanes on narrower vectors too
-	$(CARGO) test $(FLAGS) --features cli
+	$(CARGO) test $(ALL) --features cli
 	for width in default avx2; do echo "vectors: $$width"; TCH_BLR_CPU_CAPABILITY=$$width \
-		$(CARGO) test $(FLAGS) --features cli --test golden --test exact --test conformance --test properties || exit 1; done
+		$(CARGO) test $(ALL) --features cli --test golden --test exact --test conformance --test properties || exit 1; done
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
 	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
@@ -32,10 +34,10 @@ test-large: setup ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB 
 	$(CARGO) test --release $(FLAGS) --features cli --test cli -- --ignored --nocapture
 
 lint: setup ## formatting, clippy and documentation, warnings denied
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
-	$(CARGO) clippy --all-targets $(FLAGS) --features cli -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(FLAGS)
+	$(CARGO) clippy --all-targets $(ALL) --features cli -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(ALL)
 
 bench: setup ## criterion benchmarks, a few minutes
 	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example fromp checkpoint)

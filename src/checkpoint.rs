@@ -1,20 +1,14 @@
 //! Named tensors with a description in one safetensors file, replaced atomically.
 
 use crate::{Error, Result};
+use blr_merge::storage::{DESCRIPTION, replace};
 use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
-
-/// Drafts that this process has begun.
-static SAVES: AtomicU64 = AtomicU64::new(0);
-
-/// Key of the description in the file's metadata.
-pub(crate) const DESCRIPTION: &str = "tch_blr";
 
 const VERSION: u32 = 1;
 
@@ -61,26 +55,6 @@ impl View for &Stored {
     fn data_len(&self) -> usize {
         self.0.numel() * self.0.kind().elt_size_in_bytes()
     }
-}
-
-/// Writes a file by way of a draft. Whoever opens `path`, after a crash at any moment too, finds the old file or the new one, whole:
-/// `write` makes the new one beside it, which is flushed to the disk and renamed. Or a folder, in place of none or of an empty one;
-/// `write` flushes the files in it.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
-    let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A name of its own for each process and each save of it.
-    let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
-    let draft = folder.join(format!(".{}.{process}-{save}.tmp", file_name.to_string_lossy()));
-    let renamed = || -> std::io::Result<()> {
-        fs::File::open(&draft)?.sync_all()?;
-        fs::rename(&draft, path)?;
-        // The rename itself is on the disk once the folder is.
-        fs::File::open(folder)?.sync_all()
-    };
-    let clear = || fs::remove_file(&draft).or_else(|_| fs::remove_dir_all(&draft));
-    write(&draft).and_then(|()| renamed().map_err(|e| error(&e))).inspect_err(|_| _ = clear())
 }
 
 /// Writes tensors (f32, f64) and `content` as a file of this form, in place of an old one only when it is whole.

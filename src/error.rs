@@ -156,6 +156,22 @@ impl From<tch::TchError> for Error {
     }
 }
 
+impl From<blr_merge::Error> for Error {
+    /// The variant of the same name, with the same message.
+    fn from(e: blr_merge::Error) -> Self {
+        use blr_merge::Error as Of;
+        match e {
+            Of::HyperParameter { name, value, expected } => Error::HyperParameter { name, value, expected },
+            Of::Parameter { name, problem } => Error::Parameter { name, problem },
+            Of::Removal { what, weight, largest } => Error::Removal { what, weight, largest },
+            Of::File { path, problem } => Error::File { path, problem },
+            Of::Merge(problem) => Error::Merge(problem),
+            // Variants to come: their message says what they are.
+            other => Error::Merge(other.to_string()),
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn parameter(name: &str, problem: impl Into<String>) -> Self {
         Error::Parameter { name: name.to_owned(), problem: problem.into() }

@@ -4,7 +4,8 @@ use super::draft::{Draft, Entry};
 use super::engine::{self, Input, Inputs, Number, Output, Plan};
 use super::weight_file::{INDEX, PRECISION, StoredTensor, WeightFile};
 use super::{Method, same_tensors};
-use crate::{Error, Result, check, checkpoint};
+use crate::{Error, Result, check};
+use blr_merge::storage;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -331,7 +332,7 @@ fn write(plan: &Plan, sources: &Sources, out: &Destination, progress: &mut dyn F
     let total = shards.iter().flatten().map(|(.., bytes)| bytes).sum();
     let mut metadata = pattern.metadata().clone();
     if !plan.posteriors {
-        metadata.remove(checkpoint::DESCRIPTION);
+        metadata.remove(storage::DESCRIPTION);
     }
     let metadata = Some(metadata).filter(|m| !m.is_empty());
     let mut written = 0;
@@ -339,7 +340,7 @@ fn write(plan: &Plan, sources: &Sources, out: &Destination, progress: &mut dyn F
         written += bytes;
         progress(written, total);
     };
-    checkpoint::replace(&out.path, |draft| {
+    storage::replace(&out.path, |draft| {
         let mut fill = |path: &Path, draft: &Path, tensors: &[Entry]| {
             let file = Draft::new(path, draft, metadata.clone(), tensors.to_vec(), &mut count)?;
             let names = tensors.iter().map(|(name, ..)| name.as_str()).filter(|name| !pattern.is_precision(name));
