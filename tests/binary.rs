@@ -5,7 +5,6 @@
 
 #[path = "../examples/common/digits.rs"]
 mod digits;
-mod support;
 
 use digits::{Digits, Last, batches};
 use support::{all_close, close, params, values, weight};

@@ -16,8 +16,8 @@ use tch_blr::metrics::AccuracyMatrix;
 const TASKS: usize = 3;
 
 fn data(images: i64) -> Digits {
-    let all = std::env::var_os("TCH_BLR_DATA")
-        .map_or_else(|| Digits::synthetic(6_000, 1_000, 0), |_| Digits::load().unwrap());
+    let all = support::data_or_drawn("mnist")
+        .map_or_else(|| Digits::synthetic(6_000, 1_000, 0), |data| Digits::load_from(Some(&data)).unwrap());
     let some = |t: &Tensor, n: i64| t.narrow(0, 0, n.min(t.size()[0]));
     Digits {
         train_images: some(&all.train_images, images),

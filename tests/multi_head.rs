@@ -1,8 +1,6 @@
 //! Networks with a head for each task, and with classes of one head that a task does not use: what the posterior and the
 //! prior of IVON are there.
 
-mod support;
-
 use support::values;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};

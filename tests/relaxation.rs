@@ -12,8 +12,6 @@
 //!
 //! At m' = m the inner supremum is SAM's, with a price on the radius in place of a limit.
 
-mod support;
-
 #[path = "../examples/common/pictures.rs"]
 mod pictures;
 

@@ -1,15 +1,13 @@
 //! A process that is killed while it saves leaves a checkpoint to go on from, every time.
 #![cfg(unix)]
 
-mod common;
-
-use common::{F64, Snapshot, bits, store, variable, wave};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use support::{F64, Snapshot, bits, store, variable, wave_at};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 use tch_blr::{Ivon, Optimizer, Philox, Rule};
@@ -35,7 +33,7 @@ impl Problem {
 /// `phase` chooses the initial weights.
 fn fresh(phase: f64, seed: u64) -> (Problem, Optimizer<Ivon>) {
     let vs = store(F64);
-    let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], phase, F64));
+    let w = variable(&vs, "w", 0, &wave_at(&[WEIGHTS], phase, F64));
     let opt = Ivon::default().ess(1e3).beta2(0.99).noise(Philox { seed }).build(&vs, 0.05).unwrap();
     (Problem { vs, w }, opt)
 }

@@ -3,8 +3,6 @@
 //! Unless said otherwise a mean may be four standard errors off, which a right implementation exceeds for one seed in
 //! 16,000; having passed once, a test always passes.
 
-mod support;
-
 use support::{all_close, close, kolmogorov_smirnov, mean_and_error, params, retracted, state, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::{

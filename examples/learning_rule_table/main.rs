@@ -11,8 +11,6 @@
 #[path = "../common/pictures.rs"]
 mod pictures;
 // Quadrature and one-weight problems, as the tests have them.
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 mod deep_learning;
 mod drawings;
