@@ -28,7 +28,7 @@ test: setup ## every test: unit, integration, examples, doctests; what runs in l
 		$(CARGO) test $(ALL) --features cli --test golden --test exact --test conformance --test properties || exit 1; done
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights
-	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture
+	$(CARGO) test --release $(FLAGS) --test normals --test memory -- --ignored --nocapture --skip child
 
 test-large: setup ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
 	$(CARGO) test --release $(FLAGS) --features cli --test cli -- --ignored --nocapture

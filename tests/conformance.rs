@@ -216,7 +216,6 @@ fn late_variable_trains<R: Rule>(row: &Row<R>) {
 /// Weights of `a`, `b` and the later `late` (like `b` in group 1) after some steps.
 fn path<R: Rule>(row: &Row<R>, place: Place, build: impl Fn(&Separable) -> Optimizer<R>) -> [Vec<u8>; 3] {
     let mut problem = Separable::new(place);
-    assert!(row.lr > 0.0);
     let mut opt = build(&problem);
     opt.step(|| problem.losses(&["a", "b"])).unwrap();
     _ = problem.add("late", 1);
