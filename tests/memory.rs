@@ -96,7 +96,7 @@ fn check(weights: i64) {
 /// Extra memory over plain SGD, and none that comes and goes with each step.
 #[test]
 fn a_row_keeps_its_state_and_nothing_else() {
-    check(1 << 23);
+    check(1 << 22);
 }
 
 /// The same with the weights of GPT-2 small: 2.5 GB for IVON.
