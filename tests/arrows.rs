@@ -1,10 +1,7 @@
 //! The arrows of the table: what one row lacks of another, taken away, leaves that other row. Those that are not here are
 //! listed with their tests in docs/table.md.
 
-mod common;
-mod support;
-
-use common::{F64, Net, assert_close, bits};
+use support::{F64, Net, assert_close, bits};
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::family::{

@@ -1,8 +1,5 @@
 //! The driver does Bayes: tempering, priors, one posterior after the other.
 
-mod support;
-
-use std::io::Write;
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::{
@@ -543,10 +540,9 @@ fn guards_may_go_oldest_first_and_latest_first() {
 
 /// The one of a model on CUDA, the other from a file.
 #[test]
-#[allow(clippy::explicit_write)] // `eprintln!` is captured
 fn divergences_across_devices() {
     if !tch::Cuda::is_available() {
-        writeln!(std::io::stderr(), "skipped: divergences_across_devices (CUDA is not available)").unwrap();
+        support::skipped_on_cuda();
         return;
     }
     let there = |t: Tensor| t.to_device(tch::Device::Cuda(0));

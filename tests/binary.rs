@@ -3,7 +3,7 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-mod support;
+
 
 use support::{all_close, close, params, values, weight};
 use tch::nn::{Module, VarStore};

@@ -1,15 +1,12 @@
 //! Compact memory: pseudo-examples with the curvature of all examples.
 
-mod support;
-
-use support::values;
-use tch::{Device, Kind, Tensor};
+use support::{F64, values};
+use tch::{Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay, SoftLabels};
 use tch_blr::nn::Likelihood;
 use tch_blr::selection::{compact, random_scores, top};
 use tch_blr::{Error, Params, family};
 
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const BERNOULLI: Likelihood = Likelihood::Bernoulli;
 const D: i64 = 8;
 

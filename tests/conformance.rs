@@ -2,12 +2,10 @@
 //!
 //! "Untouched", "identical" and "equal" mean bit by bit.
 
-mod common;
-
-use common::rows::{self, Row};
-use common::{F64, Net, Place, Separable, Snapshot, assert_close, bits, places};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use support::rows::{self, Row};
+use support::{F64, Net, Place, Separable, Snapshot, assert_close, bits, places};
 use tch::Tensor;
 use tch_blr::rule::{DeltaRule, Row, Rule};
 use tch_blr::{Adam, AdamW, BayesBiNN, BayesianSam, Error, Expectation, Ivon, Optimizer, Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Vadam, Von};
@@ -216,7 +214,6 @@ fn late_variable_trains<R: Rule>(row: &Row<R>) {
 /// Weights of `a`, `b` and the later `late` (like `b` in group 1) after some steps.
 fn path<R: Rule>(row: &Row<R>, place: Place, build: impl Fn(&Separable) -> Optimizer<R>) -> [Vec<u8>; 3] {
     let mut problem = Separable::new(place);
-    assert!(row.lr > 0.0);
     let mut opt = build(&problem);
     opt.step(|| problem.losses(&["a", "b"])).unwrap();
     _ = problem.add("late", 1);
@@ -621,7 +618,7 @@ fn variables_hold_the_mean<R: Rule>(row: &Row<R>) {
                 for other in seen[..i].iter().chain([&mean]) {
                     let mut differ = s.iter().zip(other).map(|(a, b)| a.0 != b.0);
                     // A small tensor may round to where it was in eight bits.
-                    let half = place.kind == tch::Kind::BFloat16;
+                    let half = place.0 == tch::Kind::BFloat16;
                     assert!(if half { differ.any(|d| d) } else { differ.all(|d| d) }, "{place:?}");
                 }
             }
@@ -736,8 +733,8 @@ fn changes_before_the_update_are_taken_over() {
 /// A later sample's failure takes back what the earlier ones have shown.
 #[test]
 fn failure_leaves_the_diagnostics() {
-    let net = Net::new(common::F64);
-    let mut opt = tch_blr::Ivon::default().ess(100.0).samples(2).build(&net.vs, 0.1).unwrap();
+    let net = Net::new(support::F64);
+    let mut opt = tch_blr::Ivon::default().ess(100.0).mc_samples(2).build(&net.vs, 0.1).unwrap();
     opt.step(|| net.losses()).unwrap();
     let before = opt.diagnostics().unwrap();
     let calls = Cell::new(0);

@@ -1,8 +1,6 @@
 //! What stands for past data: identities that hold exactly, and what is refused.
 
-mod support;
-
-use support::{all_close, close, values};
+use support::{F64, all_close, close, says, values, wave};
 use tch::nn::{ConvConfig, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{
@@ -15,14 +13,6 @@ use tch_blr::{
     DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter,
     Newton, Params, Rule, Sgd, StructuredRule, combine,
 };
-
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-/// Numbers without a pattern.
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    let n = shape.iter().product::<i64>();
-    (Tensor::arange(n, F64) * 1.7 + phase).sin().reshape(shape)
-}
 
 fn leaf(value: &Tensor) -> Tensor {
     value.detach().copy().set_requires_grad(true)
@@ -979,21 +969,6 @@ fn a_small_memory_of_a_generalized_linear_model_needs_the_curvature_of_the_rest(
 }
 
 #[track_caller]
-fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
-    let e = result.unwrap_err();
-    let typed = matches!(
-        e,
-        Error::Memory(_)
-            | Error::HyperParameter { .. }
-            | Error::Parameter { .. }
-            | Error::Parameters(_)
-            | Error::Posterior(_)
-            | Error::Loss(_)
-            | Error::Likelihood(_)
-    );
-    assert!(typed && e.to_string().contains(what), "{e}");
-}
-
 #[test]
 fn a_memory_that_does_not_fit_is_refused_by_name() {
     let net = Net::new(3);

@@ -18,8 +18,6 @@
 //!
 //! Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.3.
 
-mod support;
-
 use support::{all_close, close, params, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::{DiagonalGaussian, Mixture, Rule, Sgd};

@@ -1,8 +1,6 @@
 //! The dual view of models with several outputs, against refits, one-output models and matrices written down here.
 
-mod support;
-
-use support::{all_close, close, values};
+use support::{F64, all_close, close, largest, ripple, values};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
@@ -10,24 +8,13 @@ use tch_blr::nn::{self, Likelihood};
 use tch_blr::sensitivity::{self, DualView, Sensitivity};
 use tch_blr::{Error, Prior};
 
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const CATEGORICAL: Likelihood = Likelihood::Categorical;
 const BERNOULLI: Likelihood = Likelihood::Bernoulli;
-
-/// Numbers without a pattern in (-1, 1).
-fn wave(size: &[i64], frequency: f64) -> Tensor {
-    let n: i64 = size.iter().product();
-    ((Tensor::arange(n, F64) + 0.3) * frequency).sin().reshape(size)
-}
 
 /// J of f_c = φᵀw_c for weights `[C, D]` in row-major order, `[N, C, CD]`.
 fn separate(phi: &Tensor, c: i64) -> Tensor {
     let (n, d) = (phi.size()[0], phi.size()[1]);
     (Tensor::eye(c, F64).reshape([1, c, c, 1]) * phi.reshape([n, 1, 1, d])).reshape([n, c, c * d])
-}
-
-fn largest(t: &Tensor) -> f64 {
-    t.abs().max().double_value(&[])
 }
 
 fn without(n: i64, gone: &[i64]) -> Tensor {
@@ -45,8 +32,8 @@ struct Softmax {
 impl Softmax {
     /// 40 examples of three classes, none of which the four features tell apart for sure; P = 12.
     fn example() -> Softmax {
-        let x = Tensor::cat(&[Tensor::ones([40, 1], F64), wave(&[40, 3], 2.3)], 1);
-        let y = (x.narrow(1, 1, 3) + wave(&[40, 3], 5.1) * 0.7).argmax(1, false);
+        let x = Tensor::cat(&[Tensor::ones([40, 1], F64), ripple(&[40, 3], 2.3)], 1);
+        let y = (x.narrow(1, 1, 3) + ripple(&[40, 3], 5.1) * 0.7).argmax(1, false);
         Softmax { jacobian: separate(&x, 3), y, weights: Tensor::ones([40], F64), delta: 0.4 }
     }
 
@@ -81,13 +68,13 @@ impl Softmax {
 /// the optimum and with logits that have something in common.
 #[test]
 fn two_logits_are_one_of_half_the_precision() {
-    let (x, delta) = (wave(&[20, 3], 2.3), 0.8);
-    let y = (x.select(1, 0) + wave(&[20], 5.1) * 0.5).gt(0.0);
+    let (x, delta) = (ripple(&[20, 3], 2.3), 0.8);
+    let y = (x.select(1, 0) + ripple(&[20], 5.1) * 0.5).gt(0.0);
     let two = Softmax { jacobian: separate(&x, 2), y: y.to_kind(Kind::Int64), weights: Tensor::ones([20], F64), delta };
     let turn = Tensor::from_slice(&[-1.0, 1.0]);
     for (off, common) in [(0.0, 0.0), (0.7, 0.0), (0.7, 0.3)] {
         let parts = two.optimum().reshape([2, 3]);
-        let difference = parts.get(1) - parts.get(0) + wave(&[3], 1.0) * off;
+        let difference = parts.get(1) - parts.get(0) + ripple(&[3], 1.0) * off;
         let pair = Tensor::stack(&[-&difference * 0.5 + common, &difference * 0.5 + common], 0).reshape([-1]);
         let two = two.view(&pair);
         let one = DualView::new(&x, &y.to_kind(Kind::Double), &difference, BERNOULLI, delta / 2.0).unwrap();
@@ -105,7 +92,7 @@ fn two_logits_are_one_of_half_the_precision() {
         let fewer = (two.without(&[4, 9]).unwrap(), one.without(&[4, 9]).unwrap());
         let parts = fewer.0.weights().reshape([2, 3]);
         all_close(&values(&(parts.get(1) - parts.get(0))), &values(fewer.1.weights()), 1e-12);
-        let new = wave(&[5, 3], 0.77);
+        let new = ripple(&[5, 3], 0.77);
         let (p, q) = (two.predict(&separate(&new, 2)).unwrap(), one.predict(&new).unwrap());
         all_close(&values(&p.mean.select(1, 1)), &values(&q.mean), 1e-14);
         all_close(&values(&p.epistemic.select(1, 1).select(1, 1)), &values(&q.epistemic), 1e-13);
@@ -197,7 +184,7 @@ fn the_evidence_of_a_softmax_needs_no_inverse_curvature() {
 
     // Off the optimum: the Gaussian integral of the parabolas, ½gᵀS⁻¹g more with the slope g.
     for off in [0.1, 1.0, 30.0] {
-        let at = &theta + wave(&[12], 1.0) * off;
+        let at = &theta + ripple(&[12], 1.0) * off;
         let view = fit.view(&at);
         let (a, b) = (view.log_marginal_likelihood().unwrap(), view.log_marginal_likelihood_of_kernel().unwrap());
         close(a, b, 1e-10 * a.abs().max(1.0));
@@ -218,9 +205,9 @@ fn the_evidence_of_a_softmax_needs_no_inverse_curvature() {
 /// One logit: the process's density of its targets, which Λ⁻¹ defines, has the same evidence but for each example's constant.
 #[test]
 fn the_evidence_of_a_logit_is_that_of_the_process() {
-    let (x, delta) = (wave(&[15, 4], 2.3), 0.5);
-    let y = (x.select(1, 0) + wave(&[15], 5.1) * 0.5).gt(0.0).to_kind(Kind::Double);
-    for theta in [Tensor::zeros([4], F64), wave(&[4], 1.7)] {
+    let (x, delta) = (ripple(&[15, 4], 2.3), 0.5);
+    let y = (x.select(1, 0) + ripple(&[15], 5.1) * 0.5).gt(0.0).to_kind(Kind::Double);
+    for theta in [Tensor::zeros([4], F64), ripple(&[4], 1.7)] {
         let view = DualView::new(&x, &y, &theta, BERNOULLI, delta).unwrap();
         let (f, alpha, beta) = (x.mv(&theta), view.alpha(), view.lambda());
         let targets = &f + alpha / beta;
@@ -238,7 +225,7 @@ fn the_evidence_of_a_logit_is_that_of_the_process() {
 /// Regression with three outputs that share their weights: everything is exact, from any weights.
 #[test]
 fn linear_regression_with_several_outputs_is_exact() {
-    let (j, y) = (wave(&[9, 3, 4], 1.9), wave(&[9, 3], 3.7));
+    let (j, y) = (ripple(&[9, 3, 4], 1.9), ripple(&[9, 3], 3.7));
     let (noise, delta) = (Likelihood::Gaussian { variance: 0.3 }, 0.8);
     let view = DualView::fitted(&j, &y, noise, delta).unwrap();
     let refit = |gone: &[i64]| {
@@ -266,11 +253,11 @@ fn linear_regression_with_several_outputs_is_exact() {
     let flat = y.flatten(0, 1);
     let quadratic = flat.dot(&covariance.inverse().mv(&flat)).double_value(&[]);
     let expected = -0.5 * (27.0 * std::f64::consts::TAU.ln() + covariance.logdet().double_value(&[]) + quadratic);
-    for view in [&view, &DualView::new(&j, &y, &wave(&[4], 0.9), noise, delta).unwrap()] {
+    for view in [&view, &DualView::new(&j, &y, &ripple(&[4], 0.9), noise, delta).unwrap()] {
         close(view.log_marginal_likelihood().unwrap(), expected, 1e-10);
         close(view.log_marginal_likelihood_of_kernel().unwrap(), expected, 1e-10);
     }
-    let new = wave(&[1, 3, 4], 0.77);
+    let new = ripple(&[1, 3, 4], 0.77);
     let p = view.predict(&new).unwrap();
     let k = new.flatten(0, 1).matmul(&rows.tr()) / delta;
     let mean = k.matmul(&covariance.inverse()).mv(&flat);
@@ -292,8 +279,8 @@ fn linear_regression_with_several_outputs_is_exact() {
 /// Outputs that share no weight are as many models, whatever the likelihood; and one output is the case C = 1.
 #[test]
 fn separate_outputs_are_separate_models() {
-    let (x, theta, delta) = (wave(&[12, 3], 1.9), wave(&[2, 3], 0.9), 0.6);
-    let values_of = wave(&[12, 2], 3.7);
+    let (x, theta, delta) = (ripple(&[12, 3], 1.9), ripple(&[2, 3], 0.9), 0.6);
+    let values_of = ripple(&[12, 2], 3.7);
     for (likelihood, y) in [
         (Likelihood::Gaussian { variance: 0.2 }, values_of.copy()),
         (BERNOULLI, values_of.gt(0.0).to_kind(Kind::Double)),
@@ -337,7 +324,7 @@ fn network() -> (VarStore, tch::nn::Sequential) {
     let mut all: Vec<_> = vs.variables().into_iter().collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
     for (i, (_, mut t)) in all.into_iter().enumerate() {
-        tch::no_grad(|| t.copy_(&(wave(&t.size(), 1.3 + i as f64) * 0.8)));
+        tch::no_grad(|| t.copy_(&(ripple(&t.size(), 1.3 + i as f64) * 0.8)));
     }
     (vs, net)
 }
@@ -346,7 +333,7 @@ fn network() -> (VarStore, tch::nn::Sequential) {
 #[test]
 fn a_softmax_network_is_a_process_of_its_jacobian() {
     let (vs, net) = network();
-    let (x, y) = (wave(&[11, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1, 2, 2]));
+    let (x, y) = (ripple(&[11, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1, 2, 2]));
     let j = sensitivity::jacobian(&vs, || net.forward(&x)).unwrap();
     let f = net.forward(&x);
     let leaves = vs.trainable_variables();
@@ -375,8 +362,8 @@ fn a_softmax_network_is_a_process_of_its_jacobian() {
     close(a, b, 1e-9);
 
     // DNN2GP in probability space, at the network's outputs.
-    let new = wave(&[6, 4], 0.77);
-    let (z, features) = (net.forward(&new).detach(), sensitivity::jacobian(&vs, || net.forward(&new)).unwrap());
+    let new = ripple(&[6, 4], 0.77);
+    let (z, features) = (net.forward(&new).detach(), memory::jacobian(&vs, || net.forward(&new)).unwrap());
     let p = view.predict_at(&z, &features).unwrap();
     let mean = z.softmax(1, Kind::Double);
     let lambda = mean.diag_embed(0, 1, 2) - mean.unsqueeze(2) * mean.unsqueeze(1);
@@ -401,7 +388,7 @@ fn a_softmax_network_is_a_process_of_its_jacobian() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let (j, w) = (wave(&[4, 3, 2], 1.0), wave(&[2], 2.0));
+    let (j, w) = (ripple(&[4, 3, 2], 1.0), ripple(&[2], 2.0));
     let y = Tensor::from_slice(&[0i64, 2, 1, 1]);
     let new = |j: &Tensor, y: &Tensor, of| DualView::new(j, y, &w, of, 1.0).map(|_| ()).unwrap_err();
     let says = |e: Error, what: &str| {
@@ -418,7 +405,7 @@ fn what_does_not_fit_is_refused() {
     says(new(&j.narrow(0, 0, 0), &y.narrow(0, 0, 0), CATEGORICAL), "empty");
     let view = DualView::new(&j, &y, &w, CATEGORICAL, 1.0).unwrap();
     says(view.predict(&j.select(1, 0)).unwrap_err(), "expected [M, 3, 2]");
-    says(view.predict_at(&wave(&[4, 2], 1.0), &j).unwrap_err(), "expected [4, 3]");
+    says(view.predict_at(&ripple(&[4, 2], 1.0), &j).unwrap_err(), "expected [4, 3]");
     says(view.kernel(&j, &j.narrow(1, 0, 2)).unwrap_err(), "expected [M, 3, 2]");
     says(view.without(&[4]).unwrap_err(), "position 4");
     // A Newton step too far: y - α, which is p + Λd, is no probability any more.

@@ -5,8 +5,6 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-mod support;
-
 use support::{
     Quadrature, all_close, close, given, mean_and_error, params, state, values, weight, with_exact_expectations,
 };

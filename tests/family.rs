@@ -1,7 +1,5 @@
 //! Every exponential family: parameters, moments, densities and draws agree with each other; the rule on all of them.
 
-mod support;
-
 use support::{all_close, close, kolmogorov_smirnov, mean_and_error, values};
 use tch::{Kind, Tensor};
 use tch_blr::Error;

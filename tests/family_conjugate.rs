@@ -2,8 +2,6 @@
 //!
 //! "Reference" numbers were computed in f64 independently of this crate.
 
-mod support;
-
 use support::{all_close, values};
 use tch::{Kind, Tensor};
 use tch_blr::family::{

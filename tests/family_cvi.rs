@@ -3,9 +3,6 @@
 //!
 //! "Reference" numbers were computed in f64 independently of this crate.
 
-mod support;
-
-use std::io::Write;
 use support::{Quadrature, all_close, close, values, with_exact_expectations};
 use tch::{Device, Kind, Tensor};
 use tch_blr::Error;
@@ -338,14 +335,9 @@ fn cvi_checks_what_it_is_given_and_errors_change_nothing() {
 /// marginal likelihood and root mean square of the leave-one-out residuals; here each of the 200 is removed.
 #[test]
 fn snelson() {
-    let folder = std::env::var_os("TCH_BLR_DATA").map(|d| std::path::PathBuf::from(d).join("snelson"));
-    let Some(folder) = folder.filter(|f| f.is_dir()) else {
-        // Not println!, whose output the test harness hides.
-        writeln!(std::io::stderr(), "skipped: snelson (TCH_BLR_DATA names no folder with snelson/)").unwrap();
-        return;
-    };
+    let Some(data) = support::data("snelson") else { return };
     let read = |name: &str| {
-        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        let text = std::fs::read_to_string(data.join("snelson").join(name)).unwrap();
         t(&text.split_whitespace().map(|x| x.parse().unwrap()).collect::<Vec<f64>>())
     };
     let (x, y) = (read("train_inputs"), read("train_outputs"));

@@ -1,8 +1,6 @@
 //! The Fisher information at a solution: closed forms, explicit Jacobians, and the mistakes that it must not make.
 
-mod support;
-
-use support::{all_close, close, mean_and_error, values};
+use support::{all_close, close, largest, mean_and_error, values, wave};
 use tch::nn::{ConvConfig, Module, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::{Batch, DiagonalFisher, Fisher};
@@ -10,12 +8,6 @@ use tch_blr::nn::Likelihood;
 use tch_blr::{DiagonalGaussian, Error, Labels, Params, Prior, nn};
 
 const GAUSSIAN: Likelihood = Likelihood::Gaussian { variance: 1.0 };
-
-/// Numbers without a pattern.
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    let n = shape.iter().product::<i64>();
-    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 1.7 + phase).sin().reshape(shape)
-}
 
 fn store(make: impl FnOnce(&VarStore)) -> VarStore {
     let mut vs = VarStore::new(Device::Cpu);
@@ -139,10 +131,6 @@ fn flat(f: &DiagonalFisher) -> Vec<f64> {
 
 fn diagonal(case: &Case, fisher: &Fisher, size: i64) -> Vec<f64> {
     flat(&fisher.diagonal(&case.vs, case.x.split(size, 0), &case.net).unwrap())
-}
-
-fn largest(x: &Tensor) -> f64 {
-    x.abs().max().double_value(&[])
 }
 
 #[test]

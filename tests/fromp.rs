@@ -1,8 +1,6 @@
 //! FROMP: kernels, penalties and what is refused.
 
-mod support;
-
-use support::{all_close, close, values};
+use support::{F64, all_close, chirp, close, values};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Fromp, Kernel, Memory, Model, Past, Quadratic, Regularizer};
@@ -10,18 +8,11 @@ use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::{DiagonalGaussian, Error, Params, Prior};
 
-const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 const JITTER: f64 = 1e-3;
-
-/// Numbers without a pattern.
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    // The square: shifted sines alone are of rank two.
-    (Tensor::arange(shape.iter().product::<i64>(), DOUBLE).square() * 0.37 + phase).sin().reshape(shape)
-}
 
 fn set(vs: &VarStore, phase: f64) {
     for (i, mut w) in vs.trainable_variables().into_iter().enumerate() {
-        tch::no_grad(|| w.copy_(&wave(&w.size(), i as f64 + phase)));
+        tch::no_grad(|| w.copy_(&chirp(&w.size(), i as f64 + phase)));
     }
 }
 
@@ -62,14 +53,14 @@ impl Net {
     fn posterior(&self) -> DiagonalGaussian {
         let params = self.vs.variables().into_iter();
         let entry = |(name, w): (String, Tensor)| {
-            let s = wave(&w.size(), name.len() as f64).exp() * 3.0;
+            let s = chirp(&w.size(), name.len() as f64).exp() * 3.0;
             (name, w.detach().copy(), s)
         };
         DiagonalGaussian::new(params.map(entry)).unwrap()
     }
 
     fn memory(likelihood: Likelihood) -> Memory {
-        Memory::new(&wave(&[6, 3], 0.4), likelihood)
+        Memory::new(&chirp(&[6, 3], 0.4), likelihood)
     }
 }
 
@@ -128,7 +119,7 @@ fn kernels_are_those_of_explicit_jacobians() {
             let full = of(Kernel::Full { q: &q, jitter: JITTER });
             let diagonal = of(Kernel::Diagonal { q: &q, jitter: JITTER });
             for (c, k) in expected.iter().enumerate() {
-                let k = k + Tensor::eye(6, DOUBLE) * JITTER;
+                let k = k + Tensor::eye(6, F64) * JITTER;
                 all_close(&values(&full.get(c as i64)), &values(&k), 1e-14);
                 all_close(&values(&diagonal.get(c as i64)), &values(&k.diag(0)), 1e-14);
             }
@@ -143,7 +134,7 @@ fn values_and_gradients_are_those_of_the_definition() {
     for (likelihood, outputs, labels) in cases() {
         let net = Net::new(outputs, true);
         let (q, params) = (net.posterior(), net.params());
-        let mut memories = vec![Net::memory(likelihood), Memory::new(&wave(&[4, 3], 0.9), likelihood)];
+        let mut memories = vec![Net::memory(likelihood), Memory::new(&chirp(&[4, 3], 0.9), likelihood)];
         if let Some(labels) = &labels {
             memories[0] = memories[0].shallow_clone().active(labels);
         }
@@ -169,8 +160,8 @@ fn values_and_gradients_are_those_of_the_definition() {
                 let d = predict(s) - &old[s];
                 for (c, k) in all[s].iter().enumerate() {
                     let d = d.select(1, c as i64);
-                    let k = k + Tensor::eye(d.size()[0], DOUBLE) * JITTER;
-                    let inverse = [k.inverse(), k.diag(0).reciprocal().diag(0), Tensor::eye(d.size()[0], DOUBLE)];
+                    let k = k + Tensor::eye(d.size()[0], F64) * JITTER;
+                    let inverse = [k.inverse(), k.diag(0).reciprocal().diag(0), Tensor::eye(d.size()[0], F64)];
                     expected += 1.5 * d.dot(&inverse[form].mv(&d)).double_value(&[]);
                 }
             }
@@ -206,7 +197,7 @@ fn on_a_linear_model_it_is_the_quadratic_of_the_posterior() {
     vs.set_kind(Kind::Double);
     set(&vs, 0.0);
     let params = Params::from(&vs);
-    let (x, likelihood) = (wave(&[7, 3], 0.4), Likelihood::Gaussian { variance: 1.0 });
+    let (x, likelihood) = (chirp(&[7, 3], 0.4), Likelihood::Gaussian { variance: 1.0 });
     let fisher = Fisher::exact().likelihood(likelihood).diagonal(&vs, [&x], |x| net.forward(x)).unwrap();
     let q = fisher.laplace(Prior::isotropic(0.5)).unwrap();
     let jitter = 1e-9;
@@ -272,7 +263,7 @@ fn what_does_not_fit_is_refused() {
         (with(&Kernel::Identity, &empty).unwrap_err(), "empty"),
         (with(&full, &memory().active(&[1, 4])).unwrap_err(), "label 4"),
         (
-            with(&full, &Memory::new(&(wave(&[6, 3], 0.4) * f64::NAN), Likelihood::Categorical)).unwrap_err(),
+            with(&full, &Memory::new(&(chirp(&[6, 3], 0.4) * f64::NAN), Likelihood::Categorical)).unwrap_err(),
             "not finite",
         ),
         (Fromp::kernel(&params, &Kernel::Identity, &memory(), |x| net.forward(x)).unwrap_err(), "identity"),

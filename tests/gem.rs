@@ -1,13 +1,11 @@
 //! Gradients that raise the loss of no past task.
 
-mod support;
-
 use proptest::prelude::*;
-use support::{all_close, close, values};
+use support::{all_close, close, says, values};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Model, Regularizer, StoredOutputs, gem};
 use tch_blr::nn::Likelihood;
-use tch_blr::{Derivatives, Error, Params, Rule, Sgd};
+use tch_blr::{Derivatives, Params, Rule, Sgd};
 
 type Gradients = Vec<Option<Tensor>>;
 
@@ -151,15 +149,6 @@ fn an_optimizer_takes_the_projected_gradient() {
 }
 
 #[track_caller]
-fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
-    let e = result.unwrap_err();
-    assert!(
-        matches!(e, Error::Memory(_) | Error::Likelihood(_) | Error::HyperParameter { .. } | Error::Loss(_)),
-        "{e:?}"
-    );
-    assert!(e.to_string().contains(what), "{e}");
-}
-
 #[test]
 fn gradients_that_do_not_fit_are_refused_by_name() {
     let g = || gradient(&[1.0, 2.0, 3.0, 4.0]);

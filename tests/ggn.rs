@@ -1,7 +1,5 @@
 //! The generalized Gauss-Newton matrix as the curvature of VON.
 
-mod support;
-
 use support::{all_close, close, mean_and_error, params, state, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};

@@ -144,3 +144,79 @@ fn the_links_into_the_table_have_anchors() {
     }
     assert!(links > 30, "{links}");
 }
+
+/// What `pub use rows::{..}` exports beside the rows: traits, settings, what an update sees, and second names.
+const NOT_ROWS: [&str; 12] = [
+    "DeltaRule",
+    "FullHessian",
+    "GaussianRule",
+    "HessianDiagonal",
+    "HessianEstimator",
+    "Momentum",
+    "PrecisionInStep",
+    "Rule",
+    "Site",
+    "Vogn",
+    "VonCurvature",
+    "When",
+];
+
+/// Rows with a driver of their own, whose file of tests stands for the conformance suite.
+const OTHER_DRIVERS: [(&str, &str); 2] =
+    [("MixtureOfGaussians", "tests/mixture.rs"), ("MultiIvon", "tests/mixture.rs")];
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty())
+}
+
+/// The text between each `from` and the `to` after it.
+fn between<'a>(text: &'a str, from: &'a str, to: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(from).skip(1).map(move |rest| rest.split(to).next().unwrap())
+}
+
+/// All files of a folder with this ending, one after the other.
+fn folder(path: &str, ending: &str) -> String {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let mut names: Vec<String> =
+        std::fs::read_dir(root).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.ends_with(ending));
+    assert!(!names.is_empty(), "{path}/*{ending}");
+    names.iter().map(|name| text(&format!("{path}/{name}"))).collect()
+}
+
+/// Somebody who adds a row finds here what else it needs: the conformance suite, its settings in docs/table.md, and a
+/// problem with a known answer in the example.
+#[test]
+fn every_row_is_tested_documented_and_in_the_example() {
+    let library = text("src/lib.rs");
+    let exported: HashSet<&str> = between(&library, "pub use rows::", ";").flat_map(words).collect();
+    for name in NOT_ROWS {
+        assert!(exported.contains(name), "NOT_ROWS: {name} is not exported any more");
+    }
+    // `name: Row = ..` of the rows under test, or `name: Row::..` in the suite itself.
+    let suites = folder("tests", "conformance.rs");
+    let suites: Vec<&str> = ["suite!(", "binary!("].iter().flat_map(|s| between(&suites, s, "\n);")).collect();
+    let tested: HashSet<&str> = suites.iter().flat_map(|s| words(s)).collect();
+    let configurations = text("crates/tch-blr-test-support/src/rows.rs");
+    let conforms = |row: &str| {
+        let configured = configurations.lines().any(|line| {
+            let mut w = words(line);
+            w.next().is_some_and(|name| tested.contains(name)) && w.next() == Some(row)
+        });
+        configured || tested.contains(row)
+    };
+    let table = text("docs/table.md");
+    let example = folder("examples/learning_rule_table", ".rs");
+    let uses = between(&example, "\nuse ", ";").fold(example.clone(), |text, used| text.replace(used, ""));
+    let [documented, shown]: [HashSet<&str>; 2] = [words(&table).collect(), words(&uses).collect()];
+    let rows: Vec<&str> = exported.into_iter().filter(|name| !NOT_ROWS.contains(name)).collect();
+    assert!(rows.len() >= 20, "{rows:?}");
+    for row in rows {
+        match OTHER_DRIVERS.iter().find(|(name, _)| *name == row) {
+            Some((_, tests)) => assert!(words(&text(tests)).any(|w| w == row), "{row} is not in {tests}"),
+            None => assert!(conforms(row), "{row} is not in the conformance suite"),
+        }
+        assert!(documented.contains(row), "{row} is not in docs/table.md");
+        assert!(shown.contains(row), "{row} is not in examples/learning_rule_table");
+    }
+}

@@ -1,23 +1,13 @@
 //! Merging: algebra of posteriors, methods on named tensors, diagnostics.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use support::{F64, randn, values};
 use tch::{Device, Kind, Tensor, nn};
 use tch_blr::merge::{
     Keep, Method, Model, NaturalSum, Rescale, TaskVectors, Tensors, barrier, federated, gradient_matching,
     gradient_mismatch, largest_removal, merge, remove, sweep,
 };
 use tch_blr::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, combine};
-
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-fn randn(size: &[i64], seed: i64) -> Tensor {
-    // One generator for all threads.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    Tensor::randn(size, F64)
-}
 
 /// A model of two tensors in f64.
 fn model(seed: i64) -> Tensors {
@@ -35,10 +25,6 @@ fn curvature(seed: i64) -> Tensors {
 
 fn one(x: &[f64]) -> Tensors {
     BTreeMap::from([("w".to_owned(), Tensor::from_slice(x))])
-}
-
-fn values(t: &Tensor) -> Vec<f64> {
-    Vec::try_from(t.to_kind(Kind::Double).reshape([-1])).unwrap()
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {

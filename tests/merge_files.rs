@@ -5,7 +5,6 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 use tch_blr::merge::{
     FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
@@ -14,10 +13,7 @@ use tch_blr::{DiagonalGaussian, blr_merge, combine};
 
 /// Two tensors, one of more than a chunk, of any kind, and a buffer of integers.
 fn model(seed: i64, kind: Kind) -> Tensors {
-    // One generator for all threads.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
+    let _turn = support::seeded(seed);
     let randn = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
     BTreeMap::from([
         ("big".to_owned(), randn(&[(1 << 19) + 17, 2])),

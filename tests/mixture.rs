@@ -3,8 +3,6 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-mod support;
-
 use support::{Quadrature, all_close, close, params, values, weight};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};

@@ -1,18 +1,9 @@
 //! Noisy K-FAC: the factors against definitions, the posterior against exact answers and its own samples.
 
-mod support;
-
-use support::{all_close, mean_and_error, values};
+use support::{F64, all_close, chirp, mean_and_error, values};
 use tch::nn::{ConvConfig, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, StructuredRule, nn};
-
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    let n: i64 = shape.iter().product();
-    (Tensor::arange(n, F64).square() * 0.37 + Tensor::arange(n, F64) * 1.1 + phase).sin().reshape(shape)
-}
 
 fn store() -> VarStore {
     let mut vs = VarStore::new(Device::Cpu);
@@ -25,7 +16,7 @@ fn fill(vs: &VarStore) {
     let mut variables: Vec<_> = vs.variables().into_iter().collect();
     variables.sort_by(|a, b| a.0.cmp(&b.0));
     for (i, (_, mut w)) in variables.into_iter().enumerate() {
-        let value = wave(&w.size(), i as f64) * 0.6;
+        let value = chirp(&w.size(), i as f64) * 0.6;
         tch::no_grad(|| w.copy_(&value));
     }
 }
@@ -39,7 +30,7 @@ fn without_bias() -> LinearConfig {
 #[test]
 fn linear_regression_is_solved_in_one_step() {
     let (n, variance, delta) = (7, 0.25, 0.1);
-    let x = wave(&[n, 3], 0.2);
+    let x = chirp(&[n, 3], 0.2);
     for (outputs, labels, expectation) in [
         (1, Labels::Exact, Expectation::Antithetic { pairs: 1 }),
         (1, Labels::Sampled, Expectation::Antithetic { pairs: 2 }),
@@ -49,7 +40,7 @@ fn linear_regression_is_solved_in_one_step() {
         let vs = store();
         let layer = nn::linear(vs.root(), 3, outputs, without_bias());
         fill(&vs);
-        let y = wave(&[n, outputs], 1.2);
+        let y = chirp(&[n, outputs], 1.2);
         let rule = NoisyKfac::default().ess(n as f64).weight_decay(delta).split_damping(false).labels(labels);
         let rule = rule.expectation(expectation).beta1(0.0);
         let mut opt = rule.noise(Philox { seed: 1 }).build(&vs, 1.0).unwrap();
@@ -71,7 +62,7 @@ fn samples_have_the_covariance_of_a_matrix_normal() {
     let vs = store();
     let layer = nn::linear(vs.root(), 3, 2, without_bias());
     fill(&vs);
-    let (x, y) = (wave(&[5, 3], 0.2), wave(&[5, 2], 1.2));
+    let (x, y) = (chirp(&[5, 3], 0.2), chirp(&[5, 2], 1.2));
     let (delta, ess) = (0.04f64, 30.0);
     let rule = NoisyKfac::default().ess(ess).weight_decay(delta).labels(Labels::Observed);
     let rule = rule.expectation(Expectation::MonteCarlo { samples: 4000 });
@@ -134,7 +125,7 @@ fn factors_are_those_of_the_definition() {
     let twice = nn::linear(&root / "twice", 12, 12, LinearConfig::default());
     let head = nn::linear(&root / "head", 12, 4, LinearConfig::default());
     fill(&vs);
-    let (images, classes) = (wave(&[5, 2, 3, 1], 0.3), Tensor::from_slice(&[0i64, 3, 1, 1, 2]));
+    let (images, classes) = (chirp(&[5, 2, 3, 1], 0.3), Tensor::from_slice(&[0i64, 3, 1, 1, 2]));
     // [5, 2, 3, 1] → [5, 3, 4, 2] → mean over the last → [5, 12]
     let after_conv = |z: &Tensor| z.tanh().mean_dim(3i64, false, None::<Kind>).reshape([5, 12]);
     let ce = |z: &Tensor| z.cross_entropy_loss::<Tensor>(&classes, None, tch::Reduction::Mean, -100, 0.0);
@@ -194,8 +185,8 @@ fn factors_are_those_of_the_definition() {
 /// Errors name the parameter and the way out, and nothing has changed then.
 #[test]
 fn what_has_no_factors_is_refused() {
-    let x = wave(&[4, 3], 0.1);
-    let y = wave(&[4, 2], 0.5);
+    let x = chirp(&[4, 3], 0.1);
+    let y = chirp(&[4, 2], 0.5);
     let refused = |vs: &VarStore, labels, loss: &dyn Fn() -> Tensor| {
         let rule = NoisyKfac::default().ess(10.0).labels(labels);
         let mut opt = rule.noise(Philox { seed: 0 }).build(vs, 0.1).unwrap();
@@ -233,8 +224,8 @@ fn what_has_no_factors_is_refused() {
 
     let vs = store();
     let conv = nn::conv2d(vs.root(), 2, 2, 1, ConvConfig { groups: 2, bias: false, ..ConvConfig::default() });
-    let images = wave(&[4, 2, 1, 1], 0.3);
-    way_out(&refused(&vs, Labels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
+    let images = chirp(&[4, 2, 1, 1], 0.3);
+    way_out(&refused(&vs, FisherLabels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
 
     let vs = store();
     let (a, b) = (nn::linear(vs.root() / "a", 3, 2, without_bias()), nn::linear(vs.root() / "b", 1, 1, without_bias()));
@@ -250,7 +241,7 @@ fn an_unused_layer_shrinks() {
     let layer = nn::linear(vs.root() / "used", 3, 2, LinearConfig::default());
     let unused = nn::linear(vs.root() / "unused", 3, 2, LinearConfig::default());
     fill(&vs);
-    let (x, y) = (wave(&[5, 3], 0.2), wave(&[5, 2], 1.2));
+    let (x, y) = (chirp(&[5, 3], 0.2), chirp(&[5, 2], 1.2));
     let before = unused.ws.detach().copy();
     let rule = NoisyKfac::default().ess(100.0).weight_decay(0.1).beta1(0.0).noise(Philox { seed: 0 });
     let mut opt = rule.build(&vs, 0.25).unwrap();

@@ -6,6 +6,7 @@
 //! 4·10⁻⁴ (Bonferroni). Seeds are fixed: having passed once, a test always passes.
 
 use std::fmt::Write;
+use support::F64;
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Derivatives, DiagonalGaussian, Ivon, Params, Philox, Rule};
 
@@ -16,8 +17,6 @@ const LEVEL: f64 = 6.8e-6;
 const CHUNK: usize = 1 << 20;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-
 /// A statistic and the interval in which it has to lie.
 struct Line {
     name: String,

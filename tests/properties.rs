@@ -1,7 +1,5 @@
 //! What must hold for every input: positivity, the algebra of posteriors, round trips, equal back-ends.
 
-mod support;
-
 use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};

@@ -1,7 +1,5 @@
 //! Pruned weights stay zero, and the others train as in a network that never had them.
 
-mod support;
-
 use support::{all_close, params, values, weight};
 use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 use tch_blr::fisher::Fisher;

@@ -12,7 +12,7 @@
 //!
 //! At m' = m the inner supremum is SAM's, with a price on the radius in place of a limit.
 
-mod support;
+
 
 use support::{close, params, values, weight};
 use tch::Kind;

@@ -7,10 +7,7 @@ use tch_blr_examples::tables::d4;
 /// to 1 %.
 #[test]
 fn merging_on_usps() {
-    let Some(data) = std::env::var_os("TCH_BLR_DATA").map(PathBuf::from).filter(|d| d.join("usps").is_dir()) else {
-        println!("skipped without TCH_BLR_DATA: merging_on_usps (usps/zip.train.gz, usps/zip.test.gz)");
-        return;
-    };
+    let Some(data) = support::data("usps") else { return };
     let rows = d4::run(&data).unwrap();
     for row in &rows {
         println!("{:<28} {:6.2} {:.4} {:8.2}", row.scheme, row.accuracy, row.distance, row.gap);

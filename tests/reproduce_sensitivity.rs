@@ -4,19 +4,13 @@ use std::path::PathBuf;
 use tch_blr_examples::libsvm;
 use tch_blr_examples::tables::{d5, d6};
 
-fn data(folder: &str, test: &str) -> Option<PathBuf> {
-    let found = std::env::var_os("TCH_BLR_DATA").map(|d| PathBuf::from(d).join(folder)).filter(|d| d.is_dir());
-    if found.is_none() {
-        println!("skipped without TCH_BLR_DATA: {test} ({folder}/)");
-    }
-    found
-}
+use support::data;
 
 /// Reference values of the same exact optima, computed by an independent program, to their last digit.
 #[test]
 fn leave_one_out_on_adult() {
-    let Some(folder) = data("adult", "leave_one_out_on_adult") else { return };
-    let rows = d5::run(&folder).unwrap();
+    let Some(data) = data("adult") else { return };
+    let rows = d5::run(&data.join("adult")).unwrap();
     for (row, reference) in rows.iter().zip(d5::REFERENCE) {
         assert!(row.residual < 1e-9);
         for (i, (ours, expected)) in row.numbers().into_iter().zip(reference).enumerate() {
@@ -32,8 +26,8 @@ fn leave_one_out_on_adult() {
 /// Reference values by an independent program.
 #[test]
 fn weights_and_kernel_on_snelson() {
-    let Some(folder) = data("snelson", "weights_and_kernel_on_snelson") else { return };
-    let found = d6::run(&folder).unwrap();
+    let Some(data) = data("snelson") else { return };
+    let found = d6::run(&data.join("snelson")).unwrap();
     println!("{found:?}");
     let [weights, kernel] = found.evidence;
     assert!((weights - d6::REFERENCE[0]).abs() < 1e-6 && (weights - kernel).abs() < 1e-11, "{weights} {kernel}");

@@ -1,20 +1,18 @@
 //! A process that is killed while it saves leaves a checkpoint to go on from, every time.
 #![cfg(unix)]
 
-mod common;
-
-use common::{F64, Snapshot, bits, store, variable, wave};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use support::{F64, Snapshot, bits, store, variable, wave_at};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 use tch_blr::{Ivon, Optimizer, Philox, Rule};
 
-/// Where the child saves; its presence makes the test below the child.
+/// Where the child saves.
 const TARGET: &str = "TCH_BLR_TEST_CHECKPOINT";
 const ROUNDS: u32 = 24;
 
@@ -35,18 +33,16 @@ impl Problem {
 /// `phase` chooses the initial weights.
 fn fresh(phase: f64, seed: u64) -> (Problem, Optimizer<Ivon>) {
     let vs = store(F64);
-    let w = variable(&vs, "w", 0, &wave(&[WEIGHTS], phase, F64));
+    let w = variable(&vs, "w", 0, &wave_at(&[WEIGHTS], phase, F64));
     let opt = Ivon::default().ess(1e3).beta2(0.99).noise(Philox { seed }).build(&vs, 0.05).unwrap();
     (Problem { vs, w }, opt)
 }
 
 /// Trains and saves, mostly the latter, until it is killed.
 #[test]
+#[ignore = "not a test: the process that killed_while_saving starts"]
 fn child() {
-    let Some(target) = std::env::var_os(TARGET).map(PathBuf::from) else {
-        println!("child: nothing to do, it is started by `killed_while_saving`");
-        return;
-    };
+    let Some(target) = std::env::var_os(TARGET).map(PathBuf::from) else { return };
     let (problem, mut opt) = fresh(0.0, 5);
     if target.exists() {
         opt.load(&target).unwrap();
@@ -74,6 +70,12 @@ impl Undisturbed {
     }
 }
 
+/// Sends it a signal, by name.
+fn signal(name: &str, child: &Child) {
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", child.id())).status().unwrap();
+    assert!(sent.success(), "{name}: {sent}");
+}
+
 fn drafts(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "tmp")).count()
 }
@@ -91,7 +93,7 @@ fn killed_while_saving() {
     for round in 0..ROUNDS {
         let already = drafts(dir.path());
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
+            .args(["--ignored", "--exact", "child", "--nocapture"])
             .env(TARGET, &target)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -111,11 +113,21 @@ fn killed_while_saving() {
             sleep(Duration::from_micros(200));
         }
         sleep(Duration::from_micros(u64::from(round) * 37_741 % 150_000));
-        // Every other time, into a save on purpose.
-        while round % 2 == 1 && drafts(dir.path()) == already && started.elapsed() < Duration::from_secs(60) {}
+        // Every other time, into a save on purpose: a child that stands still shows whether it is in one.
+        while round % 2 == 1 {
+            signal("STOP", &child);
+            // Until its threads have left the system call that they are in.
+            sleep(Duration::from_millis(5));
+            if drafts(dir.path()) > already {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "round {round}: the child is never within a save");
+            signal("CONT", &child);
+            sleep(Duration::from_micros(300));
+        }
         child.kill().unwrap();
         child.wait().unwrap();
-        interrupted_saves += usize::from(drafts(dir.path()) > already);
+        interrupted_saves += u32::from(drafts(dir.path()) > already);
 
         // Another model, seed and learning rate: all that matters comes from the file.
         let (problem, mut resumed) = fresh(f64::from(round) + 1.0, 77);
@@ -136,7 +148,7 @@ fn killed_while_saving() {
     undisturbed.go_to(last + 1);
     assert!(next.is_some_and(|w| w == bits(&undisturbed.problem.w)), "resumed from step {last}");
     println!("{last} steps, {interrupted_saves} of {ROUNDS} kills in the middle of a save");
-    assert!(interrupted_saves > 0, "no kill has hit a save, so nothing was tested");
+    assert!(interrupted_saves >= ROUNDS / 2, "every other kill hits a save");
 }
 
 /// What a killed process has left beside the checkpoint is neither read nor in the way.

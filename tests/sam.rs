@@ -4,11 +4,8 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-mod common;
-mod support;
-
-use common::{EXAMPLES, F64, Net, Place, Snapshot, assert_close, bits, rows, wave};
 use std::cell::{Cell, RefCell};
+use support::{EXAMPLES, F32, F64, Net, Snapshot, assert_close, bits, rows, wave_at};
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
@@ -87,7 +84,7 @@ fn sam_rmsprop_has_one_norm_over_all_parameters() {
 /// Weights after some steps of both.
 fn paths<A: Rule, B: Rule>(a: A, b: B) -> [Vec<Vec<u8>>; 2] {
     fn path<R: Rule>(rule: R) -> Vec<Vec<u8>> {
-        let net = Net::new(Place { kind: Kind::Float, device: Device::Cpu });
+        let net = Net::new(F32);
         let mut opt = rule.build(&net.vs, 0.02).unwrap();
         (0..5).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
         net.weights.iter().map(bits).collect()
@@ -144,8 +141,8 @@ fn without_radius_bsam_is_ogn_with_another_curvature() {
 /// own ρ, learning rate and decay.
 #[test]
 fn one_norm_over_all_parameters() {
-    let vs = common::store(F64);
-    let add = |name: &str, group, phase| common::variable(&vs, name, group, &wave(&[2, 3], phase, F64));
+    let vs = support::store(F64);
+    let add = |name: &str, group, phase| support::variable(&vs, name, group, &wave_at(&[2, 3], phase, F64));
     let w = [add("a", 0, 0.1), add("b", 1, 0.2)];
     let (frozen, unused) = (add("frozen", 0, 0.3), add("unused", 1, 0.4));
     _ = frozen.set_requires_grad(false);
@@ -172,7 +169,7 @@ fn one_norm_over_all_parameters() {
             assert_close(a, b, 1e-12);
         }
     }
-    assert_eq!(bits(&unused), bits(&wave(&[2, 3], 0.4, F64)));
+    assert_eq!(bits(&unused), bits(&wave_at(&[2, 3], 0.4, F64)));
 }
 
 /// The second of the two points of a step on L = Σ cᵢ wᵢ from 0.

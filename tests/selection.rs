@@ -1,10 +1,8 @@
 //! Which examples a memory keeps: scores by explicit Jacobians, selections by their definitions.
 
-mod support;
-
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use support::{all_close, close, values};
+use support::{all_close, close, says, values, wave};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::Memory;
@@ -13,13 +11,6 @@ use tch_blr::nn::{self, Likelihood};
 use tch_blr::selection::{Reservoir, Ring, TopK, class_balanced, herding, k_centre, random_scores, top};
 use tch_blr::{DiagonalGaussian, Error, Params, Prior};
 
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-/// Numbers without a pattern.
-fn wave(shape: &[i64], phase: f64) -> Tensor {
-    let n = shape.iter().product::<i64>();
-    (Tensor::arange(n, F64) * 1.7 + phase).sin().reshape(shape)
-}
 
 /// tanh(x W₁) W₂ in f64, 3 outputs or one as `[B]`.
 struct Net {
@@ -355,13 +346,6 @@ fn chance_is_a_function_of_the_seed() {
 }
 
 #[track_caller]
-fn says<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
-    let e = result.unwrap_err();
-    let typed =
-        matches!(e, Error::Memory(_) | Error::Likelihood(_) | Error::HyperParameter { .. } | Error::Parameter { .. });
-    assert!(typed && e.to_string().contains(what), "{e}");
-}
-
 #[test]
 fn what_cannot_be_selected_is_refused_by_name() {
     let s = Tensor::from_slice(&[0.5, f64::NAN, 0.1]);

@@ -1,8 +1,6 @@
 //! The memory-perturbation equation and the dual view, against refits, finite differences and matrices written down here.
 
-mod support;
-
-use support::{all_close, close, values};
+use support::{all_close, close, largest, ripple, values};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
@@ -12,12 +10,6 @@ use tch_blr::sensitivity::{self, DualView, Removal, Sensitivity};
 use tch_blr::{DiagonalGaussian, FullGaussian, GaussianPosterior, Params, Prior, combine};
 
 const BERNOULLI: Likelihood = Likelihood::Bernoulli;
-
-/// Numbers without a pattern in (-1, 1).
-fn wave(size: &[i64], frequency: f64) -> Tensor {
-    let n: i64 = size.iter().product();
-    ((Tensor::arange(n, (Kind::Double, Device::Cpu)) + 0.3) * frequency).sin().reshape(size)
-}
 
 /// Optimum of Σ wᵢℓᵢ + ½δ‖θ‖² of a logistic regression, by Newton's method.
 fn logistic(x: &Tensor, y: &Tensor, weights: &Tensor, delta: f64) -> Tensor {
@@ -45,7 +37,7 @@ fn network(sizes: &[i64]) -> (VarStore, tch::nn::Sequential) {
     }
     vs.set_kind(Kind::Double);
     for (i, (_, mut t)) in sorted(&vs).into_iter().enumerate() {
-        tch::no_grad(|| t.copy_(&(wave(&t.size(), 1.3 + i as f64) * 0.8)));
+        tch::no_grad(|| t.copy_(&(ripple(&t.size(), 1.3 + i as f64) * 0.8)));
     }
     (vs, net)
 }
@@ -67,16 +59,12 @@ fn jacobian(params: &[Tensor], f: &Tensor) -> Tensor {
     Tensor::stack(&each, 0).reshape([n, c, -1])
 }
 
-fn largest(a: &Tensor) -> f64 {
-    a.abs().max().double_value(&[])
-}
-
 /// Every number of [`Sensitivity`] for a softmax network, by loops over the definitions; full and diagonal posteriors, cut
 /// into batches.
 #[test]
 fn definitions_of_a_softmax_network() {
     let (vs, net) = network(&[4, 5, 3]);
-    let (x, y) = (wave(&[11, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1, 2, 2]));
+    let (x, y) = (ripple(&[11, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1, 2, 2]));
     let params = Params::from(&vs);
     let f = Fisher::exact().full(&vs, [&x], |x| net.forward(x)).unwrap();
     let full = f.laplace(Prior::isotropic(0.7)).unwrap();
@@ -151,7 +139,7 @@ fn definitions_of_a_softmax_network() {
 /// Linear regression: the corrected shift is retraining, and so is the posterior divided by the example's part.
 #[test]
 fn linear_regression_is_exact() {
-    let (x, y) = (wave(&[12, 4], 1.9), wave(&[12], 3.7));
+    let (x, y) = (ripple(&[12, 4], 1.9), ripple(&[12], 3.7));
     let (noise, delta) = (Likelihood::Gaussian { variance: 0.3 }, 0.8);
     let view = DualView::fitted(&x, &y, noise, delta).unwrap();
     let f = x.mv(view.weights());
@@ -181,7 +169,7 @@ fn linear_regression_is_exact() {
     close(view.log_marginal_likelihood_of_kernel().unwrap(), expected, 1e-11);
 
     // Predictions by the kernel.
-    let new = wave(&[5, 4], 0.77);
+    let new = ripple(&[5, 4], 0.77);
     let p = view.predict(&new).unwrap();
     let k = view.kernel(&new, &x).unwrap();
     let by_kernel = k.matmul(&covariance.inverse()).mv(&y);
@@ -195,8 +183,8 @@ fn linear_regression_is_exact() {
 /// examples.
 #[test]
 fn logistic_regression_has_a_dual() {
-    let (x, delta) = (wave(&[20, 3], 2.3), 0.4);
-    let y = (x.select(1, 0) + wave(&[20], 5.1) * 0.5).gt(0.0).to_kind(Kind::Double);
+    let (x, delta) = (ripple(&[20, 3], 2.3), 0.4);
+    let y = (x.select(1, 0) + ripple(&[20], 5.1) * 0.5).gt(0.0).to_kind(Kind::Double);
     let ones = Tensor::ones([20], (Kind::Double, Device::Cpu));
     let theta = logistic(&x, &y, &ones, delta);
     let view = DualView::new(&x, &y, &theta, BERNOULLI, delta).unwrap();
@@ -240,10 +228,10 @@ fn logistic_regression_has_a_dual() {
 /// The conditions of an optimum of hinge losses, and that only support vectors are missed.
 #[test]
 fn support_vectors_carry_the_machine() {
-    let x = Tensor::cat(&[wave(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
+    let x = Tensor::cat(&[ripple(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
     // A few labels on the wrong side.
-    let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + wave(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
-    let fit = |x: &Tensor, y: &Tensor| sensitivity::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
+    let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + ripple(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
+    let fit = |x: &Tensor, y: &Tensor| memory::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
     let machine = fit(&x, &y);
     let theta = machine.weights().unwrap();
     let margins = values(&(x.mv(&theta) * (&y * 2.0 - 1.0)));
@@ -274,7 +262,7 @@ fn support_vectors_carry_the_machine() {
 #[test]
 fn a_network_as_a_gaussian_process() {
     let (vs, net) = network(&[2, 6, 1]);
-    let (x, y) = (wave(&[15, 2], 1.7), wave(&[15], 2.9).gt(0.0).to_kind(Kind::Double));
+    let (x, y) = (ripple(&[15, 2], 1.7), ripple(&[15], 2.9).gt(0.0).to_kind(Kind::Double));
     let forward = |x: &Tensor| net.forward(x).squeeze_dim(1);
     let view = DualView::linearized(&vs, || forward(&x), &y, BERNOULLI, 0.5).unwrap();
     let fisher = Fisher::exact().likelihood(BERNOULLI).full(&vs, [&x], forward).unwrap();
@@ -296,7 +284,7 @@ fn a_network_as_a_gaussian_process() {
 #[test]
 fn removal_moves_the_weights() {
     let (vs, net) = network(&[4, 5, 3]);
-    let (x, y) = (wave(&[9, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1]));
+    let (x, y) = (ripple(&[9, 4], 2.1), Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0, 2, 0, 1]));
     let forward = |x: &Tensor| net.forward(x);
     let of = Likelihood::Categorical;
     let fisher = Fisher::exact();
@@ -334,7 +322,7 @@ fn weights_outside_of_layers_count_too() {
     let (mut vs, net) = network(&[3, 4, 2]);
     let scale = vs.root().var("scale", &[2], tch::nn::Init::Const(1.0));
     vs.set_kind(Kind::Double);
-    let x = wave(&[6, 3], 1.1);
+    let x = ripple(&[6, 3], 1.1);
     let forward = |x: &Tensor| net.forward(x) * &scale;
     let q = Fisher::exact().full(&vs, [&x], forward).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
     let j = jacobian(&vs.trainable_variables(), &forward(&x));
@@ -344,7 +332,8 @@ fn weights_outside_of_layers_count_too() {
     let mut first = vs.trainable_variables().remove(0);
     let _ = first.requires_grad_(true);
     assert!(q.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("frozen"));
-    let other = FullGaussian::new([("nobody", wave(&[2], 1.0))], &Tensor::eye(2, (Kind::Double, Device::Cpu))).unwrap();
+    let other =
+        FullGaussian::new([("nobody", ripple(&[2], 1.0))], &Tensor::eye(2, (Kind::Double, Device::Cpu))).unwrap();
     assert!(other.output_covariance(&vs, || forward(&x)).unwrap_err().to_string().contains("nobody"));
 }
 
@@ -352,7 +341,7 @@ fn weights_outside_of_layers_count_too() {
 #[test]
 fn posteriors_agree_where_they_are_the_same() {
     let (vs, net) = network(&[3, 4, 2]);
-    let x = wave(&[6, 3], 1.1);
+    let x = ripple(&[6, 3], 1.1);
     let q = Fisher::exact().diagonal(&vs, [&x], |x| net.forward(x)).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
     let full = q.full().unwrap();
     let params = Params::from(&vs);
@@ -378,7 +367,7 @@ fn posteriors_agree_where_they_are_the_same() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let (vs, net) = network(&[3, 4, 2]);
-    let (x, y) = (wave(&[6, 3], 1.1), Tensor::from_slice(&[0i64, 1, 0, 1, 1, 0]));
+    let (x, y) = (ripple(&[6, 3], 1.1), Tensor::from_slice(&[0i64, 1, 0, 1, 1, 0]));
     let q = Fisher::exact().diagonal(&vs, [&x], |x| net.forward(x)).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
     let of = |batches: Vec<(Tensor, Tensor)>| {
         let s = Sensitivity::of(&q, &vs, batches, Likelihood::Categorical, |x| net.forward(x));
@@ -400,15 +389,15 @@ fn what_does_not_fit_is_refused() {
     let nan = Tensor::from_slice(&[1.0, f64::NAN]).unsqueeze(1);
     assert!(Sensitivity::new(BERNOULLI, &f, &t, &nan).is_err());
 
-    let phi = wave(&[2, 3], 1.0);
-    let w = wave(&[3], 2.0);
+    let phi = ripple(&[2, 3], 1.0);
+    let w = ripple(&[3], 2.0);
     assert!(DualView::new(&phi, &t, &w.narrow(0, 0, 2), BERNOULLI, 1.0).unwrap_err().to_string().contains("[2]"));
     assert!(DualView::new(&phi, &w, &w, BERNOULLI, 1.0).unwrap_err().to_string().contains("[3]"));
     assert!(DualView::new(&phi, &t, &w, BERNOULLI, 0.0).unwrap_err().to_string().contains("delta"));
     assert!(DualView::new(&f, &t, &w, BERNOULLI, 1.0).is_err());
     assert!(DualView::fitted(&phi, &t, BERNOULLI, 1.0).is_err());
     let view = DualView::new(&phi, &t, &w, BERNOULLI, 1.0).unwrap();
-    assert!(view.predict(&wave(&[2, 4], 1.0)).unwrap_err().to_string().contains("[M, 3]"));
+    assert!(view.predict(&ripple(&[2, 4], 1.0)).unwrap_err().to_string().contains("[M, 3]"));
     assert!(view.without(&[0, 0]).is_err() && view.without(&[2]).is_err());
 }
 
@@ -464,7 +453,7 @@ fn predictions_for_a_network_are_those_of_retraining() {
     let forward = |x: &Tensor| net.forward(x).squeeze_dim(1);
     let angle = Tensor::arange(60, (Kind::Double, Device::Cpu)) * (std::f64::consts::PI / 59.0);
     let half = |sign: f64, at: (f64, f64)| Tensor::stack(&[angle.cos() * sign + at.0, angle.sin() * sign + at.1], 1);
-    let x = Tensor::cat(&[half(1.0, (0.0, 0.0)), half(-1.0, (1.0, 0.5))], 0) + wave(&[120, 2], 17.3) * 0.25;
+    let x = Tensor::cat(&[half(1.0, (0.0, 0.0)), half(-1.0, (1.0, 0.5))], 0) + ripple(&[120, 2], 17.3) * 0.25;
     let clean = Tensor::arange(120, (Kind::Int64, Device::Cpu)).ge(60).to_kind(Kind::Double);
     let flip = (Tensor::arange(120, (Kind::Int64, Device::Cpu)) * 7).remainder(10).eq(3).to_kind(Kind::Double);
     let y = (&clean - &flip).abs();
@@ -527,9 +516,9 @@ fn deviate(found: &[f64], expected: &[(f64, f64)], samples: usize) -> f64 {
 #[test]
 fn averaged_predictions_are_integrals() {
     let n = 100;
-    let f = wave(&[n], 2.7) * 3.0;
-    let v = (wave(&[n, 1], 1.1).square() + 0.05) * 4.0;
-    let y = wave(&[n], 9.1).gt(0.0).to_kind(Kind::Double);
+    let f = ripple(&[n], 2.7) * 3.0;
+    let v = (ripple(&[n, 1], 1.1).square() + 0.05) * 4.0;
+    let y = ripple(&[n], 9.1).gt(0.0).to_kind(Kind::Double);
     let moments = |p: &dyn Fn(f64) -> f64| {
         let mean = normal_average(p);
         (mean, normal_average(|z| (p(z) - mean).powi(2)))
@@ -551,7 +540,7 @@ fn averaged_predictions_are_integrals() {
     assert_ne!(average(150, 1), average(150, 2));
 
     // v = aaᵀ: all logits of an example move together, and without the covariances the averages would be others.
-    let (f, a) = (wave(&[n, 3], 1.7) * 2.0, wave(&[n, 3], 3.3) * 2.0);
+    let (f, a) = (ripple(&[n, 3], 1.7) * 2.0, ripple(&[n, 3], 3.3) * 2.0);
     let y = Tensor::arange(n, (Kind::Int64, Device::Cpu)).remainder(3);
     let full = a.unsqueeze(2) * a.unsqueeze(1);
     let (rows, directions) = (values(&f), values(&a));
@@ -575,8 +564,8 @@ fn averaged_predictions_are_integrals() {
 /// What follows from averaged predictions, and where averaging changes nothing.
 #[test]
 fn averaging_replaces_predictions_and_nothing_else() {
-    let (f, y) = (wave(&[6, 3], 1.7) * 3.0, Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0]));
-    let v = wave(&[6, 3], 0.9).square() + 0.1;
+    let (f, y) = (ripple(&[6, 3], 1.7) * 3.0, Tensor::from_slice(&[0i64, 1, 2, 1, 1, 0]));
+    let v = ripple(&[6, 3], 0.9).square() + 0.1;
     let all = |s: &Sensitivity| {
         let each = [s.errors().copy(), s.shift().unwrap(), s.score().unwrap(), s.leverage().unwrap()];
         let more = [s.shift_of_predictions().unwrap(), s.leave_one_out_shift().unwrap(), s.shift_size().unwrap()];

@@ -3,8 +3,6 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-mod support;
-
 use support::{all_close, close, mean_and_error, params, values, weight};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};

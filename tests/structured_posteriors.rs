@@ -1,7 +1,5 @@
 //! Full and Kronecker-factored posteriors: against each other, closed forms and their own samples.
 
-mod support;
-
 use support::{close, mean_and_error, values};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{

@@ -1,8 +1,6 @@
 //! The rows that tch has too take tch's own steps: two hundred of them, side by side.
 
-mod common;
-
-use common::{Place, assert_close, store, variable, wave};
+use support::{F64, Place, assert_close, store, variable, wave_at};
 use tch::nn::{self, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Adam, AdamW, DeltaRule, Optimizer, RmsProp, Rule, Sgd};
@@ -26,9 +24,10 @@ impl Mlp {
         let vs = store(place);
         let shapes: [(&str, usize, &[i64]); 4] =
             [("a.weight", 0, &[6, 4]), ("a.bias", 0, &[6]), ("b.weight", 1, &[3, 6]), ("b.bias", 2, &[3])];
-        let weights = shapes.map(|(name, group, shape)| variable(&vs, name, group, &(wave(shape, 1.0, place) * 0.6)));
+        let weights =
+            shapes.map(|(name, group, shape)| variable(&vs, name, group, &(wave_at(shape, 1.0, place) * 0.6)));
         let y = (Tensor::arange(24, (Kind::Int64, Device::Cpu)) * 5).remainder(3);
-        let x = wave(&[24, 4], 0.3, place) + (y.to_kind(place.kind) - 1.0).unsqueeze(1) * 0.5;
+        let x = wave_at(&[24, 4], 0.3, place) + (y.to_kind(place.0) - 1.0).unsqueeze(1) * 0.5;
         Mlp { vs, weights: weights.into(), x, y }
     }
 
@@ -50,7 +49,7 @@ fn same<R: DeltaRule>(
     step: impl Fn(&mut Optimizer<R>, &mut nn::Optimizer, [&Mlp; 2], usize),
 ) {
     for (kind, rtol) in [(Kind::Double, 1e-12), (Kind::Float, 1e-5)] {
-        let place = Place { kind, device: Device::Cpu };
+        let place = (kind, Device::Cpu);
         let [here, there] = [Mlp::new(place), Mlp::new(place)];
         let start: Vec<Tensor> = here.weights.iter().map(Tensor::copy).collect();
         let mut opt = ours.build(&here.vs, LR).unwrap();
@@ -134,7 +133,7 @@ fn rmsprop_where_rounding_grows() {
     let ours = RmsProp::default().alpha(alpha).eps(eps).momentum(momentum);
     // All weights after each step, of both.
     let run = |kind| {
-        let [here, there] = [(); 2].map(|()| Mlp::new(Place { kind, device: Device::Cpu }));
+        let [here, there] = [(); 2].map(|()| Mlp::new((kind, Device::Cpu)));
         let mut opt = ours.build(&here.vs, LR).unwrap();
         let mut reference = nn::RmsProp { alpha, eps, wd, momentum, centered }.build(&there.vs, LR).unwrap();
         for (group, lr) in RATES {
@@ -203,7 +202,7 @@ fn clipped_by_value() {
 /// norm/1e-6, too much to compare whole trajectories; the first steps of plain SGD show the factor itself.
 #[test]
 fn clipped_by_norm() {
-    let place = Place { kind: Kind::Double, device: Device::Cpu };
+    let place = F64;
     let [here, there] = [Mlp::new(place), Mlp::new(place)];
     let mut opt = Sgd::default().build(&here.vs, 1.0).unwrap();
     let mut reference = nn::Sgd::default().build(&there.vs, 1.0).unwrap();

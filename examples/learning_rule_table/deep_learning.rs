@@ -1,7 +1,7 @@
 //! Deep learning: the optimizers of this crate.
 
-use super::support::{given, params, state, values, weight, with_exact_expectations};
 use super::table::{Answer, Outcome, Row};
+use support::{given, params, state, values, weight, with_exact_expectations};
 use tch::{Kind, Tensor};
 use tch_blr::{
     Adam, AdamW, Expectation, GaussianRule, Ivon, Optimizer, Params, Result, RmsProp, Rule, Sgd, StructuredOptimizer,

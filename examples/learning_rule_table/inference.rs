@@ -1,7 +1,7 @@
 //! Approximate Bayesian inference: the rule for exponential families.
 
-use super::support::values;
 use super::table::{Answer, Outcome, Row};
+use support::values;
 use tch::{Device, Kind, Tensor};
 use tch_blr::family::{
     BayesianMixture, Bernoulli, Beta, Categorical, ConjugatePrior, Cvi, Dirichlet, ExponentialFamily, Gamma, Gaussian,

@@ -8,8 +8,6 @@
 //! A new row is one entry in `optimization.rs`, `deep_learning.rs`, `sharpness.rs`, `posteriors.rs` or `inference.rs`.
 
 // Quadrature and one-weight problems, as the tests have them.
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 mod deep_learning;
 mod drawings;

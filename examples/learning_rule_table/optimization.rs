@@ -2,8 +2,8 @@
 
 use super::deep_learning::{train, train_structured};
 use super::posteriors::{RIDGE, learned, ridge, sums};
-use super::support::{values, weight};
 use super::table::{Answer, Outcome, Row};
+use support::{values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::family::{Gaussian, laplace, rule_step};
 use tch_blr::{DiagonalNewton, Expectation, HessianDiagonal, MixtureOfGaussians, Newton, Rule, Sgd, StructuredRule};

@@ -1,8 +1,8 @@
 //! Deep learning with posteriors other than a diagonal Gaussian.
 
 use super::deep_learning::{train, train_structured};
-use super::support::{Quadrature, params, values, weight};
 use super::table::{Answer, Outcome, Row};
+use support::{Quadrature, params, values, weight};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{

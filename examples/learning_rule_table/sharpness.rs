@@ -1,8 +1,8 @@
 //! Sharpness-aware minimization: a maximum near the mean in the place of the expectation.
 
 use super::deep_learning::{DIAGONAL, train};
-use super::support::{given, state};
 use super::table::{Answer, Outcome, Row};
+use support::{given, state};
 use tch::{Kind, Tensor};
 use tch_blr::{BayesianSam, Params, Rule, Sam, SamRmsProp};
 

@@ -1,12 +1,7 @@
 //! One error type for the library and the command.
 //!
-<<<<<<< HEAD
 //! A message says what was wrong, where (the tensor, the setting with its value, or the file) and what to do. A
 //! function that returns an error has left the files as they were.
-=======
-//! A message says what was wrong, where (the tensor, the setting with its value, or the file) and what to do. A function that
-//! returns an error has left the files as they were.
->>>>>>> examples
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
@@ -38,13 +33,8 @@ pub enum Error {
     Merge(String),
     /// The posterior holds less of a part than was to be removed.
     #[error(
-<<<<<<< HEAD
         "removing {weight} of the other posterior leaves {what} without a positive precision: \
          weights below {largest:e} can be removed"
-=======
-        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} can \
-         be removed"
->>>>>>> examples
     )]
     Removal {
         /// Which tensor.
@@ -68,7 +58,6 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-<<<<<<< HEAD
     /// Refuses a setting that is out of range.
     pub(crate) fn unless(ok: bool, name: &'static str, value: impl Debug, expected: &'static str) -> Result<()> {
         if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: format!("{value:?}"), expected }) }
@@ -78,8 +67,6 @@ impl Error {
         Error::Parameter { name: name.to_owned(), problem: problem.into() }
     }
 
-=======
->>>>>>> examples
     pub(crate) fn file(path: &Path, problem: impl Display) -> Self {
         Error::File { path: path.to_owned(), problem: problem.to_string() }
     }

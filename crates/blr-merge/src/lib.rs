@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Merges fine-tunes of one model into one model: safetensors files of any size, or anything else that can be read as
 //! slices.
 //!
@@ -43,11 +42,3 @@ pub use error::{Error, Result};
 pub use files::{Destination, FileModel, Merged, merge_files, remove_files};
 pub use method::{Keep, Method, Rescale, TaskVectors};
 pub use storage::{StoredTensor, WeightFile};
-=======
-//! Merges weights and posteriors in safetensors files.
-
-mod error;
-pub mod storage;
-
-pub use error::{Error, Result};
->>>>>>> examples

@@ -101,13 +101,8 @@ fn a_folder_without_mnist_gives_the_synthetic_set() {
 
 #[test]
 fn real_mnist() {
-    let data = std::env::var_os("TCH_BLR_DATA").map(std::path::PathBuf::from);
-    if !data.is_some_and(|d| d.join("mnist").is_dir()) {
-        // Not println!, whose output the test harness hides.
-        writeln!(std::io::stderr(), "skipped: real_mnist (TCH_BLR_DATA names no folder with mnist/)").unwrap();
-        return;
-    }
-    let d = Digits::load().unwrap();
+    let Some(data) = support::data("mnist") else { return };
+    let d = Digits::load_from(Some(&data)).unwrap();
     assert_eq!((d.train_images.size(), d.test_images.size()), (vec![60_000, 784], vec![10_000, 784]));
     // The first labels of the training set, and its published mean intensity.
     assert_eq!(ints(&d.train_labels.narrow(0, 0, 5)), [5, 0, 4, 1, 9]);

@@ -8,25 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Drafts that this process has begun.
 static DRAFTS: AtomicU64 = AtomicU64::new(0);
 
-<<<<<<< HEAD
 /// Writes a file by way of a draft: `write` makes the new file at the path that it is given, beside the old one; it is
 /// then flushed to the disk and renamed to `path`. Whoever opens `path`, even after a crash at any moment, finds the
 /// old file or the new one, and either is whole.
-=======
-/// Writes a file by way of a draft: `write` makes the new file at the path that it is given, beside the old one; it is then flushed
-/// to the disk and renamed to `path`. Whoever opens `path`, even after a crash at any moment, finds the old file or the new
-/// one, and either is whole.
->>>>>>> examples
 ///
 /// `write` may also make a folder, if there is none at `path` or an empty one; it then flushes the files in it.
 ///
 /// # Errors
-<<<<<<< HEAD
 /// Those of `write`, and [`Error::File`] if the draft cannot be renamed. The old file is then still there, and no
 /// draft.
-=======
-/// Those of `write`, and [`Error::File`] if the draft cannot be renamed. The old file is then still there, and no draft.
->>>>>>> examples
 pub fn replace<E: From<Error>>(path: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
     let file_name = path.file_name().ok_or_else(|| error(&"the path names no file"))?;

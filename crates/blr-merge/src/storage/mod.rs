@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Files of named tensors, in the format of [safetensors](https://github.com/huggingface/safetensors).
 //!
 //! What belongs here knows names, bytes and kinds of numbers, and nothing about merging. The two constants are what
@@ -18,15 +17,6 @@ pub(crate) use writer::{Entry, FileWriter};
 
 /// Key of the entry in a file's metadata by which tch-blr says what the file is: a posterior, or the state of an
 /// optimizer.
-=======
-//! Files of named tensors: what belongs here knows bytes and names, and nothing about merging.
-
-mod atomic;
-
-pub use atomic::replace;
-
-/// Key of the entry in a file's metadata by which tch-blr says what the file is: a posterior, or the state of an optimizer.
->>>>>>> examples
 pub const DESCRIPTION: &str = "tch_blr";
 
 /// Suffix of the name of a weight's precision in a posterior's file: `<name>.precision` beside `<name>`.

@@ -1,12 +1,13 @@
 //! The rows under test, with settings under which all of their arithmetic takes part.
 
-use super::wave;
+use crate::places::wave_at;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_blr::rule::Rule;
 use tch_blr::{Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, Ivon, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Sgd, Statistic, Ste, Vadam, Von};
 
-/// A row's configuration for the variables of a store, and a learning rate with which it trains [`super::Net`].
+/// A row's configuration for the variables of a store, and a learning rate with which it trains [`crate::Net`].
+#[derive(Debug)]
 pub struct Row<R: Rule> {
     pub make: fn(&VarStore) -> Builder<R>,
     pub lr: f64,
@@ -26,9 +27,12 @@ pub fn posterior(vs: &VarStore) -> DiagonalGaussian {
     let params = Params::from(vs);
     let entry = |(i, name): (usize, &str)| {
         let w = &variables[name];
-        let kind = if w.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let place = super::Place { kind, device: Device::Cpu };
-        (name.to_owned(), wave(&w.size(), i as f64, place) * 0.2, (wave(&w.size(), 9.0, place) + 2.0) * (0.01 * ESS))
+        let place = (if w.kind() == Kind::Double { Kind::Double } else { Kind::Float }, Device::Cpu);
+        (
+            name.to_owned(),
+            wave_at(&w.size(), i as f64, place) * 0.2,
+            (wave_at(&w.size(), 9.0, place) + 2.0) * (0.01 * ESS),
+        )
     };
     DiagonalGaussian::new(params.names().enumerate().map(entry)).unwrap()
 }
