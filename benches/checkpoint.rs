@@ -3,7 +3,7 @@
 mod common;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tch_blr::{Ivon, Rule};
+use tch_blr::Ivon;
 
 fn checkpoint(c: &mut Criterion) {
     let shapes = common::resnet18();

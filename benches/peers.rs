@@ -35,7 +35,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_blr::{Adam, Curvature, Derivatives, Ivon, RmsProp, Rule, Sgd, Vogn};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, Derivatives, Ivon, RmsProp, Sgd, Von};
 use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::digits::Digits;
 
@@ -105,7 +106,7 @@ fn cases(bench: &mut Bench, images: &Tensor, labels: &Tensor) -> Outcome<()> {
     bench.case("resnet18/rmsprop", &|| given(RmsProp::default(), LR, true), &[tch_rmsprop])?;
     bench.case("resnet18/rmsprop-unchecked", &|| given(RmsProp::default(), LR, false), &[tch_rmsprop])?;
     bench.case("resnet18/ivon", &|| given(ivon, IVON_LR, true), &[fused, tch_adam, ivon_opt])?;
-    bench.case("resnet18/vogn", &|| given(Vogn::default().ess(ESS), LR, true), &[fused])?;
+    bench.case("resnet18/vogn", &|| given(Von::default().ess(ESS), LR, true), &[fused])?;
 
     let small_tch_adam = Here("tch-adam", &small_tch_adam);
     bench.case("mlp251/adam", &small_adam, &[small_tch_adam])?;

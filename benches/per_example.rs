@@ -11,7 +11,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::Likelihood;
 use tch_blr::sensitivity::Sensitivity;
-use tch_blr::{Adam, Optimizer, Philox, Prior, Rule, Von};
+use tch_blr::{Adam, Optimizer, Philox, Prior, Von};
 
 const BATCH: i64 = 128;
 

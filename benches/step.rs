@@ -8,7 +8,8 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use std::hint::black_box;
 use tch::Device;
 use tch::nn::{Module, VarStore};
-use tch_blr::{Adam, AdamW, Curvature, Ivon, Philox, RmsProp, Rule, Sgd, Von};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, AdamW, Ivon, Philox, RmsProp, Sgd, Von};
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 

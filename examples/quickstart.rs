@@ -1,7 +1,7 @@
 //! A whole program: data, network, optimizer, loop, posterior, and predictions that know how sure they are.
 use tch::nn::{self, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Ivon, Rule};
+use tch_blr::Ivon;
 
 fn main() -> tch_blr::Result<()> {
     tch::manual_seed(0);

@@ -17,7 +17,8 @@ use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::{Adam, Expectation, Fisher, GaussianRule, Ivon, Optimizer, Prior, Rule, Schedule, Von};
+use tch_blr::rule::{Row, Rule};
+use tch_blr::{Adam, Expectation, Fisher, Ivon, Optimizer, Prior, Schedule, Von};
 use tch_blr_examples::pictures::bands::{Panel, bands};
 use tch_blr_examples::random::Rng;
 use tch_blr_examples::{Outcome, data, output};
@@ -62,7 +63,12 @@ fn main() -> Outcome {
     let (laplace, checks) = laplace(&data)?;
     let n = data.train.len() as f64;
     let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
-    let ivon = Ivon::default().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).antithetic(true);
+    let ivon = Ivon::default()
+        .ess(n)
+        .weight_decay(DELTA / n)
+        .hess_init(1.0)
+        .beta2(0.999)
+        .expectation(Expectation::Antithetic { pairs: 1 });
     let ivon = sampled("IVON", &data, |net| ivon.builder().schedule(schedule).build(&net.vs, 0.3))?;
     let vogn = Von::vogn().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999);
     let vogn = vogn.expectation(Expectation::Antithetic { pairs: 1 });
@@ -313,7 +319,7 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
 }
 
 /// The network itself with weights drawn from the posterior.
-fn sampled<R: GaussianRule>(
+fn sampled<R: Row<Posterior = DiagonalGaussian>>(
     name: &'static str,
     data: &Data,
     build: impl Fn(&Net) -> tch_blr::Result<Optimizer<R>>,

@@ -34,8 +34,8 @@
 //! | [`Adam`], [`AdamW`] | Gaussian, diagonal | at the mean, averaged | root of averaged squared gradients |
 //! | [`Vadam`], [`Vadam::vprop`], [`Vadam::noisy_adam`] | Gaussian, diagonal | at samples | averaged squared gradients |
 //! | OGN, [`Von::ogn`] | Gaussian, diagonal | at the mean | Gauss-Newton, per-example squares |
-//! | VOGN, [`Von::vogn`], [`Vogn::icml2018`], [`Vogn::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
-//! | VON, [`Von`] with [`VonCurvature::Price`] | Gaussian, diagonal | at samples | Price's theorem |
+//! | VOGN, [`Von::vogn`], [`Von::icml2018`], [`Von::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
+//! | VON, [`Von`] with [`Statistic::Price`] | Gaussian, diagonal | at samples | Price's theorem |
 //! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
 //! | [`Sam`] | Gaussian, fixed covariance | at the worst point near the mean | 1 |
 //! | [`SamRmsProp`] | Gaussian, diagonal | at the worst point near the mean | root of averaged squared gradients |
@@ -50,13 +50,13 @@
 //! | [`MixtureOfGaussians`] | mixture of diagonal Gaussians | at samples, nodes or the means | exact |
 //!
 //! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
-//! [`StructuredRule`], and [`StructuredOptimizer`] drives them.
+//! [`Row`], and [`Optimizer`] drives them.
 //!
 //! # Train, ask, predict
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor, nn, nn::Module};
-//! use tch_blr::{Ivon, Rule, metrics};
+//! use tch_blr::{Ivon, metrics};
 //!
 //! # fn main() -> tch_blr::Result<()> {
 //! # tch::manual_seed(0);
@@ -84,7 +84,7 @@
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn};
-//! # use tch_blr::{Ivon, Rule, combine};
+//! # use tch_blr::{Ivon, combine};
 //! # fn main() -> tch_blr::Result<()> {
 //! # let vs = nn::VarStore::new(Device::Cpu);
 //! # let w = vs.root().zeros("w", &[3]);

@@ -14,7 +14,7 @@
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
-//! use tch_blr::{Ivon, Rule, pruning};
+//! use tch_blr::{Ivon, pruning};
 //! # fn main() -> tch_blr::Result<()> {
 //! # let vs = VarStore::new(Device::Cpu);
 //! # let net = tch::nn::linear(vs.root(), 4, 3, Default::default());
@@ -32,8 +32,8 @@
 //! ```
 
 use crate::driver::Row;
-use crate::posterior::in_model;
 use crate::fisher::DiagonalFisher;
+use crate::posterior::in_model;
 use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
@@ -152,12 +152,12 @@ impl Mask {
     /// binary weight is 0 as well, and has λ = 0. For loops of one's own: [`Mask::apply`] at the beginning of the closure, and after
     /// the step.
     ///
-    /// Not for a [`StructuredOptimizer`](crate::StructuredOptimizer): its step is S⁻¹g with an S that ties weights together, so that
+    /// Not for a [`Optimizer`](crate::Optimizer): its step is S⁻¹g with an S that ties weights together, so that
     /// the others would move with pruned ones that stay where they are, away from their own optimum.
     ///
     /// ```compile_fail,E0308
     /// # use tch::nn::VarStore;
-    /// # use tch_blr::{Newton, StructuredRule, pruning::Mask};
+    /// # use tch_blr::{Newton, pruning::Mask};
     /// # fn f(vs: &VarStore, mask: &Mask, loss: impl FnMut() -> tch::Tensor) -> tch_blr::Result<()> {
     /// mask.step(&mut Newton::default().build(vs, 1.0)?, loss)?;
     /// # Ok(())

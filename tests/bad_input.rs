@@ -9,10 +9,11 @@ use std::path::Path;
 use support::{F32, F64, Net, Separable, Snapshot, bits, refused, rows::posterior, wave_at};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+use tch_blr::rows::Momentum;
+use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, HessianEstimator, Ivon,
-    Momentum, Optimizer, Params, Philox, Prior, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Ste, Vadam, Vogn, Von,
-    VonCurvature,
+    Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, Ivon, Optimizer, Params,
+    Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Statistic, Ste, Vadam, Von,
 };
 
 /// The error's text; it has to contain all of `parts`.
@@ -231,7 +232,7 @@ rows! {
             (good.expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"),
             (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
             (good.expectation(adversarial), "expectation", "Adversarial { sampled: true }"),
-            (Von::ogn().ess(9.0).curvature(VonCurvature::Price), "curvature", "Price"),
+            (Von::ogn().ess(9.0).hessian(Statistic::Price), "curvature", "Price"),
             (good.momentum(Momentum::HeavyBall), "debias", "true"),
             // A precision that can be zero.
             (flat.hess_init(0.0), "hess_init + weight_decay + damping", "0.0"),
@@ -365,11 +366,14 @@ fn builder() {
     refused(good_ivon().hess_init(1e300).build(&single.vs, 0.1), &["`first.weight`", "hess", "1e300", "f32"]);
     good_ivon().hess_init(1e300).build(&net.vs, 0.1).unwrap();
     // Not in an override: the evaluations of a step are common to all parameters.
-    let samples = good_ivon().builder().group(1, |c| c.mc_samples(3)).build(&net.vs, 0.1);
+    let samples = good_ivon().builder().group(1, |c| c.samples(3)).build(&net.vs, 0.1);
     refused(samples, &["second.weight", "override"]);
     let mut opt = good_ivon().build(&net.vs, 0.1).unwrap();
     let before = Snapshot::of(&opt, &net.vs);
-    refused(opt.configure(|c| c.antithetic(true)), &["fixed when the optimizer is built"]);
+    refused(
+        opt.configure(|c| c.expectation(Expectation::Antithetic { pairs: 1 })),
+        &["fixed when the optimizer is built"],
+    );
     let sgd = Sgd::default().build(&net.vs, 0.1).unwrap();
     assert_eq!(sgd.steps(), 0);
     assert_eq!(Snapshot::of(&opt, &net.vs), before);
@@ -513,7 +517,7 @@ fn weights_without_gradient_stay_finite() {
     run(Adam::default());
     run(AdamW::default());
     run(Von::ogn().ess(1e4));
-    run(Vogn::neurips2019().ess(1e4));
+    run(Von::neurips2019().ess(1e4));
     run(Von::vogn().ess(1e4).weight_decay(0.0).beta2(0.5).damping(1e-3));
     run(good_ivon());
     run(Sam::default());

@@ -2,9 +2,11 @@
 
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Kind, Tensor};
+use tch_blr::rows::Momentum;
+use tch_blr::rule::{Row, Rule};
 use tch_blr::{
-    Adam, AdamW, DiagonalGaussian, Expectation, GaussianRule, Given, Ivon, Momentum, Optimizer, Params, Philox, Prior,
-    RmsProp, Rule, Sgd, Von, VonCurvature, combine,
+    Adam, AdamW, Builder, DiagonalGaussian, Expectation, Given, Ivon, Optimizer, Params, Philox, Prior, RmsProp, Sgd,
+    Statistic, Von, combine,
 };
 
 /// Five points and targets of a linear model in three weights, with nothing orthogonal about it.
@@ -15,7 +17,7 @@ fn tanh_losses(w: &Tensor) -> Tensor {
 }
 
 /// Mean, state and posterior precision after each of 20 steps.
-fn trajectory<R: GaussianRule>(opt: &mut Optimizer<R>, w: &Tensor) -> Vec<f64> {
+fn trajectory<R: Row<Posterior = DiagonalGaussian>>(opt: &mut Optimizer<R>, w: &Tensor) -> Vec<f64> {
     let mut all = Vec::new();
     for _ in 0..20 {
         opt.step(|| tanh_losses(w)).unwrap();
@@ -26,11 +28,11 @@ fn trajectory<R: GaussianRule>(opt: &mut Optimizer<R>, w: &Tensor) -> Vec<f64> {
     all
 }
 
-fn from_start<R: GaussianRule>(rule: R) -> Vec<f64> {
+fn from_start<R: Row<Posterior = DiagonalGaussian>>(rule: R) -> Vec<f64> {
     from_start_with(rule, None)
 }
 
-fn from_start_with<R: GaussianRule>(rule: R, prior: Option<Prior>) -> Vec<f64> {
+fn from_start_with<R: Row<Posterior = DiagonalGaussian>>(rule: R, prior: Option<Prior>) -> Vec<f64> {
     let w = weight(&[0.2, -0.5, 0.3]);
     let builder = rule.noise(Philox { seed: 4 });
     let builder = if let Some(prior) = prior { builder.prior(prior) } else { builder };
@@ -43,8 +45,8 @@ fn vons() -> Vec<Von> {
     vec![
         base,
         base.expectation(Expectation::Delta),
-        base.curvature(VonCurvature::Price),
-        base.curvature(VonCurvature::Price).expectation(Expectation::Antithetic { pairs: 2 }),
+        base.hessian(Statistic::Price),
+        base.hessian(Statistic::Price).expectation(Expectation::Antithetic { pairs: 2 }),
         base.momentum(Momentum::HeavyBall).debias(false).prior_in_momentum(true).hess_from_first_batch(true),
     ]
 }
@@ -163,7 +165,7 @@ fn exact(tasks: &[&Task]) -> [Vec<f64>; 2] {
 }
 
 /// Learns a task exactly: pairs at m ± σ integrate a linear model's gradients and Hessian.
-fn learn<R: GaussianRule>(rule: R, task: &Task, prior: Prior) -> DiagonalGaussian {
+fn learn<R: Row<Posterior = DiagonalGaussian>>(rule: R, task: &Task, prior: Prior) -> DiagonalGaussian {
     const STEPS: usize = 400;
     let w = weight(&[0.1, -0.2, 0.3]);
     let mut opt =
@@ -181,15 +183,21 @@ fn is(q: &DiagonalGaussian, [mean, precision]: &[Vec<f64>; 2], tolerance: f64) {
 }
 
 fn ivon(task: &Task) -> Ivon {
-    Ivon::default().ess(task.n()).antithetic(true).beta1(0.0).beta2(0.9).rescale_lr(false).lr(0.2)
+    Ivon::default()
+        .ess(task.n())
+        .expectation(Expectation::Antithetic { pairs: 1 })
+        .beta1(0.0)
+        .beta2(0.9)
+        .rescale_lr(false)
+        .lr(0.2)
 }
 
 fn von(task: &Task) -> Von {
     let pairs = Expectation::Antithetic { pairs: 1 };
-    Von::default().ess(task.n()).curvature(VonCurvature::Price).expectation(pairs).beta1(0.0).beta2(0.9).lr(0.2)
+    Von::default().ess(task.n()).hessian(Statistic::Price).expectation(pairs).beta1(0.0).beta2(0.9).lr(0.2)
 }
 
-fn one_after_the_other<R: GaussianRule>(rule: impl Fn(&Task) -> R) {
+fn one_after_the_other<R: Row<Posterior = DiagonalGaussian>>(rule: impl Fn(&Task) -> R) {
     let [a, b] = &tasks();
     let isotropic = || Prior::isotropic(PRIOR);
     let [qa, qb] = [a, b].map(|t| learn(rule(t), t, isotropic()));
@@ -228,7 +236,7 @@ fn likelihood(task: &Task) -> [Vec<f64>; 2] {
     [of(&|j| task.moment(j) / task.gram(j, j)), of(&|j| task.gram(j, j))]
 }
 
-fn options_of_variational_continual_learning<R: GaussianRule>(rule: impl Fn(f64) -> R) {
+fn options_of_variational_continual_learning<R: Row<Posterior = DiagonalGaussian>>(rule: impl Fn(f64) -> R) {
     let [a, b] = &tasks();
     let (la, lb) = (likelihood(a), likelihood(b));
     let q0 = posterior(&[0.2, 0.0, -0.1], &[PRIOR; 3]);
@@ -273,7 +281,8 @@ fn a_prior_is_rescaled_by_the_examples_of_the_next_task() {
         values(&w)
     };
     for n in [1.0, 6.0, 1000.0] {
-        let rule = Ivon::default().ess(n).antithetic(true).beta1(0.0).rescale_lr(false);
+        let rule =
+            Ivon::default().ess(n).expectation(Expectation::Antithetic { pairs: 1 }).beta1(0.0).rescale_lr(false);
         let expected: Vec<f64> =
             [0.5, -1.0, 2.0].iter().zip(slope).zip([3.0, 40.0, 0.2]).map(|((m, g), s)| m - 1e-3 * g * n / s).collect();
         all_close(&one_step(rule.prior(old())), &expected, 1e-12);
@@ -290,7 +299,8 @@ fn a_correlated_target_has_the_mean_field_answer() {
     for ess in [1.0, 10.0] {
         let w = weight(&[0.0, 0.0]);
         // Without a prior, the loss alone is the target's.
-        let rule = Ivon::default().ess(ess).weight_decay(0.0).antithetic(true).mc_samples(2);
+        let rule =
+            Ivon::default().ess(ess).weight_decay(0.0).expectation(Expectation::Antithetic { pairs: 1 }).samples(2);
         let rule = rule.beta1(0.0).beta2(0.9).rescale_lr(false);
         // All four signs, so that the products of different weights' noise cancel.
         let mut opt = rule.noise(given(steps, &[&[1.0, 1.0], &[1.0, -1.0]])).build(params(&w), 0.2).unwrap();
@@ -317,7 +327,7 @@ fn old() -> DiagonalGaussian {
 
 #[test]
 fn under_a_posterior_as_prior_the_precision_starts_there() {
-    fn starts_there<R: GaussianRule>(rule: R) {
+    fn starts_there<R: Row<Posterior = DiagonalGaussian>>(rule: R) {
         let w = weight(&[1.0, 1.0, 1.0]);
         let opt = rule.prior(old()).build(params(&w), 0.1).unwrap();
         is(&opt.posterior().unwrap(), &[vec![1.0; 3], vec![3.0, 40.0, 0.2]], 1e-14);
@@ -387,7 +397,7 @@ fn heads_have_their_own_prior() {
 /// P₀ and δ = P₀/ess are the same prior, in every row whose weight decay is one.
 #[test]
 fn an_isotropic_prior_is_a_weight_decay() {
-    fn same<R: GaussianRule>(rule: R, ess: f64) {
+    fn same<R: Row<Posterior = DiagonalGaussian>>(rule: R, ess: f64) {
         let decay = from_start(rule.with_weight_decay(3.0 / ess));
         all_close(&from_start_with(rule, Some(Prior::isotropic(3.0))), &decay, 1e-14);
         assert_ne!(decay, from_start(rule));
@@ -443,7 +453,7 @@ fn delta_rows_are_pulled_to_the_prior() {
 /// shifted trajectory.
 #[test]
 fn priors_are_centred_at_their_mean() {
-    fn shifted<R: GaussianRule>(rule: R) {
+    fn shifted<R: Row<Posterior = DiagonalGaussian>>(rule: R) {
         let shift = 1.7;
         let mut runs = [0.0, shift].map(|m0| {
             let w = weight(&[0.2 + m0, -0.5 + m0, 0.3 + m0]);
@@ -466,7 +476,7 @@ fn priors_are_centred_at_their_mean() {
 /// KL(q ‖ prior)/ess by way of two posteriors.
 #[test]
 fn diagnostics_agree_with_the_divergence_of_posteriors() {
-    fn agrees<R: GaussianRule>(rule: R, prior: Option<Prior>, expected: &DiagonalGaussian) {
+    fn agrees<R: Row<Posterior = DiagonalGaussian>>(rule: R, prior: Option<Prior>, expected: &DiagonalGaussian) {
         let w = weight(&[0.2, -0.5, 0.3]);
         let builder = rule.noise(Philox { seed: 4 });
         let builder = if let Some(prior) = prior { builder.prior(prior) } else { builder };

@@ -3,12 +3,11 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-
-
 use support::{all_close, close, params, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor, nn};
-use tch_blr::{BayesBiNN, Given, MeanFieldBernoulli, Optimizer, Params, Philox, Rule, Ste, metrics};
+use tch_blr::rule::Rule;
+use tch_blr::{BayesBiNN, Expectation, Given, MeanFieldBernoulli, Optimizer, Params, Philox, Ste, metrics};
 use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::digits::Digits;
 
@@ -63,7 +62,8 @@ fn with_exact_gradients<const K: usize>(
     steps: u64,
     gradient: impl Fn([f64; K]) -> [f64; K],
 ) -> [f64; K] {
-    use tch_blr::{Site, When};
+    use tch_blr::Expectation;
+    use tch_blr::rule::{Site, When};
     let mut lambda = [0.0; K];
     for t in 1..=steps {
         let k = rule.coefficients(When { t, lr_factor: 1.0 });
@@ -124,7 +124,7 @@ fn a_linear_loss_is_solved_in_one_step() {
 fn bayesbinn_settles_at_the_exact_posterior() {
     const COPIES: usize = 512;
     let w = weight(&[0.0; COPIES]);
-    let rule = BayesBiNN::default().ess(2.0).relaxation(0.1).antithetic(true);
+    let rule = BayesBiNN::default().ess(2.0).relaxation(0.1).expectation(Expectation::Antithetic { pairs: 1 });
     let mut opt = rule.noise(Philox { seed: 5 }).build(params(&w), 0.01).unwrap();
     let mut total = Tensor::zeros([COPIES as i64], (Kind::Double, Device::Cpu));
     for step in 0..800 {

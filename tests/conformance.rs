@@ -7,8 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::rows::{self, Row};
 use support::{F64, Net, Place, Separable, Snapshot, assert_close, bits, places};
 use tch::Tensor;
+use tch_blr::rule::Row;
 use tch_blr::rule::{DeltaRule, Row, Rule};
-use tch_blr::{Adam, AdamW, BayesBiNN, BayesianSam, Error, Expectation, Ivon, Optimizer, Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Vadam, Von};
+use tch_blr::{
+    Adam, AdamW, BayesBiNN, BayesianSam, Error, Expectation, Ivon, Optimizer, Philox, Prior, RmsProp, Sam, SamRmsProp,
+    Schedule, Sgd, Vadam, Von,
+};
 
 macro_rules! checks {
     ($row:ident: $($check:ident)*) => {
@@ -734,7 +738,7 @@ fn changes_before_the_update_are_taken_over() {
 #[test]
 fn failure_leaves_the_diagnostics() {
     let net = Net::new(support::F64);
-    let mut opt = tch_blr::Ivon::default().ess(100.0).mc_samples(2).build(&net.vs, 0.1).unwrap();
+    let mut opt = tch_blr::Ivon::default().ess(100.0).samples(2).build(&net.vs, 0.1).unwrap();
     opt.step(|| net.losses()).unwrap();
     let before = opt.diagnostics().unwrap();
     let calls = Cell::new(0);

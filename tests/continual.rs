@@ -10,8 +10,7 @@ use tch_blr::fisher::{Fisher, KroneckerFisher, LayerFactors};
 use tch_blr::nn::Likelihood;
 use tch_blr::selection::class_balanced;
 use tch_blr::{
-    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter,
-    Newton, Params, Rule, Sgd, StructuredRule, combine,
+    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, Newton, Params, Sgd, combine,
 };
 
 fn leaf(value: &Tensor) -> Tensor {

@@ -20,7 +20,7 @@
 
 use support::{all_close, close, params, values, weight};
 use tch::{Kind, Tensor};
-use tch_blr::{DiagonalGaussian, Mixture, Rule, Sgd};
+use tch_blr::{DiagonalGaussian, Mixture, Sgd};
 
 /// Two inputs, three hidden tanh units, one output; three examples.
 struct Layer {

@@ -9,9 +9,10 @@ use support::{
     Quadrature, all_close, close, given, mean_and_error, params, state, values, weight, with_exact_expectations,
 };
 use tch::{Kind, Tensor};
-use tch_blr::rule::Rule;
 use tch_blr::rule::Row;
-use tch_blr::{DiagonalGaussian, Adam, Expectation, Ivon, Optimizer, Philox, RmsProp, Sgd, Statistic, Vadam, Von};
+use tch_blr::rule::Row;
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, DiagonalGaussian, Expectation, Ivon, Optimizer, Philox, RmsProp, Sgd, Statistic, Vadam, Von};
 
 /// The means after steps with these gradients, from 0.5.
 fn trajectory(rule: impl Rule, lr: f64, gradients: [f64; 3]) -> [f64; 3] {
@@ -135,7 +136,13 @@ fn ogn_and_vogn_miss_the_precision_of_least_squares() {
 #[test]
 fn price_finds_the_precision_of_least_squares() {
     let von = vogn().expectation(Expectation::Antithetic { pairs: 1 }).hessian(Statistic::Price);
-    let ivon = Ivon::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9).expectation(Expectation::Antithetic { pairs: 1 }).rescale_lr(false);
+    let ivon = Ivon::default()
+        .ess(2.0)
+        .weight_decay(0.5)
+        .beta1(0.0)
+        .beta2(0.9)
+        .expectation(Expectation::Antithetic { pairs: 1 })
+        .rescale_lr(false);
     for (mean, precision) in
         [Regression::new().fixed_point(von, 0.2, 300), Regression::new().fixed_point(ivon, 0.2, 300)]
     {

@@ -10,7 +10,7 @@ use tch_blr::family::{
     Cvi, ExponentialFamily, Gaussian, GaussianLikelihood, Likelihood, LogisticLikelihood, MeanFieldGaussian,
     PoissonLikelihood, converge, normal_quadrature, rule_step, vmp_step,
 };
-use tch_blr::{Von, VonCurvature};
+use tch_blr::{Statistic, Von};
 
 fn t(x: &[f64]) -> Tensor {
     Tensor::from_slice(x)
@@ -123,7 +123,7 @@ fn the_reference_posteriors_and_variational_online_newton() {
             all_close(&values(&q.posterior().natural()), &[0.0, -0.5], 1e-15); // the prior
             q.insert(&t(&[1.0]).unsqueeze(1), &t(&[y])).unwrap();
         }
-        let von = Von::default().ess(1.0).weight_decay(1.0).curvature(VonCurvature::Price);
+        let von = Von::default().ess(1.0).weight_decay(1.0).hessian(Statistic::Price);
         let (m, s) = with_exact_expectations(von.beta2(0.9).lr(0.1), 1500, gradient);
         all_close(&[m, s], &[mean, precision], 1e-8);
     }

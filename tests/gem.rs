@@ -5,7 +5,8 @@ use support::{all_close, close, says, values};
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Model, Regularizer, StoredOutputs, gem};
 use tch_blr::nn::Likelihood;
-use tch_blr::{Derivatives, Params, Rule, Sgd};
+use tch_blr::rule::Rule;
+use tch_blr::{Derivatives, Params, Sgd};
 
 type Gradients = Vec<Option<Tensor>>;
 

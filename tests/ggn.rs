@@ -3,9 +3,9 @@
 use support::{all_close, close, mean_and_error, params, state, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Expectation, Given, Philox, Rule, Sgd, Von, VonCurvature, nn};
+use tch_blr::{Error, Expectation, Given, Philox, Sgd, Statistic, Von, nn};
 
-const BOTH: [VonCurvature; 2] = [VonCurvature::GgnExact, VonCurvature::GgnMonteCarlo];
+const BOTH: [Statistic; 2] = [Statistic::Fisher(Labels::Exact), Statistic::Fisher(Labels::Sampled)];
 
 /// x = (1, 2), y = (1, 3), unit noise, prior precision 1: the exact posterior is N(7/6, 1/6), which per-example squares miss
 /// on either side (`tests/exact.rs`). For a linear model the Gauss-Newton matrix is the Hessian, and with one output its
@@ -18,7 +18,7 @@ fn ogn_and_vogn_with_the_gauss_newton_matrix_find_the_precision_of_least_squares
             let w = weight(&[0.5]);
             let rule = Von::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9);
             let noise = Given((0..300).map(|_| vec![vec![Tensor::from_slice(&[1.0])]]).collect());
-            let rule = rule.curvature(curvature).expectation(expectation).noise(noise);
+            let rule = rule.hessian(curvature).expectation(expectation).noise(noise);
             let mut opt = rule.build(params(&w), 0.2).unwrap();
             for _ in 0..300 {
                 opt.step(|| nn::squared_error(&(&x * &w), &y, 1.0)).unwrap();
@@ -63,11 +63,11 @@ fn written_out(vs: &VarStore, z: &Tensor, lambda: &Tensor) -> Vec<Vec<f64>> {
 /// f of one step at the mean.
 fn diagonals<L: tch_blr::IntoTensor>(
     vs: &VarStore,
-    curvature: VonCurvature,
+    curvature: Statistic,
     seed: u64,
     closure: impl FnMut() -> L,
 ) -> Vec<Vec<f64>> {
-    let rule = Von::ogn().ess(10.0).beta2(0.0).curvature(curvature).noise(Philox { seed });
+    let rule = Von::ogn().ess(10.0).beta2(0.0).hessian(curvature).noise(Philox { seed });
     let mut opt = rule.build(vs, 0.0).unwrap();
     opt.step(closure).unwrap();
     let names: Vec<String> = opt.params().names().map(str::to_owned).collect();
@@ -93,15 +93,16 @@ fn the_diagonal_is_that_of_the_matrix_written_out() {
         let exact = written_out(&vs, &net(), &lambda);
         // Per-example losses and their mean.
         for found in [
-            diagonals(&vs, VonCurvature::GgnExact, 0, loss),
-            diagonals(&vs, VonCurvature::GgnExact, 0, || loss().mean(Kind::Double)),
+            diagonals(&vs, Statistic::Fisher(Labels::Exact), 0, loss),
+            diagonals(&vs, Statistic::Fisher(Labels::Exact), 0, || loss().mean(Kind::Double)),
         ] {
             for (ours, exact) in found.iter().zip(&exact) {
                 all_close(ours, exact, 1e-12);
             }
         }
         // The estimate, at 5 standard errors for each of 31 elements of 3 losses (5e-5), has a variance of its own.
-        let draws: Vec<_> = (0..300).map(|seed| diagonals(&vs, VonCurvature::GgnMonteCarlo, seed, loss)).collect();
+        let draws: Vec<_> =
+            (0..300).map(|seed| diagonals(&vs, Statistic::Fisher(Labels::Sampled), seed, loss)).collect();
         for (w, exact) in exact.iter().enumerate() {
             for (i, expected) in exact.iter().enumerate() {
                 let (mean, error) = mean_and_error(&draws.iter().map(|d| d[w][i]).collect::<Vec<_>>());
@@ -116,13 +117,13 @@ fn the_diagonal_is_that_of_the_matrix_written_out() {
 #[test]
 fn layers_of_tch_will_do() {
     let (vs, net, y) = network(3);
-    let tapped = diagonals(&vs, VonCurvature::GgnExact, 0, || nn::cross_entropy(&net(), &y));
+    let tapped = diagonals(&vs, Statistic::Fisher(Labels::Exact), 0, || nn::cross_entropy(&net(), &y));
     let by_hand = || {
         let [b1, w1, b2, w2] = &vs.trainable_variables()[..] else { unreachable!() };
         let x = (Tensor::arange(15, (Kind::Double, Device::Cpu)) * 0.9).cos().reshape([5, 3]);
         (x.matmul(&w1.tr()) + b1).tanh().matmul(&w2.tr()) + b2
     };
-    let untapped = diagonals(&vs, VonCurvature::GgnExact, 0, || nn::cross_entropy(&by_hand(), &y));
+    let untapped = diagonals(&vs, Statistic::Fisher(Labels::Exact), 0, || nn::cross_entropy(&by_hand(), &y));
     for (a, b) in tapped.iter().zip(&untapped) {
         all_close(a, b, 1e-14);
     }
@@ -138,7 +139,7 @@ fn outputs_add_up() {
         a + nn::squared_error(&(&x * &w * 3.0), &x, 2.0).unwrap()
     };
     for curvature in BOTH {
-        let mut opt = Von::ogn().ess(10.0).beta2(0.0).curvature(curvature).build(params(&w), 0.0).unwrap();
+        let mut opt = Von::ogn().ess(10.0).beta2(0.0).hessian(curvature).build(params(&w), 0.0).unwrap();
         opt.step(loss).unwrap();
         // Mean of x² is 2.5.
         all_close(&state(&opt, "hess"), &[2.5 + 2.5 * 9.0 / 2.0], 1e-14);
@@ -149,7 +150,7 @@ fn outputs_add_up() {
 fn a_loss_without_its_output_is_refused() {
     let (vs, net, y) = network(3);
     for curvature in BOTH {
-        let mut opt = Von::vogn().ess(10.0).curvature(curvature).build(&vs, 0.1).unwrap();
+        let mut opt = Von::vogn().ess(10.0).hessian(curvature).build(&vs, 0.1).unwrap();
         let before: Vec<_> = vs.trainable_variables().iter().map(values).collect();
         let e = opt.step(|| net().cross_entropy_for_logits(&y)).unwrap_err();
         assert!(matches!(e, Error::Likelihood(_)) && e.to_string().contains("squared_error"), "{e}");

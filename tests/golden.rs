@@ -8,7 +8,9 @@ use tch::nn::VarStore;
 use tch::{Device, Reduction, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
 use tch_blr::rule::Rule;
-use tch_blr::{Adam, AdamW, BayesianSam, Builder, Expectation, Given, Ivon, Optimizer, RmsProp, Sam, Sgd, Statistic, Von};
+use tch_blr::{
+    Adam, AdamW, BayesianSam, Builder, Expectation, Given, Ivon, Optimizer, RmsProp, Sam, Sgd, Statistic, Von,
+};
 
 /// Everything here is f64; what differs is the order of operations.
 const TOLERANCE: f64 = 1e-10;

@@ -156,8 +156,8 @@ const NOT_ROWS: [&str; 12] = [
     "PrecisionInStep",
     "Rule",
     "Site",
-    "Vogn",
-    "VonCurvature",
+    "Von",
+    "Statistic",
     "When",
 ];
 

@@ -5,7 +5,8 @@
 use std::process::Command;
 use tch::nn::{Init, VarStore};
 use tch::{Device, Tensor};
-use tch_blr::{Adam, Derivatives, Ivon, Optimizer, Philox, RmsProp, Rule, Sgd, Von};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, Derivatives, Ivon, Optimizer, Philox, RmsProp, Sgd, Von};
 
 /// Weights of GPT-2 small.
 const GPT2: i64 = 124_439_808;

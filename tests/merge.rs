@@ -675,7 +675,7 @@ fn what_does_not_fit_is_named() {
     let mut counted = model(2);
     counted.insert("b".to_owned(), Tensor::zeros([5], (Kind::Int64, Device::Cpu)));
     for (other, tensor, says) in [
-        (&missing, "b", "`bad` has not"),
+        (&missing, "b", "model `bad` does not"),
         (&reshaped, "a", "[3, 4] in model `good` and [4, 3] in model `bad`"),
         (&broken, "b", "model `bad` has NaN in element 2"),
         (&counted, "b", "Int64"),

@@ -6,7 +6,7 @@
 use support::{Quadrature, all_close, close, params, values, weight};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_blr::{DiagonalGaussian, Expectation, Ivon, Mixture, MixtureOfGaussians, MultiIvon, Philox, Rule};
+use tch_blr::{DiagonalGaussian, Expectation, Ivon, Mixture, MixtureOfGaussians, MultiIvon, Philox};
 
 fn gaussian(mean: &[f64], precision: &[f64]) -> DiagonalGaussian {
     DiagonalGaussian::new([("w", Tensor::from_slice(mean), Tensor::from_slice(precision))]).unwrap()

@@ -5,7 +5,7 @@ use support::values;
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::nn::{self, Linear};
-use tch_blr::{Ivon, Optimizer, Philox, Prior, Rule};
+use tch_blr::{Ivon, Optimizer, Philox, Prior};
 
 const N: f64 = 200.0;
 const H0: f64 = 0.1;

@@ -3,7 +3,7 @@
 use support::{F64, all_close, chirp, mean_and_error, values};
 use tch::nn::{ConvConfig, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, StructuredRule, nn};
+use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, nn};
 
 fn store() -> VarStore {
     let mut vs = VarStore::new(Device::Cpu);
@@ -111,7 +111,7 @@ fn second_moment(x: &Tensor) -> Tensor {
     x.tr().matmul(x) / x.size()[0] as f64
 }
 
-fn assert_state(opt: &tch_blr::StructuredOptimizer<NoisyKfac>, name: &str, rows: &Tensor, columns: &Tensor) {
+fn assert_state(opt: &tch_blr::Optimizer<NoisyKfac>, name: &str, rows: &Tensor, columns: &Tensor) {
     all_close(&values(&opt.state(name, "row_factor").unwrap()), &values(rows), 1e-13);
     all_close(&values(&opt.state(name, "column_factor").unwrap()), &values(columns), 1e-13);
 }
@@ -225,7 +225,7 @@ fn what_has_no_factors_is_refused() {
     let vs = store();
     let conv = nn::conv2d(vs.root(), 2, 2, 1, ConvConfig { groups: 2, bias: false, ..ConvConfig::default() });
     let images = chirp(&[4, 2, 1, 1], 0.3);
-    way_out(&refused(&vs, FisherLabels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
+    way_out(&refused(&vs, Labels::Observed, &|| square(conv.forward(&images).reshape([4, 2]))), "weight");
 
     let vs = store();
     let (a, b) = (nn::linear(vs.root() / "a", 3, 2, without_bias()), nn::linear(vs.root() / "b", 1, 1, without_bias()));

@@ -8,7 +8,7 @@
 use std::fmt::Write;
 use support::F64;
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Derivatives, DiagonalGaussian, Ivon, Params, Philox, Rule};
+use tch_blr::{Derivatives, DiagonalGaussian, Ivon, Params, Philox};
 
 /// The probability of 4.5 standard errors or more, on both sides together.
 const LEVEL: f64 = 6.8e-6;

@@ -2,7 +2,7 @@
 
 use tch::nn::{BatchNormConfig, LinearConfig, Module, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Ivon, Philox, Rule, Von, nn};
+use tch_blr::{Error, Ivon, Philox, Von, nn};
 
 /// Means and Hessians after each of three steps on y = W a + sin(W a)/5, with `first` for the first W a.
 fn trajectory(first: impl Fn(&nn::Linear, &Tensor) -> Tensor) -> Vec<Tensor> {

@@ -4,8 +4,12 @@ use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
+use tch_blr::rule::Row;
 use tch_blr::rule::{Row, Rule, Site, When};
-use tch_blr::{Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Statistic, Von, combine};
+use tch_blr::{
+    Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule,
+    Sgd, Statistic, Von, combine,
+};
 
 /// S before and after a step whose curvature estimate is f, and a bound on the rounding of S after it.
 fn retract<R>(rule: R, h: f64, delta: f64, r: f64, curvature: f64, f: f64) -> (f64, f64, f64)

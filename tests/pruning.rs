@@ -5,9 +5,9 @@ use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::pruning::{self, Mask};
+use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, RmsProp, Rule, Sam, SamRmsProp, Sgd, Ste,
-    Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, RmsProp, Sam, SamRmsProp, Sgd, Ste, Vadam, Von,
 };
 
 fn vector(x: &[f64]) -> Tensor {

@@ -12,11 +12,9 @@
 //!
 //! At m' = m the inner supremum is SAM's, with a price on the radius in place of a limit.
 
-
-
 use support::{close, params, values, weight};
 use tch::Kind;
-use tch_blr::{Rule, Sam};
+use tch_blr::Sam;
 use tch_blr_examples::pictures;
 
 /// Where distributions are looked for: far enough to both sides that nothing happens beyond.

@@ -1,8 +1,6 @@
 //! The tables `d1` and `d2` of `make reproduce` against an independent computation of the same optima, where
 //! `TCH_BLR_DATA` has the data: all of the four moons, the ends of the memory sizes on USPS.
 
-
-
 use std::io::Write;
 use support::{close, data};
 

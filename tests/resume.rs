@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use support::{F64, Snapshot, bits, store, variable, wave_at};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
-use tch_blr::{Ivon, Optimizer, Philox, Rule};
+use tch_blr::{Ivon, Optimizer, Philox};
 
 /// Where the child saves.
 const TARGET: &str = "TCH_BLR_TEST_CHECKPOINT";

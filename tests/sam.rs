@@ -8,9 +8,11 @@ use std::cell::{Cell, RefCell};
 use support::{EXAMPLES, F32, F64, Net, Snapshot, assert_close, bits, rows, wave_at};
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Device, Kind, Tensor};
+use tch_blr::rows::{Momentum, PrecisionInStep};
+use tch_blr::rule::{Real, Row, Rule, Site, When};
 use tch_blr::{
-    Adam, BayesianSam, Curvature, Derivatives, Error, Expectation, Ivon, Momentum, Params, Philox, PrecisionInStep,
-    Real, RmsProp, Rule, Sam, SamRmsProp, Sgd, Site, Von, When,
+    Adam, BayesianSam, Builder, Derivatives, Error, Expectation, Ivon, Optimizer, Params, Philox, RmsProp, Sam,
+    SamRmsProp, Sgd, Von,
 };
 
 /// Where the closure of one step on L = θ² from 0.5 finds the weight, and the optimizer afterwards.

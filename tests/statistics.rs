@@ -5,9 +5,8 @@
 
 use support::{all_close, close, kolmogorov_smirnov, mean_and_error, params, retracted, state, values, weight};
 use tch::{Kind, Tensor};
-use tch_blr::{
-    Adam, DiagonalGaussian, Expectation, Given, HessianEstimator, Ivon, Params, Philox, Rule, Sgd, Von, VonCurvature,
-};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, DiagonalGaussian, Expectation, Given, Ivon, Params, Philox, Sgd, Statistic, Von};
 
 /// Together 100,000 draws, so that four standard errors are some per cent of what is estimated.
 const COPIES: usize = 2000;
@@ -23,7 +22,7 @@ const MEAN: f64 = 0.4;
 fn estimates(antithetic: bool, loss: impl Fn(&Tensor) -> Tensor) -> [Vec<f64>; 2] {
     let w = weight(&[MEAN; COPIES]);
     let rule = Ivon::default().ess(ESS).hess_init(HESS).weight_decay(DELTA).beta1(0.0).beta2(0.99);
-    let rule = rule.mc_samples(SAMPLES).antithetic(antithetic);
+    let rule = rule.samples(SAMPLES).antithetic(antithetic);
     let mut opt = rule.noise(Philox { seed: 11 }).build(params(&w), 0.0).unwrap();
     opt.step(|| loss(&w).sum(Kind::Double)).unwrap();
     let f = state(&opt, "hess").iter().map(|h| retracted(HESS, *h, HESS + DELTA, 1.0 - 0.99)).collect();
@@ -79,7 +78,7 @@ fn squared_gradients_are_a_curvature_for_single_examples_only() {
     for (size, reference) in [(1, 3.5625), (2, 1.447_916_6), (3, 0.743_055_5), (4, 0.390_625)] {
         let w = weight(&[0.5]);
         let rule = Ivon::default().ess(10.0).hess_init(1.0).weight_decay(0.1).beta2(0.5).beta1(0.0);
-        let rule = rule.estimator(HessianEstimator::SquaredGradient { scale: 1.0 });
+        let rule = rule.hessian(Statistic::SquaredGradient).square_scale(1.0);
         let mut opt = rule.noise(Philox { seed: 1 }).build(params(&w), 0.0).unwrap();
         let batches = (0..16_u32).filter(|subset| subset.count_ones() == size);
         for subset in batches {
@@ -173,7 +172,7 @@ fn samples_differ_by_number_seed_and_parameter() {
 #[test]
 fn pairs_are_symmetric_about_the_mean_and_new_in_each_evaluation() {
     let w = weight(&[0.3; 64]);
-    let rule = Ivon::default().ess(10.0).antithetic(true).mc_samples(2);
+    let rule = Ivon::default().ess(10.0).expectation(Expectation::Antithetic { pairs: 1 }).samples(2);
     let mut opt = rule.noise(Philox { seed: 3 }).build(params(&w), 0.0).unwrap();
     let mut seen = Vec::new();
     for _ in 0..2 {
@@ -243,7 +242,7 @@ fn samples_are_averaged() {
 
     let w = weight(&[m]);
     let noise = z.iter().map(|z| vec![Tensor::from_slice(&[*z])]).collect();
-    let rule = Von::default().ess(ess).weight_decay(delta).curvature(VonCurvature::Price).beta1(0.0);
+    let rule = Von::default().ess(ess).weight_decay(delta).hessian(Statistic::Price).beta1(0.0);
     let rule = rule.expectation(Expectation::MonteCarlo { samples: 3 }).beta2(0.9);
     let mut opt = rule.noise(Given(vec![noise])).build(params(&w), 0.1).unwrap();
     opt.step(|| (w.square().square() / 4.0).sum(Kind::Double)).unwrap();

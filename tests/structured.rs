@@ -8,7 +8,11 @@ use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::rows::PrecisionInStep;
 use tch_blr::rule::Row;
-use tch_blr::{Adam, Builder, DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullVon, Given, Ivon, Newton, Optimizer, Params, Philox, Prior, Schedule, Soap, Statistic};
+use tch_blr::rule::Row;
+use tch_blr::{
+    Adam, Builder, DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullVon, Given, Ivon,
+    Newton, Optimizer, Params, Philox, Prior, Schedule, Soap, Statistic,
+};
 
 /// Ridge regression of three points, unit noise and prior: its posterior has precision [[4, 3], [3, 6]] and mean
 /// (0.8, 0.6). As mean loss of N = λ = 3 examples, δ = 1/3.
@@ -361,7 +365,11 @@ fn training_resumes_bit_by_bit() {
     fn resumes<R: Row>(rule: R, lr: f64) {
         for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
             let build = |vs: &VarStore, seed| {
-                Optimizer::builder(rule).noise(Philox { seed }).schedule(Schedule::Step { every: 2, factor: 0.5 }).build(vs, lr).unwrap()
+                Optimizer::builder(rule)
+                    .noise(Philox { seed })
+                    .schedule(Schedule::Step { every: 2, factor: 0.5 })
+                    .build(vs, lr)
+                    .unwrap()
             };
             let dir = tempfile::tempdir().unwrap();
             let (half, whole) = (dir.path().join("half"), dir.path().join("whole"));

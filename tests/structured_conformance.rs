@@ -8,7 +8,11 @@ use support::{F64, Place, bits, places, wave_at};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Kind, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::{DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullVon, Labels, Newton, NoisyKfac, Optimizer, Params, Philox, Prior, Schedule, Soap, Statistic, nn};
+use tch_blr::rule::Row;
+use tch_blr::{
+    DiagonalGaussian, DiagonalNewton, Error, Evon, Expectation, FullVon, Labels, Newton, NoisyKfac, Optimizer, Params,
+    Philox, Prior, Schedule, Soap, Statistic, nn,
+};
 
 macro_rules! checks {
     ($rule:expr, $lr:expr; $($check:ident)*) => {
@@ -148,7 +152,7 @@ fn loss_decreases<R: Row>(rule: R, lr: f64) {
 }
 
 /// Only the prior pulls at it, towards zero: every row here has one.
-fn a_parameter_that_the_loss_does_not_know_has_the_gradient_zero<R: StructuredRule>(rule: R, lr: f64) {
+fn a_parameter_that_the_loss_does_not_know_has_the_gradient_zero<R: Row>(rule: R, lr: f64) {
     for place in places() {
         let model = Model::new(place);
         let mut opt = build(rule, lr, &model);

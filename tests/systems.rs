@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use tch::{Kind, Tensor};
-use tch_blr::{Adam, Rule, Sgd};
+use tch_blr::{Adam, Sgd};
 use tch_blr_examples::digits::{Digits, rotate90};
 use tch_blr_examples::random::Rng;
 use tch_blr_examples::systems::{Setting, low_shot, maml, matching, mean_and_error, progressive, superposition};

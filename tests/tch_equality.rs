@@ -3,7 +3,8 @@
 use support::{F64, Place, assert_close, store, variable, wave_at};
 use tch::nn::{self, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Adam, AdamW, DeltaRule, Optimizer, RmsProp, Rule, Sgd};
+use tch_blr::rule::DeltaRule;
+use tch_blr::{Adam, AdamW, Optimizer, RmsProp, Sgd};
 
 const STEPS: usize = 200;
 const LR: f64 = 0.01;

@@ -7,7 +7,8 @@ use criterion::Criterion;
 use std::time::Duration;
 use tch::nn::{self, ConvConfig, LinearConfig, Module, Path, Sequential};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Derivatives, Optimizer, Params, Rule};
+use tch_blr::rule::Rule;
+use tch_blr::{Derivatives, Optimizer, Params};
 
 /// Few and short measurements, so that `make bench` takes minutes. `cargo bench --bench step -- --measurement-time 10`
 /// and the like overrule them.

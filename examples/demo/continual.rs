@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tch::Kind;
-use tch_blr::{DiagonalGaussian, Ivon, Prior, Rule, Schedule};
+use tch_blr::{DiagonalGaussian, Ivon, Prior, Schedule};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::{Digits, rotate90};
 use tch_blr_examples::model::{Mlp, accuracy, train};

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 use tch::Tensor;
-use tch_blr::{Builder, DiagonalGaussian, Rule, Schedule, Von, combine};
+use tch_blr::{Builder, DiagonalGaussian, Schedule, Von, combine};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::subset;
 use tch_blr_examples::digits::{Digits, SIDE};

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::{Adam, GaussianRule, Ivon, Optimizer, Result, Rule, Von, metrics};
+use tch_blr::rule::{Row, Rule};
+use tch_blr::{Adam, Ivon, Optimizer, Result, Von, metrics};
 use tch_blr_examples::model::{Mlp, train};
 use tch_blr_examples::moons::moons;
 use tch_blr_examples::{Outcome, pictures};
@@ -54,7 +55,7 @@ fn fit<R: Rule>(
     Ok((net, opt))
 }
 
-fn averaged<R: GaussianRule>((net, opt): (Mlp, Optimizer<R>), grid: &Tensor) -> Outcome<Tensor> {
+fn averaged<R: Row<Posterior = DiagonalGaussian>>((net, opt): (Mlp, Optimizer<R>), grid: &Tensor) -> Outcome<Tensor> {
     Ok(opt.posterior()?.predict(&net.vs, SAMPLES, || net.probabilities(grid))?.mean)
 }
 

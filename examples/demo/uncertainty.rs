@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Rule, Schedule, Von};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Schedule, Von};
 use tch_blr_examples::digits::{Digits, letters};
 use tch_blr_examples::model::{Mlp, Scores, averaged, train};
 use tch_blr_examples::{Outcome, pictures};

@@ -3,9 +3,9 @@
 use super::table::{Answer, Outcome, Row};
 use support::{given, params, state, values, weight, with_exact_expectations};
 use tch::{Kind, Tensor};
+use tch_blr::rule::{Row, Rule};
 use tch_blr::{
-    Adam, AdamW, Expectation, GaussianRule, Ivon, Optimizer, Params, Result, RmsProp, Rule, Sgd, StructuredOptimizer,
-    StructuredRule, Vadam, Von, VonCurvature, nn,
+    Adam, AdamW, Expectation, Ivon, Labels, Optimizer, Params, Result, RmsProp, Sgd, Statistic, Vadam, Von, nn,
 };
 
 pub const DIAGONAL: &str = "Gaussian (diagonal cov.)";
@@ -69,12 +69,12 @@ pub fn train<R: Rule>(
 }
 
 /// The weights after `steps` steps on `loss(weights)`, and the optimizer, for rules whose posterior is not a product.
-pub fn train_structured<R: StructuredRule>(
+pub fn train_structured<R: Row>(
     start: &Tensor,
     steps: usize,
-    build: impl FnOnce(Params) -> Result<StructuredOptimizer<R>>,
+    build: impl FnOnce(Params) -> Result<Optimizer<R>>,
     loss: impl Fn(&Tensor) -> Tensor,
-) -> Outcome<(Vec<f64>, StructuredOptimizer<R>)> {
+) -> Outcome<(Vec<f64>, Optimizer<R>)> {
     let mut opt = build(params(start))?;
     for _ in 0..steps {
         opt.step(|| loss(start))?;
@@ -215,7 +215,7 @@ fn ggn(expectation: Expectation) -> Outcome<Answer> {
     let loss = |w: &Tensor, _: usize| {
         nn::squared_error(&(Tensor::from_slice(&X) * w), &Tensor::from_slice(&Y), 1.0).expect("a row for each target")
     };
-    let ours = settled_on(vogn().expectation(expectation).curvature(VonCurvature::GgnExact), loss)?;
+    let ours = settled_on(vogn().expectation(expectation).hessian(Statistic::Fisher(Labels::Exact)), loss)?;
     Ok(Answer { exact: vec![MEAN, 6.0], ours, tolerance: 1e-10 })
 }
 
@@ -256,14 +256,14 @@ fn vogn_end() -> Outcome<Answer> {
 
 /// The posterior.
 fn von_least_squares() -> Outcome<Answer> {
-    let rule = vogn().expectation(Expectation::Antithetic { pairs: 1 }).curvature(VonCurvature::Price);
+    let rule = vogn().expectation(Expectation::Antithetic { pairs: 1 }).hessian(Statistic::Price);
     Ok(Answer { exact: vec![MEAN, 6.0], ours: settled(rule)?, tolerance: 1e-10 })
 }
 
 /// x = 1, y = 1 and the prior N(0, 1); the update is given expectations by Gauss-Hermite quadrature. The best Gaussian
 /// is the reference's.
 fn von_logistic() -> Answer {
-    let rule = Von::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).lr(0.1).curvature(VonCurvature::Price);
+    let rule = Von::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).lr(0.1).hessian(Statistic::Price);
     let (m, s) = with_exact_expectations(rule, 1500, |theta| -1.0 / (1.0 + theta.exp()));
     Answer { exact: vec![0.413_126_805_979_680_6, 1.206_464_295_700_586_4], ours: vec![m, s], tolerance: 1e-10 }
 }
@@ -279,7 +279,13 @@ fn ivon_step() -> Outcome<Answer> {
 
 /// The posterior.
 fn ivon_least_squares() -> Outcome<Answer> {
-    let rule = Ivon::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9).antithetic(true).rescale_lr(false);
+    let rule = Ivon::default()
+        .ess(2.0)
+        .weight_decay(0.5)
+        .beta1(0.0)
+        .beta2(0.9)
+        .expectation(Expectation::Antithetic { pairs: 1 })
+        .rescale_lr(false);
     Ok(Answer { exact: vec![MEAN, 6.0], ours: settled(rule)?, tolerance: 1e-10 })
 }
 

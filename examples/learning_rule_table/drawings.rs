@@ -6,9 +6,9 @@ use super::table::Outcome;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use tch_blr::family::{ExponentialFamily, Gaussian, MeanFieldGaussian, rule_step};
+use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, BayesianSam, Expectation, GaussianRule, Ivon, MixtureOfGaussians, Params, Philox, Rule, Sam, Sgd, Von,
-    VonCurvature,
+    Adam, BayesianSam, Expectation, Ivon, MixtureOfGaussians, Optimizer, Params, Philox, Sam, Sgd, Statistic, Von,
 };
 use tch_blr_examples::pictures::planes::{Panel, Point, ellipse, field, planes};
 
@@ -44,11 +44,12 @@ const POINTS: &[Method] = &[
 
 const GAUSSIANS: &[Method] = &[
     ("VON", || {
-        let rule = Von::default().expectation(Expectation::Antithetic { pairs: 1 }).curvature(VonCurvature::Price);
+        let rule = Von::default().expectation(Expectation::Antithetic { pairs: 1 }).hessian(Statistic::Price);
         posterior_way(rule.ess(ESS).weight_decay(0.02).beta1(0.0).beta2(0.98), 0.03)
     }),
     ("IVON", || {
-        let rule = Ivon::default().ess(ESS).weight_decay(0.02).beta2(0.98).antithetic(true);
+        let rule =
+            Ivon::default().ess(ESS).weight_decay(0.02).beta2(0.98).expectation(Expectation::Antithetic { pairs: 1 });
         posterior_way(rule, 0.03)
     }),
     ("bSAM", || {

@@ -6,7 +6,8 @@ use super::table::{Answer, Outcome, Row};
 use support::{values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::family::{Gaussian, laplace, rule_step};
-use tch_blr::{DiagonalNewton, Expectation, HessianDiagonal, MixtureOfGaussians, Newton, Rule, Sgd, StructuredRule};
+use tch_blr::rule::Row;
+use tch_blr::{DiagonalNewton, Expectation, MixtureOfGaussians, Newton, Sgd, Statistic};
 
 pub const ROWS: &[Row] = &[
     Row::new(["Gradient descent", "Gaussian (fixed cov.)", "delta method", "quadratic, 25 steps: m"], gradient_descent),
@@ -27,7 +28,7 @@ pub const ROWS: &[Row] = &[
             "delta method, ρ = 1",
             "separable, 1 step; logistic: m, S",
         ],
-        || diagonal_newton(HessianDiagonal::Exact),
+        || diagonal_newton(Statistic::HessianDiagonal),
     ),
     Row::new(
         [
@@ -36,7 +37,7 @@ pub const ROWS: &[Row] = &[
             "delta method, stochastic, ρ = 1",
             "separable, 1 step; logistic: m, S",
         ],
-        || diagonal_newton(HessianDiagonal::Hutchinson { probes: 1 }),
+        || diagonal_newton(Statistic::Hutchinson { probes: 1 }),
     ),
     Row::new(
         ["Multimodal optimization", "Mixture of Gaussians", "delta method", "50(θ²-1)² from ±½, 400 steps: m, s, π"],

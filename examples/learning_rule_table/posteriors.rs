@@ -5,9 +5,10 @@ use super::table::{Answer, Outcome, Row};
 use support::{Quadrature, params, values, weight};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_blr::rule::{Row, Site, When};
 use tch_blr::{
-    BayesBiNN, Evon, Expectation, FullHessian, FullVon, Given, Ivon, Labels, MixtureOfGaussians, MultiIvon, NoisyKfac,
-    Params, Rule, Sgd, Site, Soap, Ste, StructuredRule, When, nn,
+    BayesBiNN, Evon, Expectation, FullVon, Given, Ivon, Labels, MixtureOfGaussians, MultiIvon, NoisyKfac, Params, Sgd,
+    Soap, Statistic, Ste, nn,
 };
 
 const BERNOULLI: &str = "Bernoulli";
@@ -16,11 +17,11 @@ const MIXTURE: &str = "Mixture of Gaussians";
 pub const ROWS: &[Row] = &[
     Row::new(
         ["VON, full covariance", "Gaussian", "stochastic (Price's theorem), ρ = 1", "ridge regression, 1 step: m, S"],
-        || full_von(FullHessian::Price),
+        || full_von(Statistic::Price),
     ),
     Row::new(
         ["VON, full covariance, exact ∇²ℓ", "Gaussian", "stochastic, ρ = 1", "ridge regression, 1 step: m, S"],
-        || full_von(FullHessian::Exact),
+        || full_von(Statistic::Hessian),
     ),
     Row::new(
         [
@@ -241,7 +242,13 @@ fn own_target() -> Outcome<Answer> {
 fn multi_ivon() -> Outcome<Answer> {
     let (a, c, delta, ess) = (2.0, 1.0, 0.5, 100.0);
     let copies = [-0.5, 0.6].map(|start| weight(&[start]));
-    let rule = Ivon::default().ess(ess).weight_decay(delta).hess_init(a).beta1(0.0).beta2(1.0 - 1e-15).antithetic(true);
+    let rule = Ivon::default()
+        .ess(ess)
+        .weight_decay(delta)
+        .hess_init(a)
+        .beta1(0.0)
+        .beta2(1.0 - 1e-15)
+        .expectation(Expectation::Antithetic { pairs: 1 });
     let mut runs = MultiIvon::build(rule, copies.iter().map(params), 0.2, 7)?;
     for _ in 0..100 {
         runs.step(|i| ((copies[i].abs() - c).square() * (0.5 * a)).sum(Kind::Double))?;

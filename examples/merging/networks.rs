@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 use tch_blr::merge::{Method, Model, Rescale, Tensors, merge};
-use tch_blr::{Builder, DiagonalFisher, DiagonalGaussian, Fisher, HessianEstimator, Ivon, Rule, Schedule};
+use tch_blr::{Builder, DiagonalFisher, DiagonalGaussian, Fisher, Ivon, Schedule, Statistic};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::subset;
 use tch_blr_examples::digits::{Digits, SIDE};
@@ -56,7 +56,7 @@ impl Training {
     /// estimate, of either sign, need not: here some merges of the sweep would have none.
     fn ivon(&self, examples: usize) -> Builder<Ivon> {
         let ivon = Ivon::default().ess(examples as f64).hess_init(0.03).beta2(self.beta2).weight_decay(DECAY);
-        ivon.estimator(HessianEstimator::SquaredGradient { scale: BATCH as f64 }).builder()
+        ivon.hessian(Statistic::SquaredGradient).square_scale(BATCH as f64).builder()
     }
 }
 

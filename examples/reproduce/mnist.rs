@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 use std::time::Instant;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, nn};
+use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Evon, GaussianRule, Ivon, KroneckerGaussian, Mixture, NoisyKfac, Optimizer,
-    Philox, RmsProp, Rule, Sam, SamRmsProp, Schedule, Sgd, Soap, Ste, StructuredOptimizer, StructuredRule, Vadam, Von,
-    VonCurvature,
+    Adam, AdamW, BayesBiNN, BayesianSam, Evon, Ivon, KroneckerGaussian, Mixture, NoisyKfac, Optimizer, Philox, RmsProp,
+    Sam, SamRmsProp, Schedule, Sgd, Soap, Statistic, Ste, Vadam, Von,
 };
 use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::{Digits, letters};
@@ -46,7 +46,7 @@ const ROWS: &[Row] = &[
         t.gaussian(Von::vogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
     }),
     row("VON", "Price; lr 0.05, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| {
-        let rule = Von::vogn().curvature(VonCurvature::Price).ess(t.ess()).hess_init(0.1).weight_decay(2e-5);
+        let rule = Von::vogn().hessian(Statistic::Price).ess(t.ess()).hess_init(0.1).weight_decay(2e-5);
         t.gaussian(rule.beta2(0.9999), 0.05)
     }),
     row("bSAM", "lr 1, ρ 0.05, δ 1e-4", |t| {
@@ -145,14 +145,14 @@ impl Training<'_> {
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
     }
 
-    fn gaussian<R: GaussianRule>(&self, rule: R, lr: f64) -> Outcome<Value> {
+    fn gaussian<R: Row<Posterior = DiagonalGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
         let (net, opt, seconds) = self.driven(rule, lr)?;
         let q = opt.posterior()?;
         let average = |x: &Tensor| Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(x))?.mean);
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
     }
 
-    fn structured<R: StructuredRule>(&self, rule: R, lr: f64) -> Outcome<(Mlp, StructuredOptimizer<R>, f64)> {
+    fn structured<R: Row>(&self, rule: R, lr: f64) -> Outcome<(Mlp, Optimizer<R>, f64)> {
         let net = self.net(0);
         let builder = rule.builder().noise(Philox { seed: self.seed }).schedule(self.schedule());
         let mut opt = builder.build(&net.vs, lr)?;
@@ -160,7 +160,7 @@ impl Training<'_> {
         Ok((net, opt, seconds))
     }
 
-    fn kronecker<R: StructuredRule<Posterior = KroneckerGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
+    fn kronecker<R: Row<Posterior = KroneckerGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
         let (net, opt, seconds) = self.structured(rule, lr)?;
         let q = opt.posterior()?;
         let average = |x: &Tensor| Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(x))?.mean);

@@ -15,7 +15,7 @@ use serde_json::json;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_blr::family::{Cvi, Gaussian, Likelihood, LogisticLikelihood};
-use tch_blr::{Evon, FullGaussian, Ivon, Params, Philox, Rule, StructuredRule};
+use tch_blr::{Evon, FullGaussian, Ivon, Params, Philox};
 use tch_blr_examples::tables::{Figure, Job, Section, mean_and_sd, plus_minus};
 use tch_blr_examples::usps::Usps;
 use tch_blr_examples::{Outcome, data};

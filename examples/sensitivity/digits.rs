@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
 use tch_blr::memory;
+use tch_blr::rule::Row;
 use tch_blr::{Ivon, Optimizer};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::Digits;

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 use tch_blr::memory::Sensitivity;
 use tch_blr::nn::Likelihood;
-use tch_blr::{Ivon, Optimizer, Rule, Schedule};
+use tch_blr::{Ivon, Optimizer, Schedule};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::model::Mlp;
 

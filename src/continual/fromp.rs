@@ -47,7 +47,7 @@ use tch::{Kind, Tensor};
 /// use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 /// use tch_blr::continual::{Fromp, Kernel, Memory, Past};
 /// use tch_blr::nn::{self, Likelihood};
-/// use tch_blr::{Adam, Params, Prior, Rule, fisher::Fisher};
+/// use tch_blr::{Adam, Params, Prior, fisher::Fisher};
 /// # fn main() -> tch_blr::Result<()> {
 /// let vs = VarStore::new(Device::Cpu);
 /// let net = nn::linear(vs.root(), 4, 3, Default::default());

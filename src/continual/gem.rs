@@ -17,7 +17,7 @@
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 //! use tch_blr::continual::gem;
-//! use tch_blr::{Derivatives, Params, Rule, Sgd};
+//! use tch_blr::{Derivatives, Params, Sgd};
 //! # fn main() -> tch_blr::Result<()> {
 //! # let vs = VarStore::new(Device::Cpu);
 //! # let net = tch::nn::linear(vs.root(), 4, 3, Default::default());

@@ -33,7 +33,7 @@
 //! use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 //! use tch_blr::continual::{Memory, Past, Quadratic, SoftLabels};
 //! use tch_blr::nn::{self, Likelihood};
-//! use tch_blr::{Adam, Params, Rule};
+//! use tch_blr::{Adam, Params};
 //! # fn main() -> tch_blr::Result<()> {
 //! # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
 //! let vs = VarStore::new(Device::Cpu);

@@ -31,7 +31,7 @@ use tch::{Kind, Tensor};
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
 /// use tch_blr::continual::{Past, Quadratic};
-/// use tch_blr::{Adam, Params, Rule, fisher::Fisher, nn};
+/// use tch_blr::{Adam, Params, fisher::Fisher, nn};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 3, Default::default());

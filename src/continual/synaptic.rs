@@ -21,7 +21,7 @@ use tch::{Kind, Tensor};
 /// ```
 /// # use tch::{Device, Kind, nn::VarStore};
 /// use tch_blr::continual::{Past, SynapticIntelligence};
-/// use tch_blr::{Params, Rule, Sgd};
+/// use tch_blr::{Params, Sgd};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let w = vs.root().zeros("w", &[2]);

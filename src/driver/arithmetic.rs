@@ -133,7 +133,14 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
     /// evaluation (`formed` is false).
-    fn update(units: &mut [Unit<R>], params: &Params, lr_factor: f64, sums: &mut Sums, formed: bool, step: u64) -> Result<()>;
+    fn update(
+        units: &mut [Unit<R>],
+        params: &Params,
+        lr_factor: f64,
+        sums: &mut Sums,
+        formed: bool,
+        step: u64,
+    ) -> Result<()>;
     /// State number `i` of a parameter's unit.
     fn state(unit: &Unit<R>, i: usize) -> Option<Tensor>;
     /// What a checkpoint holds of a unit, beside its prior: mean first.

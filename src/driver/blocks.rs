@@ -5,8 +5,8 @@ use super::block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 use super::row::Row;
 use super::sums::Sums;
 use crate::kernel::{self, Draw, Noise};
-use crate::params::{Leaf, Params, Perturbed};
 use crate::linalg::matrix_shape;
+use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{BlockPrior, Family, Isotropic, Prior, PriorOf, block_shape};
 use crate::{Error, Expectation, Result, Statistic, check};
 use tch::{Kind, Tensor};
@@ -102,7 +102,11 @@ impl<R: BlockRule> Unit<R> {
             return Ok(None);
         }
         let mask = self.join(params, |i, leaf| {
-            Ok(Tensor::f_full([leaf.tensor.numel() as i64], f64::from(u8::from(passes(i, leaf))), (Kind::Double, leaf.tensor.device()))?)
+            Ok(Tensor::f_full(
+                [leaf.tensor.numel() as i64],
+                f64::from(u8::from(passes(i, leaf))),
+                (Kind::Double, leaf.tensor.device()),
+            )?)
         })?;
         let positions = |mask: Tensor| Ok::<_, Error>(mask.f_nonzero()?.f_reshape([-1])?);
         Ok(Some(Part { index: positions(mask.f_ne(0.0)?)?, rest: positions(mask.f_eq(0.0)?)? }))
@@ -119,7 +123,13 @@ impl<R: BlockRule> Unit<R> {
     }
 
     /// The new mean and state.
-    fn updated(&self, params: &Params, lr_factor: f64, sums: &Sums, statistics: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    fn updated(
+        &self,
+        params: &Params,
+        lr_factor: f64,
+        sums: &Sums,
+        statistics: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let (mean, when) = (self.mean_now(params)?, self.when(1, lr_factor));
         let gradient = self.gradient(params, sums)?;
         let x = Block { mean: &mean, gradient: &gradient, statistics, prior: &self.kept.prior };
@@ -150,7 +160,14 @@ impl<R: BlockRule> Unit<R> {
 pub(super) const PROBES: u64 = 1 << 31;
 
 /// Random signs for the p-th probe of a block in evaluation number `k`, one per trainable weight.
-pub(super) fn probe<R: Row>(params: &Params, members: &[usize], kind: Kind, noise: &Noise, step: u64, sample: u64) -> Result<Tensor> {
+pub(super) fn probe<R: Row>(
+    params: &Params,
+    members: &[usize],
+    kind: Kind,
+    noise: &Noise,
+    step: u64,
+    sample: u64,
+) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     let parts = members.iter().map(|parameter| {
         let leaf = &params.leaves()[*parameter];
@@ -185,8 +202,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let known = |i: &usize| units.iter().any(|unit| unit.members.contains(i));
-        let fresh: Vec<usize> =
-            (0..params.len()).filter(|i| params.leaves()[*i].trainable() && !known(i)).collect();
+        let fresh: Vec<usize> = (0..params.len()).filter(|i| params.leaves()[*i].trainable() && !known(i)).collect();
         if !R::JOINT {
             for i in fresh {
                 let (row, lr) = plan.settings(&params.leaves()[i])?;
@@ -213,7 +229,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         let members = old.members.iter().copied().chain(fresh).collect();
         let mut grown = unit(members, old.row, old.lr, params, plan.prior)?;
         let corner = |t: &Tensor, old: &Tensor| {
-            let place = (0..t.dim() as i64).zip(old.size()).try_fold(t.shallow_clone(), |t, (d, n)| t.f_narrow(d, 0, n));
+            let place =
+                (0..t.dim() as i64).zip(old.size()).try_fold(t.shallow_clone(), |t, (d, n)| t.f_narrow(d, 0, n));
             Ok::<_, Error>(_ = place?.f_copy_(old)?)
         };
         for (t, old) in grown.kept.state.iter().zip(&old.kept.state).chain(grown.kept.mean.iter().zip([&mean])) {
@@ -275,7 +292,9 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
                 continue;
             }
             let gradient = unit.gradient(params, sums)?;
-            let at_mean = || Ok::<_, Error>(gradient.f_new_zeros([1], (gradient.kind(), gradient.device()))?.f_expand_as(&gradient)?);
+            let at_mean = || {
+                Ok::<_, Error>(gradient.f_new_zeros([1], (gradient.kind(), gradient.device()))?.f_expand_as(&gradient)?)
+            };
             let moved = unit.kept.displacement.as_ref().filter(|_| unit.row.expectation() != Expectation::Delta);
             let displacement = moved.map_or_else(at_mean, |moved| Ok(moved.e.shallow_clone()))?;
             let rotated = moved.and_then(|moved| moved.rotated.as_ref());

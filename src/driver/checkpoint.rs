@@ -255,13 +255,7 @@ struct Restored<R> {
 }
 
 impl<R: Row> Restored<R> {
-    fn new(
-        file: &mut File,
-        p: OfUnit<serde_json::Value>,
-        unit: &Unit<R>,
-        params: &Params,
-        base: R,
-    ) -> Result<Self> {
+    fn new(file: &mut File, p: OfUnit<serde_json::Value>, unit: &Unit<R>, params: &Params, base: R) -> Result<Self> {
         let path = file.path;
         let refused = |problem: String| Error::file(path, problem);
         let fits = p.parameters.len() == unit.members.len()
@@ -291,7 +285,11 @@ impl<R: Row> Restored<R> {
         let state = state.collect::<Result<Vec<_>>>()?;
         let statistics = if p.statistics == 0 { Vec::new() } else { R::Arithmetic::statistics(unit, params)? };
         if statistics.len() != p.statistics {
-            return Err(refused(format!("has {} statistics of parameter `{name}`: expected {}", p.statistics, statistics.len())));
+            return Err(refused(format!(
+                "has {} statistics of parameter `{name}`: expected {}",
+                p.statistics,
+                statistics.len()
+            )));
         }
         let statistics = statistics.iter().enumerate();
         let statistics = statistics.map(|(i, size)| take(&format!("accumulated.statistic.{i}"), size));

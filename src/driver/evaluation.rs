@@ -1,8 +1,8 @@
 //! Loops that cannot hand over a closure.
 
+use super::Optimizer;
 use super::row::Row;
 use super::step::{Begun, Outcome};
-use super::Optimizer;
 use crate::{Error, Result};
 
 /// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without one,

@@ -134,10 +134,7 @@ pub trait OfWeights: super::row::MaybePosterior {
     ///
     /// # Errors
     /// Those of `precision`, and of a posterior that does not exist.
-    fn of_weights(
-        learned: Vec<(&str, Tensor)>,
-        precision: &dyn Fn(usize, &Tensor) -> Result<Tensor>,
-    ) -> Result<Self>;
+    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self>;
 }
 
 impl OfWeights for DiagonalGaussian {

@@ -203,8 +203,7 @@ impl<R: Row> Optimizer<R> {
         // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
         let factor = self.schedule.factor(self.steps);
-        let (guard, statistics) =
-            R::Arithmetic::ascend(&mut self.units, &self.params, factor, &first.gradients, norm)?;
+        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, &self.params, factor, &first.gradients, norm)?;
         Ok(self.begun(k, Point::Last { statistics }, guard))
     }
 
@@ -262,9 +261,8 @@ impl<R: Row> Optimizer<R> {
                 let found = (t.size(), t.device());
                 if found != expected {
                     let ((size, device), (own, place)) = (found, expected);
-                    let problem = format!(
-                        "a gradient of shape {size:?} on {device:?} was given: expected {own:?} on {place:?}"
-                    );
+                    let problem =
+                        format!("a gradient of shape {size:?} on {device:?} was given: expected {own:?} on {place:?}");
                     return Err(Error::parameter(leaf.name(), problem));
                 }
             }
@@ -296,7 +294,11 @@ impl<R: Row> Optimizer<R> {
         }
         let named: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
         let inputs: Vec<&Tensor> = named.iter().map(|(_, t)| *t).collect();
-        fn spread<T>(n: usize, at: impl Iterator<Item = usize>, found: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
+        fn spread<T>(
+            n: usize,
+            at: impl Iterator<Item = usize>,
+            found: impl IntoIterator<Item = Option<T>>,
+        ) -> Vec<Option<T>> {
             let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
             for (i, x) in at.zip(found) {
                 all[i] = x;
@@ -307,9 +309,8 @@ impl<R: Row> Optimizer<R> {
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
         let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
         let this = &*self;
-        let vectors = |by: Labels| {
-            move |i: usize, output: &Outputs| output.vectors(by, || Ok(this.label_noise(k, i, &output.z)))
-        };
+        let vectors =
+            |by: Labels| move |i: usize, output: &Outputs| output.vectors(by, || Ok(this.label_noise(k, i, &output.z)));
         let n = leaves.len();
         let mut checked = self.taps_checked;
         let (gradients, statistics) = match self.config.statistic() {
@@ -403,18 +404,24 @@ impl<R: Row> Optimizer<R> {
             }
         }
         let name = |i: usize| self.params.leaves()[i].name();
-        let gradient_norm = self.finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
+        let gradient_norm = self
+            .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
         if let Some(clip) = self.clip {
             clip.apply(&mut gradients);
         }
-        let all = self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
+        let all =
+            self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
         Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, statistics })
     }
 
     /// The global L2 norm; an error if an element is not finite.
-    fn finite<'a>(&self, what: &'static str, named: impl Iterator<Item = (&'a str, &'a Tensor)> + Clone) -> Result<f64> {
+    fn finite<'a>(
+        &self,
+        what: &'static str,
+        named: impl Iterator<Item = (&'a str, &'a Tensor)> + Clone,
+    ) -> Result<f64> {
         if !self.check_finite {
             return Ok(f64::NAN);
         }

@@ -1,9 +1,9 @@
 //! How far a merge is from what joint training would find. What belongs here needs the model and its loss.
 
 use super::Tensors;
-use crate::params::Perturbed;
 use crate::gradient::IntoTensor;
 use crate::params::Leaf;
+use crate::params::Perturbed;
 use crate::posterior::in_model;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};

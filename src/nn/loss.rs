@@ -8,12 +8,12 @@ use tch::{Reduction, Tensor};
 /// Losses -ln softmax(z)ᵧ `[B]` of logits z `[B, C]` and classes y `[B]` (`i64`), as tch's `cross_entropy_for_logits`
 /// before the mean is taken, but in the kind of the logits instead of f32.
 ///
-/// The losses of this module are for rows with the generalized Gauss-Newton matrix ([`VonCurvature::GgnExact`] and
-/// [`VonCurvature::GgnMonteCarlo`]), which need the model's output beside the loss; any other row takes them as well.
+/// The losses of this module are for rows with the generalized Gauss-Newton matrix ([`Statistic::Fisher(Labels::Exact)`] and
+/// [`Statistic::Fisher(Labels::Sampled)`]), which need the model's output beside the loss; any other row takes them as well.
 /// What else the closure adds to the loss counts for the gradient and not for the curvature.
 ///
-/// [`VonCurvature::GgnExact`]: crate::VonCurvature::GgnExact
-/// [`VonCurvature::GgnMonteCarlo`]: crate::VonCurvature::GgnMonteCarlo
+/// [`Statistic::Fisher(Labels::Exact)`]: crate::Statistic::Fisher(Labels::Exact)
+/// [`Statistic::Fisher(Labels::Sampled)`]: crate::Statistic::Fisher(Labels::Sampled)
 ///
 /// # Errors
 /// [`Error::Likelihood`](crate::Error::Likelihood) for other shapes or kinds.

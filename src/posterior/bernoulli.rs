@@ -3,9 +3,9 @@
 use super::any::{OUTSIDE_OF_TRAINING, posterior};
 use super::in_model;
 use super::valid::{Stored, finite_float, given_twice, no_parameter};
+use crate::kernel::{self, Draw};
 use crate::link::{half_logistic, sign};
 use crate::params::Perturbed;
-use crate::kernel::{self, Draw};
 use crate::storage::checkpoint;
 use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
 //! The precision of one parameter as an operator: what a prior in one basis says in another.
 
 use super::kronecker_parameter::same_basis;
-use crate::linalg::{into_basis, out_of_basis};
 use crate::Result;
+use crate::linalg::{into_basis, out_of_basis};
 use tch::{Kind, Tensor};
 
 /// P = (A_L ⊗ A_R) diag(vec s) (A_L ⊗ A_R)ᵀ over the weights of a matrix `[r, c]`, vec row by row.

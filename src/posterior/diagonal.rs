@@ -1,11 +1,11 @@
 //! A Gaussian with a mean and a precision for every weight.
 
+use super::BlockPrecision;
 use super::any::{OUTSIDE_OF_TRAINING, posterior};
 use super::in_model::{self, in_model};
 use super::valid::{Stored, finite_float, form, given_twice, no_parameter, smallest};
-use super::BlockPrecision;
-use crate::linalg::matrix_shape;
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
+use crate::linalg::matrix_shape;
 use crate::storage::{PRECISION, checkpoint};
 use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};

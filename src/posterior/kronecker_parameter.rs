@@ -1,7 +1,7 @@
 //! One parameter of a Gaussian whose precision is diagonal in a Kronecker-factored basis.
 
-use super::valid::{finite_float, form, smallest};
 use super::BlockPrecision;
+use super::valid::{finite_float, form, smallest};
 use crate::linalg::{matrix_shape, out_of_basis};
 use crate::{Error, Result, kernel, linalg};
 use tch::{Kind, Tensor};

@@ -2,9 +2,9 @@
 
 mod gaussian;
 
-pub use gaussian::{BlockPrior, Family};
 pub(crate) use gaussian::Layout;
 use gaussian::Precision;
+pub use gaussian::{BlockPrior, Family};
 
 use crate::linalg::matrix_shape;
 use crate::params::Leaf;
@@ -36,11 +36,19 @@ pub struct Prior {
 
 #[derive(Debug)]
 enum Form {
-    Isotropic { precision: f64 },
+    Isotropic {
+        precision: f64,
+    },
     /// Parameters are independent.
-    Product { family: Family, parameters: Vec<Known> },
+    Product {
+        family: Family,
+        parameters: Vec<Known>,
+    },
     /// With one precision `[n, n]` over all parameters.
-    Full { parameters: Vec<Known>, precision: Tensor },
+    Full {
+        parameters: Vec<Known>,
+        precision: Tensor,
+    },
 }
 
 /// A parameter of the prior.
@@ -151,7 +159,8 @@ impl Prior {
             (_, Some((_, precision))) => precision,
             (PriorOf::Isotropic(isotropic), None) => leaf.tensor.detach().full_like(isotropic.precision(examples)),
             (PriorOf::Gaussian(_), None) => {
-                let problem = "its prior is not diagonal; `.diagonal()` of the posterior keeps the diagonal of its precision";
+                let problem =
+                    "its prior is not diagonal; `.diagonal()` of the posterior keeps the diagonal of its precision";
                 return Err(Error::parameter(leaf.name(), problem));
             }
         })
@@ -176,7 +185,8 @@ impl Prior {
             return Ok((mean, Precision::vector(&diagonal)));
         }
         // Where each parameter starts in the block, and in the prior.
-        let starts = |n: &[i64]| n.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect::<Vec<i64>>();
+        let starts =
+            |n: &[i64]| n.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect::<Vec<i64>>();
         let here = starts(&n);
         let there = starts(&self.parameters().iter().map(|k| k.mean.numel() as i64).collect::<Vec<_>>());
         let whole = Tensor::f_zeros([mean.size()[0]; 2], like)?;
@@ -221,14 +231,15 @@ impl From<&FullGaussian> for Prior {
 }
 
 impl Prior {
-    fn product(
-        family: Family,
-        q: &dyn Posterior,
-        block: impl Fn(&str) -> Option<(Tensor, BlockPrecision)>,
-    ) -> Self {
+    fn product(family: Family, q: &dyn Posterior, block: impl Fn(&str) -> Option<(Tensor, BlockPrecision)>) -> Self {
         let of = |name: &str| {
             let (mean, precision) = block(name)?;
-            Some(Known { name: name.to_owned(), size: q.mean(name)?.size(), mean, precision: Precision::Block(precision) })
+            Some(Known {
+                name: name.to_owned(),
+                size: q.mean(name)?.size(),
+                mean,
+                precision: Precision::Block(precision),
+            })
         };
         Prior { form: Form::Product { family, parameters: q.names().filter_map(of).collect() }, elsewhere: None }
     }
@@ -245,7 +256,8 @@ impl TryFrom<&dyn Posterior> for Prior {
         let full = || q.downcast_ref::<FullGaussian>().map(Prior::from);
         diagonal.or_else(kronecker).or_else(full).ok_or_else(|| {
             Error::Posterior(
-                "a prior must be a diagonal, Kronecker-factored or full Gaussian, and this posterior is not one".to_owned(),
+                "a prior must be a diagonal, Kronecker-factored or full Gaussian, and this posterior is not one"
+                    .to_owned(),
             )
         })
     }

@@ -1,8 +1,8 @@
 //! A row that is chosen at run time.
 
 use super::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalNewton, Evon, FullVon, Ivon, Newton, NoisyKfac, RmsProp, Sam, SamRmsProp,
-    Sgd, Soap, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalNewton, Evon, FullVon, Ivon, Newton, NoisyKfac, RmsProp, Sam,
+    SamRmsProp, Sgd, Soap, Ste, Vadam, Von,
 };
 use crate::driver::Row;
 use crate::{Noise, Optimizer, Params, Prior, Result, Schedule, Train};

@@ -158,7 +158,8 @@ mod tests {
         let when = |lr| When { t: 1, lr };
         for lambda in [-0.7, 0.1, 0.9] {
             // Where w = μ and τ = 1, s = 1 whatever ε is.
-            let relaxed = rule.update(rule.coefficients(when(2e-3)), site(lambda, 0.3, f64::tanh(lambda), 0.0), [0.0]).0;
+            let relaxed =
+                rule.update(rule.coefficients(when(2e-3)), site(lambda, 0.3, f64::tanh(lambda), 0.0), [0.0]).0;
             let through = ste.update(ste.coefficients(when(0.1)), site(lambda, 0.3, 0.0, 0.0), [0.0]).0;
             assert!((relaxed - through).abs() < 1e-15, "{relaxed} {through}");
         }

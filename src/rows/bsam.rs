@@ -1,8 +1,8 @@
 //! bSAM: SAM whose radius is the uncertainty of each weight.
 
 use super::common::{config, fields};
-use crate::driver::{Row, Rule, Site, Weights, When};
 use super::von::PrecisionInStep;
+use crate::driver::{Row, Rule, Site, Weights, When};
 use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {

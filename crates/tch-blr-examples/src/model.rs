@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::metrics::{self, Reliability};
-use tch_blr::{DiagonalGaussian, Optimizer, Result, Rule};
+use tch_blr::rule::Rule;
+use tch_blr::{DiagonalGaussian, Optimizer, Result};
 
 /// A multilayer perceptron with ReLU between its layers; the layers are tapped, so that VOGN gets per-example squares.
 #[derive(Debug)]

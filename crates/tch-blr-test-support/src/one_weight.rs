@@ -3,7 +3,8 @@
 use crate::compare::values;
 use crate::quadrature::Quadrature;
 use tch::Tensor;
-use tch_blr::{Optimizer, Params, Rule, Site, When};
+use tch_blr::rule::{Rule, Site, When};
+use tch_blr::{Optimizer, Params};
 
 /// A trainable f64 vector.
 pub fn weight(values: &[f64]) -> Tensor {
@@ -33,12 +34,12 @@ pub fn retracted(h: f64, new: f64, s: f64, r: f64) -> f64 {
 
 /// Mean and precision of a one-weight problem with loss gradient `gradient`, under a rule that is given exact
 /// expectations, after `steps` steps from 0.
-pub fn with_exact_expectations<R: Rule>(rule: R, steps: u64, gradient: impl Fn(f64) -> f64) -> (f64, f64) {
+pub fn with_exact_expectations<R: Rule>(rule: R, lr: f64, steps: u64, gradient: impl Fn(f64) -> f64) -> (f64, f64) {
     let quadrature = Quadrature::new(60);
     let delta = rule.isotropic_delta();
     let (mut mean, mut state) = (0.0, rule.initial(false));
     for t in 1..=steps {
-        let k = rule.coefficients(When { t, lr_factor: 1.0 });
+        let k = rule.coefficients(When { t, lr });
         let sigma = 1.0 / rule.precision(k, delta, state).sqrt();
         let site = Site {
             mean,
@@ -49,5 +50,5 @@ pub fn with_exact_expectations<R: Rule>(rule: R, steps: u64, gradient: impl Fn(f
         };
         (mean, state) = rule.update(k, site, state);
     }
-    (mean, rule.precision(rule.coefficients(When { t: steps, lr_factor: 1.0 }), delta, state))
+    (mean, rule.precision(rule.coefficients(When { t: steps, lr }), delta, state))
 }

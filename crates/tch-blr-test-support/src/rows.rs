@@ -4,7 +4,10 @@ use crate::places::wave_at;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_blr::rule::Rule;
-use tch_blr::{Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, Ivon, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Sgd, Statistic, Ste, Vadam, Von};
+use tch_blr::{
+    Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, Ivon, Params, Philox, Prior, RmsProp,
+    Sam, SamRmsProp, Sgd, Statistic, Ste, Vadam, Von,
+};
 
 /// A row's configuration for the variables of a store, and a learning rate with which it trains [`crate::Net`].
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 use crate::compare::bits;
 use tch::nn::VarStore;
-use tch_blr::{Optimizer, Rule};
+use tch_blr::Optimizer;
+use tch_blr::rule::Rule;
 
 /// All that an optimizer may change, bit by bit: its checkpoint (weights, state, accumulated gradients, counts, noise),
 /// the weights themselves and where they lie.

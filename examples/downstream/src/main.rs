@@ -2,7 +2,7 @@
 
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Ivon, Rule};
+use tch_blr::Ivon;
 
 fn main() -> tch_blr::Result<()> {
     tch::manual_seed(0);

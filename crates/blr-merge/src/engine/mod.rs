@@ -9,9 +9,9 @@
 //!             read and check the inputs  →  formula, in parallel over blocks  →  check and write
 //! ```
 //!
-//! What needs the whole tensor first (the threshold of TIES, the angle of slerp, the norms of DARE) makes passes over
-//! all chunks before. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a result depends
-//! neither on the number of threads nor on where the numbers lie.
+//! What a method must know of the whole tensor (the threshold of TIES, the angle of slerp, the norms of DARE) takes
+//! earlier passes over all chunks. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a
+//! result depends neither on the number of threads nor on where the numbers lie.
 //!
 //! ```
 //! use blr_merge::engine::{Input, Inputs, Output, Plan, merge};

@@ -27,7 +27,7 @@ const MOST_DIMENSIONS: usize = 64;
 const LONGEST_NAME: usize = 4096;
 /// Most entries of metadata: an empty one has six bytes in the file and fifty in memory.
 const MOST_METADATA: usize = 4096;
-/// Characters of a parser's message that are passed on. It may quote the file, and so be as long.
+/// Characters of a parser's message that are passed on. It may quote the file, and be as long as it.
 const LONGEST_MESSAGE: usize = 300;
 
 /// A tensor of a [`WeightFile`](super::WeightFile).

@@ -36,7 +36,7 @@ use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Memory, Past, Quadratic, Replay};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{Likelihood, Linear};
-use tch_blr::{Adam, FullGaussian, GaussianPosterior, Params, Rule, combine};
+use tch_blr::{Adam, FullGaussian, GaussianPosterior, Params, combine};
 
 const DIGITS: [i64; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 /// Of the trunk, and a 1 for the bias.

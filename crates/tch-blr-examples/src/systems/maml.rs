@@ -18,7 +18,8 @@ use crate::random::Rng;
 use std::f64::consts::PI;
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Adam, Ivon, Optimizer, Rule};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, Ivon, Optimizer};
 
 /// θ′ after so many gradient steps of size α on a loss; the graph goes through them.
 pub fn adapt(

@@ -24,7 +24,7 @@ use crate::digits::{SIDE, rotate90};
 use crate::random::Rng;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Adam, Rule, metrics};
+use tch_blr::{Adam, metrics};
 
 /// Positions of the stored examples that are nearest to each query, the nearest first, `[Q, k]`; distances `[Q, N]`.
 pub fn nearest(distances: &Tensor, k: i64) -> Tensor {

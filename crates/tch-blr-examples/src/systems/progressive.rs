@@ -18,7 +18,7 @@ use crate::batches::{Last, batches};
 use crate::pictures::{Curves, training_curves};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Tensor};
-use tch_blr::{Adam, Rule};
+use tch_blr::Adam;
 
 /// Columns of layers, one a task.
 #[derive(Debug)]

@@ -20,8 +20,8 @@ use crate::pictures::{Curves, training_curves};
 use crate::random::Rng;
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_blr::Adam;
 use tch_blr::metrics::{self, AccuracyMatrix};
-use tch_blr::{Adam, Rule};
 
 /// A random key: `[d]` of -1 and 1, f32.
 pub fn key(d: i64, rng: &mut Rng) -> Tensor {

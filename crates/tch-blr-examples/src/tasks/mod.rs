@@ -51,7 +51,7 @@ impl Task {
         let rows = Tensor::from_slice(positions);
         let (x, y) = (self.train.0.index_select(0, &rows), self.train.1.index_select(0, &rows));
         let weights = y.ones_like().to_kind(Kind::Float) * weight;
-        Memory::new(&self.shown(&x), Likelihood::Categorical).targets(&y).weights(&weights).labels(&self.labels)
+        Memory::new(&self.shown(&x), Likelihood::Categorical).targets(&y).weights(&weights).active(&self.labels)
     }
 
     fn batches(&self) -> impl Iterator<Item = Tensor> {
