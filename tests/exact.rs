@@ -17,7 +17,7 @@ use tch_blr::{Adam, DiagonalGaussian, Expectation, Ivon, Optimizer, Philox, RmsP
 /// The means after steps with these gradients, from 0.5.
 fn trajectory(rule: impl Rule, lr: f64, gradients: [f64; 3]) -> [f64; 3] {
     let w = weight(&[0.5]);
-    let mut opt = Optimizer::builder(rule).build(params(&w), lr).unwrap();
+    let mut opt = rule.builder().build(params(&w), lr).unwrap();
     gradients.map(|g| {
         opt.step(|| (&w * g).sum(Kind::Double)).unwrap();
         values(&w)[0]
@@ -93,7 +93,7 @@ impl Regression {
     /// Mean and precision after `steps` steps of antithetic evaluations at m ± σ. These two points of equal weight
     /// integrate second-degree polynomials exactly, which is all that a linear model asks for.
     fn fixed_point<R: Row<Posterior = DiagonalGaussian>>(&self, rule: R, lr: f64, steps: usize) -> (f64, f64) {
-        let mut opt = Optimizer::builder(rule).noise(given(steps, &[&[1.0]])).build(params(&self.w), lr).unwrap();
+        let mut opt = rule.builder().noise(given(steps, &[&[1.0]])).build(params(&self.w), lr).unwrap();
         for _ in 0..steps {
             opt.step(|| self.losses()).unwrap();
         }

@@ -310,7 +310,7 @@ fn run<R: Rule>(rule: R, kind: Kind, transposed: bool, random: &[f64]) -> Vec<Ve
         .map(|step| (0..2).map(|k| vec![Tensor::from_slice(noise[step + k]).reshape(shape)]).collect())
         .collect();
     let params = Params::named([("w", w.shallow_clone())]).unwrap();
-    let mut opt = tch_blr::Optimizer::builder(rule).noise(tch_blr::Given(noise)).build(params, 0.1).unwrap();
+    let mut opt = rule.builder().noise(tch_blr::Given(noise)).build(params, 0.1).unwrap();
     for gradient in gradients.chunks(24).take(STEPS) {
         // Linear losses of two examples, so that libtorch's own arithmetic is the same in both layouts.
         let losses = || gradient.chunks(12).map(|g| (&w * tensor(g)).sum(kind)).collect::<Vec<_>>();

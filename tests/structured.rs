@@ -365,7 +365,7 @@ fn training_resumes_bit_by_bit() {
     fn resumes<R: Row>(rule: R, lr: f64) {
         for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
             let build = |vs: &VarStore, seed| {
-                Optimizer::builder(rule)
+                rule.builder()
                     .noise(Philox { seed })
                     .schedule(Schedule::Step { every: 2, factor: 0.5 })
                     .build(vs, lr)

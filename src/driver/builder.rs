@@ -10,7 +10,7 @@ use std::fmt;
 
 /// Everything about an optimizer that is not a number of its row: prior, noise, groups, schedule, clipping.
 ///
-/// Comes from [`Optimizer::builder`], or from `builder`, `prior`, `noise`, `group`, .. of a row's settings, and ends in
+/// Comes from [`Row::builder`], or from `builder`, `prior`, `noise`, `group`, .. of a row's settings, and ends in
 /// [`Builder::build`].
 #[derive(Debug)]
 pub struct Builder<R: Row> {

@@ -106,11 +106,6 @@ struct Last {
 }
 
 impl<R: Row> Optimizer<R> {
-    /// Starts a [`Builder`]. The crate's own rows have it, and its methods, as methods of their settings.
-    pub fn builder(row: R) -> Builder<R> {
-        Builder::new(row)
-    }
-
     /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss, with what was
     /// accumulated before.
     ///

@@ -47,6 +47,10 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
     /// What [`Optimizer::posterior`](crate::Optimizer::posterior) returns; [`NoPosterior`] for rows without one.
     type Posterior: MaybePosterior;
 
+    /// Starts a [`Builder`](crate::Builder). The crate's rows have it, and its methods, without this trait in scope.
+    fn builder(self) -> super::Builder<Self> {
+        super::Builder::new(self)
+    }
     /// Effective sample size λ of the posterior, where one was given.
     fn effective_sample_size(&self) -> Option<f64> {
         None

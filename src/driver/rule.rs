@@ -33,7 +33,7 @@ pub struct Site<T> {
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
-/// use tch_blr::{Optimizer, Result};
+/// use tch_blr::Result;
 /// use tch_blr::rule::{DeltaRule, NoPosterior, Real, Row, Rule, Site, Weights, When};
 ///
 /// #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ pub struct Site<T> {
 /// # fn main() -> Result<()> {
 /// let vs = tch::nn::VarStore::new(tch::Device::Cpu);
 /// let w = vs.root().zeros("w", &[1]);
-/// let mut opt = Optimizer::builder(Limited { largest: 1.0 }).build(&vs, 0.5)?;
+/// let mut opt = Limited { largest: 1.0 }.builder().build(&vs, 0.5)?;
 /// opt.step(|| (&w * 7.0).sum(tch::Kind::Float))?;
 /// assert_eq!(w.double_value(&[0]), -0.5);
 /// # Ok(())

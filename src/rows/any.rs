@@ -5,7 +5,7 @@ use super::{
     SamRmsProp, Sgd, Soap, Ste, Vadam, Von,
 };
 use crate::driver::Row;
-use crate::{Noise, Optimizer, Params, Prior, Result, Schedule, Train};
+use crate::{Noise, Params, Prior, Result, Schedule, Train};
 use serde::{Deserialize, Serialize};
 
 /// How [`AnyRow::build_with`] builds, beside row and learning rate: what every row's [`Builder`](crate::Builder) takes.
@@ -122,7 +122,7 @@ const fn str_eq(a: &str, b: &str) -> bool {
 
 fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Result<Box<dyn Train>> {
     let BuildOptions { prior, noise, schedule, clip_grad_norm } = options;
-    let mut builder = Optimizer::builder(row).schedule(schedule);
+    let mut builder = row.builder().schedule(schedule);
     if let Some(prior) = prior {
         builder = builder.prior(prior);
     }

@@ -72,7 +72,7 @@ macro_rules! config {
             }
             /// Starts a [`Builder`](crate::Builder), for several of these at once, clipping and more.
             pub fn builder(self) -> crate::Builder<Self> {
-                crate::Optimizer::builder(self)
+                $crate::driver::Row::builder(self)
             }
         }
     };

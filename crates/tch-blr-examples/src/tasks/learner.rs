@@ -10,7 +10,6 @@ use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SoftLab
 use tch_blr::fisher::Fisher;
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::Likelihood;
-use tch_blr::fisher::Fisher;
 use tch_blr::selection::{class_balanced, random_scores};
 use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Params, Philox, Prior, Result, Schedule};
 
