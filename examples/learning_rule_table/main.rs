@@ -10,7 +10,6 @@
 
 #[path = "../common/pictures.rs"]
 mod pictures;
-// Quadrature and one-weight problems, as the tests have them.
 
 mod deep_learning;
 mod drawings;
