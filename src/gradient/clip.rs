@@ -34,9 +34,12 @@ impl Clip {
                 }
             }
             Clip::Norm(max) => {
+                // In f64: the square of a gradient above 10¹⁹ would overflow in f32.
                 let norm = kernel::sum_of_squares(gradients.iter().flatten()).sqrt();
                 if norm > max {
                     for g in gradients.iter_mut().flatten() {
+                        // One factor, rounded once from f64, so that the direction of the gradient stays the same in
+                        // every parameter.
                         *g = &*g * (max / norm);
                     }
                 }

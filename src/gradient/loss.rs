@@ -1,4 +1,5 @@
-//! What a closure may return, and what the driver makes of it.
+//! What a closure may return, and what the driver makes of it: the checks of a loss that can be made before it is
+//! differentiated.
 
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -40,6 +41,7 @@ impl Loss {
         if !loss.defined() {
             return Err(Error::Loss("the tensor is undefined".to_owned()));
         }
+        // Before the graph: integers never have one, and the message should name the cause.
         if !matches!(loss.kind(), Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
             return Err(Error::Loss(format!("its kind is {:?}: expected a floating-point loss", loss.kind())));
         }
@@ -56,8 +58,10 @@ impl Loss {
                     .to_owned(),
             ));
         }
+        // A loss of shape [1] counts as one example, not as a mean.
         let (mean, per_example) = if size.is_empty() { (loss, None) } else { (loss.f_mean(None)?, Some(loss)) };
         let value = mean.double_value(&[]);
+        // Before the backward pass, which would spread a NaN over every gradient and hide where it came from.
         if !value.is_finite() {
             return Err(Error::NonFiniteLoss { value, step });
         }

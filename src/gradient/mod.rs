@@ -1,4 +1,5 @@
-//! From a closure's loss to the gradients of the parameters.
+//! From a closure's loss to the gradients of the parameters: what may be returned as a loss, and how large gradients
+//! are limited. Curvature from the same backward pass belongs to `curvature`.
 
 mod clip;
 mod loss;

@@ -1,4 +1,5 @@
-//! Is every element finite, and how large are they together?
+//! Is every element finite, and how large are they together? Whatever has to look at all elements of a tensor before
+//! a step is accepted belongs here; what changes them does not.
 
 use super::lanes;
 use tch::{Kind, Tensor};
@@ -12,6 +13,7 @@ pub(crate) fn sum_of_squares<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) 
             Some(Kind::Float) => single.push(t),
             Some(_) => double.push(t),
             None => {
+                // Wider before it is squared: the square of 256 is already beyond the range of f16.
                 let x = t.to_kind(if t.kind() == Kind::Double { Kind::Double } else { Kind::Float });
                 total += x.square().sum(Kind::Double).double_value(&[]);
             }
@@ -22,6 +24,7 @@ pub(crate) fn sum_of_squares<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) 
 
 /// The first NaN or infinity of a tensor, if there is one.
 pub(crate) fn first_non_finite(t: &Tensor) -> Option<f64> {
+    // One flag is read from the device; the elements themselves only on the way to an error.
     let bad = t.isfinite().logical_not();
     bad.any().int64_value(&[]).ne(&0).then(|| t.masked_select(&bad).double_value(&[0]))
 }

@@ -6,10 +6,12 @@
 //! instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a sum, so all widths
 //! and any split into blocks, pieces and threads give the same bits.
 //!
-//! Tensors hand out their memory as pointers, so the code here is unsafe; but for `vectors.rs` no other is.
+//! Tensors hand out their memory as pointers, so the code here is unsafe; apart from `vectors.rs`, no other is.
 #![allow(unsafe_code)]
 
-use super::noise::{Draw, Normals, groups};
+use super::noise::Draw;
+use super::normal::Normals;
+use super::philox::groups;
 use super::threads;
 use super::vectors::{Vectorized, Width};
 use super::{Elementwise, Field, INPUTS, Job, OUTPUTS, Real};
@@ -72,9 +74,12 @@ pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
 /// Whether no two tasks, and no two outputs of one, write to the same memory.
 fn disjoint<F, E>(tasks: &[Task<F, E>]) -> bool {
     let range = |p: &*mut F, len: usize| (p.addr(), p.addr() + len * size_of::<F>());
+    // Only outputs: inputs may overlap with each other, and an input that is an output of the same task is read
+    // before it is written.
     let wanted = tasks.iter().flat_map(|t| t.outputs.iter().filter(|p| !p.is_null()).map(|p| range(p, t.len)));
     let mut written: Vec<_> = wanted.collect();
     written.sort_unstable();
+    // Sorted by their start, ranges overlap only if two neighbours do.
     written.windows(2).all(|w| w[0].1 <= w[1].0)
 }
 
@@ -83,6 +88,7 @@ impl<F: Lane, E: Elementwise> Task<F, E> {
         let first = outputs.iter().flatten().next().expect("a job has an output");
         let (len, kind) = (first.numel(), first.kind());
         let pointer = |t: &Tensor| {
+            // Also in release builds: the pointers are trusted for `len` elements from here on.
             assert!(t.numel() == len && t.kind() == kind, "tensors of one job differ in size or kind");
             t.data_ptr().cast::<F>()
         };
@@ -119,6 +125,7 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
         let mut write = [std::ptr::null_mut(); OUTPUTS];
         for (source, array) in task.inputs.iter().zip(&mut inputs) {
             if let Source::Number(x) = source {
+                // Once per piece: a number is the same in all of its blocks.
                 *array = [*x; BLOCK];
             }
         }
@@ -130,6 +137,8 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
                 // While the normals are computed, the memory that is needed next can be on its way.
                 let inputs = task.inputs.iter().filter_map(|x| if let Source::Memory(p) = x { Some(*p) } else { None });
                 for p in inputs.chain(task.outputs.iter().map(|p| p.cast_const())) {
+                    // Wrapping, because an output that nobody wants is null, on which `add` would be undefined
+                    // behaviour.
                     prefetch(p.wrapping_add(at), n);
                 }
             }
@@ -150,10 +159,12 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
                 *read = array.as_ptr();
             }
             for ((&p, array), write) in task.outputs.iter().zip(&mut outputs).zip(&mut write) {
+                // The last block may be short, and the loops below always write a whole one.
                 *write = if n == BLOCK && !p.is_null() { p.wrapping_add(at) } else { array.as_mut_ptr() };
             }
             // Always the whole block, whose length the compiler knows; what lies behind `n` is not written back.
             for at in (0..BLOCK).step_by(CHUNK) {
+                // All inputs of a chunk are read before its outputs are written: they may be the same memory.
                 let mut results = [[F::default(); CHUNK]; OUTPUTS];
                 #[allow(clippy::needless_range_loop)] // all arrays at once, for the vectoriser
                 for l in 0..CHUNK {
@@ -206,11 +217,13 @@ fn prefetch<F>(p: *const F, n: usize) {
 pub(super) fn sum_of_squares<F: Lane>(tensors: &[&Tensor]) -> f64 {
     let arrays: Vec<&[F]> = tensors.iter().map(|t| elements(t)).collect();
     let pieces = pieces(arrays.iter().map(|x| x.len()));
+    // A sum for each piece, added in order at the end, so that it does not show in the bits which thread was faster.
     let sums: Vec<AtomicU64> = pieces.iter().map(|_| AtomicU64::new(0)).collect();
     let threads = threads::worth(arrays.iter().map(|x| x.len()).sum());
     threads::share(pieces.len(), threads, |i| {
         let (t, at) = pieces[i];
         let end = arrays[t].len().min(at + PIECE);
+        // Relaxed, because the end of `share` orders every store before the reads below.
         sums[i].store(Width::chosen().run(Squares(&arrays[t][at..end])).to_bits(), Ordering::Relaxed);
     });
     sums.into_iter().map(|x| f64::from_bits(x.into_inner())).sum()
@@ -222,6 +235,8 @@ impl<F: Lane> Vectorized for Squares<'_, F> {
     type Output = f64;
     #[inline(always)]
     fn run(self) -> f64 {
+        // Independent sums, because the additions of one would wait for each other. Their number is part of the
+        // result: it must not follow the width of the vectors.
         const SUMS: usize = 32;
         let mut sums = [0.0; SUMS];
         let (blocks, rest) = self.0.as_chunks::<SUMS>();
@@ -242,6 +257,7 @@ impl<F: Lane> Vectorized for Squares<'_, F> {
 /// The elements of a contiguous CPU tensor of element type `F`.
 fn elements<F: Lane>(t: &Tensor) -> &[F] {
     assert!(t.kind().elt_size_in_bytes() == size_of::<F>() && matches!(t.kind(), Kind::Float | Kind::Double));
+    // libtorch may give an empty tensor a null pointer, which no slice can have.
     if t.numel() == 0 {
         return &[];
     }

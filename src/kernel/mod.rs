@@ -1,16 +1,23 @@
-//! How an elementwise computation runs: written once over [`Real`], executed over raw memory or through libtorch.
+//! How an elementwise computation runs: written once over [`Real`], executed over raw memory or through libtorch; and
+//! the noise that such a computation draws.
+//!
+//! Here belongs what knows positions and numbers. What a step computes there is a row's business ([`crate::rows`]),
+//! and which tensors it touches is the driver's.
 
 mod finite;
 mod lanes;
 mod noise;
+mod normal;
+mod philox;
 mod real;
 mod tensors;
 mod threads;
 mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
-pub(crate) use noise::{Draw, Drawn, GROUP, STEPS, groups, words};
+pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
+pub(crate) use philox::{GROUP, groups, words};
 pub use real::{Pack, Real};
 
 use arrayvec::ArrayVec;
@@ -69,6 +76,7 @@ impl<E> Job<'_, E> {
     fn lanes(&self) -> Option<Kind> {
         let inputs = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
         let mut kinds = inputs.chain(self.outputs.iter().flatten().copied()).map(lanes);
+        // The kinds are not compared: all tensors of a job have the same one, and `Task::new` checks it.
         let first = kinds.next()??;
         kinds.all(|k| k.is_some()).then_some(first)
     }
@@ -76,6 +84,7 @@ impl<E> Job<'_, E> {
 
 /// Runs the jobs of a step, those over raw memory all in one pass.
 pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<'a, E>>) {
+    // The tensor back-end writes into leaves in place, which libtorch refuses while it records gradients.
     let _no_grad = tch::no_grad_guard();
     let (mut single, mut double) = (Vec::new(), Vec::new());
     for job in jobs {
@@ -104,6 +113,8 @@ impl Elementwise for First {
 
 /// A field as a tensor of this shape, kind (f32 or f64) and device.
 pub(crate) fn tensor(field: Field, like: &Tensor) -> Tensor {
+    // It has the strides of `like`. Where they are not those of rows, the tensor back-end counts positions by their
+    // index, so that a draw does not depend on the layout.
     let t = like.detach().empty_like();
     run([Job { f: First, inputs: [field].into_iter().collect(), outputs: [Some(&t)].into_iter().collect() }]);
     t

@@ -1,4 +1,5 @@
-//! The number that an update is written over.
+//! The number that an update is written over, and the short arrays of them that it returns. An operation belongs here
+//! if some row needs it.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -42,6 +43,7 @@ macro_rules! float {
             }
             #[inline(always)]
             fn min(self, other: Self) -> Self {
+                // Not `f32::min`, which drops a NaN: a clamp would hide it from the check that follows an update.
                 if other < self { other } else { self }
             }
             #[inline(always)]

@@ -1,10 +1,12 @@
-//! The elementwise computation as tensor expressions: any device, any layout.
+//! The elementwise computation as tensor expressions: any device, any layout. On the CPU its arithmetic gives the
+//! bits of the lanes; tanh and the normals agree to rounding.
 
-use super::{Elementwise, Field, Job, Real, noise};
+use super::{Elementwise, Field, Job, Real, normal};
 use std::cell::{Ref, RefCell};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use tch::Tensor;
 
+/// Owns the tensors of a computation: a [`Real`] is `Copy`, and a tensor is not.
 #[derive(Default)]
 struct Arena(RefCell<Vec<Tensor>>);
 
@@ -44,7 +46,8 @@ impl Expr<'_> {
         numbers: impl Fn(f64, f64) -> f64,
         tensors: impl Fn(&Tensor, &Tensor) -> Tensor,
     ) -> Self {
-        // A 0-dim tensor of the other operand's kind broadcasts and promotes nothing.
+        // A 0-dim tensor of the other operand's kind broadcasts and promotes nothing, and from the CPU it may meet any
+        // device.
         let scalar = |x: f64, like: &Tensor| Tensor::from(x).to_kind(like.kind());
         let (arena, y) = match (self, other) {
             (Expr::Number(a), Expr::Number(b)) => return Expr::Number(numbers(a, b)),
@@ -56,6 +59,8 @@ impl Expr<'_> {
     }
 }
 
+// tch's operators panic where libtorch fails. The tensors of a job agree in shape, kind and device, so that only
+// memory can run out.
 impl Add for Expr<'_> {
     type Output = Self;
     fn add(self, other: Self) -> Self {
@@ -117,7 +122,7 @@ pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
         .map(|x| match *x {
             Field::Number(x) => Expr::Number(x),
             Field::Tensor(t) => arena.push(t.shallow_clone()),
-            Field::Noise { seed, at } => arena.push(noise::normals(seed, at, like)),
+            Field::Noise { seed, at } => arena.push(normal::normals(seed, at, like)),
         })
         .collect();
     let given = arena.0.borrow().len();
@@ -131,6 +136,7 @@ pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
         Expr::Node(_, i) if i < given => (nodes[i].copy(), output),
         Expr::Node(_, i) => (nodes[i].shallow_clone(), output),
     };
+    // All results exist before the first is written, since outputs may be inputs.
     let results: Vec<(Tensor, Tensor)> = wanted.map(result).collect();
     for (x, mut output) in results {
         output.copy_(&x);

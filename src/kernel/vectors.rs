@@ -32,6 +32,7 @@ impl Width {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
+            // All four: the copy is compiled for all of them, and the CPU must not meet an instruction that it lacks.
             if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") {
                 return Width::Avx512;
             }
@@ -42,7 +43,7 @@ impl Width {
         Width::Baseline
     }
 
-    /// All that this CPU has.
+    /// Every width that this CPU has.
     #[cfg(test)]
     pub(super) fn all() -> Vec<Width> {
         #[cfg(target_arch = "x86_64")]
@@ -54,12 +55,13 @@ impl Width {
 
     /// The widest that this CPU has and the environment allows.
     pub(super) fn chosen() -> Width {
+        // Once, since reading the environment takes a lock and the choice must not change within a step.
         static CHOSEN: LazyLock<Width> = LazyLock::new(|| {
             let limit = match std::env::var(LIMIT).as_deref() {
                 Ok("default") => Width::Baseline,
                 #[cfg(target_arch = "x86_64")]
                 Ok("avx2") => Width::Avx2,
-                // Like libtorch, whatever else it says is no limit.
+                // As in libtorch, any other value sets no limit.
                 _ => Width::of_cpu(),
             };
             limit.min(Width::of_cpu())
@@ -67,10 +69,12 @@ impl Width {
         *CHOSEN
     }
 
-    /// Runs a computation with vectors of this width, which the CPU has.
+    /// Runs a computation with vectors of this width, which the CPU must have.
     pub(super) fn run<V: Vectorized>(self, v: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
         {
+            // AVX-512 brings fused multiply-add along, but rustc does not contract a product and a sum by itself, so
+            // that all widths round alike.
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
             fn avx512<V: Vectorized>(v: V) -> V::Output {
                 v.run()

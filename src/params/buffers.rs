@@ -1,4 +1,4 @@
-//! What a model keeps beside its parameters must not move while its curvature is computed.
+//! Watches over what a model keeps beside its parameters: it must not move while the model's curvature is computed.
 
 use super::Params;
 use crate::{Error, Result};
@@ -16,6 +16,7 @@ impl Buffers {
                 .buffers()
                 .into_iter()
                 .map(|(name, t)| {
+                    // A copy, because batch normalization updates its statistics in place.
                     let before = t.detach().copy();
                     (name, t, before)
                 })
@@ -27,11 +28,12 @@ impl Buffers {
     /// example's loss depends on the whole batch. The buffers get their values back before the error.
     pub(crate) fn unchanged(self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        // A NaN is as it was, too.
+        // Tolerances of zero, but a NaN equals itself: it has not changed.
         let same = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.allclose(b, 0.0, 0.0, true);
         let changed = self.0.iter().position(|(_, now, before)| !same(now, before));
         let Some(i) = changed else { return Ok(()) };
         for (_, now, before) in &self.0 {
+            // All of them, not only the first that changed: an error leaves the model as it was.
             now.shallow_clone().copy_(before);
         }
         Err(Error::PerExample(format!(

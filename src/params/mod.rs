@@ -1,4 +1,7 @@
 //! What is learned: the trainable variables in order, by name, each once.
+//!
+//! Here belong finding and checking a model's variables, and exchanging their memory for a while. What is learned
+//! about a variable, a mean or a state, belongs to the driver and the posteriors.
 
 mod buffers;
 mod perturbed;
@@ -55,7 +58,7 @@ impl Leaf {
         self.tensor.requires_grad()
     }
 
-    /// The kind of the mean and of the optimizer's state: f64 for f64 weights, else f32.
+    /// The kind of the mean and of the optimizer's state: f64 for f64 weights, otherwise f32.
     pub(crate) fn state_kind(&self) -> Kind {
         if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
     }
@@ -84,6 +87,7 @@ impl Params {
             if tensor.requires_grad() && !tensor.is_leaf() {
                 return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
             }
+            // By memory and layout, not by handle: tch gives out many handles to one variable.
             match params.leaves.iter_mut().find(|l| l.tensor.is_set_to(&tensor)) {
                 Some(leaf) => {
                     leaf.names.push(name);
@@ -123,6 +127,7 @@ impl Params {
     }
 
     fn push(&mut self, mut leaf: Leaf) {
+        // Frozen parameters count too, so that freezing one does not move the noise of those behind it.
         let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
         leaf.noise_group = self.leaves.last().map_or(0, end);
         self.leaves.push(leaf);
@@ -142,6 +147,7 @@ impl Params {
     pub(crate) fn refresh(&mut self) {
         let Some(store) = self.store.clone() else { return };
         let variables = lock(&store);
+        // tch only ever appends to this list, so that its length tells whether there is anything new.
         if variables.trainable_variables.len() == self.seen {
             return;
         }
@@ -152,10 +158,12 @@ impl Params {
         }
         for variable in &variables.trainable_variables[self.seen..] {
             let tensor = &variable.tensor;
+            // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
             let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
             let mut names: Vec<String> =
                 candidates.filter(|(_, t)| t.is_set_to(tensor)).map(|(name, _)| (*name).clone()).collect();
             names.sort();
+            // The store knows variables by name and by handle, in two lists that nothing forces to agree.
             if names.is_empty() {
                 names.push(format!("unnamed.{}", self.leaves.len()));
             }
@@ -178,6 +186,7 @@ impl Params {
                 "there are none; create the model's variables (layers) before the optimizer".to_owned(),
             ));
         }
+        // The device of the first that is trained: the one that the gradients will be on.
         let Some(first) = self.leaves.iter().find(|l| l.trainable()) else {
             return Err(Error::Parameters(format!(
                 "none of the {} requires gradients; call VarStore::unfreeze or set_requires_grad(true)",
@@ -194,6 +203,7 @@ impl Params {
                     leaf.name(),
                 )));
             }
+            // `VarStore::set_kind` and `to` swap the memory under the same handle. The state would not follow.
             if (kind, device) != (leaf.kind, leaf.device) {
                 return Err(Error::parameter(
                     leaf.name(),
@@ -226,6 +236,7 @@ impl Params {
 
     /// Errors if two parameters share some of their memory without being the same: a step would change it twice.
     pub(crate) fn check_overlap(&self) -> Result<()> {
+        // Only those: the range of addresses of a strided tensor may hold weights of others without any overlap.
         let contiguous = self.leaves.iter().filter(|l| l.tensor.is_contiguous() && l.tensor.numel() > 0);
         let mut ranges: Vec<(usize, usize, &Leaf)> = contiguous
             .map(|l| {
@@ -234,6 +245,7 @@ impl Params {
             })
             .collect();
         ranges.sort_by_key(|r| (r.0, r.1));
+        // Sorted by their start, ranges overlap only if two neighbours do.
         ranges.windows(2).find(|w| w[1].0 < w[0].1).map_or(Ok(()), |w| {
             let (a, b) = (w[0].2.name(), w[1].2.name());
             Err(Error::Parameters(format!(
@@ -248,6 +260,8 @@ impl Params {
         let trained = self.leaves.iter().filter(|l| l.trainable());
         let copies = trained.map(|l| {
             let value = l.tensor.detach().to_kind(l.state_kind()).contiguous();
+            // `to_kind` and `contiguous` return the same memory where there is nothing to convert, and the copy must
+            // not follow the weights.
             let value = if value.data_ptr() == l.tensor.data_ptr() { value.copy() } else { value };
             Leaf::new(l.names.clone(), value, l.group)
         });

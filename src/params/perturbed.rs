@@ -1,4 +1,5 @@
-//! Weights that are perturbed for a while.
+//! Weights that are perturbed for a while: the only place where a variable's memory is exchanged. What the perturbed
+//! values are belongs to the driver and the posteriors.
 
 use crate::kernel;
 use std::borrow::Borrow;
@@ -31,9 +32,12 @@ impl Perturbed {
         let _no_grad = tch::no_grad_guard();
         let mut guard = Perturbed::default();
         for (variable, value) in changes {
+            // `detach` is a second tensor on the same storage. It keeps the original memory when `set_data` gives the
+            // variable another.
             let (mut variable, original) = (variable.borrow().shallow_clone(), variable.borrow().detach());
             variable.f_set_data(&value)?;
             kernel::note_write(&variable);
+            // One at a time: if a later exchange fails, dropping the guard takes back those before it.
             guard.exchanged.push(Exchanged { variable, original, value });
         }
         Ok(guard)
@@ -51,6 +55,7 @@ impl Drop for Perturbed {
                 // A later guard holds the variable, and `value` is the storage that it will bring back.
                 _ = value.f_copy_(original);
             } else {
+                // Exchanged back and not copied, which would cost a pass over the weights.
                 _ = variable.f_set_data(original);
                 kernel::note_write(variable);
             }
