@@ -1,7 +1,8 @@
-//! One error type for the whole crate.
+//! One error type for the whole crate. A new variant belongs here only if a caller would handle it differently from
+//! all others; what went wrong is for the message to say.
 //!
-//! Each message says what was wrong, where (the name of the parameter or hyper-parameter and its value) and what to do.
-//! A function that returns an error has left weights, optimizer state, noise position and files as they were.
+//! Each message says what was wrong, where (the name of the parameter or hyper-parameter and its value) and what to
+//! do. A function that returns an error has left weights, optimizer state, noise position and files as they were.
 
 use std::path::PathBuf;
 
@@ -33,7 +34,7 @@ pub enum Error {
     /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
     #[error("loss: {0}")]
     Loss(String),
-    /// A model's outputs, targets or active outputs that do not fit its likelihood, or a loss that does not tell it.
+    /// A model's outputs, targets or active outputs do not fit its likelihood, or the loss does not say which it is.
     #[error("likelihood: {0}")]
     Likelihood(String),
     /// The loss is NaN or infinite.
@@ -62,16 +63,16 @@ pub enum Error {
     /// The closure returned an error of its own.
     #[error("the closure failed: {0}")]
     Closure(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Per-example gradients cannot be had for this model and loss.
+    /// Per-example gradients cannot be computed for this model and loss.
     #[error("per-example gradients: {0}")]
     PerExample(String),
-    /// The curvature at a solution cannot be had from this model, these data or these settings.
+    /// The curvature at a solution cannot be computed from this model, these data or these settings.
     #[error("curvature: {0}")]
     Curvature(String),
     /// A precision, or a Hessian that takes its place, has no inverse that is a covariance.
     #[error(
-        "{what} is not positive definite ({problem}); nothing was changed (raise the weight decay or the damping, lower \
-         the rate of the precision, or choose a rule that keeps it positive)"
+        "{what} is not positive definite ({problem}); nothing was changed (raise the weight decay or the damping, \
+         lower the rate of the precision, or choose a rule that keeps it positive)"
     )]
     NotPositiveDefinite {
         /// Which matrix.
@@ -82,13 +83,13 @@ pub enum Error {
     /// What was asked of a posterior or prior does not exist.
     #[error("posterior: {0}")]
     Posterior(String),
-    /// Models, weights and a method of merging that do not fit together.
+    /// Models, weights and a method of merging do not fit together.
     #[error("merge: {0}")]
     Merge(String),
-    /// A part is to be taken out of a posterior that does not hold so much of it.
+    /// More of a part would be taken out of a posterior than the posterior holds.
     #[error(
-        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} can \
-         be removed"
+        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} \
+         can be removed"
     )]
     Removal {
         /// Which parameter or matrix.
@@ -109,7 +110,7 @@ pub enum Error {
         /// What is wrong, and what was expected.
         problem: String,
     },
-    /// A step of the rule leaves the natural parameters that the family has.
+    /// A step of the rule ends at natural parameters that the family does not have.
     #[error("a step of ρ = {rho} leaves the family; nothing was changed; ρ up to {largest:.3e} would not. {problem}")]
     Step {
         /// The ρ given.
@@ -121,7 +122,8 @@ pub enum Error {
     },
     /// An iteration was still moving after the steps that it was allowed.
     #[error(
-        "after {steps} steps the parameters still move by {change:e} of their size: allow more, or damp with a smaller ρ"
+        "after {steps} steps the parameters still move by {change:e} of their size: allow more, or damp with a smaller \
+         ρ"
     )]
     NotConverged {
         /// Steps taken.
@@ -169,7 +171,7 @@ impl From<blr_merge::Error> for Error {
             Of::Removal { what, weight, largest } => Error::Removal { what, weight, largest },
             Of::File { path, problem } => Error::File { path, problem },
             Of::Merge(problem) => Error::Merge(problem),
-            // Variants to come: their message says what they are.
+            // That enum is non_exhaustive, too; a variant that is new there still has its message.
             other => Error::Merge(other.to_string()),
         }
     }

@@ -1,4 +1,5 @@
-//! Where E_q\[∇ℓ\] is evaluated.
+//! Where E_q\[∇ℓ\] is evaluated: the choice of points, and which draw of noise belongs to each. Moving the weights
+//! there is the driver's work.
 
 use crate::{Result, check};
 
@@ -18,8 +19,8 @@ pub enum Expectation {
         /// How many pairs, at least 1.
         pairs: usize,
     },
-    /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::rule::Rule::adversarial)) along ĝ₁, the gradient
-    /// of a first evaluation on the same batch, which serves only to find ε.
+    /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::rule::Rule::adversarial)) along ĝ₁, the
+    /// gradient of a first evaluation on the same batch, which serves only to find ε.
     Adversarial {
         /// Whether ĝ₁ is taken at a sample of q (Bayesian SAM) or at the mean (SAM). ε is added to the mean in both.
         sampled: bool,
@@ -42,11 +43,12 @@ impl Expectation {
         self.validate()
     }
 
-    /// As many samples, or pairs where it is antithetic; samples in place of the mean.
+    /// With this many samples, or pairs if it is antithetic; an evaluation at the mean becomes one at samples.
     pub(crate) fn with_samples(self, n: usize) -> Self {
         match self {
             Expectation::Delta | Expectation::MonteCarlo { .. } => Expectation::MonteCarlo { samples: n },
             Expectation::Antithetic { .. } => Expectation::Antithetic { pairs: n },
+            // It has one point by definition, and no number of samples to set.
             adversarial @ Expectation::Adversarial { .. } => adversarial,
         }
     }
@@ -60,17 +62,18 @@ impl Expectation {
         }
     }
 
-    /// Whether each of these points is found by an evaluation elsewhere.
+    /// Whether each of these points is found by another evaluation first.
     pub(crate) fn is_adversarial(self) -> bool {
         matches!(self, Expectation::Adversarial { .. })
     }
 
-    /// For the k-th evaluation of a step (adversarial: its first point): which draw of noise it uses, and with which sign.
-    /// `None` at the mean.
+    /// Which draw of noise the k-th evaluation of a step uses (adversarial: its first point), and with which sign; `None`
+    /// at the mean.
     pub(crate) fn draw(self, k: u64) -> Option<(u64, f64)> {
         match self {
             Expectation::Delta | Expectation::Adversarial { sampled: false } => None,
             Expectation::MonteCarlo { .. } | Expectation::Adversarial { sampled: true } => Some((k, 1.0)),
+            // Evaluations 2i and 2i+1 are the pair of draw i.
             Expectation::Antithetic { .. } => Some((k / 2, if k.is_multiple_of(2) { 1.0 } else { -1.0 })),
         }
     }

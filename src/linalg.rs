@@ -1,5 +1,5 @@
 //! Matrices that must be positive definite, with typed errors where they are not; and tensors as matrices, in and out
-//! of a basis.
+//! of a basis. Operations that only wrap libtorch's belong here if their arguments are easily confused.
 
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -7,11 +7,12 @@ use tch::{Kind, Tensor};
 /// L with A = L Lᵀ.
 ///
 /// # Errors
-/// [`Error::NotPositiveDefinite`] if A is not, or not finite; `what` names it.
+/// [`Error::NotPositiveDefinite`] if A is not positive definite or not finite; `what` names it.
 pub(crate) fn cholesky(what: &str, a: &Tensor) -> Result<Tensor> {
+    // `_ex` reports a failure as a number. The plain factorization throws, and its message does not name the matrix.
     let (l, info) = a.f_linalg_cholesky_ex(false, false)?;
     let minor = info.int64_value(&[]);
-    // A matrix that is not finite need not be noticed by the factorization.
+    // The factorization does not always notice that a matrix is not finite.
     if minor == 0 && l.isfinite().all().int64_value(&[]) == 1 {
         return Ok(l);
     }
@@ -35,16 +36,19 @@ pub(crate) fn solve(l: &Tensor, x: &Tensor) -> Result<Tensor> {
 
 /// L⁻¹ B
 pub(crate) fn forward(l: &Tensor, b: &Tensor) -> Result<Tensor> {
+    // The flags are upper, left, unitriangular.
     Ok(l.f_linalg_solve_triangular(b, false, true, false)?)
 }
 
 /// L⁻ᵀ z for a vector z ~ N(0, I): distributed as N(0, A⁻¹).
 pub(crate) fn spread(l: &Tensor, z: &Tensor) -> Result<Tensor> {
+    // The flags again, for the transposed view of L, whose triangle is the upper one.
     Ok(l.f_tr()?.f_linalg_solve_triangular(&z.f_unsqueeze(1)?, true, true, false)?.f_squeeze_dim(1)?)
 }
 
 /// ln det A from L.
 pub(crate) fn log_det(l: &Tensor) -> f64 {
+    // A sum of logarithms: the product of the diagonal leaves the range of f64 for a few hundred weights.
     2.0 * l.diag(0).log().sum(Kind::Double).double_value(&[])
 }
 
@@ -57,6 +61,7 @@ pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
 
 /// ½(A + Aᵀ)
 pub(crate) fn symmetric(a: &Tensor) -> Result<Tensor> {
+    // LAPACK reads one triangle. The mean of both takes no side in the rounding of the products that A comes from.
     Ok((a + a.f_tr()?) * 0.5)
 }
 

@@ -1,4 +1,4 @@
-//! From the parameter that a row learns to the weight.
+//! From the parameter that a row learns to the weight. A new kind of weight (quantized, positive) is a variant here.
 
 use tch::{Kind, Tensor};
 
@@ -11,9 +11,10 @@ use tch::{Kind, Tensor};
 /// q(w) ∝ exp(λw),  w ∈ {-1, 1};      P(w = 1) = 1/(1 + exp(-2λ)),  E_q[w] = tanh λ
 /// ```
 ///
-/// The optimizer keeps λ beside the variables. A weight that is not the one it left there (when the optimizer is built,
-/// or after the variables were loaded or set anew) gives λ by the inverse; the variable is then moved to the weight that
-/// this λ has. Frozen variables are left alone, and [`Optimizer::load`](crate::Optimizer::load) leaves them as they are.
+/// The optimizer keeps λ beside the variables. A weight that is not the one it left there (when the optimizer is
+/// built, or after the variables were loaded or set again) gives λ by the inverse; the variable is then moved to the
+/// weight that this λ has. Frozen variables are left alone, and [`Optimizer::load`](crate::Optimizer::load) leaves
+/// them as they are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Link {
@@ -42,9 +43,12 @@ impl Link {
     pub(crate) fn learned(self, weight: &Tensor) -> Tensor {
         match self {
             Link::Identity => weight.detach(),
+            // A copy, because λ is written to by the row and the variable by the link.
             Link::Sign => weight.detach().copy(),
             Link::Tanh { largest } => {
+                // In f64, where a weight next to ±1 keeps the digits of its λ. One beyond ±1 would give a NaN.
                 let w = weight.detach().to_kind(Kind::Double).clamp(-1.0, 1.0);
+                // After the inverse: atanh(±1) is infinite, and the limit is one on λ.
                 w.atanh().clamp(-largest, largest).to_kind(weight.kind())
             }
         }
@@ -59,8 +63,9 @@ impl Link {
     }
 }
 
-/// 1 where x ≥ 0, else -1.
+/// 1 where x ≥ 0, otherwise -1.
 pub(crate) fn sign(x: &Tensor) -> Tensor {
+    // Not libtorch's sign, which is 0 at 0: a binary weight has no third value.
     x.ge(0.0).to_kind(x.kind()) * 2.0 - 1.0
 }
 

@@ -15,7 +15,7 @@ impl DiagonalGaussian {
     /// ```
     ///
     /// The closure gives the outputs z `[B]` or `[B, C]` (logits), row i from example i only; the result has their
-    /// shape, in f64 for outputs in f64 and f32 else, without a graph. With the likelihood's Hessian Λᵢ, v_i is what
+    /// shape, in f64 for outputs in f64 and otherwise in f32, without a graph. With the likelihood's Hessian Λᵢ, v_i is what
     /// the leverage and the sensitivity of an example need (Nickl et al. 2023, *The Memory Perturbation Equation*), and
     /// what the predictive distribution of a linearised network has (Khan et al. 2019, *Approximate Inference Turns
     /// Deep Networks into Gaussian Processes*).
@@ -26,7 +26,7 @@ impl DiagonalGaussian {
     /// `.grad` stay as they are.
     ///
     /// # Errors
-    /// A parameter that the model has not, has frozen, or has in another shape; [`Error::Curvature`] for outputs of
+    /// A parameter that the model lacks, has frozen, or has in another shape; [`Error::Curvature`] for outputs of
     /// another form or not finite, or a variance that is not finite; [`Error::PerExample`] for batch normalization in
     /// training mode.
     pub fn output_variance<L: IntoTensor>(
@@ -57,8 +57,11 @@ impl DiagonalGaussian {
         of: impl FnOnce(&mut Linearized, &[Option<Tensor>], &[i64]) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let means = self.names().map(|name| (name.to_owned(), self.mean(name).unwrap_or_default()));
+        // Before the forward pass, which may be the expensive part.
         fits(params, means.collect())?;
         let trained = params.leaves().iter().filter(|l| l.trainable());
+        // In the order of the model's parameters, which is that of the linearization; `None` counts as known, without
+        // variance.
         let variances = trained.map(|leaf| {
             let variance = leaf.names.iter().find_map(|name| self.variance(name))?;
             Some(variance.to_device(leaf.tensor.device()).to_kind(leaf.state_kind()))
@@ -72,7 +75,7 @@ impl DiagonalGaussian {
 
 impl FullGaussian {
     /// Covariances `[B, C, C]` in f64 of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ, as [`DiagonalGaussian::output_covariance`]
-    /// with the whole matrix S. Forms the Jacobian: 8·B·C·P bytes, so give it batches of a size for that.
+    /// with the whole matrix S. It forms the Jacobian, 8·B·C·P bytes, so keep the batches small enough for that.
     ///
     /// # Errors
     /// As [`DiagonalGaussian::output_variance`].
@@ -99,7 +102,7 @@ impl FullGaussian {
                 (&leaf.names, first, n)
             })
             .collect();
-        // In the posterior's order.
+        // In the posterior's order, in which L is; columns of parameters that it does not know are left out.
         let parts = self.names().filter_map(|name| {
             let (_, first, n) = places.iter().find(|(names, ..)| names.iter().any(|n| n == name))?;
             Some(jacobian.f_narrow(2, *first, *n))
@@ -107,6 +110,7 @@ impl FullGaussian {
         let parts = parts.collect::<std::result::Result<Vec<_>, _>>()?;
         let rows = Tensor::f_cat(&parts, 2)?.f_reshape([batch * outputs, -1])?;
         // J S⁻¹ Jᵀ = (L⁻¹Jᵀ)ᵀ(L⁻¹Jᵀ)
+        // Contiguous: LAPACK would copy the transposed view anyway.
         let white = linalg::forward(&self.factor().to_device(rows.device()), &rows.f_tr()?.f_contiguous()?)?;
         let white = white.f_tr()?.f_reshape([batch, outputs, -1])?;
         finite(white.f_bmm(&white.f_transpose(1, 2)?)?)
@@ -120,7 +124,7 @@ fn fits(params: &Params, means: Vec<(String, Tensor)>) -> Result<()> {
     in_model(params, means)?;
     let frozen = |name: &&String| params.find(name).is_some_and(|leaf| !leaf.trainable());
     match names.iter().find(frozen) {
-        Some(name) => Err(Error::parameter(name, "it is frozen, and without gradients; leave it out with select(..)")),
+        Some(name) => Err(Error::parameter(name, "it is frozen, and so has no gradient; leave it out with select(..)")),
         None => Ok(()),
     }
 }
@@ -150,7 +154,7 @@ pub trait GaussianPosterior: Posterior {
     /// As [`DiagonalGaussian::output_variance`].
     fn covariance_of_outputs(&self, params: &Params, outputs: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor>;
 
-    /// S⁻¹g of each of the posterior's parameters, in f64, for a gradient g by name; where there is none, it is zero.
+    /// S⁻¹g of each of the posterior's parameters, in f64, for a gradient g by name; a missing gradient counts as zero.
     ///
     /// # Errors
     /// A gradient of another shape.
@@ -205,6 +209,8 @@ impl GaussianPosterior for FullGaussian {
 /// In f64, in the shape and on the device of `like`.
 fn find(gradient: &[(String, Tensor)], name: &str, like: &Tensor) -> Result<Tensor> {
     let Some((_, g)) = gradient.iter().find(|(n, _)| n == name) else {
+        // A parameter that the loss does not depend on has no gradient, and does not move in a diagonal posterior; in
+        // a full one it does, through the others.
         return Ok(like.f_zeros_like()?.f_to_kind(Kind::Double)?);
     };
     if g.size() != like.size() {

@@ -1,16 +1,19 @@
 //! Which weights a model can do without, and training without them.
 //!
-//! An importance is a number for every weight, a [`Mask`] keeps the weights of highest importance, of the whole model together.
+//! An importance is a number for every weight; a [`Mask`] keeps the weights of highest importance, ranked over the whole
+//! model together. Ways to rank weights belong here, and holding weights at zero; what is made of the smaller model does
+//! not.
 //!
 //! | importance | | |
 //! |---|---|---|
 //! | [`magnitude`] | \|m\| | no curvature at all |
-//! | [`DiagonalGaussian::signal_to_noise`] | \|m\|√s | how many standard deviations from zero (Graves 2011; Blundell et al. 2015, *Weight Uncertainty in Neural Networks*) |
-//! | [`saliency`] | ½ m² F | the loss that setting it to zero would cost to second order (LeCun et al. 1990, *Optimal Brain Damage*) |
+//! | [`DiagonalGaussian::signal_to_noise`] | \|m\|√s | how many standard deviations from zero (Graves 2011) |
+//! | [`saliency`] | ½ m² F | the loss, to second order, of setting it to zero (LeCun et al. 1990) |
 //! | [`precision`] | s | how well the data determine it, whatever its size |
 //!
-//! With s = F + δ of Laplace's approximation, ½(|m|√s)² is the saliency with the prior's part in it, and orders the weights alike
-//! where F is large.
+//! Sources: Blundell et al. 2015, *Weight Uncertainty in Neural Networks*, for the signal-to-noise ratio; LeCun et al.
+//! 1990, *Optimal Brain Damage*. With s = F + δ of Laplace's approximation, ½(|m|√s)² is the saliency with the prior's
+//! part in it, and ranks the weights alike where F is large.
 //!
 //! ```
 //! # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -31,14 +34,14 @@
 //! # }
 //! ```
 
-use crate::driver::Row;
+use crate::driver::Rule;
 use crate::fisher::DiagonalFisher;
 use crate::posterior::in_model;
 use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
 use tch::{Device, Kind, Tensor};
 
-/// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned (biases, say):
-/// `importance.retain(|(name, _)| !name.ends_with("bias"))`.
+/// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned
+/// (biases, say): `importance.retain(|(name, _)| !name.ends_with("bias"))`.
 pub type Importance = Vec<(String, Tensor)>;
 
 impl DiagonalGaussian {
@@ -70,7 +73,7 @@ pub fn magnitude(params: impl Into<Params>) -> Importance {
 /// ½θ²F of every weight, at the model's present weights: Optimal Brain Damage with the Fisher information for the Hessian.
 ///
 /// # Errors
-/// A parameter that the model has not, or in another shape.
+/// A parameter that the model lacks, or has in another shape.
 pub fn saliency(fisher: &DiagonalFisher, params: impl Into<Params>) -> Result<Importance> {
     let _no_grad = tch::no_grad_guard();
     let params = params.into();
@@ -81,8 +84,8 @@ pub fn saliency(fisher: &DiagonalFisher, params: impl Into<Params>) -> Result<Im
     Ok(each.into_iter().zip(pairs).map(|((name, f), (theta, _))| (name, f * theta.detach().square() * 0.5)).collect())
 }
 
-/// Keeps all weights but the share `sparsity` in \[0, 1\] of lowest importance: floor(sparsity·n) of the n weights of all these
-/// parameters together; among equals the earlier ones are pruned.
+/// Keeps all weights but the share `sparsity` in \[0, 1\] of lowest importance: floor(sparsity·n) of the n weights of
+/// all these parameters together; among equals the earlier ones are pruned.
 ///
 /// # Errors
 /// A sparsity out of range, no weights, importances that are NaN, a name twice.
@@ -93,6 +96,7 @@ pub fn prune(importance: &[(String, Tensor)], sparsity: f64) -> Result<Mask> {
         if importance[..i].iter().any(|(other, _)| other == name) {
             return Err(Error::parameter(name, "its importance is given twice"));
         }
+        // A NaN sorts last, so that it would silently count as the most important weight.
         if t.isnan().any().int64_value(&[]) != 0 {
             return Err(Error::parameter(
                 name,
@@ -100,13 +104,17 @@ pub fn prune(importance: &[(String, Tensor)], sparsity: f64) -> Result<Mask> {
             ));
         }
     }
+    // On the CPU in f64: parameters of different kinds and devices are ranked together.
     let flat = importance.iter().map(|(_, t)| t.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape([-1]));
     let flat = flat.collect::<std::result::Result<Vec<_>, _>>()?;
     if flat.iter().all(|t| t.numel() == 0) {
         return Err(Error::Parameters("there are no weights to prune".to_owned()));
     }
     let all = Tensor::f_cat(&flat, 0)?;
+    // Cut off, not rounded: never more than the share asked for, even where the product rounds to just below an
+    // integer.
     let pruned = (sparsity * all.numel() as f64) as i64;
+    // Stable, so that equal importances (zeros, say) give the same mask on every run.
     let lowest = all.f_argsort_stable(true, 0, false)?.f_narrow(0, 0, pruned)?;
     let keep = Tensor::f_ones(all.size(), (Kind::Float, Device::Cpu))?.f_index_fill(0, &lowest, 0.0)?;
     let mut first = 0;
@@ -119,10 +127,10 @@ pub fn prune(importance: &[(String, Tensor)], sparsity: f64) -> Result<Mask> {
     Ok(Mask { masks: masks.collect::<Result<_>>()? })
 }
 
-/// Which weights are kept. Parameters that it does not know are kept as a whole.
+/// Which weights are kept. Parameters that it does not know are kept entirely.
 #[derive(Debug)]
 pub struct Mask {
-    /// 1 where a weight is kept, else 0.
+    /// 1 where a weight is kept, otherwise 0.
     masks: Vec<(String, Tensor)>,
 }
 
@@ -135,27 +143,28 @@ impl Mask {
     /// How many weights are pruned.
     pub fn pruned(&self) -> usize {
         let kept: f64 = self.masks.iter().map(|(_, mask)| mask.sum(Kind::Double).double_value(&[])).sum();
+        // The sums are exact: whole numbers in f64.
         self.masks.iter().map(|(_, mask)| mask.numel()).sum::<usize>() - kept as usize
     }
 
     /// Sets the pruned weights of a model to zero.
     ///
     /// # Errors
-    /// A parameter that the model has not, or has in another shape; nothing is changed then.
+    /// A parameter that the model lacks, or has in another shape; nothing is changed then.
     pub fn apply(&self, params: impl Into<Params>) -> Result<()> {
         clear(&self.of_model(&params.into())?);
         Ok(())
     }
 
-    /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated (samples and
-    /// adversarial points too), and in the new mean; the other weights move as in a network that does not have these. A pruned
-    /// binary weight is 0 as well, and has λ = 0. For loops of one's own: [`Mask::apply`] at the beginning of the closure, and after
-    /// the step.
+    /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated
+    /// (samples and adversarial points too), and in the new mean; the other weights move as in a network without the
+    /// pruned ones. A pruned binary weight is 0 as well, and has λ = 0. In a training loop that does not use this,
+    /// call [`Mask::apply`] at the beginning of the closure and after the step.
     ///
-    /// Not for a [`Optimizer`](crate::Optimizer): its step is S⁻¹g with an S that ties weights together, so that
-    /// the others would move with pruned ones that stay where they are, away from their own optimum.
+    /// Only for elementwise rows. A row over blocks steps by S⁻¹g with an S that ties weights together, so the others
+    /// would move with pruned ones that stay where they are, away from their own optimum.
     ///
-    /// ```compile_fail,E0308
+    /// ```compile_fail,E0277
     /// # use tch::nn::VarStore;
     /// # use tch_blr::{Newton, pruning::Mask};
     /// # fn f(vs: &VarStore, mask: &Mask, loss: impl FnMut() -> tch::Tensor) -> tch_blr::Result<()> {
@@ -166,9 +175,11 @@ impl Mask {
     ///
     /// # Errors
     /// As [`Mask::apply`] and [`Optimizer::step`].
-    pub fn step<R: Row, L: IntoTensor>(&self, opt: &mut Optimizer<R>, mut closure: impl FnMut() -> L) -> Result<f64> {
+    pub fn step<R: Rule, L: IntoTensor>(&self, opt: &mut Optimizer<R>, mut closure: impl FnMut() -> L) -> Result<f64> {
+        // Before the step, so that a mask of another model changes nothing.
         let pruned = self.of_model(opt.params())?;
         clear(&pruned);
+        // Inside the closure the variables are at a sample, whose memory is not the mean's.
         let loss = opt.step(|| {
             clear(&pruned);
             closure()
@@ -186,7 +197,7 @@ impl Mask {
 fn clear(pruned: &[(Tensor, Tensor)]) {
     let _no_grad = tch::no_grad_guard();
     for (variable, mask) in pruned {
-        // A factor of zero would leave a NaN, and -0.
+        // Not a product: 0·NaN is a NaN, and a negative weight would become -0.
         let _ = variable.shallow_clone().masked_fill_(&mask.eq(0.0), 0.0);
     }
 }

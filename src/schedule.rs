@@ -1,4 +1,5 @@
-//! Learning-rate schedules: functions of the step count that multiply the learning rate.
+//! Learning-rate schedules: functions of the step count that multiply the learning rate. They keep no state, so that
+//! a checkpoint only has to hold the number of steps.
 
 use crate::check;
 use crate::{Error, Result};
@@ -37,8 +38,11 @@ pub enum Schedule {
 impl Schedule {
     /// The factor for the step after `steps` steps.
     pub fn factor(&self, steps: u64) -> f64 {
+        // +1, since a first step with the factor 0 would be lost.
         let warm = |warmup: u64| ((steps + 1) as f64 / warmup as f64).min(1.0);
         let progress = |warmup: u64, total: u64| {
+            // The fields are public, so that total ≤ warmup can get here unvalidated: no underflow, and `f64::min`
+            // turns the 0/0 into 1.
             (steps.saturating_sub(warmup) as f64 / total.saturating_sub(warmup) as f64).min(1.0)
         };
         match *self {
@@ -50,6 +54,7 @@ impl Schedule {
                 0.5 * (1.0 + (std::f64::consts::PI * progress(warmup, total)).cos())
             }
             Schedule::WarmupLinear { warmup, total } => 1.0 - progress(warmup, total),
+            // powf, because powi takes an i32 and a u64 of drops may not fit.
             Schedule::Step { every, factor } => factor.powf((steps / every.max(1)) as f64),
         }
     }

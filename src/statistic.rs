@@ -1,4 +1,5 @@
-//! What an evaluation of the loss gives beside the gradient.
+//! What an evaluation of the loss gives beside the gradient: the names of the statistics, and which evaluations can
+//! give them. How they are formed belongs to `curvature` and the driver.
 
 use crate::{Expectation, Labels, Result, check};
 
@@ -9,27 +10,27 @@ use crate::{Expectation, Labels, Result, check};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Statistic {
-    /// None, or one that the row forms from the averaged gradient itself (RMSprop, Adam).
+    /// None, or one that the row forms from the averaged gradient by itself (RMSprop, Adam).
     Unused,
     /// ĝ², the squared gradient of each evaluation. In expectation over mini-batches of size B drawn from N examples
     /// w·mean(gᵢ²) + (1-w)·(mean gᵢ)² with w = (N-B)/(B(N-1)) (Khan et al. 2018, theorem 1): a curvature at B = 1 only.
     SquaredGradient,
     /// The diagonal of the Fisher information (1/B) Σᵢ E_y\[(∇ℓᵢ)²\]. Never negative. By its labels y:
     ///
-    /// * [`Labels::Observed`]: (1/B) Σᵢ (∇ℓᵢ)², exact per example and without a further backward pass. It is the empirical
-    ///   Fisher information, not the Hessian of a misfit.
-    /// * [`Labels::Exact`]: diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of example i's
-    ///   output and Λᵢ the Hessian of its loss there; one backward pass per column of the output. The Hessian itself where
-    ///   the model is linear. The loss must be one of [`crate::nn`].
-    /// * [`Labels::Sampled`]: an unbiased estimate of that by one backward pass; labels are drawn from the model's own
-    ///   prediction. The loss must be one of [`crate::nn`].
+    /// * [`Labels::Observed`]: (1/B) Σᵢ (∇ℓᵢ)², exact per example and without a further backward pass. It is the
+    ///   empirical Fisher information, not the Hessian of a misfit.
+    /// * [`Labels::Exact`]: diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of example
+    ///   i's output and Λᵢ the Hessian of its loss there; one backward pass per column of the output. For a linear model
+    ///   it is the Hessian itself. The loss must be one of [`crate::nn`].
+    /// * [`Labels::Sampled`]: an unbiased estimate of the exact one by one backward pass, with labels drawn from the
+    ///   model's own prediction. The loss must be one of [`crate::nn`].
     Fisher(Labels),
-    /// The Kronecker factors of the Fisher information of each parameter as a matrix `[r, c]`: `[r, r]` of its rows and
-    /// `[c, c]` of its columns; `[1, 1]` and `[n, n]` of a parameter with fewer than two dimensions. Of weights and biases
-    /// of the layers of [`crate::nn`].
+    /// The Kronecker factors of the Fisher information of each parameter as a matrix `[r, c]`: `[r, r]` of its rows
+    /// and `[c, c]` of its columns; `[1, 1]` and `[n, n]` of a parameter with fewer than two dimensions. For weights
+    /// and biases of the layers of [`crate::nn`] only.
     KroneckerFisher(Labels),
-    /// e·ĝ, with e the way from the mean to the point of the evaluation; times the precision of the noise it estimates the
-    /// Hessian without bias (Price's theorem). In full-covariance rows the outer product e ĝᵀ.
+    /// e·ĝ, where e leads from the mean to the point of the evaluation; times the precision of the noise, it
+    /// estimates the Hessian without bias (Price's theorem). In full-covariance rows it is the outer product e ĝᵀ.
     Price,
     /// ∇²L `[n, n]` within each block, by a backward pass for each of its n weights.
     Hessian,
@@ -41,8 +42,8 @@ pub enum Statistic {
         /// How many, 1 to 1024.
         probes: usize,
     },
-    /// (1-w²)·ĝ at relaxed binary weights w = tanh((λ+d)/τ): τ times the derivative of the loss by λ. Binary rows need no
-    /// Hessian; this stands in its place.
+    /// (1-w²)·ĝ at relaxed binary weights w = tanh((λ+d)/τ): τ times the derivative of the loss by λ. Binary rows
+    /// need no Hessian, and have this in its place.
     Relaxed,
     /// |ĝ₁|, the size of the gradient at the first point of [`Expectation::Adversarial`].
     AbsoluteGradient,
@@ -53,6 +54,8 @@ impl Statistic {
     pub(crate) fn check(self, expectation: Expectation) -> Result<()> {
         let (fits, expected) = match self {
             Statistic::Price => (
+                // At the mean e is 0, and the uphill step of an adversarial row has no precision that the estimate
+                // could be scaled by.
                 expectation != Expectation::Delta && !expectation.is_adversarial(),
                 "an expectation with samples: Price's estimate needs noise of known precision",
             ),
@@ -93,5 +96,6 @@ impl Statistic {
     }
 }
 
-/// Each evaluation has this many numbers of samples in the noise to itself, so no more probes.
+/// The noise reserves this many numbers of samples for the labels or probes of each evaluation, so it is also the
+/// largest number of probes.
 pub(crate) const PROBES: usize = 1024;

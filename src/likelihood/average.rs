@@ -1,4 +1,5 @@
-//! Predictions averaged over draws of the outputs.
+//! Predictions averaged over draws of the outputs, returned as outputs, so that an average can be used like a single
+//! prediction.
 
 use super::Likelihood;
 use crate::{Error, Result};
@@ -14,7 +15,7 @@ pub(crate) fn logits_of_mean(
         Ok::<_, Error>(match likelihood {
             Likelihood::Gaussian { .. } => z,
             Likelihood::Categorical => z.f_softmax(1, None::<Kind>)?,
-            // p and 1 - p, each with its digits.
+            // p and 1 - p from two sigmoids: the smaller of them would lose its digits in a difference from 1.
             Likelihood::Bernoulli => Tensor::f_stack(&[&z, &-&z], 0)?.f_sigmoid()?,
         })
     };
@@ -22,13 +23,14 @@ pub(crate) fn logits_of_mean(
     for z in draws {
         let p = predict(z?)?;
         sum = Some(match sum {
+            // In place on the first draw, which therefore must not be anyone else's tensor.
             Some(mut sum) => sum.f_add_(&p)?,
             None => p,
         });
         n += 1.0;
     }
     let mean = sum.unwrap_or_default() / n;
-    // A mean that underflows has a very negative logit, and not one of -∞, from which NaN would come.
+    // A mean that underflows gets a very negative logit instead of -∞, from which a NaN would come.
     let log = |p: Tensor| p.clamp_min(f64::MIN_POSITIVE).log();
     Ok(match likelihood {
         Likelihood::Gaussian { .. } => mean,

@@ -17,7 +17,7 @@ impl Outputs {
     /// ∂ℓᵢ/∂zᵢ = (p - t)/σ² for targets t in the form of predictions, without a graph.
     pub(crate) fn residual(&self, targets: &Tensor) -> Result<Tensor> {
         let apart = tch::no_grad(|| self.prediction())?.f_sub(targets)?;
-        // Not divided by 1: that would be a kernel for nothing.
+        // Not divided by a scale of 1, which would be one more pass over the outputs.
         Ok(match self.likelihood {
             Likelihood::Gaussian { variance } => apart.f_div_scalar(variance)?,
             Likelihood::Categorical | Likelihood::Bernoulli => apart,
@@ -30,7 +30,7 @@ impl Outputs {
         self.bounded_losses(targets, None)
     }
 
-    /// The same with probabilities below `least` counted as that.
+    /// The same, with probabilities below `least` counted as `least`.
     fn bounded_losses(&self, targets: &Tensor, least: Option<f64>) -> Result<Tensor> {
         self.check_same_shape(targets)?;
         let (z, t) = (&self.z, &targets.to_device(self.z.device()));
@@ -46,15 +46,16 @@ impl Outputs {
         })
     }
 
-    /// -ln p(t | z) `[B]` in nats, normalizers included; classes and logits of probability below `least` count as that.
+    /// -ln p(t | z) `[B]` in nats, normalizers included; probabilities below `least` count as `least`.
     pub(crate) fn nll(&self, targets: &Tensor, least: Option<f64>) -> Result<Tensor> {
         let normal = self.z.size().get(1).copied().unwrap_or(1) as f64 * normalizer(self.likelihood);
         let losses = self.bounded_losses(targets, least)?;
+        // Without a Gaussian, the sum would be another pass over the losses for nothing.
         Ok(if normal == 0.0 { losses } else { losses + normal })
     }
 }
 
-/// What the density of one output has in front of its exponential, as a loss: ½ ln 2πσ² of a Gaussian.
+/// The loss of the factor in front of an output's density: ½ ln 2πσ² of a Gaussian, otherwise 0.
 fn normalizer(likelihood: Likelihood) -> f64 {
     if let Likelihood::Gaussian { variance } = likelihood { 0.5 * (std::f64::consts::TAU * variance).ln() } else { 0.0 }
 }
@@ -68,9 +69,11 @@ pub(crate) fn conjugates(likelihood: Likelihood, targets: &Tensor, alpha: &Tenso
         }
         Likelihood::Bernoulli | Likelihood::Categorical => {
             let p = targets - alpha;
+            // α is a slope of the loss only if t - α is a probability; beyond, the conjugate is infinite and not NaN.
             if p.numel() > 0 && (p.min().double_value(&[]) < 0.0 || p.max().double_value(&[]) > 1.0) {
                 return Ok(f64::INFINITY);
             }
+            // xlogy is 0 at p = 0, where p ln p would be NaN.
             let entropy = p.f_xlogy(&p)?;
             if likelihood == Likelihood::Bernoulli {
                 let q: Tensor = 1.0 - p;

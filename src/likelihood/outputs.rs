@@ -1,4 +1,4 @@
-//! A model's outputs under a likelihood, and the targets that fit them: the only checks of their shapes.
+//! A model's outputs under a likelihood, and the targets that fit them: shapes are checked here and nowhere else.
 
 use super::Likelihood;
 use crate::{Error, Result, kernel};
@@ -36,6 +36,7 @@ impl Outputs {
                 z.size()
             )));
         };
+        // A softmax over one class is constant, and has neither gradient nor curvature.
         let fewest = if likelihood == Likelihood::Categorical { 2 } else { 1 };
         if active.len() < fewest || active.iter().enumerate().any(|(i, c)| active[..i].contains(c)) {
             return Err(refuse(format!(
@@ -64,7 +65,7 @@ impl Outputs {
         Ok(Outputs { z: z.shallow_clone(), likelihood, active: None })
     }
 
-    /// Whatever the likelihood: floating-point numbers, a row for each example.
+    /// Errors unless these are floating-point numbers with a row for each example, under any likelihood.
     pub(crate) fn check_shape(z: &Tensor) -> Result<()> {
         if z.defined() && z.is_floating_point() && matches!(z.dim(), 1 | 2) {
             return Ok(());
@@ -72,7 +73,7 @@ impl Outputs {
         Err(refuse(format!("the outputs are {}: expected floating-point outputs [B] or [B, C]", form(z))))
     }
 
-    /// Reads from the device: for constructors, not for every step.
+    /// Errors on a NaN or infinity. Reads from the device, so it is for constructors and not for every step.
     pub(crate) fn check_finite(&self) -> Result<()> {
         Self::check_finite_values(&self.z)
     }
@@ -157,9 +158,11 @@ impl Outputs {
         }
         let all: Vec<i64> = (0..self.z.size()[1]).collect();
         let active = self.active.as_ref().unwrap_or(&all);
+        // Not `one_hot`, whose columns are always the classes from 0 on.
         let hot = y.f_unsqueeze(1)?.f_eq_tensor(&Tensor::from_slice(active).to_device(y.device()))?;
         let found = hot.f_any_dim(1, false)?;
         if found.all().int64_value(&[]) == 0 {
+            // Only on the way to an error; argmin of booleans does not exist.
             let at = found.to_kind(Kind::Int64).argmin(0, false).int64_value(&[]);
             let class = y.int64_value(&[at]);
             return Err(refuse(format!(

@@ -1,4 +1,5 @@
-//! A Gaussian prior on one block of weights.
+//! A Gaussian prior on one block of weights: what a step and a checkpoint need of it. Which posterior a block's prior
+//! is cut from is in the module above.
 
 use crate::linalg::matrix_shape;
 use crate::posterior::BlockPrecision;
@@ -38,12 +39,12 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    /// Of independent weights.
+    /// That of independent weights.
     pub(super) fn vector(diagonal: &Tensor) -> Self {
         Precision::Block(BlockPrecision { left: None, right: None, precision: diagonal.reshape([1, -1]) })
     }
 
-    /// With `f` of the eigenvalues, or of the elements.
+    /// With `f` applied to the eigenvalues, or to the elements; `f` must be linear for the two to agree.
     fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         match self {
             Precision::Isotropic(p) => Precision::Isotropic(*p),
@@ -67,13 +68,14 @@ impl Precision {
     /// P as a matrix `[n, n]`.
     pub(super) fn dense(&self) -> Result<Tensor> {
         match self {
+            // Callers know the size and make their own identity, as `add_to` does.
             Precision::Isotropic(_) => Err(Error::Posterior("an isotropic precision has no size".to_owned())),
             Precision::Block(p) => p.dense(),
             Precision::Full(p) => Ok(p.shallow_clone()),
         }
     }
 
-    /// The diagonal `[n]` of one that has no other elements.
+    /// The diagonal `[n]`, if there are no other elements.
     pub(super) fn diagonal(&self) -> Result<Tensor> {
         match self {
             Precision::Block(BlockPrecision { left: None, right: None, precision }) => Ok(precision.f_reshape([-1])?),
@@ -125,6 +127,7 @@ impl BlockPrior {
     /// If libtorch fails.
     pub fn pull(&self, mean: &Tensor) -> Result<Tensor> {
         match &self.mean {
+            // Not m - 0, which would be a pass over the weights for nothing.
             None => self.precision.times(mean),
             Some(m0) => self.precision.times(&(mean - m0)),
         }
@@ -137,6 +140,7 @@ impl BlockPrior {
     pub fn add_to(&self, hess: &Tensor, sign: f64) -> Result<Tensor> {
         Ok(match &self.precision {
             Precision::Isotropic(delta) => {
+                // Not in place on the diagonal: `hess` belongs to the caller.
                 hess + Tensor::eye(hess.size()[0], (hess.kind(), hess.device())) * (sign * delta)
             }
             other => hess + other.dense()? * sign,
@@ -179,11 +183,12 @@ impl BlockPrior {
     /// m₀ and P₀ of a prior that is diagonal, in the shape of its mean.
     pub(crate) fn diagonal(&self) -> Option<(&Tensor, Tensor)> {
         let mean = self.mean.as_ref()?;
+        // `view_` is tch's name for libtorch's `view` with a list of sizes; nothing is changed in place.
         Some((mean, self.precision.diagonal().ok()?.view_(mean.size())))
     }
 
-    /// That of some of the weights of a joint block, the others being held at `at`: Δ among them, about the mean that
-    /// the others leave them.
+    /// The prior of some of the weights of a joint block when the others are held at `at`: Δ among them, around the mean
+    /// that follows from the others.
     pub(crate) fn conditional(&self, index: &Tensor, rest: &Tensor, at: &Tensor) -> Result<Self> {
         let pick = |t: &Tensor, i: &Tensor| t.f_index_select(0, i);
         let zero = || at.zeros_like();
@@ -195,9 +200,12 @@ impl BlockPrior {
                 BlockPrior::new(pick(m0, index)?, &Precision::vector(&diagonal))
             }
             Precision::Full(p) => {
+                // With P in parts, N(m₀, P⁻¹) given the rest has the precision P_II and the mean m₀_I - P_II⁻¹ P_IR
+                // (x_R - m₀_R).
                 let rows = pick(p, index)?;
                 let (own, across) = (rows.f_index_select(1, index)?, rows.f_index_select(1, rest)?);
                 let push = across.f_mv(&(pick(at, rest)? - pick(m0, rest)?))?;
+                // A solution, not an inverse: it keeps digits where P_II is badly conditioned, and it is needed once.
                 let shift = Tensor::f_linalg_solve(&own, &push, true)?;
                 BlockPrior::new(pick(m0, index)? - shift, &Precision::Full(own))
             }
@@ -249,6 +257,8 @@ impl BlockPrior {
         let precision = match layout {
             Layout::Block { left, right } => {
                 let precision = take("precision", &[r, c])?;
+                // A file may come from anyone. An isotropic prior is not stored here, so every element must be a
+                // precision.
                 if precision.numel() > 0 && precision.to_kind(Kind::Double).min().double_value(&[]) <= 0.0 {
                     return Err(Error::Posterior("tensor `prior.precision` is not positive everywhere".to_owned()));
                 }

@@ -1,4 +1,7 @@
 //! The prior over the weights: isotropic, or yesterday's posterior.
+//!
+//! Here belong a prior's forms, the checks that it fits a model and a row, and its restriction to a block of weights.
+//! What a step does with it is the row's.
 
 mod gaussian;
 
@@ -24,10 +27,14 @@ use tch::{Kind, Tensor};
 /// | rows | prior |
 /// |---|---|
 /// | elementwise, [`DiagonalNewton`](crate::DiagonalNewton) | [`DiagonalGaussian`] |
-/// | [`Evon`](crate::Evon), [`Soap`](crate::Soap), [`NoisyKfac`](crate::NoisyKfac) | [`DiagonalGaussian`], [`KroneckerGaussian`] |
+/// | [`Evon`], [`Soap`], [`NoisyKfac`] | [`DiagonalGaussian`], [`KroneckerGaussian`] |
 /// | [`Newton`](crate::Newton), [`FullVon`](crate::FullVon) | all three |
 ///
 /// Any other is an error of `build`; [`KroneckerGaussian::diagonal`] and [`FullGaussian::diagonal`] are the way out.
+///
+/// [`Evon`]: crate::Evon
+/// [`Soap`]: crate::Soap
+/// [`NoisyKfac`]: crate::NoisyKfac
 #[derive(Debug)]
 pub struct Prior {
     form: Form,
@@ -97,13 +104,14 @@ impl Prior {
         }
     }
 
-    /// Errors if a number is out of range, if the posterior has a parameter that the model does not have, or if it is not
-    /// of a family that this row takes.
+    /// Errors if a number is out of range, if the posterior has a parameter that the model lacks, or if this row does
+    /// not take a posterior of its family.
     pub(crate) fn check(&self, params: &Params, row: &str, widest: Family) -> Result<()> {
         if let Form::Isotropic { precision } = self.form {
             return Isotropic::Precision(precision).validate();
         }
         self.elsewhere.map_or(Ok(()), |delta| Isotropic::Delta(delta).validate())?;
+        // `Family` is ordered from the narrowest, and each contains those before it.
         if self.family() > widest {
             return Err(Error::Posterior(format!(
                 "{row} takes a prior that is {}, and this one is {}; `.diagonal()` of the posterior keeps the diagonal of \
@@ -140,10 +148,13 @@ impl Prior {
             }
             parts.push(known);
         }
+        // A number, not a tensor: δ then stays the same when ess changes, which an ess·δ written into a precision
+        // would not.
         if let (true, Some(delta)) = (parts.iter().all(Option::is_none), self.elsewhere) {
             return Ok(PriorOf::Isotropic(Isotropic::Delta(delta)));
         }
         let like = Tensor::f_empty([0], (kind, leaves[0].tensor.device()))?;
+        // One parameter keeps its basis; only joint blocks need a precision over all their weights.
         if let [Some(i)] = parts[..] {
             let Known { mean, precision, .. } = &self.parameters()[i];
             return Ok(PriorOf::Gaussian(BlockPrior::new(mean.f_reshape(shape)?, precision).like(&like)));
@@ -168,6 +179,7 @@ impl Prior {
 
     /// Mean `[n]` and precision of several parameters, one after the other; those that are not known have N(0, 1/p).
     fn joint(&self, leaves: &[&Leaf], known: &[Option<usize>], p: f64) -> Result<(Tensor, Precision)> {
+        // In f64: parameters of different kinds meet here, and the result is rounded once, by the caller.
         let like = (Kind::Double, leaves[0].tensor.device());
         let wide = |t: &Tensor| t.to_device(like.1).to_kind(like.0);
         let n: Vec<i64> = leaves.iter().map(|leaf| leaf.tensor.numel() as i64).collect();
@@ -196,8 +208,11 @@ impl Prior {
                     (Form::Full { precision, .. }, Some(a), Some(b)) => {
                         precision.f_narrow(0, there[*a], n[i])?.f_narrow(1, there[*b], n[j])?
                     }
+                    // Not reached for a full prior, whose block (a, a) the arm above has taken.
                     (_, Some(a), _) if i == j => self.parameters()[*a].precision.dense()?,
                     (_, None, _) if i == j => Tensor::f_eye(n[i], like)? * p,
+                    // Different parameters of a product are independent, and what the prior does not know is
+                    // independent of all: zero.
                     _ => continue,
                 };
                 whole.f_narrow(0, here[i], n[i])?.f_narrow(1, here[j], n[j])?.f_copy_(&wide(&block))?;
@@ -250,6 +265,7 @@ impl TryFrom<&dyn Posterior> for Prior {
 
     /// From a posterior whose family was chosen at run time, if it is a Gaussian.
     fn try_from(q: &dyn Posterior) -> Result<Self> {
+        // A trait object cannot be matched by family; `Posterior: Any` can be asked for its type.
         let q: &dyn Any = q;
         let diagonal = q.downcast_ref::<DiagonalGaussian>().map(Prior::from);
         let kronecker = || q.downcast_ref::<KroneckerGaussian>().map(Prior::from);
@@ -282,7 +298,7 @@ pub enum PriorOf {
     Gaussian(BlockPrior),
 }
 
-/// N(0, 1/(ess·δ)), by what stays when a hyper-parameter changes.
+/// N(0, 1/(ess·δ)), told apart by what stays fixed when a hyper-parameter changes.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub enum Isotropic {
     /// δ is the row's weight decay.
@@ -299,11 +315,13 @@ impl Isotropic {
         match self {
             Isotropic::WeightDecay => weight_decay,
             Isotropic::Delta(delta) => delta,
+            // The driver refuses such a prior to rows without ess. Should that fail, a NaN is found by the checks of
+            // the step, and a guessed 1 would not be.
             Isotropic::Precision(precision) => precision / ess.unwrap_or(f64::NAN),
         }
     }
 
-    /// P₀ for N examples; a weight decay belongs to an optimizer and counts as none.
+    /// P₀ for N examples; a weight decay belongs to an optimizer, and contributes nothing here.
     pub(crate) fn precision(self, examples: f64) -> f64 {
         match self {
             Isotropic::WeightDecay => 0.0,
@@ -332,7 +350,7 @@ impl PriorOf {
     }
 }
 
-/// Shape of a parameter as a block of its own: the matrix of its rows, or a vector with fewer than two dimensions.
+/// Shape of a parameter as a block by itself: the matrix of its rows, or a vector if it has fewer than two dimensions.
 pub(crate) fn block_shape(shape: &[i64]) -> Vec<i64> {
     if shape.len() < 2 { vec![shape.iter().product()] } else { matrix_shape(shape).to_vec() }
 }

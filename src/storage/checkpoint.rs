@@ -1,4 +1,7 @@
 //! Named tensors with a description in one safetensors file, replaced atomically.
+//!
+//! The files that this crate writes whole: checkpoints, posteriors, memories. What each of them holds is in its own
+//! module.
 
 use crate::{Error, Result};
 use blr_merge::storage::{DESCRIPTION, replace};
@@ -10,6 +13,7 @@ use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
+/// Of the description. What `content` holds is known by the form.
 const VERSION: u32 = 1;
 
 /// The description: what the file is, and what its writer has to say besides the tensors.
@@ -25,6 +29,7 @@ struct Stored(Tensor, Vec<usize>);
 
 impl Stored {
     fn new(t: &Tensor) -> Self {
+        // `copy_data_u8` copies memory as it lies, which for another layout is not the order of the elements.
         let t = t.detach().to_device(Device::Cpu).contiguous();
         let shape = t.size().iter().map(|n| *n as usize).collect();
         Stored(t, shape)
@@ -61,12 +66,14 @@ impl View for &Stored {
 /// whole.
 pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
+    // Before the draft is made: a kind that cannot be saved leaves nothing behind on the disk.
     if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
         return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
     }
     let description = Description { form: form.to_owned(), version: VERSION, content };
     let description = serde_json::to_string(&description).map_err(|e| error(&e))?;
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
+    // Copied from the device first, so that the draft is open only while it is written.
     let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
     replace(path, |draft| {
         // serialize_to_file makes a private file; ours should be as readable as the user's other files.
@@ -83,6 +90,7 @@ pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTre
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
     let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
+    // The description before the tensors: a file of another form should be named as one, whatever its tensors are.
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;
     let description = header
         .metadata()
@@ -90,6 +98,7 @@ pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTre
         .and_then(|m| m.get(DESCRIPTION))
         .ok_or_else(|| error(&"holds tensors, but no description by tch-blr; it was written by something else"))?;
     let damaged = |e| error(&format!("has a description that cannot be read: {e}"));
+    // The content stays unread until the form is known: that of another form would fail with a message about fields.
     let found: Description<serde_json::Value> = serde_json::from_str(description).map_err(damaged)?;
     if (found.form.as_str(), found.version) != (form, VERSION) {
         let Description { form: other, version, .. } = found;
@@ -104,6 +113,7 @@ pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTre
             other => return Err(error(&format!("tensor `{name}` has kind {other:?}: expected F32 or F64"))),
         };
         let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
+        // Copies: the tensors must not borrow from `bytes`.
         let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
             .map_err(|e| error(&format!("tensor `{name}` cannot be made: {}", Error::from(e))))?;
         tensors.insert(name.to_owned(), tensor);
