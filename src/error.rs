@@ -88,8 +88,8 @@ pub enum Error {
     Merge(String),
     /// More of a part would be taken out of a posterior than the posterior holds.
     #[error(
-        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below {largest:e} \
-         can be removed"
+        "removing {weight} of the other posterior leaves {what} without a positive precision: weights below \
+         {largest:e} can be removed"
     )]
     Removal {
         /// Which parameter or matrix.

@@ -67,8 +67,8 @@ impl Expectation {
         matches!(self, Expectation::Adversarial { .. })
     }
 
-    /// Which draw of noise the k-th evaluation of a step uses (adversarial: its first point), and with which sign; `None`
-    /// at the mean.
+    /// Which draw of noise the k-th evaluation of a step uses (adversarial: its first point), and with which sign;
+    /// `None` at the mean.
     pub(crate) fn draw(self, k: u64) -> Option<(u64, f64)> {
         match self {
             Expectation::Delta | Expectation::Adversarial { sampled: false } => None,

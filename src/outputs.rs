@@ -15,10 +15,10 @@ impl DiagonalGaussian {
     /// ```
     ///
     /// The closure gives the outputs z `[B]` or `[B, C]` (logits), row i from example i only; the result has their
-    /// shape, in f64 for outputs in f64 and otherwise in f32, without a graph. With the likelihood's Hessian Λᵢ, v_i is what
-    /// the leverage and the sensitivity of an example need (Nickl et al. 2023, *The Memory Perturbation Equation*), and
-    /// what the predictive distribution of a linearised network has (Khan et al. 2019, *Approximate Inference Turns
-    /// Deep Networks into Gaussian Processes*).
+    /// shape, in f64 for outputs in f64 and otherwise in f32, without a graph. With the likelihood's Hessian Λᵢ, v_i
+    /// is what the leverage and the sensitivity of an example need (Nickl et al. 2023, *The Memory Perturbation
+    /// Equation*), and what the predictive distribution of a linearised network has (Khan et al. 2019, *Approximate
+    /// Inference Turns Deep Networks into Gaussian Processes*).
     ///
     /// One forward pass and C+1 backward passes over the layers of [`crate::nn`]; no Jacobian is formed. For a linear
     /// layer with inputs aᵢ, v is Σ (Gᵢₖ⊙Gᵢₖ) ⊙ (aᵢ⊙aᵢ)Vᵀ. Parameters used outside of those layers take a backward pass

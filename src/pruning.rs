@@ -1,8 +1,8 @@
 //! Which weights a model can do without, and training without them.
 //!
-//! An importance is a number for every weight; a [`Mask`] keeps the weights of highest importance, ranked over the whole
-//! model together. Ways to rank weights belong here, and holding weights at zero; what is made of the smaller model does
-//! not.
+//! An importance is a number for every weight; a [`Mask`] keeps the weights of highest importance, ranked over the
+//! whole model together. Ways to rank weights belong here, and holding weights at zero; what is made of the smaller
+//! model does not.
 //!
 //! | importance | | |
 //! |---|---|---|
@@ -70,7 +70,8 @@ pub fn magnitude(params: impl Into<Params>) -> Importance {
     trained.map(|l| (l.name().to_owned(), l.tensor.detach().to_kind(l.state_kind()).abs())).collect()
 }
 
-/// ½θ²F of every weight, at the model's present weights: Optimal Brain Damage with the Fisher information for the Hessian.
+/// ½θ²F of every weight, at the model's present weights: Optimal Brain Damage with the Fisher information in place of
+/// the Hessian.
 ///
 /// # Errors
 /// A parameter that the model lacks, or has in another shape.

@@ -19,9 +19,9 @@ pub enum Statistic {
     ///
     /// * [`Labels::Observed`]: (1/B) Σᵢ (∇ℓᵢ)², exact per example and without a further backward pass. It is the
     ///   empirical Fisher information, not the Hessian of a misfit.
-    /// * [`Labels::Exact`]: diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of example
-    ///   i's output and Λᵢ the Hessian of its loss there; one backward pass per column of the output. For a linear model
-    ///   it is the Hessian itself. The loss must be one of [`crate::nn`].
+    /// * [`Labels::Exact`]: diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of
+    ///   example i's output and Λᵢ the Hessian of its loss there; one backward pass per column of the output. For a
+    ///   linear model it is the Hessian itself. The loss must be one of [`crate::nn`].
     /// * [`Labels::Sampled`]: an unbiased estimate of the exact one by one backward pass, with labels drawn from the
     ///   model's own prediction. The loss must be one of [`crate::nn`].
     Fisher(Labels),

@@ -1,4 +1,5 @@
-//! Kronecker factors of layers that multiply their input by a weight: sums of aaᵀ and δδᵀ over positions.
+//! Kronecker factors of layers that multiply their input by a weight: sums of aaᵀ and δδᵀ over positions, and which
+//! parameters have them.
 
 use super::linearized::{Column, Linearized};
 use super::parameter::{Parameter, chunks};
@@ -38,8 +39,11 @@ impl Factors {
                 let delta = used.delta.f_narrow(0, first, length)?.f_totype(parameter.kind())?;
                 if inputs {
                     let mut a = matrix.inputs(first, &delta)?;
+                    // Counted with the inputs, which are added once, and not with the outputs, which come once per
+                    // column.
                     self.positions += a.size()[0];
                     if self.bias.is_some() {
+                        // The bias is one more input, of the value 1.
                         a = a.f_constant_pad_nd([0, 1])?;
                         _ = a.f_narrow(1, a.size()[1] - 1, 1)?.f_fill_(1.0)?;
                     }
@@ -70,9 +74,11 @@ impl Linearized<'_> {
     /// What each parameter has: a weight that one layer call uses has factors, which its bias shares.
     pub(crate) fn factored(&self) -> Result<Vec<Factored>> {
         let leaf = |p: usize| self.tapped.params[p].1;
+        // Tied weights have a sum of products, of which no pair of factors is known.
         let only_use = |p: usize| if let [only] = self.tapped.uses(p) { Some(only) } else { None };
         let is_weight = |p: usize| leaf(p).dim() > 1 && only_use(p).is_some_and(|(_, rule)| rule.matrix().is_some());
         let of = |p: usize| {
+            // A weight and a bias belong together if their only use is the same layer call.
             let partner = |weight: bool| {
                 let tap = only_use(p)?.0;
                 (0..self.parameters())
@@ -101,7 +107,9 @@ impl Linearized<'_> {
             let column = self.pull(&column(c)?)?;
             for (p, part) in all.iter_mut().enumerate() {
                 match part {
+                    // The first batch decided on the structure. Sums of two structures would be neither.
                     Factored::Layer(_) | Factored::Bias if self.is_looped(p) => return Err(self.changed(p)),
+                    // The inputs are the same in every column and count once.
                     Factored::Layer(factors) => self.add_to_factors(p, &column, c == 0, factors)?,
                     Factored::Bias | Factored::Diagonal(_) => {}
                 }

@@ -39,6 +39,7 @@ pub(crate) fn ggn(
     let mut found = Ggn { diagonal: params.iter().map(|_| None).collect(), mixed: false };
     for (i, output) in outputs(tape)?.iter().enumerate() {
         let vectors = vectors(i, output)?;
+        // Each output is looked at by itself: a parameter may be tapped for one head and untapped for another.
         let mut looked = if check { Looked::default() } else { Looked::before(params.len()) };
         let mut model = Linearized::of(tape, &output.z, params, &mut looked)?;
         let squares = model.squares(vectors.len() as i64, |c| Ok(vectors[c as usize].shallow_clone()))?;
@@ -46,6 +47,7 @@ pub(crate) fn ggn(
         let _no_grad = tch::no_grad_guard();
         for (sum, squares) in found.diagonal.iter_mut().zip(squares) {
             if let Some(mut squares) = squares {
+                // In place: the squares were made for this sum.
                 add(sum, squares.f_div_scalar_(output.examples() as f64)?)?;
             }
         }

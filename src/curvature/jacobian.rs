@@ -1,4 +1,4 @@
-//! Jacobians, and what becomes of a covariance of the weights in the outputs.
+//! Jacobians, and the covariance of the outputs that follows from a diagonal one of the weights.
 
 use super::linearized::{Column, Linearized};
 use super::parameter::{CHUNK_ELEMENTS, Parameter, chunks};
@@ -18,6 +18,7 @@ impl Linearized<'_> {
         for c in 0..columns {
             let column = self.pull(&column(c)?)?;
             let _no_grad = no_grad_guard();
+            // Fewer than in f32: the rows in f64 and the gradients that they are copied from are in memory together.
             for (first, length) in chunks(self.batch(), CHUNK_ELEMENTS / (4 * weights).max(1)) {
                 let rows = self.rows(&column, first, length, weights)?;
                 _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;
@@ -28,6 +29,7 @@ impl Linearized<'_> {
 
     /// Gᵢ over all weights, one parameter after the other, `[length, P]` in f64.
     fn rows(&self, column: &Column, first: i64, length: i64, weights: i64) -> Result<Tensor> {
+        // Zeros stay where a parameter has no part in the output.
         let rows = Tensor::f_zeros([length, weights], (Kind::Double, self.z.device()))?;
         let mut places = Vec::with_capacity(self.parameters());
         let mut start = 0;
@@ -63,6 +65,7 @@ impl Linearized<'_> {
     /// One for output k of every example.
     fn unit(&self, k: i64) -> Result<Tensor> {
         let _no_grad = no_grad_guard();
+        // One backward pass serves output k of all examples, since z of one example does not depend on the others.
         let unit = self.z.detach().f_zeros_like()?;
         _ = unit.f_narrow(1, k, 1)?.f_fill_(1.0)?;
         Ok(unit)
@@ -81,6 +84,7 @@ impl Linearized<'_> {
                 let Some(v) = v else { continue };
                 let parameter = self.parameter(p, &column);
                 if let Some((delta, outer)) = parameter.outer()? {
+                    // The weights of the squares are the same for every output.
                     let w = match &mut spread[p] {
                         Some(w) => w,
                         new => new.insert(outer.spread(v)?),
@@ -110,6 +114,7 @@ impl Linearized<'_> {
 
     /// Jᵢ diag(V) Jᵢᵀ `[B, C, C]`, as [`Linearized::variance`].
     pub(crate) fn covariance(&mut self, v: &[Option<Tensor>]) -> Result<Tensor> {
+        // All columns at once, because a covariance needs them in pairs; `variance` needs one at a time.
         let columns = (0..self.outputs()).map(|k| self.pull(&self.unit(k)?)).collect::<Result<Vec<_>>>()?;
         let _no_grad = no_grad_guard();
         let (batch, outputs) = (self.batch(), self.outputs());
@@ -117,7 +122,7 @@ impl Linearized<'_> {
         for (p, v) in v.iter().enumerate() {
             let Some(v) = v else { continue };
             let each: Vec<Parameter> = columns.iter().map(|c| self.parameter(p, c)).collect();
-            // The outputs are one tensor, so that a layer has a part in all of them or in none.
+            // The outputs are one tensor, so a layer has a part either in all of them or in none.
             let Some(first_column) = each.first().filter(|parameter| parameter.is_used()) else { continue };
             if let Some((_, outer)) = first_column.outer()? {
                 let deltas = each.iter().flat_map(|parameter| &parameter.uses);
@@ -136,6 +141,7 @@ impl Linearized<'_> {
                 Ok(())
             })?;
         }
+        // Example by example, so that no more than C gradients per untapped parameter are in memory.
         for i in 0..batch {
             let mut each: Vec<HashMap<usize, Tensor>> = Vec::with_capacity(columns.len());
             for column in &columns {

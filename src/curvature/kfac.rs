@@ -36,11 +36,11 @@ pub(crate) struct Kfac {
 /// * `params`: name and leaf of each parameter; all require gradients.
 /// * `vectors(i, output)`: vectors s, each in the shape of output i of the model, with Σ ssᵀ (or its mean) the Fisher
 ///   information of an example's likelihood there; δ then belongs to the losses sᵢᵀzᵢ instead of ℓᵢ.
-/// * `check`: whether to make sure that the gradient is that of the tapped layers alone.
+/// * `check`: whether to make sure that the gradient comes from the tapped layers alone.
 ///
 /// # Errors
-/// A parameter that is used otherwise than by `linear` and `conv2d` of [`crate::nn`], or a number of examples that is
-/// ambiguous; with `vectors`, a loss that is none of [`crate::nn`]'s.
+/// A parameter that is used in another way than by `linear` and `conv2d` of [`crate::nn`], or a number of examples
+/// that is ambiguous; with `vectors`, a loss that does not come from [`crate::nn`].
 pub(crate) fn kfac(
     loss: &Tensor,
     tape: &Tape,
@@ -50,6 +50,7 @@ pub(crate) fn kfac(
 ) -> Result<Kfac> {
     let tapped = Tapped::new(tape, params)?;
     let (gradient, deltas) = tapped.differentiate(loss, &tapped.leaves(), vectors.is_some())?;
+    // The number of examples is not known yet; 1 stands for it while the layers are asked.
     let each = tapped.parameters(&deltas, 1);
     let batch = common_batch(params.iter().map(|(name, _)| *name).zip(&each), "")?.max(1);
     let parameters = tapped.parameters(&deltas, batch);
@@ -60,6 +61,7 @@ pub(crate) fn kfac(
     }
     if check {
         let _no_grad = tch::no_grad_guard();
+        // Only for their size: the check needs the scale of the per-example gradients.
         let squares = parameters.iter().zip(&gradient).map(|(p, g)| g.as_ref().map(|_| p.squares()).transpose());
         if let Some(&p) = unexplained(&parameters, &gradient, &squares.collect::<Result<PerParameter>>()?)?.first() {
             return Err(unknown(params[p].0));
@@ -90,7 +92,9 @@ pub(crate) fn kfac(
             // Where the output has a row for each position of a sequence, the layers count sequences.
             let share = batch as f64 / output.examples() as f64;
             for s in vectors(i, output)? {
+                // Without a product where it would be one by 1.
                 let s = if share == 1.0 { s } else { s * share };
+                // Of no leaf: the gradient is known, and only δ is wanted. The graph stays for the next vector.
                 let (_, deltas) = tapped.differentiate(&along(&output.z, &s)?.sum, &[], true)?;
                 add(&tapped.parameters(&deltas, batch), false, true)?;
             }
@@ -107,7 +111,7 @@ pub(crate) fn kfac(
 }
 
 fn unknown(name: &str) -> Error {
-    let problem = "the loss depends on it otherwise than as the weight or bias of `linear` or ungrouped `conv2d` of \
+    let problem = "the loss depends on it in another way than as the weight or bias of `linear` or ungrouped `conv2d` of \
                    `tch_blr::nn`, so that it has no Kronecker factors; build the model from these layers, or freeze it";
     Error::parameter(name, problem)
 }

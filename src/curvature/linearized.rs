@@ -1,8 +1,8 @@
 //! A batch of a model's outputs to first order in the weights: per-example gradients of sᵢᵀzᵢ for any vectors s.
 //!
 //! With the Jacobian Jᵢ of example i's output zᵢ `[C]`, a column s of one vector per example gives Gᵢ = Jᵢᵀsᵢ by one
-//! backward pass over the layers' outputs; the gradients of the weights are never formed. What is made of the Gᵢ has a
-//! file for each kind of result: squares, Kronecker factors, Jacobians and kernels.
+//! backward pass over the layers' outputs; the gradients of the weights are never formed. Each kind of result that is
+//! made of the Gᵢ has its own file: squares, Kronecker factors, Jacobians and kernels.
 
 use super::parameter::{Parameter, accumulation_kind};
 use super::pass::Pass;
@@ -11,8 +11,8 @@ use crate::nn::tape::Tape;
 use crate::{Params, Result};
 use tch::{Kind, Tensor, no_grad_guard};
 
-/// How many examples show whether a parameter is used outside of the tapped layers: enough that what is used only by
-/// some of them is found, and few beside a batch.
+/// How many examples show whether a parameter is used outside of the tapped layers: enough to find a use that only some
+/// examples make, and few compared with a batch.
 const LOOK_AT: i64 = 16;
 
 /// How the per-example gradients of a parameter are found.
@@ -85,14 +85,18 @@ impl<'a> Linearized<'a> {
         params: &[(&'a str, &'a Tensor)],
         looked: &mut Looked,
     ) -> Result<Self> {
+        // With gradients, whatever the caller has set: the conversion must be part of the graph.
         let z = tch::with_grad(|| z.f_to_kind(accumulation_kind(z.kind()))?.f_reshape([z.size()[0], -1]))?;
         let batch = z.size()[0];
         let mut tapped = Tapped::new(tape, params)?;
         let first = looked.0.is_none();
         let mut ways = looked.0.take().unwrap_or_else(|| vec![Way::Unused; params.len()]);
         for (p, way) in ways.iter_mut().enumerate() {
+            // Once found to be used outside of the layers, a parameter stays so: a batch without that use proves
+            // nothing.
             if *way != Way::Loop {
                 let used = !tapped.uses(p).is_empty();
+                // A layer that saw another number of rows (a token axis in front, say) does not count examples.
                 let fits = tapped.batches(p).all(|b| b == batch);
                 *way = if !used {
                     Way::Unused
@@ -102,6 +106,7 @@ impl<'a> Linearized<'a> {
                     Way::Loop
                 };
             }
+            // Otherwise its taps would be differentiated for nothing in every column.
             if *way != Way::Tapped {
                 tapped.forget(p);
             }
@@ -135,9 +140,11 @@ impl<'a> Linearized<'a> {
         let wave = Tensor::f_arange(self.z.numel() as i64, (self.z.kind(), self.z.device()))?;
         let s = wave.f_mul_scalar(1.7)?.f_add_scalar(0.3)?.f_sin()?.f_reshape(self.z.size())?;
         let few = LOOK_AT.min(self.batch());
+        // The others get no weight instead of being cut off: the graph is that of the whole batch.
         _ = s.f_narrow(0, few, self.batch() - few)?.f_zero_()?;
         let mut column = self.pull(&s)?;
         let total = tch::with_grad(|| column.losses.f_sum(None::<Kind>))?;
+        // The graph is kept: the columns that were asked for come after the look.
         let plain = Tensor::f_run_backward(&[&total], &self.tapped.leaves(), true, false)?;
         let plain: PerParameter = plain.into_iter().map(|g| g.defined().then_some(g)).collect();
         let _no_grad = no_grad_guard();
@@ -149,6 +156,8 @@ impl<'a> Linearized<'a> {
         let outside = unexplained(&parameters, &plain, &squares.collect::<Result<PerParameter>>()?)?;
         drop(parameters);
         for p in outside {
+            // An unused parameter with a gradient is only untapped; a tapped one with an unexplained gradient is
+            // both.
             self.mixed |= self.ways[p] == Way::Tapped;
             self.loop_over(p);
         }

@@ -1,4 +1,5 @@
-//! Sums over the per-example gradients of one parameter, a chunk of examples at a time.
+//! Sums over the per-example gradients of one parameter, a chunk of examples at a time; and the test whether those
+//! gradients explain the plain one.
 
 use super::tapped::PerParameter;
 use crate::nn::tape::{Outer, Rule};
@@ -50,6 +51,7 @@ impl Parameter<'_> {
 
     /// Elements of memory that the gradient of one example takes.
     pub(super) fn per_example(&self) -> i64 {
+        // Twice: the gradients, and what a sum makes of them (their squares).
         self.uses.iter().map(|u| self.scratch(u)).sum::<i64>() + 2 * self.tensor.numel() as i64
     }
 
@@ -70,6 +72,7 @@ impl Parameter<'_> {
         self.each_chunk(1, |_, g| {
             let sum = f(g)?.f_sum_dim_intlist(0, false, None::<Kind>)?;
             total = Some(match total.take() {
+                // In place: the first chunk's sum is ours.
                 Some(mut total) => total.f_add_(&sum)?,
                 None => sum,
             });
@@ -93,6 +96,7 @@ impl Parameter<'_> {
 
     /// δ and aᵢ if G̃ᵢ = δᵢaᵢᵀ.
     pub(super) fn outer(&self) -> Result<Option<(Tensor, Outer)>> {
+        // A sum of two outer products is not one.
         let [only] = &self.uses[..] else { return Ok(None) };
         let delta = only.delta.f_totype(self.kind())?;
         Ok(only.rule.outer(&delta)?.map(|outer| (delta, outer)))
@@ -129,7 +133,7 @@ impl Parameter<'_> {
         let error = norm(&self.total()?.f_sub(&g)?)?;
         // Rounding errors of examples add up like independent ones, so that they are measured against
         // (Σᵢ ‖G̃ᵢ‖²)^½ and not against ‖g‖ alone, which vanishes at an optimum. The scale of the whole model is there
-        // for parameters on which the loss depends in form only (a bias in front of a normalization, the bias of
+        // for parameters on which the loss depends only formally (a bias in front of a normalization, the bias of
         // attention's keys), whose gradients are nothing but rounding errors: a hundredth of it is far above those and
         // far below a use that is missed.
         let own = norm(&g)?.max(self.root_sum(c)?);
@@ -139,6 +143,7 @@ impl Parameter<'_> {
 
     /// (Σᵢ ‖G̃ᵢ‖²)^½ from c.
     fn root_sum(&self, c: &Tensor) -> Result<f64> {
+        // c carries a factor B that the norm of the gradients does not have.
         Ok((f64::try_from(c.f_sum(Kind::Double)?)? / self.batch as f64).sqrt())
     }
 
@@ -159,6 +164,7 @@ impl Parameter<'_> {
 
 /// (first, length) of the chunks of `size` examples that `batch` examples are cut into.
 pub(super) fn chunks(batch: i64, size: i64) -> impl Iterator<Item = (i64, i64)> {
+    // One example may need more than a chunk, and is still taken.
     let size = size.max(1);
     (0..batch).step_by(size as usize).map(move |first| (first, size.min(batch - first)))
 }

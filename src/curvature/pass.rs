@@ -1,4 +1,4 @@
-//! One forward pass of a model, as its linearization needs it.
+//! One forward pass of a model, as its linearization needs it: recorded, with its graph, and checked.
 
 use super::parameter::accumulation_kind;
 use crate::likelihood::{Likelihood, Outputs};
@@ -22,6 +22,7 @@ impl Pass {
         let recording = Recording::start();
         let z = tch::with_grad(|| closure().into_tensor());
         let tape = recording.finish();
+        // Before the closure's own error: also a pass that failed may have moved them, and they must be put back.
         buffers.unchanged()?;
         let z = z?;
         Outputs::check_shape(&z)?;
@@ -31,6 +32,7 @@ impl Pass {
                     .to_owned(),
             ));
         }
+        // Here, where the message can name the output, and not after it has spread over every gradient.
         Outputs::check_finite_values(&z)?;
         let z = tch::with_grad(|| z.f_to_kind(accumulation_kind(z.kind())))?;
         Ok(Pass { tape, z })
@@ -39,6 +41,7 @@ impl Pass {
     /// Takes z for the outputs of a likelihood, of which the columns `active` are kept from here on.
     pub(crate) fn outputs(&mut self, likelihood: Likelihood, active: Option<&[i64]>) -> Result<Outputs> {
         let outputs = tch::with_grad(|| Outputs::new(likelihood, &self.z, active))?;
+        // The linearization must differentiate the same columns that the likelihood sees.
         self.z = outputs.z.shallow_clone();
         Ok(outputs)
     }

@@ -77,6 +77,7 @@ fn in_chunks(
     let batch = if let Some(batch) = given {
         batch
     } else {
+        // Asked for their leading dimensions only; the number of examples follows from them.
         let each = tapped.parameters(&deltas, 1);
         if let Some(&p) = used.iter().find(|&&p| !each[p].is_used()) {
             return Err(Error::PerExample(format!(
@@ -92,6 +93,7 @@ fn in_chunks(
     let mut squares: PerParameter = params.iter().map(|_| None).collect();
     for &p in &used {
         let parameter: &Parameter = &parameters[p];
+        // With given losses B is certain, and a layer with other rows is left to the loop below.
         if parameter.is_used() && parameter.batches().all(|b| b == batch) {
             squares[p] = Some(parameter.squares()?);
         }
@@ -99,6 +101,7 @@ fn in_chunks(
     let mut untapped: Vec<usize> = used.into_iter().filter(|&p| squares[p].is_none()).collect();
     let mut mixed = false;
     if check {
+        // Reads from the device, so callers ask for it only once.
         untapped = unexplained(&parameters, &gradient, &squares)?;
         let first = untapped.iter().find(|&&p| squares[p].is_some());
         mixed = first.is_some();

@@ -39,6 +39,7 @@ impl Squares {
             let parameter = batch.parameter(p, column);
             if let Some((delta, outer)) = parameter.outer()? {
                 match &mut self.outer[p] {
+                    // In place: the first column's square was made for the sum, and a is the same in every column.
                     Some((sum, _)) => _ = sum.f_addcmul_(&delta, &delta)?,
                     new => *new = Some((delta.f_square()?, outer)),
                 }

@@ -37,6 +37,7 @@ impl Linearized<'_> {
         entries: Entries,
         variance: &[Option<Tensor>],
     ) -> Result<Vec<Tensor>> {
+        // All backward passes first: the products below share their expensive part between columns.
         let columns: Vec<Column> = columns.iter().map(|s| self.pull(s)).collect::<Result<_>>()?;
         let b = self.batch();
         let shape = if entries == Entries::All { vec![b, b] } else { vec![b] };
@@ -44,6 +45,7 @@ impl Linearized<'_> {
         let mut kernels: Vec<Tensor> = columns.iter().map(zeros).collect::<std::result::Result<_, _>>()?;
         for p in 0..self.parameters() {
             let each: Vec<Parameter> = columns.iter().map(|c| self.parameter(p, c)).collect();
+            // Not asked for its variance either: a parameter without influence need not be known to the posterior.
             if !each.iter().any(Parameter::is_used) {
                 continue;
             }
@@ -110,6 +112,7 @@ fn add_rows(rows: &Tensor, v: &Tensor, entries: Entries, kernel: &mut Tensor) ->
     let rows = rows.f_reshape([rows.size()[0], -1])?.f_to_kind(Kind::Double)?;
     let weighted = rows.f_mul(&v.f_reshape([1, -1])?)?;
     *kernel = match entries {
+        // Weighted on one side, which needs no square root of v.
         Entries::All => kernel.f_addmm(&weighted, &rows.f_tr()?)?,
         Entries::Diagonal => &*kernel + (weighted * rows).f_sum_dim_intlist(1, false, None::<Kind>)?,
     };
@@ -138,12 +141,14 @@ fn add_outer(columns: &[(Tensor, Outer)], v: &Tensor, entries: Entries, kernels:
     }
     let (b, inputs) = (a.size()[0], a.size()[1]);
     let outputs = v.size()[0];
+    // Over outputs, not examples: every pair of examples is needed at once, and each output adds a term.
     for (first, length) in chunks(outputs, (CACHE_ELEMENTS / (b * inputs.max(b)).max(1)).max(1)) {
         // A `[i, o, j]` by one matrix product.
         let rows = a.f_unsqueeze(1)?.f_mul(&v.f_narrow(0, first, length)?)?;
         let shared = rows.f_reshape([b * length, inputs])?.f_matmul(&a.f_tr()?)?.f_reshape([b, length, b])?;
         for (delta, kernel) in deltas.iter().zip(&mut *kernels) {
             let delta = delta.f_narrow(1, first, length)?;
+            // Contiguous, since the product goes over the last dimension, where the transposed view has strides.
             let weighted = shared.f_mul(&delta.f_tr()?.f_contiguous()?)?;
             *kernel += delta.f_unsqueeze(1)?.f_bmm(&weighted)?.f_squeeze_dim(1)?;
         }

@@ -1,4 +1,4 @@
-//! The parameters of a recorded forward pass, and the layer calls that use them.
+//! The parameters of a recorded forward pass, the layer calls that use them, and the backward passes over either.
 
 use super::parameter::{CHUNK_ELEMENTS, Contribution, Parameter, accumulation_kind, global_scale};
 use crate::nn::tape::{Rule, Tape};
@@ -35,6 +35,7 @@ impl<'a> Tapped<'a> {
         for (index, tap) in tape.taps().iter().enumerate() {
             for used in &tap.uses {
                 for &p in at_address.get(&used.parameter.data_ptr()).into_iter().flatten() {
+                    // Same address, but perhaps another view of the same storage.
                     if params[p].1.f_is_set_to(&used.parameter)? {
                         uses[p].push((index, used.rule.as_ref()));
                     }
@@ -52,7 +53,7 @@ impl<'a> Tapped<'a> {
         &self.uses[p]
     }
 
-    /// Takes a parameter for one that no layer uses.
+    /// Treats a parameter as one that no layer uses.
     pub(super) fn forget(&mut self, p: usize) {
         self.uses[p].clear();
     }
@@ -70,14 +71,17 @@ impl<'a> Tapped<'a> {
         keep_graph: bool,
     ) -> Result<(PerParameter, Deltas)> {
         let mut taps: Vec<usize> = self.uses.iter().flatten().map(|&(tap, _)| tap).collect();
+        // A weight and a bias share a tap, and libtorch differentiates by each input that it is given.
         taps.sort_unstable();
         taps.dedup();
         let outputs = taps.iter().map(|&tap| &self.tape.taps()[tap].output);
         let inputs: Vec<&Tensor> = leaves.iter().copied().chain(outputs).collect();
         if inputs.is_empty() {
-            // A backward pass with respect to nothing would accumulate into every leaf's `.grad`.
+            // Given no inputs, a backward pass accumulates into every leaf's `.grad`.
             return Ok((Vec::new(), Deltas::new()));
         }
+        // libtorch leaves out the gradients of what nobody asks for, so that no weight's is formed unless it is in
+        // `leaves`.
         let mut found = Tensor::f_run_backward(&[loss], &inputs, keep_graph, false)?;
         let deltas = found.split_off(leaves.len());
         let gradient = found.into_iter().map(|g| g.defined().then_some(g)).collect();
@@ -103,8 +107,8 @@ impl<'a> Tapped<'a> {
     }
 }
 
-/// The parameters that have a gradient g ≠ Σᵢ G̃ᵢ, because they are used otherwise than by the tapped layers, or
-/// without squares c.
+/// The parameters with a gradient g ≠ Σᵢ G̃ᵢ, because they are also used outside of the tapped layers, and those with
+/// a gradient but without squares c.
 pub(super) fn unexplained(
     parameters: &[Parameter],
     gradient: &PerParameter,
@@ -137,6 +141,7 @@ pub(super) fn by_example(
     }
     for i in examples {
         let one = tch::with_grad(|| losses.f_select(0, i))?;
+        // The graph is kept, for the other examples and for the caller.
         let found = Tensor::f_run_backward(&[one], leaves, true, false)?;
         for (k, (g, leaf)) in found.into_iter().zip(leaves).enumerate().filter(|(_, (g, _))| g.defined()) {
             f(i, k, g.f_totype(accumulation_kind(leaf.kind()))?)?;
@@ -145,7 +150,7 @@ pub(super) fn by_example(
     Ok(())
 }
 
-/// The leading dimension that all these layer calls share, of the parameters with the names given; 0 without any.
+/// The leading dimension that all these layer calls share, for parameters with the names given; 0 without any.
 pub(super) fn common_batch<'n>(
     parameters: impl IntoIterator<Item = (&'n str, &'n Parameter<'n>)>,
     or_else: &str,

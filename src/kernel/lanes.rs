@@ -1,10 +1,10 @@
 //! The elementwise computation over raw contiguous CPU memory: one pass over all tensors of a step together.
 //!
-//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time: the computation reads the
-//! inputs where they lie (noise is drawn into an array first) and writes to arrays on the stack, which are then copied to
-//! the outputs. On arrays of known length that alias nothing, the compiler turns the generic arithmetic into vector
-//! instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a sum, so all widths
-//! and any split into blocks, pieces and threads give the same bits.
+//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time: the computation reads
+//! the inputs where they lie (noise is drawn into an array first) and writes to arrays on the stack, which are then
+//! copied to the outputs. On arrays of known length that alias nothing, the compiler turns the generic arithmetic
+//! into vector instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a
+//! sum, so all widths and any split into blocks, pieces and threads give the same bits.
 //!
 //! Tensors hand out their memory as pointers, so the code here is unsafe; apart from `vectors.rs`, no other is.
 #![allow(unsafe_code)]
@@ -47,9 +47,9 @@ struct Task<F, E> {
     len: usize,
 }
 
-// SAFETY: the pointers are to memory of tensors that `run` borrows until all threads have ended. There are several threads
-// only if all outputs are disjoint, and each works on pieces of its own. An input that is not also an output of its task is
-// not written to by any: gradients, curvature, priors and noise are nobody's output.
+// SAFETY: the pointers are to memory of tensors that `run` borrows until all threads have ended. There are several
+// threads only if all outputs are disjoint, and each works on pieces of its own. An input that is not also an output
+// of its task is not written to by any: gradients, curvature, priors and noise are nobody's output.
 unsafe impl<F: Sync, E: Sync> Sync for Task<F, E> {}
 
 /// Where a pass may be cut: task and first position of each piece.

@@ -27,8 +27,8 @@ use tch::{Device, Kind, Tensor};
 pub(crate) trait Elementwise {
     /// Number of outputs.
     const OUTPUTS: usize;
-    /// What is the same at all positions, rounded once: a conversion inside the loop over positions would halve the width
-    /// of its vectors.
+    /// What is the same at all positions, rounded once: a conversion inside the loop over positions would halve the
+    /// width of its vectors.
     type Constants<T: Real>: Copy;
     fn constants<T: Real>(&self) -> Self::Constants<T>;
     /// `read(i)` is input `i`; `write(o, x)` sets output `o`. All reads come before the first write, so an output may
@@ -125,8 +125,8 @@ pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
     tensor(Field::Noise { seed, at }, like)
 }
 
-/// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to differentiate
-/// a graph that was recorded before.
+/// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to
+/// differentiate a graph that was recorded before.
 pub(crate) fn note_write(t: &Tensor) {
     let _no_grad = tch::no_grad_guard();
     // Changing a shape in place moves the version counter on, which all views share, even if the change is none.

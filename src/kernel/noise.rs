@@ -22,10 +22,11 @@ pub enum Noise {
     Given(Given),
 }
 
-/// The counter-based generator Philox4x32-10 with a 64-bit key (Salmon et al., SC 2011), and Box and Muller's transform.
+/// The counter-based generator Philox4x32-10 with a 64-bit key (Salmon et al., SC 2011), and Box and Muller's
+/// transform.
 ///
-/// A normal is a function of (seed, step, sample, position of the weight). So nothing is stored to resume, and the number
-/// of threads does not matter. CPU and CUDA agree to the rounding of log, sin and cos.
+/// A normal is a function of (seed, step, sample, position of the weight). So nothing is stored to resume, and the
+/// number of threads does not matter. CPU and CUDA agree to the rounding of log, sin and cos.
 ///
 /// Processes that draw side by side need a generator each, or they all draw the same: `Philox { seed }.fold_in(rank)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,8 +36,8 @@ pub struct Philox {
 }
 
 /// Standard normals given in advance as `noise[step][sample][parameter]`, all counted from 0, each of its parameter's
-/// shape, parameters in the order of [`Params::names`](crate::Params::names). With antithetic sampling one sample serves
-/// a pair. Not part of a checkpoint.
+/// shape, parameters in the order of [`Params::names`](crate::Params::names). With antithetic sampling one sample
+/// serves a pair. Not part of a checkpoint.
 #[derive(Debug)]
 pub struct Given(pub Vec<Vec<Vec<Tensor>>>);
 
@@ -73,8 +74,9 @@ impl Philox {
     /// `data`. Any u64 will do: 0 is a number like any other, and does not give back the generator it is made from.
     /// Calls can be chained, for instance for a chain on a rank: `p.fold_in(rank).fold_in(chain)`; the order counts.
     ///
-    /// * **Certain:** the result is a function of (seed, data) alone. It lies in `seed`, so an optimizer's checkpoint holds
-    ///   it, and whoever loads that file goes on with *its* noise: each rank has to load the file that it saved.
+    /// * **Certain:** the result is a function of (seed, data) alone. It lies in `seed`, so an optimizer's checkpoint
+    ///   holds it, and whoever loads that file goes on with *its* noise: each rank has to load the file that it
+    ///   saved.
     /// * **Probable:** keys differ. As 64 random bits each, of R of them some two are equal with probability ≤ R²/2⁶⁵
     ///   (3·10⁻¹⁴ at R = 1000), and those two would draw the same.
     /// * **Not proven:** that streams of different keys are independent. It is what Philox was designed and tested for
@@ -83,8 +85,8 @@ impl Philox {
     /// Noise never uses the blocks that keys are made from, unless a step has 2³² samples.
     #[must_use]
     pub fn fold_in(self, data: u64) -> Self {
-        // A draw's counter is (48 bits of position, 48 of step, 32 of sample). That uses up all 128 bits, so no value is
-        // left for keys alone; they take the last sample, and a part of its steps.
+        // A draw's counter is (48 bits of position, 48 of step, 32 of sample). That uses up all 128 bits, so no value
+        // is left for keys alone; they take the last sample, and a part of its steps.
         let counter = [data as u32, (data >> 32) as u32, KEYS, u32::MAX].map(|word| [word]);
         let [[low], [high], ..] = philox(counter, self.seed);
         Philox { seed: u64::from(high) << 32 | u64::from(low) }
@@ -164,8 +166,8 @@ impl Noise {
 mod tests {
     use super::*;
 
-    /// Philox4x32-10 written down from its definition, one number after the other: with L and R the halves of a block, a
-    /// round multiplies each half's first word and mixes the high part into the other half.
+    /// Philox4x32-10 written down from its definition, one number after the other: with L and R the halves of a
+    /// block, a round multiplies each half's first word and mixes the high part into the other half.
     fn one_block(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
         (0..10).fold(counter, |[l0, r0, l1, r1], round| {
             let key = [(key[0], 0x9E37_79B9_u64), (key[1], 0xBB67_AE85)]

@@ -22,8 +22,8 @@ pub(crate) fn groups(n: usize) -> u64 {
     n.div_ceil(GROUP) as u64
 }
 
-/// Counters that are worked on together: 16 words fill the widest vector register. The number is part of what a draw is,
-/// so it must not follow the CPU.
+/// Counters that are worked on together: 16 words fill the widest vector register. The number is part of what a draw
+/// is, so it must not follow the CPU.
 pub(super) const W: usize = 16;
 /// Normals of W counters. Position p of a draw has word ⌊p/W⌋ mod 4 of counter W·⌊p/64⌋ + (p mod W).
 pub(crate) const GROUP: usize = 4 * W;

@@ -75,8 +75,8 @@ impl Outputs {
         match self.likelihood {
             Likelihood::Categorical => {
                 let p = z.f_softmax(1, None::<Kind>)?;
-                // ŷ is the number of classes whose cumulated probability is below u = Φ(normal): one normal for each example, so
-                // that labels come from the same counter-based noise as everything that is drawn.
+                // ŷ is the number of classes whose cumulated probability is below u = Φ(normal): one normal for each
+                // example, so that labels come from the same counter-based noise as everything that is drawn.
                 let u = (normals.f_narrow(1, 0, 1)? / 2f64.sqrt()).f_erf()? * 0.5 + 0.5;
                 // Cumulated in f64: with thousands of classes, f32 would end visibly away from 1.
                 let below = p.f_cumsum(1, Kind::Double)?.f_lt_tensor(&u)?;

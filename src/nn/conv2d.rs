@@ -1,4 +1,4 @@
-//! z = W ∗ a + b on images.
+//! z = W ∗ a + b on images, and its per-example gradients from patches of the input.
 
 use super::tape::{Features, Matrix, Rule, Shift, Tap, rows};
 use crate::Result;
@@ -27,6 +27,7 @@ pub fn conv2d<'a, T: Borrow<Path<'a>>>(vs: T, i: i64, o: i64, k: i64, c: ConvCon
 impl Module for Conv2D {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let c = &self.config;
+        // Other modes pad as an operation of its own, as tch's layer does; what is recorded is then the padded input.
         let (xs, padding) = match c.padding_mode {
             PaddingMode::Zeros => (xs.shallow_clone(), c.padding),
             mode => (mode.pad(xs, &[c.padding; 4]), 0),
@@ -34,9 +35,11 @@ impl Module for Conv2D {
         let both = |n: i64| [n, n];
         let z = xs.conv2d(&self.ws, self.bs.as_ref(), both(c.stride), both(padding), both(c.dilation), c.groups);
         match Tap::of(&z) {
+            // A single image [i, H, W] has no leading dimension that would count examples.
             Some(mut tap) if xs.dim() == 4 => {
                 let kernel = self.ws.size();
                 let weight = Weight {
+                    // Without its graph: it enters products that nobody differentiates.
                     input: xs.detach(),
                     shape: [kernel[0], kernel[1], kernel[2], kernel[3]],
                     positions: [z.size()[2], z.size()[3]],
@@ -78,6 +81,7 @@ impl Weight {
         let (size, s) = (a.size(), a.stride());
         // All patches are one view, whose copy takes whole runs of the input's rows where libtorch's im2col takes one
         // element at a time.
+        // The strides are those of `a` as it lies, so no layout has to be made contiguous first.
         let view = a.f_as_strided(
             [size[0], size[1], height, width, down, right],
             [s[0], s[1], s[2] * self.dilation, s[3] * self.dilation, s[2] * self.stride, s[3] * self.stride],
@@ -97,6 +101,7 @@ impl Rule for Weight {
     }
 
     fn matrix(&self) -> Option<&dyn Matrix> {
+        // With groups the layer is several products, and has no single pair of Kronecker factors.
         (self.groups == 1).then_some(self)
     }
 

@@ -1,4 +1,4 @@
-//! z = E\[token\].
+//! z = E\[token\], and its per-example gradients by keys of example and token.
 
 use super::tape::{Rule, Tap};
 use crate::Result;
@@ -58,6 +58,7 @@ impl Table {
     fn keys(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
         let b = delta.size()[0];
         let tokens = self.tokens.f_narrow(0, first, b)?.f_totype(Kind::Int64)?;
+        // Every example gets a table of its own, so that libtorch's sparse sum keeps examples apart.
         let starts = Tensor::f_arange(b, (Kind::Int64, tokens.device()))?.f_mul_scalar(self.entries)?;
         let mut column = vec![1; tokens.dim()];
         column[0] = b;
@@ -69,8 +70,10 @@ impl Rule for Table {
     fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
         let size = delta.size();
         let (b, dim) = (size[0], size[size.len() - 1]);
+        // Padding is -1 here, since the keys number other rows than tokens; its row is cleared below.
         let flat = Tensor::f_embedding_dense_backward(delta, &self.keys(first, delta)?, b * self.entries, -1, false)?;
         let gradients = flat.f_reshape([b, self.entries, dim])?;
+        // Outside of the table, as tch's default of -1, there is no padding token.
         if (0..self.entries).contains(&self.padding_idx) {
             let _ = gradients.f_narrow(1, self.padding_idx, 1)?.f_zero_()?;
         }
@@ -79,6 +82,7 @@ impl Rule for Table {
 
     /// Sums only over the (example, token) pairs that occur: memory for B·T rows, not for B·V.
     fn squares(&self, delta: &Tensor) -> Result<Option<Tensor>> {
+        // An example may show a token at several positions, whose gradients add before they are squared.
         let (pairs, pair, _) = self.keys(0, delta)?.f_internal_unique2(true, true, false)?;
         let per_pair = Tensor::f_embedding_dense_backward(delta, &pair, pairs.size()[0], -1, false)?;
         let tokens = pairs.f_remainder(self.entries)?;

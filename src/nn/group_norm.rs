@@ -58,11 +58,13 @@ struct Scale {
 impl Rule for Scale {
     fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
         let x = rows(&self.input, first, delta)?;
+        // Computed again from the input: keeping x̂ would double what the tape holds.
         let normalized = x.f_group_norm(self.groups, None::<Tensor>, None::<Tensor>, self.eps, false)?;
         Features::Channel.sum_positions(&normalized.f_mul(delta)?)
     }
 
     fn scratch(&self) -> i64 {
+        // x̂ and its product with δ.
         2 * row_elements(&self.input)
     }
 }

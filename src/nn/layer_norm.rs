@@ -31,6 +31,7 @@ impl Module for LayerNorm {
         let LayerNormConfig { eps, cudnn_enabled, .. } = self.config;
         let z = xs.layer_norm(&self.normalized_shape, self.ws.as_ref(), self.bs.as_ref(), eps, cudnn_enabled);
         match Tap::of(&z) {
+            // Without a dimension in front of the normalized ones there is none that counts examples.
             Some(mut tap) if xs.dim() > self.normalized_shape.len() => {
                 let scale = Scale { input: xs.detach(), normalized_shape: self.normalized_shape.clone(), eps };
                 tap.uses(self.ws.as_ref(), scale);
@@ -54,11 +55,13 @@ struct Scale {
 impl Rule for Scale {
     fn gradients(&self, first: i64, delta: &Tensor) -> Result<Tensor> {
         let x = rows(&self.input, first, delta)?;
+        // Computed again from the input: keeping x̂ would double what the tape holds.
         let normalized = x.f_layer_norm(&self.normalized_shape, None::<Tensor>, None::<Tensor>, self.eps, false)?;
         Features::Last(self.normalized_shape.len()).sum_positions(&normalized.f_mul(delta)?)
     }
 
     fn scratch(&self) -> i64 {
+        // x̂ and its product with δ.
         2 * row_elements(&self.input)
     }
 }

@@ -27,6 +27,7 @@ impl Module for Linear {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let z = xs.linear(&self.ws, self.bs.as_ref());
         match Tap::of(&z) {
+            // A single vector has no leading dimension that would count examples.
             Some(mut tap) if xs.dim() > 1 => {
                 tap.uses(Some(&self.ws), Weight { input: xs.detach() });
                 tap.uses(self.bs.as_ref(), Shift(Features::Last(1)));
@@ -65,6 +66,7 @@ impl Rule for Weight {
     }
 
     fn outer(&self, delta: &Tensor) -> Result<Option<Outer>> {
+        // With several positions Gᵢ is a sum of outer products, whose square is not the product of squares.
         if self.length() != 1 {
             return Ok(None);
         }

@@ -8,8 +8,9 @@ use tch::{Reduction, Tensor};
 /// Losses -ln softmax(z)ᵧ `[B]` of logits z `[B, C]` and classes y `[B]` (`i64`), as tch's `cross_entropy_for_logits`
 /// before the mean is taken, but in the kind of the logits instead of f32.
 ///
-/// The losses of this module are for rows with the generalized Gauss-Newton matrix ([`Statistic::Fisher(Labels::Exact)`] and
-/// [`Statistic::Fisher(Labels::Sampled)`]), which need the model's output beside the loss; any other row takes them as well.
+/// The losses of this module are for rows with the generalized Gauss-Newton matrix
+/// ([`Statistic::Fisher(Labels::Exact)`] and [`Statistic::Fisher(Labels::Sampled)`]), which need the model's output
+/// beside the loss; any other row takes them as well.
 /// What else the closure adds to the loss counts for the gradient and not for the curvature.
 ///
 /// [`Statistic::Fisher(Labels::Exact)`]: crate::Statistic::Fisher(Labels::Exact)
@@ -19,7 +20,10 @@ use tch::{Reduction, Tensor};
 /// [`Error::Likelihood`](crate::Error::Likelihood) for other shapes or kinds.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let output = fitting(Likelihood::Categorical, logits, targets)?;
+    // tch's `cross_entropy_for_logits` goes through f32 and takes the mean. -100 is libtorch's default for labels to
+    // ignore.
     let losses = logits.f_cross_entropy_loss(targets, None::<&Tensor>, Reduction::None, -100, 0.0)?;
+    // After the loss: an output whose loss failed must not be on the tape.
     tape::note(output);
     Ok(losses)
 }

@@ -1,4 +1,5 @@
-//! What the tapped layers of one forward pass leave behind.
+//! What the tapped layers of one forward pass leave behind: the recorder, its tape, and the interface of the layers'
+//! rules.
 
 use crate::Result;
 use crate::likelihood::Outputs;
@@ -8,6 +9,7 @@ use std::marker::PhantomData;
 use tch::{Kind, Tensor};
 
 thread_local! {
+    // Of the thread, because a layer's `forward` has no argument through which a tape could be handed over.
     static RECORDER: RefCell<Option<Tape>> = const { RefCell::new(None) };
 }
 
@@ -44,11 +46,14 @@ pub(crate) struct Recording {
 
 impl Recording {
     pub(crate) fn start() -> Self {
+        // The outer tape is kept here and not in a stack, so that a recording that is dropped by a panic restores it,
+        // too.
         Recording { outer: RECORDER.replace(Some(Tape::default())), _not_send: PhantomData }
     }
 
     pub(crate) fn finish(self) -> Tape {
         let tape = RECORDER.take().unwrap_or_default();
+        // Explicitly, for the order: the tape is taken out before `drop` puts the outer one back.
         drop(self);
         tape
     }
@@ -152,6 +157,7 @@ impl Tap {
     /// A tap to fill while a recording is on and `z` has a graph.
     pub(crate) fn of(z: &Tensor) -> Option<Tap> {
         let recording = RECORDER.with_borrow(Option::is_some);
+        // Under `no_grad` there is no backward pass that a tap could serve.
         (recording && z.requires_grad()).then(|| Tap { output: z.shallow_clone(), uses: Vec::new() })
     }
 
@@ -167,11 +173,12 @@ impl Tap {
         if self.uses.is_empty() {
             return self.output;
         }
-        // The same memory as a tensor of its own: had the caller z itself, or a view of it, an activation in place
+        // The same memory as a separate tensor: if the caller had z itself, or a view of it, an activation in place
         // (`relu_`) would make the recorded z stand for what comes after the activation.
         let handed_out = self.output.internal_unsafe_view(self.output.size());
         RECORDER.with_borrow_mut(|tape| {
             if let Some(tape) = tape {
+                // In the order of the calls; the index is the name by which the curvature finds a tap's δ.
                 tape.taps.push(self);
             }
         });
@@ -205,6 +212,7 @@ impl Features {
             Features::Last(n) => 1..rank.saturating_sub(n),
             Features::Channel => 2..rank,
         };
+        // A sum over no dimension is, in libtorch, the sum over all of them.
         if positions.is_empty() {
             return Ok(x.shallow_clone());
         }
@@ -223,10 +231,12 @@ impl Rule for Shift {
     }
 
     fn outer(&self, delta: &Tensor) -> Result<Option<Outer>> {
+        // Only without positions: a sum over them comes before the square.
         Ok((delta.dim() == 2).then_some(Outer::One))
     }
 
     fn matrix(&self) -> Option<&dyn Matrix> {
+        // A shift over several dimensions (layer normalization) is not the bias of a matrix.
         (!matches!(self.0, Features::Last(n) if n != 1)).then_some(self)
     }
 }
@@ -234,6 +244,7 @@ impl Rule for Shift {
 /// The weight of the input 1.
 impl Matrix for Shift {
     fn inputs(&self, _first: i64, delta: &Tensor) -> Result<Tensor> {
+        // Counted from the outputs, which know where the positions are.
         let n = self.outputs(delta)?.size()[0];
         Ok(delta.f_new_ones([n, 1], (delta.kind(), delta.device()))?)
     }
@@ -249,6 +260,7 @@ impl Matrix for Shift {
 
 /// The rows of a recorded input that belong to `delta`, in its kind.
 pub(crate) fn rows(input: &Tensor, first: i64, delta: &Tensor) -> Result<Tensor> {
+    // In the kind of δ, which under mixed precision is not that of the input.
     Ok(input.f_narrow(0, first, delta.size()[0])?.f_totype(delta.kind())?)
 }
 

@@ -179,7 +179,8 @@ impl Params {
         self.seen = variables.trainable_variables.len();
     }
 
-    /// Errors unless there is something to train, on one device, unchanged in kind, device and shape since it was registered.
+    /// Errors unless there is something to train, on one device, unchanged in kind, device and shape since it was
+    /// registered.
     pub(crate) fn check(&self) -> Result<()> {
         if self.leaves.is_empty() {
             return Err(Error::Parameters(

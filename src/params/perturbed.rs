@@ -6,8 +6,8 @@ use std::borrow::Borrow;
 use tch::Tensor;
 
 /// Holds variables at perturbed values; dropping it brings the original values back, bit by bit, also while a panic
-/// unwinds. Guards over the same variables may be dropped latest first or oldest first (`guard = q.perturb(..)?` does the
-/// latter): the variables are at the values of the latest one that lives.
+/// unwinds. Guards over the same variables may be dropped latest first or oldest first (`guard = q.perturb(..)?` does
+/// the latter): the variables are at the values of the latest one that lives.
 ///
 /// The variables' memory is exchanged, not written to, so evaluate and differentiate while the guard lives: libtorch
 /// refuses to differentiate a graph that was recorded before the exchange, or before the way back.

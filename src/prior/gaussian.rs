@@ -147,8 +147,8 @@ impl BlockPrior {
         })
     }
 
-    /// The diagonal of (Q_L ⊗ Q_R)ᵀ Δ (Q_L ⊗ Q_R) in the shape of a block, a matrix `[r, c]` or a vector; a missing side is
-    /// the identity. One number, 0-dim, for an isotropic prior. It is all of Δ where the basis is the prior's own.
+    /// The diagonal of (Q_L ⊗ Q_R)ᵀ Δ (Q_L ⊗ Q_R) in the shape of a block, a matrix `[r, c]` or a vector; a missing
+    /// side is the identity. One number, 0-dim, for an isotropic prior. In the prior's own basis it is all of Δ.
     ///
     /// # Errors
     /// A prior of full covariance.
@@ -187,8 +187,8 @@ impl BlockPrior {
         Some((mean, self.precision.diagonal().ok()?.view_(mean.size())))
     }
 
-    /// The prior of some of the weights of a joint block when the others are held at `at`: Δ among them, around the mean
-    /// that follows from the others.
+    /// The prior of some of the weights of a joint block when the others are held at `at`: Δ among them, around the
+    /// mean that follows from the others.
     pub(crate) fn conditional(&self, index: &Tensor, rest: &Tensor, at: &Tensor) -> Result<Self> {
         let pick = |t: &Tensor, i: &Tensor| t.f_index_select(0, i);
         let zero = || at.zeros_like();
@@ -228,7 +228,8 @@ impl BlockPrior {
     }
 }
 
-/// What a checkpoint says of a [`BlockPrior`] beside its tensors: mean, precision and, where they are named here, bases.
+/// What a checkpoint says of a [`BlockPrior`] beside its tensors: mean, precision and, where they are named here,
+/// bases.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Layout {
     Block { left: bool, right: bool },

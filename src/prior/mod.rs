@@ -70,8 +70,8 @@ struct Known {
 
 impl Prior {
     /// N(0, 1/precision) for every weight; precision ≥ 0, otherwise building the optimizer is an error. The same as a
-    /// weight decay of precision/ess, and it stays so when ess changes. In [`AdamW`](crate::AdamW), whose decay is not a
-    /// prior, it acts beside the decay.
+    /// weight decay of precision/ess, and it stays so when ess changes. In [`AdamW`](crate::AdamW), whose decay is
+    /// not a prior, it acts beside the decay.
     pub fn isotropic(precision: f64) -> Self {
         Prior { form: Form::Isotropic { precision }, elsewhere: None }
     }
@@ -114,8 +114,8 @@ impl Prior {
         // `Family` is ordered from the narrowest, and each contains those before it.
         if self.family() > widest {
             return Err(Error::Posterior(format!(
-                "{row} takes a prior that is {}, and this one is {}; `.diagonal()` of the posterior keeps the diagonal of \
-                 its precision",
+                "{row} takes a prior that is {}, and this one is {}; `.diagonal()` of the posterior keeps the diagonal \
+                 of its precision",
                 widest.describe(),
                 self.family().describe(),
             )));
