@@ -549,7 +549,7 @@ fn priors() {
         entries.push((name.to_owned(), wave_at(shape, 0.0, F32), wave_at(shape, 0.0, F32) + 2.0));
         DiagonalGaussian::new(entries).unwrap()
     };
-    refused(build(replaced("third.bias", &[2]).into()), &["`third.bias`", "model has not", "select"]);
+    refused(build(replaced("third.bias", &[2]).into()), &["`third.bias`", "model does not", "select"]);
     refused(build(replaced("second.bias", &[3]).into()), &["`second.bias`", "[3]", "[2]"]);
 
     for x in [f64::NAN, -1.0, f64::INFINITY] {
@@ -604,8 +604,8 @@ fn posteriors() {
 
     let net = Net::new(F32);
     let q = make(mean(), precision()).unwrap();
-    refused(q.perturb(&net.vs, 0), &["`w`", "model has not"]);
-    refused(q.copy_mean_to(&net.vs), &["`w`", "model has not"]);
+    refused(q.perturb(&net.vs, 0), &["`w`", "model does not"]);
+    refused(q.copy_mean_to(&net.vs), &["`w`", "model does not"]);
     let other_shape = DiagonalGaussian::new([("first.bias", mean(), precision())]).unwrap();
     let before: Vec<_> = net.weights.iter().map(bits).collect();
     refused(other_shape.copy_mean_to(&net.vs), &["`first.bias`", "[2]", "[5]"]);
@@ -850,7 +850,7 @@ fn checkpoint_files() {
                 fifth["name"] = json!("third.weight");
                 all.push(fifth);
             }),
-            &["`third.weight`", "model has not"],
+            &["`third.weight`", "model does not"],
         ),
     ];
     refuses_files(&good, "mean.first.weight", changes, |path| load(&mut opt, path));

@@ -1,7 +1,7 @@
 //! Kronecker factors of the Fisher information of layers that multiply their input by a weight.
 //!
 //! At position t of example i a layer computes zᵢₜ = W aᵢₜ, and with δᵢₜ = ∂ℓᵢ/∂zᵢₜ the gradient of ℓᵢ is Σₜ δᵢₜ aᵢₜᵀ.
-//! With inputs and derivatives taken for independent, and different positions for uncorrelated (Martens and Grosse
+//! With inputs and derivatives treated as independent, and different positions as uncorrelated (Martens and Grosse
 //! 2015; Grosse and Martens 2016 for convolutions), the Fisher information (1/B) Σᵢ vec(Gᵢ) vec(Gᵢ)ᵀ is
 //!
 //! ```text
@@ -111,7 +111,7 @@ pub(crate) fn kfac(
 }
 
 fn unknown(name: &str) -> Error {
-    let problem = "the loss depends on it in another way than as the weight or bias of `linear` or ungrouped `conv2d` of \
-                   `tch_blr::nn`, so that it has no Kronecker factors; build the model from these layers, or freeze it";
+    let problem = "the loss depends on it in another way than as the weight or bias of `linear` or ungrouped `conv2d` \
+                   of `tch_blr::nn`, so that it has no Kronecker factors; build the model from these layers, or freeze it";
     Error::parameter(name, problem)
 }

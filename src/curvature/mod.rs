@@ -1,8 +1,8 @@
 //! Products of per-example gradients and Jacobians, from the layer calls that a forward pass has recorded.
 //!
-//! Here belong sums over a batch: squares, Gauss-Newton diagonals, Kronecker factors, kernels. Who wants them and over
-//! which data (the driver, [`crate::fisher`], posteriors) is above; how a layer's gradients follow from its input is in
-//! [`crate::nn`].
+//! Here belong sums over a batch: squares, Gauss-Newton diagonals, Kronecker factors, kernels. What they are used
+//! for, and over which data (the driver, [`crate::fisher`], posteriors), is above; how a layer's gradients follow
+//! from its input is in [`crate::nn`].
 //!
 //! [`tapped`] finds the layer calls of each parameter, [`parameter`] sums over the gradients of one, [`linearized`]
 //! pulls vectors on the outputs back to them, and everything else is a kind of result.

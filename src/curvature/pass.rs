@@ -38,7 +38,7 @@ impl Pass {
         Ok(Pass { tape, z })
     }
 
-    /// Takes z for the outputs of a likelihood, of which the columns `active` are kept from here on.
+    /// Treats z as the outputs of a likelihood, of which the columns `active` are kept from here on.
     pub(crate) fn outputs(&mut self, likelihood: Likelihood, active: Option<&[i64]>) -> Result<Outputs> {
         let outputs = tch::with_grad(|| Outputs::new(likelihood, &self.z, active))?;
         // The linearization must differentiate the same columns that the likelihood sees.

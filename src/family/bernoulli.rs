@@ -1,4 +1,4 @@
-//! The Bernoulli distribution.
+//! The Bernoulli distribution, held by its natural parameter, which every finite number is.
 
 use super::ExponentialFamily;
 use super::numbers::{inside, numbers, tensor};
@@ -58,11 +58,12 @@ impl ExponentialFamily for Bernoulli {
     }
 
     fn log_partition(&self) -> f64 {
-        // ln(1 + eᵏ) without overflow
+        // ln(1 + eᵏ) without overflow, and with all digits of a small eᵏ.
         self.logit.max(0.0) + (-self.logit.abs()).exp().ln_1p()
     }
 
     fn statistics(&self, x: &Tensor) -> Result<Tensor> {
+        // Exact comparison: a number next to 1 is not a rounded 1 here but a mistake of the caller.
         let x = tensor(Self::NAME, "x", x, &[-1])?;
         let ok = x.eq(0.0).logical_or(&x.eq(1.0));
         inside(Self::NAME, x.unsqueeze(1), &ok, "{0, 1}")

@@ -61,6 +61,7 @@ impl ExponentialFamily for Beta {
     }
 
     fn from_expectation(mu: &Tensor) -> Result<Self> {
+        // A beta is a Dirichlet of two classes, whose Newton iteration serves both.
         let [a, b] = numbers(Self::NAME, "(a, b)", &concentration(Self::NAME, &tensor(Self::NAME, "μ", mu, &[2])?)?)?;
         Self::new(a, b)
     }
@@ -77,6 +78,7 @@ impl ExponentialFamily for Beta {
     fn statistics(&self, x: &Tensor) -> Result<Tensor> {
         let x = tensor(Self::NAME, "x", x, &[-1])?;
         let ok = x.gt(0.0).logical_and(&x.lt(1.0));
+        // log1p, because 1 - x would lose the digits of a small x.
         inside(Self::NAME, Tensor::stack(&[x.log(), (-x).log1p()], 1), &ok, "(0, 1)")
     }
 
@@ -84,7 +86,7 @@ impl ExponentialFamily for Beta {
         let mut stream = Stream::new(seed);
         let mut draw = || {
             let (x, y) = (stream.gamma(self.a), stream.gamma(self.b));
-            // Rounding must not reach the ends.
+            // A quotient may round to 0 or 1, where ln x or ln(1-x) is infinite. The upper limit is the f64 next to 1.
             (x / (x + y)).clamp(f64::MIN_POSITIVE, 1.0 - 0.5 * f64::EPSILON)
         };
         Tensor::from_slice(&(0..n).map(|_| draw()).collect::<Vec<_>>())

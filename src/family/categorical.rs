@@ -30,6 +30,7 @@ impl Categorical {
         if weights.numel() < 2 {
             return Err(Error::family(Self::NAME, "one class: expected two or more"));
         }
+        // Normalized by a log-softmax, since the sum of large weights may overflow.
         Ok(Categorical { log_probabilities: weights.log().log_softmax(0, Kind::Double) })
     }
 
@@ -56,6 +57,7 @@ impl ExponentialFamily for Categorical {
         if lambda.numel() == 0 {
             return Err(Error::family(Self::NAME, "one class: expected two or more"));
         }
+        // The last class is the reference, with λ = 0.
         let logits = lambda.constant_pad_nd([0, 1]);
         Ok(Categorical { log_probabilities: logits.log_softmax(0, Kind::Double) })
     }
@@ -66,6 +68,7 @@ impl ExponentialFamily for Categorical {
 
     fn from_expectation(mu: &Tensor) -> Result<Self> {
         let mu = positive_tensor(Self::NAME, "μ", mu, &[-1])?;
+        // Its sign is checked below: it is the test that the others sum to less than 1.
         let last = -mu.sum(Kind::Double) + 1.0;
         Self::new(&positive_tensor(Self::NAME, "(μ, 1 - Σ μ)", &Tensor::cat(&[mu, last.reshape([1])], 0), &[-1])?)
     }
@@ -75,6 +78,7 @@ impl ExponentialFamily for Categorical {
     }
 
     fn log_partition(&self) -> f64 {
+        // π_last = 1/(1 + Σ exp λₖ), so A is already there, without a sum that could overflow.
         -self.log_probabilities.double_value(&[self.last()])
     }
 

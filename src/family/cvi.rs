@@ -6,23 +6,23 @@ use super::{ExponentialFamily, Gaussian, Likelihood};
 use crate::{Error, Result, check};
 use tch::{Device, Kind, Tensor};
 
-/// The best Gaussian q(θ) for a Gaussian prior and data that see linear functions of θ: generalized linear models (Φ is the
-/// design matrix) and Gaussian processes (θ are function values, the prior's covariance is the kernel matrix, and Φ selects
-/// the values with a target, or is the identity).
+/// The best Gaussian q(θ) for a Gaussian prior and data that see linear functions of θ: generalized linear models (Φ
+/// is the design matrix) and Gaussian processes (θ are function values, the prior's covariance is the kernel matrix,
+/// and Φ selects the values with a target, or is the identity).
 ///
 /// ```text
 /// p(y, θ) = N(θ; prior) Πᵢ exp( -ℓ(fᵢ, yᵢ) ),  fᵢ = φᵢᵀθ
-/// λ       = λ₀ + Σᵢ λ̃ᵢ                                           λ̃ᵢ = the site of datum i: (λ̃ᵢ⁽¹⁾ φᵢ, λ̃ᵢ⁽²⁾ vec φᵢφᵢᵀ)
+/// λ       = λ₀ + Σᵢ λ̃ᵢ                      λ̃ᵢ = the site of datum i: (λ̃ᵢ⁽¹⁾ φᵢ, λ̃ᵢ⁽²⁾ vec φᵢφᵢᵀ)
 /// λ̃ᵢ      ← (1-ρ) λ̃ᵢ - ρ ∇_μ E_q[ℓᵢ]
 /// ∇_μ E_q[ℓᵢ] = ( E[ℓ′] - E[ℓ″] mᵢ, ½ E[ℓ″] )                     under fᵢ ~ N(mᵢ, vᵢ)
 /// ```
 ///
-/// That is the rule, for the prior's part of λ is where the rule puts it at once. Every step is a conjugate one with Gaussian
-/// pseudo-observations (Khan and Lin, 2017). With ρ = 1 it is non-conjugate variational message passing, and for Gaussian
-/// likelihoods the exact posterior after one step. ρ < 1 damps.
+/// This is the rule: the prior's part of λ is a fixed point of it, and is put there at once. Every step is a
+/// conjugate one with Gaussian pseudo-observations (Khan and Lin, 2017). With ρ = 1 it is non-conjugate variational
+/// message passing, and for Gaussian likelihoods the exact posterior after one step. ρ < 1 damps.
 ///
-/// A site says what q knows from one datum, two numbers each. So a datum can be taken out again: exactly and at once if
-/// the model is conjugate, else with a few more steps from where the others left it.
+/// A site says what q knows from one datum, two numbers each. So a datum can be taken out again: exactly and at once
+/// if the model is conjugate, otherwise with a few more steps from where it left the others.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
@@ -60,7 +60,7 @@ impl<L: Likelihood> Cvi<L> {
     /// From Φ `[n, d]` and y `[n]`, with sites of zero: q is the prior.
     ///
     /// # Errors
-    /// Shapes that do not fit, numbers that are not finite, targets that the likelihood does not know.
+    /// Shapes that do not fit, numbers that are not finite, targets that the likelihood does not have.
     pub fn new(prior: Gaussian, features: &Tensor, targets: &Tensor, likelihood: L) -> Result<Self> {
         let nothing = |size: &[i64]| Tensor::zeros(size, (Kind::Double, Device::Cpu));
         let mut q = Cvi {
@@ -82,6 +82,7 @@ impl<L: Likelihood> Cvi<L> {
     pub fn insert(&mut self, features: &Tensor, targets: &Tensor) -> Result<()> {
         let targets = tensor(NAME, "y", targets, &[-1])?;
         let features = tensor(NAME, "Φ", features, &[targets.size()[0], self.prior.dim()])?;
+        // All checks before the first change, so that an error leaves features, targets and sites of one length.
         self.likelihood.check(&targets)?;
         let sites = Tensor::zeros([targets.size()[0], 2], (Kind::Double, targets.device()));
         self.sites = Tensor::cat(&[&self.sites, &sites], 0);
@@ -90,8 +91,8 @@ impl<L: Likelihood> Cvi<L> {
         Ok(())
     }
 
-    /// Takes datum i and its site out; the data after it move up. For Gaussian likelihoods q is then the posterior of the
-    /// others, otherwise a start from which [`Cvi::fit`] goes there.
+    /// Takes datum i and its site out; the data after it move up. For Gaussian likelihoods q is then the posterior of
+    /// the others, otherwise a start from which [`Cvi::fit`] gets there.
     ///
     /// # Errors
     /// No such datum, or a site without which S is not positive definite; nothing changes then.
@@ -103,6 +104,7 @@ impl<L: Likelihood> Cvi<L> {
         let others = Tensor::from_slice(&others);
         let [features, targets, sites] =
             [&self.features, &self.targets, &self.sites].map(|t| t.index_select(0, &others));
+        // The posterior first: without this site there may be none, and nothing has changed yet.
         self.posterior = Gaussian::from_natural(&self.assemble(&features, &sites))?;
         (self.features, self.targets, self.sites) = (features, targets, sites);
         Ok(())
@@ -111,6 +113,7 @@ impl<L: Likelihood> Cvi<L> {
     /// λ₀ + Σᵢ λ̃ᵢ
     fn assemble(&self, features: &Tensor, sites: &Tensor) -> Tensor {
         let (first, second) = (sites.select(1, 0), sites.select(1, 1));
+        // Φᵀ diag(λ̃⁽²⁾) Φ in one product: no [n, d, d] tensor of single sites.
         let matrix = features.tr().matmul(&(features * second.unsqueeze(1)));
         self.prior.natural() + Tensor::cat(&[features.tr().mv(&first), matrix.flatten(0, 1)], 0)
     }
@@ -128,11 +131,14 @@ impl<L: Likelihood> Cvi<L> {
         let (mean, variance) = self.posterior.project(&self.features)?;
         let [_, gradient, hessian] = self.likelihood.expected(&self.targets, &mean, &variance)?;
         let gradient_mu = Tensor::stack(&[&gradient - &hessian * mean, hessian * 0.5], 1);
+        // Checked, not converted: a NaN from the likelihood must not reach the sites.
         let gradient_mu = tensor(NAME, "∇_μ E_q[ℓᵢ]", &gradient_mu, &self.sites.size())?;
         let after = |rho: f64| &self.sites * (1.0 - rho) - &gradient_mu * rho;
         let posterior = |rho: f64| Gaussian::from_natural(&self.assemble(&self.features, &after(rho)));
+        // Before any site moves; and on the way out the bisection asks for smaller ρ.
         let next = posterior(rho).map_err(|e| leaves(rho, &e, |rho| posterior(rho).is_ok()))?;
         let sites = after(rho);
+        // Not 0, when no site says anything: the change is then 0, too, and 0/0 would never converge.
         let size = sites.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
         let change = (&sites - &self.sites).abs().max().double_value(&[]) / size;
         (self.sites, self.posterior) = (sites, next);
@@ -182,6 +188,7 @@ impl<L: Likelihood> Cvi<L> {
     pub fn elbo(&self) -> Result<f64> {
         let (mean, variance) = self.posterior.project(&self.features)?;
         let [loss, ..] = self.likelihood.expected(&self.targets, &mean, &variance)?;
+        // Both terms under the same q; the sites do not enter.
         Ok(-loss.sum(Kind::Double).double_value(&[]) - self.posterior.kl(&self.prior)?)
     }
 }

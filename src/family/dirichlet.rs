@@ -44,8 +44,10 @@ impl Dirichlet {
 }
 
 /// α with ψ(αₖ) - ψ(Σα) = μₖ: the minimum of the convex A(α) - ⟨α, μ⟩, by Newton's method with steps of 1/(1+δ) where
-/// δ² = gᵀH⁻¹g, which keep α positive. H = diag ψ′(α) - ψ′(Σα) 11ᵀ is inverted as Sherman and Morrison do.
+/// δ² = gᵀH⁻¹g, which keep α positive. H = diag ψ′(α) - ψ′(Σα) 11ᵀ is inverted by the formula of Sherman and
+/// Morrison.
 pub(super) fn concentration(family: &'static str, mu: &Tensor) -> Result<Tensor> {
+    // By Jensen's inequality Σ exp E[ln xₖ] < Σ E[xₖ] = 1: no α has any other μ, and the iteration would run off.
     let mass = mu.exp().sum(Kind::Double).double_value(&[]);
     if mass.partial_cmp(&1.0) != Some(std::cmp::Ordering::Less) {
         let problem = format!("Σ exp μ = {mass}: expected a number < 1, as E[ln x] lies below ln E[x]");
@@ -53,6 +55,7 @@ pub(super) fn concentration(family: &'static str, mu: &Tensor) -> Result<Tensor>
     }
     let total = |t: &Tensor| t.sum(Kind::Double);
     let mut alpha = mu.ones_like();
+    // Damped steps are short far from the minimum; from there on, convergence is quadratic.
     for _ in 0..1000 {
         let sum = total(&alpha);
         let gradient = alpha.digamma() - sum.digamma() - mu;
@@ -60,9 +63,12 @@ pub(super) fn concentration(family: &'static str, mu: &Tensor) -> Result<Tensor>
         let shared = total(&(&gradient * &inverse)) / (trigamma(&sum).reciprocal() - total(&inverse));
         let newton = (&gradient + shared) * &inverse;
         let decrement = total(&(&gradient * &newton)).double_value(&[]).max(0.0).sqrt();
+        // Full steps close to the minimum, where the damping would only make the convergence linear.
         let step = newton / (1.0 + if decrement < 0.1 { 0.0 } else { decrement });
         let change = (&step / &alpha).abs().max().double_value(&[]);
+        // Rounding can take even a damped step below zero; a tenth of the last value is still inside.
         alpha = (&alpha - step).maximum(&(alpha * 0.1));
+        // Some 50 units of the last digit, relative to each α: what is left is rounding of ψ.
         if change < 1e-14 {
             break;
         }
@@ -96,6 +102,8 @@ impl ExponentialFamily for Dirichlet {
 
     fn statistics(&self, x: &Tensor) -> Result<Tensor> {
         let x = tensor(Self::NAME, "x", x, &[-1, self.concentration.size()[0]])?;
+        // Rounding of a division by the sum, for any K that fits into memory, and far below what a wrong vector
+        // misses by.
         let sums = (x.sum_dim_intlist(1, false, Kind::Double) - 1.0).abs().lt(1e-9);
         let ok = x.gt(0.0).all_dim(1, false).logical_and(&sums);
         inside(Self::NAME, x.log(), &ok, "of positive numbers that sum to 1")
@@ -107,7 +115,7 @@ impl ExponentialFamily for Dirichlet {
             (0..self.concentration.size()[0]).map(|k| self.concentration.double_value(&[k])).collect();
         let x: Vec<f64> = (0..n).flat_map(|_| alpha.iter().map(|a| stream.gamma(*a)).collect::<Vec<_>>()).collect();
         let x = Tensor::from_slice(&x).reshape([n as i64, -1]);
-        // Divided, what is almost nothing must not become nothing.
+        // A gamma draw of a small α may underflow when it is divided, and ln 0 is infinite.
         (&x / x.sum_dim_intlist(1, true, Kind::Double)).clamp_min(f64::MIN_POSITIVE)
     }
 }

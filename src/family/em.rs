@@ -12,12 +12,12 @@ use tch::{Kind, Tensor};
 /// M    μₖ = Σᵢ rᵢₖ tᵢ / Σᵢ rᵢₖ nᵢ,   π = mean of r
 /// ```
 ///
-/// The E-step is the rule with ρ = 1 for the categorical q(zᵢ), to which the complete likelihood is conjugate. The M-step is
-/// the rule's fixed point for the parameters under the delta method (a Gaussian around them that is looked at only at its
-/// mean); within an exponential family that is [`ExponentialFamily::from_expectation`]. The Bayesian version keeps
-/// distributions of the parameters: [`BayesianMixture`](super::BayesianMixture).
+/// The E-step is the rule with ρ = 1 for the categorical q(zᵢ), to which the complete likelihood is conjugate. The
+/// M-step is the rule's fixed point for the parameters under the delta method (a Gaussian around them, of which only
+/// the mean is used); within an exponential family that is [`ExponentialFamily::from_expectation`]. The Bayesian
+/// version keeps distributions of the parameters: [`BayesianMixture`](super::BayesianMixture).
 ///
-/// A datum is a group of nᵢ draws that have the component in common, given by the sum tᵢ of their statistics; single draws
+/// A datum is a group of nᵢ draws that share their component, given by the sum tᵢ of their statistics; single draws
 /// have `counts` of one and [`ExponentialFamily::statistics`].
 ///
 /// ```
@@ -95,6 +95,7 @@ impl<F: ExponentialFamily> Mixture<F> {
     /// # Errors
     /// Shapes that do not fit, counts that are not positive.
     pub fn responsibilities(&self, statistics: &Tensor, counts: &Tensor) -> Result<Tensor> {
+        // A softmax of the scores: the densities themselves underflow for data of a few hundred draws.
         Ok(self.scores(statistics, counts)?.softmax(1, Kind::Double))
     }
 
@@ -116,6 +117,7 @@ impl<F: ExponentialFamily> Mixture<F> {
         let (statistics, counts) = self.data(statistics, counts)?;
         let mu = r.tr().matmul(&statistics) / r.tr().mv(&counts).unsqueeze(1); // [K, P]
         let components = (0..self.components.len() as i64).map(|k| F::from_expectation(&mu.get(k)));
+        // A component without any responsibility has weight 0, which is an error here, and not a silent NaN later.
         let weights = Categorical::new(&r.sum_dim_intlist(0, false, Kind::Double))?;
         Self::new(weights, components.collect::<Result<_>>()?)
     }

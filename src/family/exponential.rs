@@ -14,9 +14,9 @@ use tch::{Kind, Tensor};
 /// KL(q‖p)  = ⟨λ_q - λ_p, μ_q⟩ - A(λ_q) + A(λ_p)
 /// ```
 ///
-/// λ, μ and ∇_μ are f64 vectors `[P]` on the CPU, in a layout that each family documents. The base measure is 1 throughout,
-/// as the rule wants it (`T` and `A` are chosen so). Draws come in batches, the first dimension counts them; logarithms are
-/// natural, entropies in nats.
+/// λ, μ and ∇_μ are f64 vectors `[P]` on the CPU, in a layout that each family documents. The base measure is 1
+/// throughout, as the rule needs it (`T` and `A` are chosen so). Draws come in batches, counted by the first
+/// dimension; logarithms are natural, entropies in nats.
 pub trait ExponentialFamily: Sized {
     /// Name for messages.
     const NAME: &'static str;
@@ -30,7 +30,8 @@ pub trait ExponentialFamily: Sized {
     /// λ, `[P]`
     fn natural(&self) -> Tensor;
 
-    /// The distribution with expectation parameters μ, `[P]`: the most likely one for draws whose statistics average to μ.
+    /// The distribution with expectation parameters μ, `[P]`: the most likely one for draws whose statistics average
+    /// to μ.
     ///
     /// # Errors
     /// μ that the family does not have, naming the parameter at fault.
@@ -61,6 +62,7 @@ pub trait ExponentialFamily: Sized {
 
     /// H(q) = -E_q[ln q]; differential where x is continuous.
     fn entropy(&self) -> f64 {
+        // A closed form only because the base measure is 1.
         self.log_partition() - dot(&self.natural(), &self.expectation())
     }
 
@@ -84,7 +86,7 @@ pub trait ConjugatePrior: ExponentialFamily {
     /// t(x) of each of n data, `[n, P]`: what it adds to the natural parameters.
     ///
     /// # Errors
-    /// Another shape, or data that the likelihood does not know.
+    /// Another shape, or data outside of the likelihood's support.
     fn likelihood(&self, x: &Tensor) -> Result<Tensor>;
 }
 
@@ -94,6 +96,7 @@ pub(super) fn dot(a: &Tensor, b: &Tensor) -> f64 {
 
 /// The length of λ of which `size(d)` numbers make a distribution of dimension d.
 pub(super) fn dimension(family: &'static str, lambda: &Tensor, size: impl Fn(i64) -> i64) -> Result<i64> {
+    // `numel` of an undefined tensor would panic.
     let n = if lambda.defined() { lambda.numel() as i64 } else { 0 };
     (1..=n)
         .find(|d| size(*d) >= n)

@@ -14,7 +14,8 @@ use tch::{Kind, Tensor};
 /// A = ½ mᵀS m - ½ ln det S + ½ d ln 2π
 /// ```
 ///
-/// vec goes through rows. Of a d×d part only the symmetric half counts, so a gradient need not be symmetric. Draws: `[n, d]`.
+/// vec goes row by row. Of a d×d part only the symmetric half counts, so a gradient need not be symmetric. Draws:
+/// `[n, d]`.
 #[derive(Debug)]
 pub struct Gaussian {
     mean: Tensor,
@@ -35,8 +36,8 @@ impl Gaussian {
         Ok(Gaussian { mean, precision, cholesky })
     }
 
-    /// From m `[d]` and the covariance S⁻¹ `[d, d]`, for example a kernel matrix (with a little added to its diagonal, where
-    /// inputs are close to each other: S has to be formed).
+    /// From m `[d]` and the covariance S⁻¹ `[d, d]`, for example a kernel matrix (with a little added to its diagonal
+    /// where inputs are close to each other, since S has to be formed).
     ///
     /// # Errors
     /// As [`Gaussian::new`].
@@ -72,6 +73,7 @@ impl Gaussian {
     /// Another number of columns.
     pub fn project(&self, features: &Tensor) -> Result<(Tensor, Tensor)> {
         let phi = tensor(Self::NAME, "Φ", features, &[-1, self.dim()])?;
+        // φᵀS⁻¹φ = ‖L⁻¹φ‖², which cannot round below zero as a product with S⁻¹ can.
         let root = self.cholesky.linalg_solve_triangular(&phi.tr(), false, true, false);
         Ok((phi.mv(&self.mean), root.square().sum_dim_intlist(0, false, Kind::Double)))
     }
@@ -116,6 +118,7 @@ fn parts(what: &str, flat: &Tensor) -> Result<(Tensor, Tensor)> {
     let d = dimension(Gaussian::NAME, flat, |d| d + d * d)?;
     let flat = tensor(Gaussian::NAME, what, flat, &[d + d * d])?;
     let matrix = flat.narrow(0, d, d * d).reshape([d, d]);
+    // Symmetric from here on: a gradient written by hand or by autograd may use one triangle only.
     Ok((flat.narrow(0, 0, d).copy(), (&matrix + matrix.tr()) * 0.5))
 }
 
@@ -125,6 +128,7 @@ impl ExponentialFamily for Gaussian {
     fn from_natural(lambda: &Tensor) -> Result<Self> {
         let (precision_mean, half) = parts("λ", lambda)?;
         let precision = half * -2.0;
+        // The test of membership: a step of the rule that leaves the family fails here.
         let cholesky = cholesky(Self::NAME, "the precision S = -2 λ⁽²⁾", &precision)?;
         let mean = precision_mean.unsqueeze(1).cholesky_solve(&cholesky, false).squeeze_dim(1);
         let mean = tensor(Self::NAME, "the mean S⁻¹λ⁽¹⁾", &mean, &[-1])?;
@@ -137,6 +141,7 @@ impl ExponentialFamily for Gaussian {
 
     fn from_expectation(mu: &Tensor) -> Result<Self> {
         let (mean, second) = parts("μ", mu)?;
+        // A difference: digits are lost where the mean is large against the deviation.
         let covariance = second - mean.outer(&mean);
         Self::new(&mean, &cholesky(Self::NAME, "the covariance μ⁽²⁾ - m mᵀ", &covariance)?.cholesky_inverse(false))
     }

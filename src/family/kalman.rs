@@ -54,6 +54,7 @@ impl Kalman {
         Ok(Kalman {
             transition: tensor(NAME, "F", transition, &[d, d])?,
             process_noise: symmetric(NAME, "Q", process_noise, d)?,
+            // Whitened once, so that no step has to factor R.
             observation: noise_root.linalg_solve_triangular(&observation, false, true, false),
             noise_root,
         })
@@ -65,7 +66,9 @@ impl Kalman {
     /// Another dimension, or F P Fᵀ + Q that is not positive definite.
     pub fn predict(&self, q: &Gaussian) -> Result<Gaussian> {
         let f = &self.transition;
+        // Checked by name first: the matrix products below would panic.
         _ = tensor(NAME, "the mean of the state", q.mean(), &[f.size()[0]])?;
+        // In moments, as noise adds covariances; the update adds precisions, in natural parameters.
         Gaussian::from_covariance(&f.mv(q.mean()), &(f.matmul(&q.covariance()).matmul(&f.tr()) + &self.process_noise))
     }
 
@@ -74,7 +77,7 @@ impl Kalman {
     /// # Errors
     /// Another dimension, numbers that are not finite.
     pub fn update(&self, q: &Gaussian, y: &Tensor) -> Result<Gaussian> {
-        // In units of the noise, L⁻¹y = L⁻¹H x + N(0, 1) are k observations on their own.
+        // In units of the noise, L⁻¹y = L⁻¹H x + N(0, 1) are k independent observations.
         let y = tensor(NAME, "y", y, &[self.noise_root.size()[0]])?.unsqueeze(1);
         let y = self.noise_root.linalg_solve_triangular(&y, false, true, false).squeeze_dim(1);
         conjugate_posterior(q, &Gaussian::linear_likelihood(&self.observation, &y, 1.0)?)

@@ -14,8 +14,9 @@ use tch::{Device, Kind, Tensor};
 /// S ← (1-ρ) S + ρ ∇²ℓ(m),   m ← m - ρ S⁻¹ ∇ℓ(m)
 /// ```
 ///
-/// ρ = 1 is Newton's method. `loss` is ℓ(θ) = -ln p(data|θ) - ln prior(θ) as one number, for θ `[d]`; it is differentiated
-/// twice. `start` is the first mean. Ends when no natural parameter moves by more than 10⁻¹³ of the largest.
+/// ρ = 1 is Newton's method. `loss` is ℓ(θ) = -ln p(data|θ) - ln prior(θ) as one number, for θ `[d]`; it is
+/// differentiated twice. `start` is the first mean. Ends when no natural parameter moves by more than 10⁻¹³ of the
+/// largest.
 ///
 /// ```
 /// use tch::{Kind, Tensor};
@@ -34,6 +35,7 @@ use tch::{Device, Kind, Tensor};
 /// closer, or use a smaller ρ); [`Error::NotConverged`].
 pub fn laplace(start: &Tensor, rho: f64, max_steps: usize, loss: impl Fn(&Tensor) -> Tensor) -> Result<Gaussian> {
     let start = tensor("Laplace", "the start", start, &[-1])?;
+    // Any precision will do: with ρ = 1 the first step replaces it, with ρ < 1 it fades.
     let unit = Tensor::eye(start.size()[0], (Kind::Double, Device::Cpu));
     converge(Gaussian::new(&start, &unit)?, 1e-13, max_steps, |q| {
         let (gradient, hessian) = derivatives(q.mean(), &loss)?;
@@ -43,6 +45,7 @@ pub fn laplace(start: &Tensor, rho: f64, max_steps: usize, loss: impl Fn(&Tensor
 
 /// ∇ℓ(θ) `[d]` and ∇²ℓ(θ) `[d, d]`.
 fn derivatives(theta: &Tensor, loss: impl Fn(&Tensor) -> Tensor) -> Result<(Tensor, Tensor)> {
+    // A leaf of its own: the mean of q must not start to require gradients.
     let theta = theta.copy().set_requires_grad(true);
     let differentiate = |f: &Tensor| {
         // A constant has no graph, and what does not depend on θ an undefined derivative.

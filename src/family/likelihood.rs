@@ -6,15 +6,16 @@ use tch::{Device, Kind, Tensor};
 
 /// ℓ(f, y) = -ln p(y|f) for a function value f and a target y, elementwise.
 ///
-/// `loss` is all that an own one needs, in operations that libtorch can differentiate twice.
+/// To add a likelihood, implement `loss`, in operations that libtorch can differentiate twice; the rest follows from
+/// it.
 pub trait Likelihood {
     /// ℓ(f, y), for f and y of shapes that broadcast.
     fn loss(&self, f: &Tensor, y: &Tensor) -> Tensor;
 
-    /// Refuses targets that the likelihood does not know.
+    /// Refuses targets outside of the likelihood's support.
     ///
     /// # Errors
-    /// Naming the targets that it knows.
+    /// Naming the targets that it has.
     fn check(&self, _y: &Tensor) -> Result<()> {
         Ok(())
     }
@@ -26,6 +27,7 @@ pub trait Likelihood {
     /// If libtorch cannot differentiate the loss twice.
     fn expected(&self, y: &Tensor, mean: &Tensor, variance: &Tensor) -> Result<[Tensor; 3]> {
         let (nodes, weights) = normal_quadrature();
+        // A leaf at all nodes of all data, so that one backward pass gives every derivative.
         let f = (variance.sqrt().outer(&nodes) + mean.unsqueeze(1)).detach().set_requires_grad(true);
         // Also where the caller has switched gradients off.
         let values = tch::with_grad(|| {
@@ -40,6 +42,7 @@ pub trait Likelihood {
 
 /// Of each element by the element of f in its place; zero where f does not occur.
 fn derivative(of: &Tensor, f: &Tensor) -> Result<Tensor> {
+    // Each element depends on its own f only, so the gradient of the sum is all derivatives at once.
     let of = of.sum(Kind::Double);
     let d =
         if of.requires_grad() { Tensor::f_run_backward(&[&of], &[f], true, true)?.remove(0) } else { Tensor::new() };
@@ -51,6 +54,7 @@ fn derivative(of: &Tensor, f: &Tensor) -> Result<Tensor> {
 /// Under a normal density that rule converges geometrically, and poles of g close to the line (those of the logistic
 /// function under a wide Gaussian) disturb it less than Gauss and Hermite's. Polynomials are integrated to rounding.
 pub fn normal_quadrature() -> (Tensor, Tensor) {
+    // Steps of ⅛: the error falls as exp(-2π²/h²) for smooth g. Beyond 10 the density is below 10⁻²².
     let z = Tensor::arange_start(-80, 81, (Kind::Double, Device::Cpu)) / 8.0;
     let w = (z.square() * -0.5).exp() / (8.0 * std::f64::consts::TAU.sqrt());
     (z, w)
@@ -79,6 +83,7 @@ impl Likelihood for GaussianLikelihood {
     }
 
     fn expected(&self, y: &Tensor, mean: &Tensor, variance: &Tensor) -> Result<[Tensor; 3]> {
+        // Closed forms, exact for any variance, which the quadrature is not.
         let loss = self.loss(mean, y) + variance / (2.0 * self.variance);
         Ok([loss, (mean - y) / self.variance, y.full_like(1.0 / self.variance)])
     }
@@ -90,6 +95,7 @@ pub struct LogisticLikelihood;
 
 impl Likelihood for LogisticLikelihood {
     fn loss(&self, f: &Tensor, y: &Tensor) -> Tensor {
+        // Not softplus, which in libtorch is f itself from 20 on.
         -(-f).log_sigmoid() - y * f
     }
 

@@ -75,6 +75,7 @@ impl ExponentialFamily for MeanFieldGaussian {
 
     fn from_expectation(mu: &Tensor) -> Result<Self> {
         let (mean, second) = halves("μ", mu)?;
+        // A difference: digits are lost where the mean is large against the deviation.
         let variance = positive_tensor(Self::NAME, "the variance μ⁽²⁾ - m²", &(second - mean.square()), &[-1])?;
         Self::new(&mean, &variance.reciprocal())
     }

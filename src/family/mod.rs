@@ -1,16 +1,17 @@
 //! Exponential families, the Bayesian learning rule on them, and the algorithms that are its special cases.
 //!
-//! The optimizers of this crate are the rule for Gaussians over millions of weights, approximated so that it fits beside
-//! a training loop. This module is the rule itself, for every family, exact, on problems whose parameters are vectors of
-//! f64 numbers on the CPU.
+//! The optimizers of this crate are the rule for Gaussians over millions of weights, approximated so that it fits
+//! beside a training loop. This module is the rule itself, for every family, exact, on problems whose parameters are
+//! vectors of f64 numbers on the CPU. Models with variables, devices and mini-batches of gradients do not belong
+//! here.
 //!
 //! ```text
 //! λ ← (1-ρ) λ - ρ ∇_μ E_q[ ℓ(θ) ]
 //! ```
 //!
 //! [`rule_step`] is that line; [`gradient_mu`] differentiates an E\[ℓ\] written as a function of μ, and
-//! [`Gaussian::gradient_mu`] takes E\[∇ℓ\] and E\[∇²ℓ\]. An algorithm is a choice of the family and of the gradient (Khan and
-//! Rue, *The Bayesian Learning Rule*, 2023, table 1):
+//! [`Gaussian::gradient_mu`] takes E\[∇ℓ\] and E\[∇²ℓ\]. An algorithm is a choice of the family and of the gradient
+//! (Khan and Rue, *The Bayesian Learning Rule*, 2023, table 1):
 //!
 //! | algorithm | q | gradient | here |
 //! |---|---|---|---|
@@ -34,8 +35,8 @@
 //! | [`Dirichlet`] | α-1 | ln x |
 //! | [`NormalGamma`] | κm, -½κ, a-½, -b-½κm² | τx, τx², ln τ, τ |
 //!
-//! An own family is an implementation of [`ExponentialFamily`]. Each of these claims is a test:
-//! `cargo test --test family --test family_conjugate --test family_algorithms --test family_cvi`.
+//! To add a family, implement [`ExponentialFamily`]. Each of these claims is a test: `cargo test --test family --test
+//! family_conjugate --test family_algorithms --test family_cvi`.
 
 mod bernoulli;
 mod beta;

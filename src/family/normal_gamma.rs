@@ -58,6 +58,7 @@ impl ExponentialFamily for NormalGamma {
 
     fn from_natural(lambda: &Tensor) -> Result<Self> {
         let [l1, l2, l3, l4] = numbers(Self::NAME, "λ", lambda)?;
+        // Checked before it divides: κ = 0 would make the mean infinite, and the message would blame that.
         let kappa = -2.0 * l2;
         positive(Self::NAME, "κ = -2 λ₂", kappa)?;
         Self::new(l1 / kappa, kappa, l3 + 0.5, -l4 - 0.5 * l1 * l1 / kappa)
@@ -72,6 +73,7 @@ impl ExponentialFamily for NormalGamma {
     fn from_expectation(mu: &Tensor) -> Result<Self> {
         let [x, square, log, tau] = numbers(Self::NAME, "μ", mu)?;
         let precision = Gamma::from_expectation(&Tensor::from_slice(&[log, tau]))?;
+        // A difference: digits are lost where the mean is large against 1/√κ.
         let spread = square - x * x / tau;
         positive(Self::NAME, "1/κ = μ₂ - μ₁²/μ₄", spread)?;
         Self::new(x / tau, 1.0 / spread, precision.shape(), precision.rate())

@@ -1,4 +1,5 @@
-//! Checked vectors and matrices, and Γ's relatives for one number, from libtorch.
+//! Checked vectors and matrices, and Γ's relatives for one number, from libtorch. Every tensor that comes from
+//! outside passes here, so that the algorithms can use operators that panic.
 
 use crate::{Error, Result, kernel};
 use tch::{Device, Kind, Tensor};
@@ -12,6 +13,7 @@ pub(super) fn tensor(family: &'static str, what: &str, t: &Tensor, size: &[i64])
     if found.len() != size.len() || found.iter().zip(size).any(|(f, s)| *s >= 0 && f != s) {
         return Err(Error::family(family, format!("{what} has shape {found:?}: expected {size:?} (-1: any)")));
     }
+    // Detached: a graph of the caller's must not grow into the distributions.
     let t = t.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous();
     match kernel::first_non_finite(&t) {
         Some(value) => Err(Error::family(family, format!("{what} is not finite ({value})"))),
@@ -50,6 +52,7 @@ pub(super) fn inside(family: &'static str, t: Tensor, inside: &Tensor, support: 
 pub(super) fn symmetric(family: &'static str, what: &str, t: &Tensor, size: i64) -> Result<Tensor> {
     let t = tensor(family, what, t, &[size, size])?;
     let asymmetry = (&t - t.tr()).abs().max().double_value(&[]);
+    // Rounding of a product of matrices in f64, with room for badly scaled ones.
     if asymmetry > 1e-8 * t.abs().max().double_value(&[]) {
         return Err(Error::family(family, format!("{what} is not symmetric: elements differ by {asymmetry:e}")));
     }
@@ -58,6 +61,7 @@ pub(super) fn symmetric(family: &'static str, what: &str, t: &Tensor, size: i64)
 
 /// Lower L with L Lᵀ = `t`.
 pub(super) fn cholesky(family: &'static str, what: &str, t: &Tensor) -> Result<Tensor> {
+    // `_ex` reports a failure as a number; the plain factorization throws without naming the matrix.
     let (l, info) = t.f_linalg_cholesky_ex(false, false)?;
     match info.int64_value(&[]) {
         0 => Ok(l),

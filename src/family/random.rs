@@ -17,12 +17,14 @@ impl Stream {
     pub fn uniform(&mut self) -> f64 {
         let [high, low, ..] = words(self.seed, self.counter);
         self.counter += 1;
+        // 52 bits and a half: with 53, the ½ below would be rounded away, and 1 could come out.
         let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;
         (bits as f64 + 0.5) / (1u64 << 52) as f64
     }
 
     /// N(0, 1) by Box and Muller's transform.
     pub fn normal(&mut self) -> f64 {
+        // Only the cosine: keeping the sine for the next call would make a draw depend on how many came before.
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
@@ -33,10 +35,12 @@ impl Stream {
             let above = self.gamma(shape + 1.0);
             return (above * self.uniform().powf(1.0 / shape)).max(f64::MIN_POSITIVE);
         }
+        // ⅓ and 9d are the constants of the paper, which match the gamma's cube root to a normal.
         let d = shape - 1.0 / 3.0;
         let c = 1.0 / (9.0 * d).sqrt();
         loop {
             let z = self.normal();
+            // Not positive for z < -1/c, where the transform has no inverse.
             let v = (1.0 + c * z).powi(3);
             if v > 0.0 && self.uniform().ln() < 0.5 * z * z + d * (1.0 - v + v.ln()) {
                 return d * v;

@@ -28,12 +28,13 @@ use tch::{Kind, Tensor};
 /// ```
 ///
 /// # Errors
-/// ρ that is not positive, a gradient of another length or not finite, and [`Error::Step`] with the largest ρ that would
-/// do if the step leaves the family.
+/// ρ that is not positive, a gradient of another length or not finite, and [`Error::Step`], with the largest ρ that
+/// would do, if the step leaves the family.
 pub fn rule_step<F: ExponentialFamily>(q: &F, rho: f64, gradient: &Tensor) -> Result<F> {
     check::positive("rho", rho)?;
     let lambda = q.natural();
     let gradient = tensor(F::NAME, "∇_μ E_q[ℓ]", gradient, &lambda.size())?;
+    // As (1-ρ)λ - ρ∇ and not λ - ρ(λ + ∇): with ρ = 1, Bayes' rule is exact to the last bit.
     let step = |rho: f64| F::from_natural(&((1.0 - rho) * &lambda - rho * &gradient));
     step(rho).map_err(|e| leaves(rho, &e, |rho| step(rho).is_ok()))
 }
@@ -42,6 +43,7 @@ pub fn rule_step<F: ExponentialFamily>(q: &F, rho: f64, gradient: &Tensor) -> Re
 /// admissible ρ is inside, and bisection finds it.
 pub(super) fn leaves(rho: f64, problem: &Error, inside: impl Fn(f64) -> bool) -> Error {
     let (mut largest, mut outside) = (0.0, rho);
+    // To three digits, as the message shows; the second limit ends it when no ρ is inside.
     while outside - largest > 5e-4 * outside && outside > 1e-12 * rho {
         let middle = 0.5 * (largest + outside);
         *(if inside(middle) { &mut largest } else { &mut outside }) = middle;
@@ -55,6 +57,7 @@ pub(super) fn leaves(rho: f64, problem: &Error, inside: impl Fn(f64) -> bool) ->
 /// A loss that is not one finite number, or has no finite gradient.
 pub fn gradient_mu<F: ExponentialFamily>(q: &F, expected_loss: impl FnOnce(&Tensor) -> Tensor) -> Result<Tensor> {
     let mu = q.expectation().set_requires_grad(true);
+    // Also where the caller has switched gradients off.
     let loss = tch::with_grad(|| expected_loss(&mu));
     _ = tensor(F::NAME, "the expected loss", &loss, &[])?;
     if !loss.requires_grad() {
@@ -93,6 +96,7 @@ pub fn converge<F: ExponentialFamily>(
     for _ in 0..max_steps {
         let next = step(&q)?;
         let lambda = next.natural();
+        // Against the largest, because single parameters may go to zero.
         change = ((&lambda - q.natural()).abs().max() / lambda.abs().max()).double_value(&[]);
         q = next;
         if change <= tolerance {

@@ -8,13 +8,14 @@ use tch::{Kind, Tensor};
 /// q(π) Πₖ q(θₖ) of a mixture with conjugate priors: Dirichlet for the weights, F for each component.
 ///
 /// ```text
-/// local     q(zᵢ = k) ∝ exp( E[ln πₖ] + E[ln p(xᵢ|θₖ)] ) = rᵢₖ                          the rule with ρ = 1
-/// global    λₖ ← (1-ρ) λₖ + ρ ( λ₀ₖ + N/B Σᵢ rᵢₖ t(xᵢ) ),  the same for q(π) with t = rᵢ      over B of the N data
+/// local     q(zᵢ = k) ∝ exp( E[ln πₖ] + E[ln p(xᵢ|θₖ)] ) = rᵢₖ            the rule with ρ = 1
+/// global    λₖ ← (1-ρ) λₖ + ρ ( λ₀ₖ + N/B Σᵢ rᵢₖ t(xᵢ) )                  over B of the N data
+///           the same for q(π), with t = rᵢ
 /// ```
 ///
-/// With E\[ln p(xᵢ|θₖ)\] = ⟨t(xᵢ), μₖ⟩ the data come in only by their likelihoods t(xᵢ) ([`ConjugatePrior::likelihood`]).
-/// All data and ρ = 1 is coordinate ascent, that is variational message passing; batches and ρ = (τ + t)^-κ, ½ < κ ≤ 1, are
-/// stochastic variational inference (Hoffman et al., 2013).
+/// With E\[ln p(xᵢ|θₖ)\] = ⟨t(xᵢ), μₖ⟩ the data come in only by their likelihoods t(xᵢ)
+/// ([`ConjugatePrior::likelihood`]). All data and ρ = 1 is coordinate ascent, that is variational message passing;
+/// batches and ρ = (τ + t)^-κ, ½ < κ ≤ 1, are stochastic variational inference (Hoffman et al., 2013).
 ///
 /// ```
 /// use tch::Tensor;
@@ -83,11 +84,12 @@ impl<F: ConjugatePrior> BayesianMixture<F> {
     /// One local and one global step on a batch that stands for `scale` = N/B times as many data.
     ///
     /// # Errors
-    /// As [`BayesianMixture::responsibilities`]; ρ or a scale that is not positive; a prior with other components; and as
-    /// [`rule_step`].
+    /// As [`BayesianMixture::responsibilities`]; ρ or a scale that is not positive; a prior with other components;
+    /// and as [`rule_step`].
     pub fn step(&self, prior: &Self, likelihood: &Tensor, scale: f64, rho: f64) -> Result<Self> {
         check::positive("scale", scale)?;
         self.same_components(prior)?;
+        // From the old factors for all components: the global step is one step of the rule, not a sweep.
         let r = self.responsibilities(likelihood)?;
         let counts = r.sum_dim_intlist(0, false, Kind::Double) * scale;
         let sums = r.tr().matmul(&self.data(likelihood)?) * scale;
@@ -104,6 +106,7 @@ impl<F: ConjugatePrior> BayesianMixture<F> {
     /// As [`BayesianMixture::step`].
     pub fn elbo(&self, prior: &Self, likelihood: &Tensor) -> Result<f64> {
         self.same_components(prior)?;
+        // With the best q(z), its energy and entropy are this one logarithm.
         let data = self.scores(likelihood)?.logsumexp([1], false).sum(Kind::Double).double_value(&[]);
         let components = self.components.iter().zip(&prior.components).map(|(q, p)| q.kl(p));
         Ok(data - self.weights.kl(&prior.weights)? - components.sum::<Result<f64>>()?)

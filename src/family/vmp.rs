@@ -11,10 +11,10 @@ use tch::Tensor;
 /// q(θ) = Πⱼ qⱼ(θⱼ)           λⱼ ← (1-ρ) λⱼ - ρ ∇_μⱼ E_q[ ℓ(θ) ]
 /// ```
 ///
-/// In a conjugate-exponential model E\[ℓ\] is linear in each μⱼ, the gradient is the sum of the messages from the node's
-/// neighbours, and ρ = 1 is the exact minimum over qⱼ: variational message passing (Winn and Bishop, 2005). Where E\[ℓ\] is
-/// not linear, ρ = 1 is non-conjugate variational message passing (Knowles and Minka, 2011), which need not converge; ρ < 1
-/// damps it. The graph is the closures:
+/// In a conjugate-exponential model E\[ℓ\] is linear in each μⱼ, the gradient is the sum of the messages from the
+/// node's neighbours, and ρ = 1 is the exact minimum over qⱼ: variational message passing (Winn and Bishop, 2005).
+/// Where E\[ℓ\] is not linear, ρ = 1 is non-conjugate variational message passing (Knowles and Minka, 2011), which
+/// need not converge; ρ < 1 damps it. The graph is the closures:
 ///
 /// ```
 /// use tch::Tensor;

@@ -1,4 +1,4 @@
-//! Where and from what a Fisher information was computed, which all three structures share.
+//! Where and from what a Fisher information was computed: what all three structures share.
 
 use super::Fisher;
 use crate::prior::Family;
@@ -54,6 +54,7 @@ pub(super) use at;
 impl At {
     /// P₀ of every parameter, in its shape.
     pub(super) fn precisions(&self, prior: &Prior) -> Result<Vec<Tensor>> {
+        // The whole prior first: a name that the model lacks would otherwise be passed over, leaf by leaf.
         prior.check(&self.solution, "a diagonal Fisher information", Family::Diagonal)?;
         self.solution.leaves().iter().map(|leaf| prior.diagonal_of(leaf, self.examples as f64)).collect()
     }

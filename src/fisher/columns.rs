@@ -1,4 +1,4 @@
-//! The vectors on the outputs that a Fisher information is a sum of squares of.
+//! The vectors on the outputs whose squares a Fisher information sums, by where its labels come from.
 
 use crate::Result;
 use crate::kernel::{self, Draw, Field};
@@ -38,13 +38,15 @@ impl Columns<'_> {
             Columns::Sampled { outputs, seed, samples, seen } => {
                 let z = &outputs.z;
                 let (b, width) = (z.size()[0], z.size().get(1).copied().unwrap_or(1));
-                // Every example has a block of the generator for itself.
+                // Every example has a block of the generator to itself, at its place in the data: how the data are
+                // cut into batches does not change its labels.
                 let groups = kernel::groups(width as usize);
                 let block = groups as i64 * kernel::GROUP as i64;
                 let at = Draw { step: LABELS, sample: c as u64, parameter: 0, group: seen * groups };
                 let like = Tensor::f_empty([b, block], (Kind::Double, z.device()))?;
                 let normals = kernel::tensor(Field::Noise { seed: *seed, at }, &like);
                 let s = outputs.sampled(&normals.f_narrow(1, 0, width)?.f_reshape(z.size())?)?;
+                // The vectors are squared, so that a mean over draws divides each of them by √samples.
                 Ok(s.f_mul_scalar(1.0 / f64::from(*samples).sqrt())?)
             }
             Columns::Observed(residual) => Ok(residual.shallow_clone()),

@@ -12,9 +12,9 @@ impl Fisher {
     /// one matrix product per batch for all columns together.
     ///
     /// # Errors
-    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model has not or
-    /// targets outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for batch
-    /// normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`] for settings out of range.
+    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model does not have
+    /// or targets outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for
+    /// batch normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`] for settings out of range.
     pub fn diagonal<B: Into<Batch>, L: IntoTensor>(
         &self,
         params: impl Into<Params>,
@@ -22,6 +22,7 @@ impl Fisher {
         model: impl Fn(&Tensor) -> L,
     ) -> Result<DiagonalFisher> {
         let params = params.into();
+        // A copy from before the passes: training may go on while the result is in use.
         let solution = params.at_present();
         let mut sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();
         let examples = self.each(&params, batches, model, |batch, columns| {
@@ -34,6 +35,7 @@ impl Fisher {
             Ok(())
         })?;
         for (leaf, sum) in solution.leaves().iter().zip(&sums) {
+            // Once at the end: reading from the device after every batch would stall it.
             finite(leaf.name(), sum, examples)?;
         }
         Ok(DiagonalFisher { at: At { solution, examples, fisher: self.clone() }, diagonal: sums })
@@ -58,9 +60,10 @@ impl DiagonalFisher {
 
     /// Laplace's approximation N(θ, (F + P₀)⁻¹) around the weights θ at which F was computed.
     ///
-    /// They should be a minimum of the loss and the prior together, -ln p(data | θ) + ½(θ-m₀)ᵀP₀(θ-m₀); the mean m₀ has
-    /// no other part in it. With the last task's posterior as prior this is diagonal online Laplace, the penalty of
-    /// online EWC at its Bayesian weight (Huszár 2018). A prior of [`Prior::elsewhere`] has the precision N·δ there.
+    /// They should be a minimum of the loss and the prior together, -ln p(data | θ) + ½(θ-m₀)ᵀP₀(θ-m₀); the mean m₀
+    /// enters in no other way. With the last task's posterior as prior this is diagonal online Laplace, the penalty
+    /// of online EWC at its Bayesian weight (Huszár 2018). Where a prior has [`Prior::elsewhere`], the precision is
+    /// N·δ.
     ///
     /// # Errors
     /// A prior of other parameters or shapes; a precision that is not positive and finite, as where both F and P₀

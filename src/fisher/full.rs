@@ -20,6 +20,7 @@ impl Fisher {
         params.check()?;
         let solution = params.at_present();
         let weights: usize = solution.leaves().iter().map(|l| l.tensor.numel()).sum();
+        // Before anything is allocated: the matrix may be larger than the memory.
         if weights > self.weights_allowed() {
             return Err(Error::Curvature(format!(
                 "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are \
@@ -36,6 +37,7 @@ impl Fisher {
         let mut start = 0;
         for leaf in solution.leaves() {
             let n = leaf.tensor.numel() as i64;
+            // By rows of one parameter, so that the message can name it.
             finite(leaf.name(), &matrix.f_narrow(0, start, n)?, examples)?;
             start += n;
         }
@@ -79,6 +81,7 @@ impl FullFisher {
         let _no_grad = tch::no_grad_guard();
         let leaves = self.at.solution.leaves();
         for (i, leaf) in leaves.iter().enumerate() {
+            // By position as well as by name: the two matrices are added element by element.
             let name = prior.names().nth(i).filter(|name| leaf.names.iter().any(|n| n == name));
             let size = name.and_then(|name| prior.mean(name)).map(|m| m.size());
             if size != Some(leaf.tensor.size()) {
@@ -90,7 +93,7 @@ impl FullFisher {
             }
         }
         if let Some(name) = prior.names().nth(leaves.len()) {
-            return Err(Error::parameter(name, "the prior has it and the model has not"));
+            return Err(Error::parameter(name, "the prior has it and the model does not"));
         }
         FullGaussian::new(self.at.means(), &(&self.matrix + prior.precision_matrix().to_device(self.matrix.device())))
     }

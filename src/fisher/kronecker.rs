@@ -42,6 +42,7 @@ impl Fisher {
         let examples = self.each(&params, batches, model, |batch, columns| {
             let parts = match &mut parts {
                 Some(parts) => parts,
+                // The first batch decides which parameters have factors.
                 new => new.insert(batch.factored()?),
             };
             batch.add_factors(columns.len(), |c| columns.get(c), parts)
@@ -54,12 +55,14 @@ impl Fisher {
                 Factored::Layer(Factors { bias, inputs, outputs, positions }) => {
                     finite(name(p), &inputs, examples)?;
                     finite(name(p), &outputs, examples)?;
+                    // Only one side becomes a mean: the product of two sums would count the data twice.
                     let inputs = inputs.f_div_scalar(positions.max(1))?;
                     let (weight, bias) = (name(p).to_owned(), bias.map(|q| name(q).to_owned()));
                     layers.push(LayerFactors { weight, bias, inputs, outputs });
                 }
                 Factored::Bias => {}
                 Factored::Diagonal(sum) => {
+                    // A parameter without influence (another head) has no curvature, and keeps its prior.
                     let sum = sum.unwrap_or_else(|| solution.leaves()[p].tensor.zeros_like());
                     finite(name(p), &sum, examples)?;
                     diagonal.push((name(p).to_owned(), sum));
@@ -114,9 +117,9 @@ impl KroneckerFisher {
     /// for the weight is the block without the appended 1, and the bias has precision g + P₀ in the basis U_G. What the
     /// full G ⊗ A says about their correlation is left out. Parameters without factors get diag F + P₀.
     ///
-    /// With a posterior as prior the sum has no such basis. As a loss term it has no need of one:
-    /// [`continual::Quadratic`](crate::continual::Quadratic) is made of this, keeps the products of all tasks as a
-    /// list, and takes a weight with its bias.
+    /// With a posterior as prior, the sum has no such basis. A loss term needs none:
+    /// [`continual::Quadratic`](crate::continual::Quadratic) is made from this, keeps the products of all tasks as a
+    /// list, and treats a weight together with its bias.
     ///
     /// # Errors
     /// A prior that is a posterior; a precision that is not positive and finite, as where both F and P₀ vanish.
@@ -143,6 +146,7 @@ impl KroneckerFisher {
                 let (g, left) = eigen(&layer.outputs)?;
                 if layer.weight == name {
                     let width = matrix_shape(&mean.size())[1];
+                    // Without the last row and column, which belong to the bias.
                     let (a, right) = eigen(&layer.inputs.f_narrow(0, 0, width)?.f_narrow(1, 0, width)?)?;
                     let precision = like(&(g.f_outer(&a)? + p0)).f_reshape(mean.size())?;
                     KroneckerParameter { name, mean, left: Some(like(&left)), right: Some(like(&right)), precision }
@@ -161,8 +165,10 @@ impl KroneckerFisher {
     }
 }
 
-/// Eigenvalues and eigenvectors of a second moment, in f64; the eigenvalues are not negative but for rounding.
+/// Eigenvalues and eigenvectors of a second moment, in f64; the eigenvalues are negative by rounding at most, and are
+/// then 0.
 fn eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let (values, vectors) = linalg::eigen(&x.f_to_kind(Kind::Double)?)?;
+    // A precision g a + P₀ must not fall below P₀ by rounding.
     Ok((values.f_clamp_min(0.0)?, vectors))
 }

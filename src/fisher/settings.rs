@@ -107,8 +107,8 @@ impl Fisher {
     /// From labels drawn from the model's own prediction, one backward pass per batch and draw.
     ///
     /// The label of an example is a function of the seed and the example's position in the data, so neither the batch
-    /// size nor the device counts. For Bernoulli and Gaussian outputs, the size of whose residuals is known on average,
-    /// only their sign is drawn, which has the same mean and less variance.
+    /// size nor the device matters. For Bernoulli and Gaussian outputs, where the average size of a residual is known,
+    /// only its sign is drawn, which has the same mean and less variance.
     pub fn sampled(seed: u64) -> Self {
         Fisher { seed, ..Self::new(Labels::Sampled) }
     }
@@ -177,11 +177,13 @@ impl Fisher {
     ) -> Result<u64> {
         self.validate()?;
         params.check()?;
+        // Kept across batches: how the layers use a parameter is found out once.
         let (mut looked, mut examples) = (Looked::default(), 0);
         for batch in batches {
             let Batch { inputs, targets } = batch.into();
             let mut pass = Pass::run(params, || model(&inputs))?;
             let outputs = pass.outputs(self.likelihood, self.active.as_deref())?;
+            // After the pass, which is where the number of rows shows; an empty batch has no gradients to sum.
             if pass.examples() == 0 {
                 continue;
             }
@@ -197,9 +199,10 @@ impl Fisher {
             f(&mut Linearized::new(&pass, params, &mut looked)?, &columns)?;
             examples += pass.examples() as u64;
         }
+        // An iterator that was used before gives nothing, and a curvature of zero would be silently wrong.
         if examples == 0 {
             return Err(Error::Curvature(
-                "there are no examples: the batches are none or empty (an iterator is used up by its first use)"
+                "there are no examples: there is no batch, or all are empty (an iterator is used up by its first use)"
                     .to_owned(),
             ));
         }

@@ -5,8 +5,8 @@
 #[non_exhaustive]
 pub enum Labels {
     /// The expectation over the model's own prediction in closed form, which is also the generalized Gauss-Newton
-    /// matrix: one backward pass per column of the output curvature (C-1 for C classes, one per output otherwise). The
-    /// loss must be one of [`crate::nn`], which tell the likelihood.
+    /// matrix: one backward pass per column of the output curvature (C-1 for C classes, one per output otherwise).
+    /// The loss must be one of [`crate::nn`], which name their likelihood.
     Exact,
     /// Drawn from the model's own prediction: unbiased for [`Labels::Exact`], at the price of one further backward pass
     /// per draw. The loss must be one of [`crate::nn`].

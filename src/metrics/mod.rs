@@ -1,29 +1,34 @@
 //! How good predictive probabilities are: accuracy, NLL, Brier score, calibration, separation of out-of-distribution
 //! inputs. [`AccuracyMatrix`]: what a sequence of tasks does to each of them.
 //!
+//! A number belongs here if it can be computed from predictions and labels. What needs a model, a posterior or an
+//! optimizer does not.
+//!
 //! Every function takes what a predictive distribution gives, whichever optimizer or posterior it came from:
 //!
 //! | symbol | argument | shape and kind |
 //! |---|---|---|
-//! | pₙ(c) | `probs` | `[N, C]`, any floating kind, any device: class probabilities, *after* softmax and after averaging over samples |
+//! | pₙ(c) | `probs` | `[N, C]`, any floating kind and device: *after* softmax and averaging over samples |
 //! | yₙ | `labels` | `[N]`, `i64`, any device, 0 ≤ yₙ < C |
 //!
 //! Sums run in f64 on the CPU. The predicted class is `ĉₙ = argmax_c pₙ(c)` (the first one among ties) and its
 //! probability pₙ(ĉₙ) is the *confidence*.
 //!
 //! # Errors
-//!
-//! [`Error::Metric`] says which argument is wrong and what was expected: a shape or kind other than the table's, no
-//! examples, a label outside of `0..C`, a value that is NaN or not in [0, 1], a row that does not sum to one
-//! (within 10⁻³; 10⁻² for half and bfloat16), which is what logits look like.
+//! [`Error::Metric`](crate::Error::Metric) says which argument is wrong and what was expected: a shape or kind other
+//! than the table's, no examples, a label outside of `0..C`, a value that is NaN or not in [0, 1], a row that does
+//! not sum to one (within 10⁻³; 10⁻² for half and bfloat16), which is what logits look like.
 
+mod calibration;
+mod probabilities;
 mod transfer;
 
+pub use calibration::{Bin, Reliability, ece, reliability};
 pub use transfer::AccuracyMatrix;
 
-use tch::{Device, Kind, Tensor};
-
-use crate::{Error, Result};
+use crate::Result;
+use probabilities::{Probabilities, check, scores, top};
+use tch::{Kind, Tensor};
 
 /// The smallest probability that [`nll`] distinguishes from zero: 2⁻¹²⁶ ≈ 1.2·10⁻³⁸, the smallest normal f32.
 ///
@@ -34,10 +39,10 @@ pub const NLL_CLAMP: f64 = f32::MIN_POSITIVE as f64;
 /// Share of examples whose most probable class is the label: `(1/N) Σₙ 𝟙[ĉₙ = yₙ]`.
 ///
 /// # Errors
-///
 /// See the [module](self#errors).
 pub fn accuracy(probs: &Tensor, labels: &Tensor) -> Result<f64> {
     let (p, y) = check(probs, labels)?;
+    // By `top` and not by libtorch's argmax, which does not promise the first among ties on every device.
     let hits = p.rows().zip(&y).filter(|(row, y)| top(row).0 == **y).count();
     Ok(hits as f64 / y.len() as f64)
 }
@@ -45,7 +50,6 @@ pub fn accuracy(probs: &Tensor, labels: &Tensor) -> Result<f64> {
 /// Negative log-likelihood of the averaged probabilities, in nats per example: -(1/N) Σₙ ln max(pₙ(yₙ), [`NLL_CLAMP`]).
 ///
 /// # Errors
-///
 /// See the [module](self#errors).
 pub fn nll(probs: &Tensor, labels: &Tensor) -> Result<f64> {
     let (p, y) = check(probs, labels)?;
@@ -58,7 +62,6 @@ pub fn nll(probs: &Tensor, labels: &Tensor) -> Result<f64> {
 /// The sum runs over all classes, as in Brier (1950); for two classes this is twice the one-column form.
 ///
 /// # Errors
-///
 /// See the [module](self#errors).
 pub fn brier(probs: &Tensor, labels: &Tensor) -> Result<f64> {
     let (p, y) = check(probs, labels)?;
@@ -70,91 +73,6 @@ pub fn brier(probs: &Tensor, labels: &Tensor) -> Result<f64> {
     Ok(sum / y.len() as f64)
 }
 
-/// Expected calibration error with `bins` equal-width bins: [`Reliability::ece`] of [`reliability`].
-///
-/// # Errors
-///
-/// See the [module](self#errors); `bins` = 0 is an error too.
-pub fn ece(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<f64> {
-    Ok(reliability(probs, labels, bins)?.ece())
-}
-
-/// Sorts the examples into `bins` (B) equal-width bins of confidence and compares confidence with accuracy in each.
-///
-/// Bin b = 0, …, B-1 is open on the left and closed on the right: b/B < pₙ(ĉₙ) ≤ (b+1)/B (Guo et al. 2017, "On
-/// Calibration of Modern Neural Networks", section 2). Usual choices of B are 10, 15 and 20.
-///
-/// # Errors
-///
-/// See the [module](self#errors); `bins` = 0 is an error too.
-pub fn reliability(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<Reliability> {
-    if bins == 0 {
-        return Err(Error::Metric("bins = 0: expected at least one bin".into()));
-    }
-    let (p, y) = check(probs, labels)?;
-    let mut sums = vec![(0_usize, 0.0, 0_usize); bins];
-    for (row, &y) in p.rows().zip(&y) {
-        let (class, confidence) = top(row);
-        let (count, sum, hits) = &mut sums[bin_of(confidence, bins)];
-        *count += 1;
-        *sum += confidence;
-        *hits += usize::from(class == y);
-    }
-    let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
-    let bins = sums
-        .iter()
-        .enumerate()
-        .map(|(b, &(count, sum, hits))| Bin {
-            lower: b as f64 / bins as f64,
-            upper: (b + 1) as f64 / bins as f64,
-            count,
-            confidence: mean(sum, count),
-            accuracy: mean(hits as f64, count),
-        })
-        .collect();
-    Ok(Reliability { bins })
-}
-
-/// A reliability diagram as a table: one row per bin of confidence. Comes from [`reliability`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Reliability {
-    /// The bins, from confidence 0 to 1; empty ones included.
-    pub bins: Vec<Bin>,
-}
-
-/// The examples whose confidence lies in (`lower`, `upper`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bin {
-    /// Lower edge, excluded.
-    pub lower: f64,
-    /// Upper edge, included.
-    pub upper: f64,
-    /// `n_b`: number of examples.
-    pub count: usize,
-    /// `conf_b`: mean confidence; 0 in an empty bin.
-    pub confidence: f64,
-    /// `acc_b`: share of correct predictions; 0 in an empty bin.
-    pub accuracy: f64,
-}
-
-impl Reliability {
-    /// Number of examples, `N = Σ_b n_b`.
-    pub fn examples(&self) -> usize {
-        self.bins.iter().map(|b| b.count).sum()
-    }
-
-    /// Expected calibration error: `Σ_b (n_b / N) |acc_b - conf_b|` (Guo et al. 2017, equation 3); 0 without examples.
-    pub fn ece(&self) -> f64 {
-        let sum: f64 = self.bins.iter().map(|b| b.count as f64 * (b.accuracy - b.confidence).abs()).sum();
-        sum / self.examples().max(1) as f64
-    }
-
-    /// Maximum calibration error: `max_b |acc_b - conf_b|` over bins that hold examples (Guo et al. 2017, equation 5).
-    pub fn mce(&self) -> f64 {
-        self.bins.iter().filter(|b| b.count > 0).map(|b| (b.accuracy - b.confidence).abs()).fold(0.0, f64::max)
-    }
-}
-
 /// Area under the ROC curve of "a high score means out of distribution": P(out > in) + ½ P(out = in).
 ///
 /// `in_scores` is `[N]` and `out_scores` `[M]`, of any floating kind and device, for instance the [`entropy`] of the
@@ -162,15 +80,17 @@ impl Reliability {
 /// equal scores share a rank), counted in integers: O((N+M) log(N+M)) and `auroc(x, y) + auroc(y, x) = 1`.
 ///
 /// # Errors
-///
-/// [`Error::Metric`] if either is not a 1-D floating tensor, is empty or holds a NaN. Infinite scores are fine.
+/// [`Error::Metric`](crate::Error::Metric) if either is not a 1-D floating tensor, is empty or holds a NaN. Infinite
+/// scores are fine.
 pub fn auroc(in_scores: &Tensor, out_scores: &Tensor) -> Result<f64> {
     let inside = scores("in_scores", in_scores)?;
     let outside = scores("out_scores", out_scores)?;
     let mut all: Vec<(f64, bool)> =
         inside.iter().map(|&s| (s, false)).chain(outside.iter().map(|&s| (s, true))).collect();
+    // total_cmp, as infinities are allowed. It puts -0 before 0, but they are equal below and share a rank.
     all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     // Twice the number of pairs with out > in, plus the number of pairs with out = in.
+    // Integers: doubled, a tie counts 1, and no rounding keeps the two directions from adding up to 1.
     let (mut twice_u, mut inside_below) = (0_u128, 0_u128);
     for tied in all.chunk_by(|a, b| a.0 == b.0) {
         let outs = tied.iter().filter(|(_, out)| *out).count() as u128;
@@ -186,10 +106,10 @@ pub fn auroc(in_scores: &Tensor, out_scores: &Tensor) -> Result<f64> {
 /// The result is `[N]` on the device of `probs`, f64 if `probs` is f64 and f32 otherwise, without a graph.
 ///
 /// # Errors
-///
 /// See the [module](self#errors).
 pub fn entropy(probs: &Tensor) -> Result<Tensor> {
     let p = Probabilities::read(probs)?;
+    // Probabilities may lie slightly below zero, by the tolerance, where ln would give a NaN.
     let term = |&p: &f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
     // A row that sums to a little more than one would otherwise end below zero.
     let values: Vec<f64> = p.rows().map(|row| row.iter().map(term).sum::<f64>().max(0.0)).collect();
@@ -197,117 +117,10 @@ pub fn entropy(probs: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(&values).f_to_kind(kind)?.f_to_device(probs.device())?)
 }
 
-/// Validated class probabilities, row-major.
-struct Probabilities {
-    values: Vec<f64>,
-    classes: usize,
-}
-
-impl Probabilities {
-    fn read(probs: &Tensor) -> Result<Self> {
-        let kind = floating("probs", probs)?;
-        let &[n, classes] = probs.size().as_slice() else {
-            return Err(Error::Metric(format!("probs has shape {:?}: expected [N, C]", probs.size())));
-        };
-        if n == 0 || classes == 0 {
-            return Err(Error::Metric(format!(
-                "probs has shape [{n}, {classes}]: expected at least one example and class"
-            )));
-        }
-        let this = Probabilities { values: values(probs)?, classes: classes as usize };
-        let tolerance = if matches!(kind, Kind::Half | Kind::BFloat16) { 1e-2 } else { 1e-3 };
-        for (n, row) in this.rows().enumerate() {
-            // Written so that NaN fails.
-            if let Some((c, p)) = row.iter().enumerate().find(|(_, p)| !(-tolerance..=1.0 + tolerance).contains(*p)) {
-                return Err(Error::Metric(format!(
-                    "probs[{n}, {c}] = {p}: expected a probability (apply softmax to logits)"
-                )));
-            }
-            let sum: f64 = row.iter().sum();
-            if (sum - 1.0).abs() > tolerance {
-                return Err(Error::Metric(format!(
-                    "probs[{n}] sums to {sum}: expected 1 ± {tolerance} (apply softmax to logits)"
-                )));
-            }
-        }
-        Ok(this)
-    }
-
-    fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
-        self.values.chunks_exact(self.classes)
-    }
-}
-
-fn check(probs: &Tensor, labels: &Tensor) -> Result<(Probabilities, Vec<usize>)> {
-    let p = Probabilities::read(probs)?;
-    match labels.f_kind() {
-        Ok(Kind::Int64) => {}
-        Ok(kind) => return Err(Error::Metric(format!("labels is {kind:?}: expected Int64 class numbers"))),
-        Err(_) => return Err(Error::Metric("labels is an undefined tensor".into())),
-    }
-    let n = p.values.len() / p.classes;
-    if labels.size() != [n as i64] {
-        return Err(Error::Metric(format!("labels has shape {:?}: expected [{n}] to match probs", labels.size())));
-    }
-    let labels: Vec<i64> = Vec::try_from(&labels.f_to_device(Device::Cpu)?.f_contiguous()?)?;
-    let labels = labels.iter().enumerate().map(|(n, &y)| {
-        usize::try_from(y)
-            .ok()
-            .filter(|y| *y < p.classes)
-            .ok_or_else(|| Error::Metric(format!("labels[{n}] = {y}: expected a class in 0..{}", p.classes)))
-    });
-    let labels = labels.collect::<Result<Vec<usize>>>()?;
-    Ok((p, labels))
-}
-
-fn scores(name: &str, scores: &Tensor) -> Result<Vec<f64>> {
-    floating(name, scores)?;
-    if scores.dim() != 1 || scores.numel() == 0 {
-        let size = scores.size();
-        return Err(Error::Metric(format!("{name} has shape {size:?}: expected [N] with at least one score")));
-    }
-    let scores = values(scores)?;
-    match scores.iter().position(|s| s.is_nan()) {
-        Some(n) => Err(Error::Metric(format!("{name}[{n}] is NaN"))),
-        None => Ok(scores),
-    }
-}
-
-fn floating(name: &str, tensor: &Tensor) -> Result<Kind> {
-    match tensor.f_kind() {
-        Ok(kind @ (Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double)) => Ok(kind),
-        Ok(kind) => Err(Error::Metric(format!("{name} is {kind:?}: expected Half, BFloat16, Float or Double"))),
-        Err(_) => Err(Error::Metric(format!("{name} is an undefined tensor"))),
-    }
-}
-
-fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    // To the CPU first: not every device knows f64.
-    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape([-1])?;
-    Ok(Vec::try_from(&flat)?)
-}
-
-/// The most probable class, the first among ties, and its probability.
-fn top(row: &[f64]) -> (usize, f64) {
-    row.iter().enumerate().fold((0, row[0]), |best, (c, &p)| if p > best.1 { (c, p) } else { best })
-}
-
-/// The bin b with b/B < confidence ≤ (b+1)/B; confidences that rounding put outside of (0, 1] go into the end bins.
-fn bin_of(confidence: f64, bins: usize) -> usize {
-    let edge = |b: usize| b as f64 / bins as f64;
-    let mut b = ((confidence * bins as f64).ceil().max(1.0) as usize).min(bins) - 1;
-    // The product above rounds: 0.07 · 100 > 7, although 0.07 is not above 7/100.
-    if b > 0 && confidence <= edge(b) {
-        b -= 1;
-    } else if b + 1 < bins && confidence > edge(b + 1) {
-        b += 1;
-    }
-    b
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use proptest::prelude::*;
 
     /// Four examples, three classes; rows 0 and 2 are right, row 3 is tied between classes 1 and 2.
@@ -362,18 +175,6 @@ mod tests {
         let p = Tensor::from_slice(&[0.75, 0.25]).view([1, 2]).repeat([4, 1]);
         let y = Tensor::from_slice(&[0_i64, 0, 1, 0]);
         assert_eq!(ece(&p, &y, 15).unwrap(), 0.0);
-    }
-
-    #[test]
-    fn every_edge_is_in_the_bin_to_its_left() {
-        for bins in 1..=200 {
-            for b in 0..bins {
-                let upper = (b + 1) as f64 / bins as f64;
-                assert_eq!(bin_of(upper, bins), b, "upper edge of bin {b} of {bins}");
-                assert_eq!(bin_of(upper.next_up(), bins), (b + 1).min(bins - 1), "above bin {b} of {bins}");
-            }
-            assert_eq!(bin_of(0.0, bins), 0);
-        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What learning one task does to the others.
+//! What learning one task does to the others: the matrix of accuracies and the numbers that the literature draws from
+//! it.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,7 @@ impl AccuracyMatrix {
     /// # Errors
     /// A task that is not in the matrix, an accuracy outside of [0, 1].
     pub fn record(&mut self, after: usize, on: usize, accuracy: f64) -> Result<()> {
+        // Both indices must be tasks; the larger decides.
         self.check(after.max(on), accuracy)?;
         self.rows[after][on] = Some(accuracy);
         Ok(())
@@ -108,6 +110,7 @@ impl AccuracyMatrix {
         let last = self.last()?;
         self.mean(0..last, |r, j| {
             let mut best = f64::NEG_INFINITY;
+            // From j on: accuracies before the task was trained are no achievement that could be forgotten.
             for t in j..last {
                 best = best.max(r.at(t, j)?);
             }
@@ -174,6 +177,7 @@ impl AccuracyMatrix {
 
     /// 0 over no tasks.
     fn mean(&self, tasks: std::ops::Range<usize>, f: impl Fn(&Self, usize) -> Result<f64>) -> Result<f64> {
+        // One task has no earlier or later ones: 0 instead of 0/0.
         let count = tasks.len().max(1) as f64;
         Ok(tasks.map(|j| f(self, j)).sum::<Result<f64>>()? / count)
     }

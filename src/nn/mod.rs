@@ -31,8 +31,8 @@
 //! is B·T examples. Time-major sequences `[T, B, D]` would take time steps for examples. Example i's loss must depend
 //! on row i only: batch normalization in training mode has no per-example gradients.
 //!
-//! Not tapped are inputs without a batch dimension, embeddings with `sparse` or `scale_grad_by_freq` (whose gradients
-//! are not sums over examples), and frozen parameters.
+//! Inputs without a batch dimension are not tapped, nor are embeddings with `sparse` or `scale_grad_by_freq` (whose
+//! gradients are not sums over examples), nor frozen parameters.
 
 mod conv2d;
 mod embedding;

@@ -204,7 +204,8 @@ impl Params {
                     leaf.name(),
                 )));
             }
-            // `VarStore::set_kind` and `to` swap the memory under the same handle. The state would not follow.
+            // `VarStore::set_kind` and `set_device` swap the memory under the same handle. The state would not
+            // follow.
             if (kind, device) != (leaf.kind, leaf.device) {
                 return Err(Error::parameter(
                     leaf.name(),

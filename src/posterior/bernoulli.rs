@@ -54,6 +54,7 @@ impl MeanFieldBernoulli {
                 return Err(given_twice(&name));
             }
             finite_float(&name, "natural parameter", &natural)?;
+            // A copy, because λ may be an optimizer's state that goes on moving.
             q.entries.push((name, natural.detach().copy()));
         }
         if q.entries.is_empty() {
@@ -84,6 +85,7 @@ impl MeanFieldBernoulli {
 
     /// 1 - tanh² λ = 1/cosh² λ of one parameter, which loses no digits where λ is large.
     pub fn variance(&self, name: &str) -> Option<Tensor> {
+        // cosh overflows to infinity for large λ, and its reciprocal is then the right 0.
         self.natural(name).map(|natural| natural.cosh().reciprocal().square())
     }
 
@@ -138,6 +140,7 @@ impl MeanFieldBernoulli {
     pub fn entropy(&self) -> f64 {
         self.sum(|natural| {
             let l = natural.abs();
+            // In |λ|: the function is even, and exp(2λ) would overflow.
             (&l * -2.0).exp().log1p() + &l * (-l.tanh() + 1.0)
         })
     }
@@ -149,7 +152,7 @@ impl MeanFieldBernoulli {
     pub fn kl(&self, p: &MeanFieldBernoulli) -> Result<f64> {
         let missing = |a: &Self, b: &Self| a.names().find(|name| b.natural(name).is_none()).map(ToOwned::to_owned);
         if let Some(name) = missing(self, p).or_else(|| missing(p, self)) {
-            return Err(Error::parameter(&name, "one posterior has it and the other has not"));
+            return Err(Error::parameter(&name, "one posterior has it and the other does not"));
         }
         // ln cosh x = |x| + ln(1 + exp(-2|x|)) - ln 2, whose last term cancels.
         let ln_cosh = |x: &Tensor| x.abs() + (x.abs() * -2.0).exp().log1p();
@@ -158,6 +161,7 @@ impl MeanFieldBernoulli {
             if a.size() != b.size() {
                 return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", a.size(), b.size())));
             }
+            // The other posterior may have been loaded, and is then on the CPU.
             let b = b.to_device(a.device()).to_kind(Kind::Double);
             let terms = (&a - &b) * a.tanh() - ln_cosh(&a) + ln_cosh(&b);
             Ok(terms.sum(Kind::Double).double_value(&[]))

@@ -53,11 +53,13 @@ impl BlockPrecision {
     pub fn dense(&self) -> Result<Tensor> {
         let like = (self.precision.kind(), self.precision.device());
         let side = |q: &Option<Tensor>, n: i64| {
-            // libtorch's Kronecker product refuses other layouts.
+            // libtorch's Kronecker product refuses other layouts, and eigenvectors come column by column.
             q.as_ref().map_or_else(|| Tensor::eye(n, like), Tensor::contiguous)
         };
+        // vec goes row by row, so the left factor of the product is that of the rows.
         let size = self.precision.size();
         let a = side(&self.left, size[0]).f_kron(&side(&self.right, size[1]))?;
+        // Columns are scaled by broadcasting, without forming diag(s).
         Ok((&a * self.precision.f_reshape([1, -1])?).f_matmul(&a.f_tr()?)?)
     }
 

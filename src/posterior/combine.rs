@@ -15,8 +15,8 @@ pub trait NaturalSum: Posterior + Sized + sealed::Sealed {
     #[doc(hidden)]
     fn natural_sum(first: &Self, weighted: &[(f64, &Self)]) -> Result<Self>;
 
-    /// The supremum of the w for which S - w S' is positive definite, with S' of `part`; infinite if every w is, 0 at
-    /// least. And what becomes singular there. The two must have a sum.
+    /// The supremum of the w for which S - w S' is positive definite, with S' from `part`, and what becomes singular
+    /// there; infinite if every w will do, and at least 0. The two must have a sum.
     #[doc(hidden)]
     fn limit(&self, part: &Self) -> Result<(f64, String)>;
 }
@@ -80,6 +80,7 @@ impl NaturalSum for DiagonalGaussian {
             first.same_parameters(q)?;
         }
         let entries = first.entries.iter().map(|e| {
+            // Sums with weights of both signs cancel: in f64, and rounded once at the end.
             let (kind, device) = (e.mean.kind(), e.mean.device());
             let mut precision = Tensor::zeros(e.mean.size(), (Kind::Double, device));
             let mut precision_mean = precision.copy();
@@ -90,6 +91,7 @@ impl NaturalSum for DiagonalGaussian {
                 precision += s;
             }
             let least = smallest(&precision);
+            // Written so that a NaN fails, too.
             if least.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
                 let problem = format!(
                     "combining gives it a precision of {least:e}, which is not positive; use smaller negative weights"
@@ -98,6 +100,7 @@ impl NaturalSum for DiagonalGaussian {
             }
             Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
         });
+        // The tensors are fresh, so that nothing needs to be copied.
         let entries = entries.collect::<Result<Vec<_>>>()?;
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(first.seed))
     }
@@ -120,6 +123,7 @@ impl NaturalSum for FullGaussian {
             precision_mean += scaled.f_mv(&q.mean.to_device(device))?;
             precision += scaled;
         }
+        // The factorization is also the test that there is a Gaussian at all.
         let factor = linalg::cholesky("the combined precision", &precision)?;
         let mean = linalg::solve(&factor, &precision_mean)?;
         Ok(FullGaussian { parameters: first.parameters.clone(), mean, precision, factor, seed: first.seed })
@@ -132,8 +136,10 @@ impl NaturalSum for FullGaussian {
             return Ok((f64::INFINITY, what));
         }
         let half = linalg::forward(&self.factor, &part.precision.f_to_device(self.factor.device())?)?;
+        // Symmetric up to rounding, and eigvalsh reads only one triangle.
         let ratio = linalg::symmetric(&linalg::forward(&self.factor, &half.f_tr()?)?)?;
         let largest = ratio.f_linalg_eigvalsh("L")?.max().double_value(&[]);
+        // S - wS' = L(I - wR)Lᵀ is positive definite until w reaches 1 over R's largest eigenvalue.
         Ok((1.0 / largest, what))
     }
 }

@@ -14,10 +14,10 @@ use tch::{Kind, Tensor};
 
 /// q(θ) = N(m, diag(s)⁻¹): the posterior that the diagonal rows of the table learn.
 ///
-/// One mean m and one precision s = 1/σ² > 0 for every weight, by the name of the parameter; s is the posterior's own,
-/// not divided by ess (`docs/scales.md`). A posterior owns its tensors, so it neither follows the optimizer it came from
-/// nor needs it; it can be saved, become a prior ([`Prior`](crate::Prior)), be merged ([`combine`](crate::combine)) and
-/// predict.
+/// One mean m and one precision s = 1/σ² > 0 for every weight, by the name of the parameter; s is the posterior's
+/// own, not divided by ess (`docs/scales.md`). A posterior owns its tensors, so it neither follows the optimizer it
+/// came from nor needs it; it can be saved, become a prior ([`Prior`](crate::Prior)), be merged
+/// ([`combine`](crate::combine)) and predict.
 ///
 /// Samples come from a counter-based generator: sample k of one seed is always the same
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
@@ -79,6 +79,7 @@ impl DiagonalGaussian {
     /// No entry, a name twice, shapes that differ, a kind other than f32 and f64, means that are not finite,
     /// precisions that are not finite and positive.
     pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
+        // An undefined tensor cannot be copied, and is refused by name below.
         let own = |t: Tensor| if t.defined() { t.detach().copy() } else { t };
         Self::sharing(entries.into_iter().map(|(name, mean, precision)| (name, own(mean), own(precision))))
     }
@@ -107,6 +108,7 @@ impl DiagonalGaussian {
                     smallest(&precision)
                 ));
             }
+            // Detached: a graph behind the mean would be kept alive by the posterior.
             q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() });
         }
         if q.entries.is_empty() {
@@ -184,6 +186,7 @@ impl DiagonalGaussian {
     /// # Errors
     /// A sample beyond the 2³² that a seed has.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
+        // A counter has 32 bits for the sample; more would repeat the noise of earlier ones.
         if k > u64::from(u32::MAX) {
             return Err(Error::Posterior(format!(
                 "sample {k} was asked for: a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)"
@@ -197,6 +200,7 @@ impl DiagonalGaussian {
         let mut group = 0;
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
+        // One pass over all parameters, with the noise drawn inside.
         kernel::run(self.entries.iter().zip(&samples).enumerate().map(|(parameter, (e, (_, theta)))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(e.mean.numel());
@@ -224,6 +228,7 @@ impl DiagonalGaussian {
         let _no_grad = tch::no_grad_guard();
         let terms = self.entries.iter().zip(pairs).map(|(e, (theta, _))| {
             let s = e.precision.to_kind(Kind::Double);
+            // In f64 before the difference: a weight of f32 and its mean agree in most of their digits.
             let d = theta.detach().to_kind(Kind::Double).to_device(s.device()) - &e.mean;
             (s.log() - std::f64::consts::TAU.ln() - s * d.square()).sum(Kind::Double).double_value(&[])
         });
@@ -248,6 +253,8 @@ impl DiagonalGaussian {
             let (s, sp) = (here(&e.precision), here(&other.precision));
             let d = here(&e.mean) - here(&other.mean);
             let ratio = &sp / &s;
+            // Together in one sum of terms that are not negative, which the differences of two large sums would not
+            // be.
             (&ratio - 1.0 - ratio.log() + sp * d.square()).sum(Kind::Double).double_value(&[])
         });
         Ok(0.5 * terms.sum::<f64>())
@@ -279,7 +286,7 @@ impl DiagonalGaussian {
         if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
             return Err(Error::parameter(
                 &name,
-                "one posterior has it and the other has not; align them with select(..)",
+                "one posterior has it and the other does not; align them with select(..)",
             ));
         }
         for e in &self.entries {
@@ -295,6 +302,7 @@ impl DiagonalGaussian {
     fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for e in &self.entries {
+            // A parameter may itself be called `x.precision`, and would overwrite that of `x` in the file.
             if let Some(clash) = e.name.strip_suffix(PRECISION).and_then(|base| self.entry(base)) {
                 return Err(Error::parameter(&e.name, format!("this is where the precision of `{}` goes", clash.name)));
             }

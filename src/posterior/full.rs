@@ -75,6 +75,7 @@ impl FullGaussian {
                 return Err(given_twice(&name));
             }
             finite_float(&name, "mean", &mean)?;
+            // `view` needs rows one after the other, which a transposed variable does not have.
             parts.push(mean.detach().to_kind(Kind::Double).contiguous().view([-1]));
             parameters.push(Named { name, shape: mean.size() });
         }
@@ -98,6 +99,7 @@ impl FullGaussian {
                 return Err(Error::Posterior(format!("its precision differs from its transpose by {skew:e}")));
             }
         }
+        // The mean of both triangles, because every later use reads just one of them.
         Self::symmetric(parameters, mean, linalg::symmetric(&precision)?)
     }
 
@@ -126,6 +128,7 @@ impl FullGaussian {
     /// m of one parameter, in its shape.
     pub fn mean(&self, name: &str) -> Option<Tensor> {
         let (first, n, shape) = self.place(name)?;
+        // A copy: a view would let its owner write into the posterior.
         Some(self.mean.narrow(0, first, n).copy().view(shape))
     }
 
@@ -238,6 +241,7 @@ impl FullGaussian {
 
     /// (θ-m)ᵀP(θ-m)
     fn distance(&self, theta: &Tensor) -> Result<f64> {
+        // With P itself: no root or inverse is needed, and no digits are lost to one.
         let d = theta - &self.mean;
         Ok(d.f_dot(&self.precision.f_mv(&d)?)?.double_value(&[]))
     }
@@ -297,6 +301,7 @@ impl FullGaussian {
         let mut stored = Stored { path, tensors };
         let (mean, precision) = (stored.take("mean")?, stored.take("precision")?);
         stored.finish("part of it")?;
+        // Checked arithmetic: the shapes come from a file, and their product may overflow.
         let sizes = content.parameters.iter().map(|p| p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d)));
         let sizes = sizes.map(|n| n.filter(|n| *n >= 0)).collect::<Option<Vec<_>>>();
         let total = sizes.and_then(|sizes| sizes.into_iter().try_fold(0i64, i64::checked_add));
@@ -332,6 +337,7 @@ impl DiagonalGaussian {
         Ok(FullGaussian {
             parameters: parameters.collect(),
             mean,
+            // The factor of a diagonal matrix is known: no factorization of n³/3 operations.
             factor: precision.f_sqrt()?.f_diag(0)?,
             precision: precision.f_diag(0)?,
             seed: self.seed,

@@ -1,4 +1,5 @@
-//! Values of a posterior's parameters in the variables of a model.
+//! Values of a posterior's parameters in the variables of a model: paired by name, exchanged for a while or written
+//! for good.
 
 use super::Posterior;
 use crate::params::Perturbed;
@@ -16,7 +17,7 @@ pub(crate) fn in_model(
     let _no_grad = tch::no_grad_guard();
     let paired = values.into_iter().map(|(name, value)| {
         let variable = &params.find(&name).ok_or_else(|| {
-            Error::parameter(&name, "the posterior has it and the model has not; leave it out with select(..)")
+            Error::parameter(&name, "the posterior has it and the model does not; leave it out with select(..)")
         })?;
         let variable = variable.tensor.shallow_clone();
         if variable.size() != value.size() {
@@ -30,15 +31,18 @@ pub(crate) fn in_model(
 }
 
 /// Exchanges the variables' storage for that of the values until the guard is dropped, so the values must be tensors
-/// that nobody else holds: a variable that is written to meanwhile would write to them.
+/// that nobody else holds: writing to a variable meanwhile would write to them.
 pub(super) fn enter(params: &Params, values: Vec<(String, Tensor)>) -> Result<Perturbed> {
     Perturbed::enter(in_model(params, values)?)
 }
 
 /// Writes the values into the variables, for good.
 pub(super) fn write(params: &Params, values: Vec<(String, Tensor)>) -> Result<()> {
+    // All pairs before the first write: a name that does not fit leaves every variable as it was.
     let changes = in_model(params, values)?;
     let _no_grad = tch::no_grad_guard();
+    // Copied in place, which moves the version counter on: libtorch then refuses to differentiate graphs of the old
+    // weights.
     changes.into_iter().try_for_each(|(mut variable, value)| Ok(variable.f_copy_(&value)?))
 }
 

@@ -107,6 +107,7 @@ impl KroneckerGaussian {
     pub fn variance(&self, name: &str) -> Option<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let p = self.parameter(name)?;
+        // The covariance has the same basis, with 1/s in place of s.
         let covariance = BlockPrecision { precision: matrix(&p.precision).reciprocal(), ..p.block() };
         Some(covariance.diagonal_in(None, None).ok()?.reshape(p.mean.size()))
     }
@@ -176,6 +177,7 @@ impl KroneckerGaussian {
         let sample = |(parameter, p): (usize, &KroneckerParameter)| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(p.mean.numel());
+            // Normals in the basis: rotated, they would be normals again, but the variances belong to the basis.
             let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &p.precision);
             Ok((p.name.clone(), p.out(&(z / p.precision.sqrt()))? + &p.mean))
         };
@@ -194,6 +196,7 @@ impl KroneckerGaussian {
         for (p, (theta, _)) in self.parameters.iter().zip(pairs) {
             let p = p.double();
             let d = theta.detach().to_kind(Kind::Double).to_device(p.mean.device()) - &p.mean;
+            // In the basis the elements are independent, and no matrix over all weights is formed.
             let x = into_basis(&matrix(&d), p.left.as_ref(), p.right.as_ref())?;
             let s = matrix(&p.precision);
             let terms = s.log() - std::f64::consts::TAU.ln() - s * x.square();
@@ -216,8 +219,8 @@ impl KroneckerGaussian {
     /// ½ ( tr(P_p P⁻¹) - n + dᵀP_p d + ln det P - ln det P_p )
     /// ```
     ///
-    /// The bases may differ: P⁻¹ is diagonal in the basis of self, so the trace needs only the diagonal of P_p there, and
-    /// no matrix is larger than the bases.
+    /// The bases may differ: P⁻¹ is diagonal in the basis of self, so the trace needs only the diagonal of P_p there,
+    /// and no matrix is larger than the bases.
     ///
     /// # Errors
     /// If the two do not have the same parameters.
@@ -240,7 +243,7 @@ impl KroneckerGaussian {
     pub(super) fn same_parameters(&self, other: &KroneckerGaussian) -> Result<()> {
         let missing = |a: &Self, b: &Self| a.names().find(|n| b.parameter(n).is_none()).map(str::to_owned);
         if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
-            return Err(Error::parameter(&name, "one posterior has it and the other has not"));
+            return Err(Error::parameter(&name, "one posterior has it and the other does not"));
         }
         for p in &self.parameters {
             let theirs = other.parameter(&p.name).expect("checked above").mean.size();
@@ -262,6 +265,7 @@ impl KroneckerGaussian {
             for (suffix, t) in parts.into_iter().chain(bases) {
                 let Some(t) = t else { continue };
                 let name = format!("{}{suffix}", p.name);
+                // A parameter may itself be called `x.left`, and would overwrite the basis of `x`.
                 if tensors.iter().any(|(other, _)| *other == name) {
                     return Err(Error::parameter(
                         &p.name,

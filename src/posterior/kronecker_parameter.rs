@@ -31,6 +31,7 @@ pub(super) fn matrix(x: &Tensor) -> Tensor {
 pub(super) fn same_basis(a: Option<&Tensor>, b: Option<&Tensor>) -> bool {
     match (a, b) {
         (None, None) => true,
+        // `equal` refuses tensors on two devices, and kinds that differ.
         (Some(a), Some(b)) => a.to_kind(Kind::Double).equal(&b.to_device(a.device()).to_kind(Kind::Double)),
         _ => false,
     }
@@ -55,6 +56,7 @@ impl KroneckerParameter {
             if let Some(value) = kernel::first_non_finite(x) {
                 return Err(Error::parameter(&name, format!("its {what} factor is not finite ({value})")));
             }
+            // Reads one triangle, so that an asymmetry by rounding of the factor is ignored.
             let (values, vectors) = linalg::eigen(x)?;
             let smallest = smallest(&values);
             if smallest <= 0.0 {
@@ -119,6 +121,7 @@ impl KroneckerParameter {
             return refuse(format!("its smallest precision is {:e}: expected a number > 0", smallest(&precision)));
         }
         for (what, q) in [("left basis", &left), ("right basis", &right)] {
+            // The maximum of no elements is an error in libtorch.
             let Some(q) = q.as_ref().filter(|q| q.numel() > 0) else { continue };
             let wide = q.to_kind(Kind::Double);
             let identity = Tensor::eye(q.size()[0], (Kind::Double, q.device()));

@@ -57,6 +57,7 @@ impl Mixture {
         for other in others {
             first.same_parameters(other)?;
         }
+        // Finite weights can have an infinite sum, by which none of them could be divided.
         let total: f64 = weights.iter().sum();
         if let Some(w) = weights.iter().find(|w| !(w.is_finite() && **w > 0.0 && total.is_finite())) {
             return Err(Error::Posterior(format!("the weight {w} of a component: expected a finite number > 0")));
@@ -111,14 +112,17 @@ impl Mixture {
 
     /// The component of sample `k`: where Φ(z) ∈ (0, 1) falls among the sums of the weights.
     fn component(&self, k: u64) -> usize {
-        // Behind the noise of any parameter.
+        // Behind the noise of any parameter: groups have 48 - 4 bits, as each has 16 counters. No model has so many
+        // weights.
         let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter: 0, group: (1 << 44) - 1 };
         let z = kernel::normals(self.seed, at, &Tensor::zeros([1], (Kind::Double, Device::Cpu)));
+        // From the posterior's own noise, so that sample k needs no second generator.
         let mut u = z.special_ndtr().double_value(&[0]);
         let found = self.mixing.iter().position(|w| {
             u -= w;
             u < 0.0
         });
+        // Rounding can leave u above the sum of all weights.
         found.unwrap_or(self.mixing.len() - 1)
     }
 
@@ -144,6 +148,7 @@ impl Mixture {
         let params = params.into();
         let terms = self.mixing.iter().zip(&self.components).map(|(w, q)| Ok(w.ln() + q.log_prob_at(&params)?));
         let terms = terms.collect::<Result<Vec<f64>>>()?;
+        // The largest is taken out: a density of a million weights is far below the smallest f64.
         let largest = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Ok(largest + terms.iter().map(|t| (t - largest).exp()).sum::<f64>().ln())
     }

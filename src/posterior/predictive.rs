@@ -1,4 +1,4 @@
-//! Predictions averaged over a posterior.
+//! Predictions averaged over a posterior: the loop over samples, and what the average says about uncertainty.
 
 use super::{Posterior, in_model};
 use crate::gradient::IntoTensor;
@@ -37,6 +37,7 @@ pub(super) fn predict<L: IntoTensor>(
                 p.size()
             )));
         }
+        // Also the check that these are probabilities, in every sample.
         let entropy = metrics::entropy(&p)? * weight;
         let p = match p.kind() {
             Kind::Float | Kind::Double => p,
@@ -63,6 +64,7 @@ pub(super) fn predict<L: IntoTensor>(
     let weight = strata.iter().flat_map(|w| std::iter::repeat_n(*w, samples)).sum::<f64>();
     let mean = sum / weight;
     let entropy = metrics::entropy(&mean)?;
+    // It is not negative by Jensen's inequality, but the difference can round below zero.
     let mutual_information = (&entropy - entropies / weight).clamp_min(0.0);
     Ok(Predictive { mean, entropy, mutual_information, samples: strata.len() * samples })
 }
@@ -86,6 +88,7 @@ fn at<L: IntoTensor>(
     closure: &mut impl FnMut() -> L,
 ) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
+    // Until the end of the function, so that also an error of the closure brings the weights back.
     let _guard = in_model::enter(params, sample)?;
     let output = closure().into_tensor()?;
     if !output.defined() {

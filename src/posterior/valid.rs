@@ -1,4 +1,5 @@
-//! What every posterior asks of the tensors that it is made of.
+//! What every posterior asks of the tensors that it is made of, with one wording; and of the file that it is read
+//! from.
 
 use crate::{Error, Result, kernel};
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub(super) fn finite_float(name: &str, what: &str, t: &Tensor) -> Result<()> {
 
 /// The smallest element; infinite if there is none.
 pub(super) fn smallest(t: &Tensor) -> f64 {
+    // libtorch has no minimum of no elements, and an empty parameter is positive everywhere.
     if t.numel() == 0 { f64::INFINITY } else { t.min().double_value(&[]) }
 }
 
@@ -45,6 +47,7 @@ impl Stored<'_> {
 
     /// Errors if a tensor was not taken: `owner` is what it would have to belong to.
     pub fn finish(self, owner: &str) -> Result<()> {
+        // A tensor that is left over means that the file is not what its description says.
         match self.tensors.keys().next() {
             Some(extra) => {
                 Err(Error::file(self.path, format!("has a tensor `{extra}` that does not belong to any {owner}")))

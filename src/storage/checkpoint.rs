@@ -29,7 +29,7 @@ struct Stored(Tensor, Vec<usize>);
 
 impl Stored {
     fn new(t: &Tensor) -> Self {
-        // `copy_data_u8` copies memory as it lies, which for another layout is not the order of the elements.
+        // Made contiguous once; tch would do it again in every call of `data`.
         let t = t.detach().to_device(Device::Cpu).contiguous();
         let shape = t.size().iter().map(|n| *n as usize).collect();
         Stored(t, shape)
