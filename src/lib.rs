@@ -1,7 +1,7 @@
 //! Optimizers of the Bayesian learning rule over libtorch tensors, and the posteriors over weights that they learn.
 //!
-//! For programs that train with [`tch`] today: two changed lines keep the training loop, and the variational rows also give
-//! uncertainty, and a posterior that can be saved, merged, and used as the prior of the next task.
+//! For programs that train with [`tch`] today: two changed lines keep the training loop, and the variational rows
+//! also give uncertainty, and a posterior that can be saved, merged, and used as the prior of the next task.
 //!
 //! # The rule
 //!
@@ -11,7 +11,8 @@
 //! min over q of  E_q[ ℓ(θ) ] - H(q)              ℓ(θ) = Σᵢ ℓᵢ(θ) - ln prior(θ)
 //! ```
 //!
-//! For an exponential family with natural parameters λ and expectation parameters μ, a step along the natural gradient is
+//! For an exponential family with natural parameters λ and expectation parameters μ, a step along the natural
+//! gradient is
 //!
 //! ```text
 //! λ ← (1-ρ) λ - ρ ∇_μ E_q[ ℓ(θ) ]
@@ -32,25 +33,25 @@
 //! | [`Sgd`] | Gaussian, fixed covariance | at the mean (delta method) | 1 |
 //! | [`RmsProp`] | Gaussian, diagonal | at the mean | root of averaged squared gradients |
 //! | [`Adam`], [`AdamW`] | Gaussian, diagonal | at the mean, averaged | root of averaged squared gradients |
-//! | [`Vadam`], [`Vadam::vprop`], [`Vadam::noisy_adam`] | Gaussian, diagonal | at samples | averaged squared gradients |
+//! | [`Vadam`], [`Vadam::vprop`], [`Vadam::noisy_adam`] | Gaussian, diagonal | at samples | averaged squares |
 //! | OGN, [`Von::ogn`] | Gaussian, diagonal | at the mean | Gauss-Newton, per-example squares |
-//! | VOGN, [`Von::vogn`], [`Von::icml2018`], [`Von::neurips2019`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
+//! | VOGN, [`Von::vogn`] | Gaussian, diagonal | at samples | Gauss-Newton, per-example squares |
 //! | VON, [`Von`] with [`Statistic::Price`] | Gaussian, diagonal | at samples | Price's theorem |
 //! | [`Ivon`] | Gaussian, diagonal | at samples | Price's theorem, kept positive |
 //! | [`Sam`] | Gaussian, fixed covariance | at the worst point near the mean | 1 |
 //! | [`SamRmsProp`] | Gaussian, diagonal | at the worst point near the mean | root of averaged squared gradients |
-//! | [`BayesianSam`] | Gaussian, diagonal | at the worst point near the mean, by a sample | root of the precision times the gradient's size |
+//! | [`BayesianSam`] | Gaussian, diagonal | at the worst point, found at a sample | √precision · size of the gradient |
 //! | [`Newton`], [`DiagonalNewton`] | Gaussian, full or diagonal | at the mean | exact; Hutchinson |
 //! | [`FullVon`] | Gaussian, full | at samples | Price's theorem or exact, kept positive |
 //! | [`Evon`] | Gaussian, diagonal in a Kronecker basis | at samples | Price's theorem in the basis, kept positive |
-//! | [`Soap`] | Gaussian, diagonal in a Kronecker basis | at the mean, averaged | root of averaged squared gradients in the basis |
-//! | [`NoisyKfac`] | Gaussian, Kronecker-factored precision | at samples | Kronecker factors of the Fisher information |
+//! | [`Soap`] | Gaussian, diagonal in a Kronecker basis | at the mean, averaged | as RMSprop, in the basis |
+//! | [`NoisyKfac`] | Gaussian, Kronecker-factored precision | at samples | Kronecker-factored Fisher information |
 //! | [`Ste`] | Bernoulli | at the mode (delta method) | none |
 //! | [`BayesBiNN`] | Bernoulli | at relaxed samples | none |
 //! | [`MixtureOfGaussians`] | mixture of diagonal Gaussians | at samples, nodes or the means | exact |
 //!
-//! A row of your own is an implementation of [`Rule`]; rows whose posterior is not a product over the weights implement
-//! [`Row`], and [`Optimizer`] drives them.
+//! [`Von::icml2018`] and [`Von::neurips2019`] are VOGN as in those papers. To add a row, implement [`Rule`](rule::Rule)
+//! or, if its posterior is not a product over the weights, [`BlockRule`](rule::BlockRule); [`Optimizer`] drives either.
 //!
 //! # Train, ask, predict
 //!
@@ -114,18 +115,20 @@
 //!
 //! # More
 //!
-//! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess: `docs/scales.md`, with
-//!   the numbers of other codes in ours.
-//! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of tch, threads,
-//!   linking libtorch. `docs/design.md`: architecture and file formats.
+//! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess:
+//!   `docs/scales.md`, with the numbers of other codes in ours.
+//! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of
+//!   tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
-//! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files. `docs/merging.md`.
-//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`selection`]: which examples to keep.
-//! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`. [`pruning`]:
-//!   which weights a model can do without.
-//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and the like. [`Diagnostics`]: how a
-//!   training is going.
+//! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
+//!   `docs/merging.md`.
+//! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`selection`]: which
+//!   examples to keep.
+//! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
+//!   [`pruning`]: which weights a model can do without.
+//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
+//!   predictions. [`Diagnostics`]: how a training run is going.
 
 mod check;
 pub mod continual;
@@ -178,9 +181,10 @@ pub use rows::{
 };
 pub use schedule::Schedule;
 pub use statistic::Statistic;
+// Re-exported, because a program must use the same version of tch as this crate: its tensors are in the interface.
 pub use tch;
 
-// The snippets of these pages are tests.
+// The snippets of these pages are tests. Private types, as rustdoc only looks for snippets in documentation of items.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -112,6 +112,7 @@ pub(crate) fn kfac(
 
 fn unknown(name: &str) -> Error {
     let problem = "the loss depends on it in another way than as the weight or bias of `linear` or ungrouped `conv2d` \
-                   of `tch_blr::nn`, so that it has no Kronecker factors; build the model from these layers, or freeze it";
+                   of `tch_blr::nn`, so that it has no Kronecker factors; build the model from these layers, or freeze \
+                   it";
     Error::parameter(name, problem)
 }

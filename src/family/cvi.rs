@@ -188,7 +188,6 @@ impl<L: Likelihood> Cvi<L> {
     pub fn elbo(&self) -> Result<f64> {
         let (mean, variance) = self.posterior.project(&self.features)?;
         let [loss, ..] = self.likelihood.expected(&self.targets, &mean, &variance)?;
-        // Both terms under the same q; the sites do not enter.
         Ok(-loss.sum(Kind::Double).double_value(&[]) - self.posterior.kl(&self.prior)?)
     }
 }

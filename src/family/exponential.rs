@@ -96,7 +96,6 @@ pub(super) fn dot(a: &Tensor, b: &Tensor) -> f64 {
 
 /// The length of λ of which `size(d)` numbers make a distribution of dimension d.
 pub(super) fn dimension(family: &'static str, lambda: &Tensor, size: impl Fn(i64) -> i64) -> Result<i64> {
-    // `numel` of an undefined tensor would panic.
     let n = if lambda.defined() { lambda.numel() as i64 } else { 0 };
     (1..=n)
         .find(|d| size(*d) >= n)

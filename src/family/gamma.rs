@@ -71,7 +71,7 @@ impl ExponentialFamily for Gamma {
         }
         // Minka's closed-form start, within about 1.5 % of the solution.
         let mut a = (3.0 - s + ((s - 3.0).powi(2) + 24.0 * s).sqrt()) / (12.0 * s);
-        // A handful of steps are enough; the limit is for an s of rounding only, where the end may flicker.
+        // A few steps are enough; the limit ends an iteration that flickers in the last digit.
         for _ in 0..50 {
             let trigamma = trigamma(&Tensor::from(a)).double_value(&[]);
             let next = 1.0 / (1.0 / a + (a.ln() - digamma(a) - s) / (a * a * (1.0 / a - trigamma)));

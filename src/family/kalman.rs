@@ -15,8 +15,8 @@ use tch::Tensor;
 /// update     λ ← λ + ( HᵀR⁻¹y, -½ HᵀR⁻¹H )                            the rule with ρ = 1
 /// ```
 ///
-/// The update is the Kalman filter's in natural parameters: that is its information form, and the gain appears when it is
-/// written in m and P.
+/// The update is the Kalman filter's in natural parameters: that is its information form, and the gain appears when
+/// it is written in m and P.
 ///
 /// ```
 /// use tch::Tensor;

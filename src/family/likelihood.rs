@@ -54,7 +54,7 @@ fn derivative(of: &Tensor, f: &Tensor) -> Result<Tensor> {
 /// Under a normal density that rule converges geometrically, and poles of g close to the line (those of the logistic
 /// function under a wide Gaussian) disturb it less than Gauss and Hermite's. Polynomials are integrated to rounding.
 pub fn normal_quadrature() -> (Tensor, Tensor) {
-    // Steps of ⅛: the error falls as exp(-2π²/h²) for smooth g. Beyond 10 the density is below 10⁻²².
+    // In steps h = ⅛ the error falls as exp(-2π²/h²) for polynomials. Beyond 10 the density is below 10⁻²².
     let z = Tensor::arange_start(-80, 81, (Kind::Double, Device::Cpu)) / 8.0;
     let w = (z.square() * -0.5).exp() / (8.0 * std::f64::consts::TAU.sqrt());
     (z, w)

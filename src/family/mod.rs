@@ -18,7 +18,7 @@
 //! | conjugate Bayes, ridge regression | any | exact and constant, ρ = 1 | [`conjugate_posterior`] |
 //! | Kalman filter | [`Gaussian`] | the same, with a prior that moves | [`Kalman`] |
 //! | Newton's and Laplace's method | [`Gaussian`] | delta method: expectations at the mean | [`laplace`] |
-//! | expectation-maximization | [`Categorical`] for z, Gaussian for θ | exact with ρ = 1 for z, delta method for θ | [`Mixture`] |
+//! | expectation-maximization | [`Categorical`] z, Gaussian θ | z: exact, ρ = 1; θ: delta method | [`Mixture`] |
 //! | stochastic VI | mean field | over a batch, local ρ = 1 | [`BayesianMixture`] |
 //! | variational message passing | mean field | exact, ρ = 1 for all nodes | [`vmp_step`] |
 //! | non-conjugate message passing | mean field | E\[ℓ\] is not linear in μ | [`vmp_step`] |

@@ -24,12 +24,13 @@ impl Stream {
 
     /// N(0, 1) by Box and Muller's transform.
     pub fn normal(&mut self) -> f64 {
-        // Only the cosine: keeping the sine for the next call would make a draw depend on how many came before.
+        // Only the cosine: keeping the sine for the next call would need a state of its own.
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Gamma(shape, 1) by the method of Marsaglia and Tsang (2000): x = d(1+cz)³ is nearly right, the rest is rejected.
-    /// Shapes below one come from the shape above by U^(1/shape), where the smallest positive number stands for all below.
+    /// Gamma(shape, 1) by the method of Marsaglia and Tsang (2000): x = d(1+cz)³ is nearly right, the rest is
+    /// rejected. Shapes below one come from the shape above by U^(1/shape), where the smallest positive number stands
+    /// for all below.
     pub fn gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             let above = self.gamma(shape + 1.0);

@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 /// λ ← (1-ρ) λ - ρ ∇_μ E_q[ ℓ(θ) ]            ℓ = -ln p(data|θ) - ln prior(θ)
 /// ```
 ///
-/// `gradient` is ∇_μ E_q\[ℓ\], `[P]`, ρ > 0 the learning rate. A conjugate ℓ has a constant gradient -(λ₀ + Σ t(xᵢ)), so
-/// ρ = 1 is Bayes' rule:
+/// `gradient` is ∇_μ E_q\[ℓ\], `[P]`, ρ > 0 the learning rate. A conjugate ℓ has a constant gradient -(λ₀ + Σ t(xᵢ)),
+/// so ρ = 1 is Bayes' rule:
 ///
 /// ```
 /// use tch::Tensor;
