@@ -95,7 +95,7 @@ fn permuted(tasks: &[Task]) -> [f64; 4] {
 #[test]
 fn permuted_digits_with_one_head() {
     let [naive, laplace, kronecker, fromp] = permuted(&permuted_digits(&data(3_000), TASKS as u64));
-    assert!(laplace > naive && kronecker > laplace + 2.0, "{naive} {laplace} {kronecker}");
+    assert!(kronecker > naive + 3.0 && kronecker > laplace + 2.0, "{naive} {laplace} {kronecker}");
     assert!(fromp > laplace + 2.0 && fromp >= 83.0, "{laplace} {fromp}");
 }
 

@@ -1,9 +1,8 @@
 //! What a row of the table is, how it is checked, and how it is shown.
 
 use serde::Serialize;
-use std::error::Error;
 
-pub type Outcome<T> = Result<T, Box<dyn Error>>;
+pub use tch_blr_examples::Outcome;
 
 /// A part of the table, as in the published one.
 pub struct Section {

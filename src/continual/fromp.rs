@@ -187,7 +187,7 @@ impl Fromp {
         forward: impl Fn(&Tensor) -> L,
     ) -> Result<Tensor> {
         let Some(gaussian) = kernel.of_posterior()? else {
-            return Err(problem("the identity is not computed from a posterior".to_owned()));
+            return Err(problem("the identity is not computed from a posterior"));
         };
         let forward = |x: &Tensor| forward(x).into_tensor();
         let (_, found) = gaussian.kernels(&params.into(), memory, &forward, &mut Looked::default())?;

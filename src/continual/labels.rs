@@ -24,7 +24,7 @@ impl LabelNoise {
         let _no_grad = tch::no_grad_guard();
         let f = memory.checked_outputs(&|x| forward(x).into_tensor())?;
         let residual = f.residual(&memory.hard(&f)?)?;
-        Ok(LabelNoise { residual, memory })
+        Ok(LabelNoise { memory, residual })
     }
 }
 

@@ -103,7 +103,7 @@ impl Memory {
     /// Errors if there are no examples.
     pub(crate) fn check_some(&self) -> Result<()> {
         if self.is_empty() {
-            return Err(problem("it is empty: leave it out of the sum, or select at least one example".to_owned()));
+            return Err(problem("it is empty: leave it out of the sum, or select at least one example"));
         }
         Ok(())
     }
@@ -172,6 +172,6 @@ impl Memory {
     }
 }
 
-pub(super) fn problem(problem: String) -> Error {
-    Error::Memory(problem)
+pub(super) fn problem(problem: impl Into<String>) -> Error {
+    Error::Memory(problem.into())
 }

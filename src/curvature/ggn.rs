@@ -12,7 +12,8 @@
 use super::linearized::{Linearized, Looked};
 use super::squares::add;
 use super::tapped::PerParameter;
-use crate::nn::tape::{Output, Tape};
+use crate::likelihood::Outputs;
+use crate::nn::tape::Tape;
 use crate::{Error, Result};
 use tch::Tensor;
 
@@ -33,7 +34,7 @@ pub(crate) fn ggn(
     tape: &Tape,
     params: &[(&str, &Tensor)],
     check: bool,
-    vectors: impl Fn(usize, &Output) -> Result<Vec<Tensor>>,
+    vectors: impl Fn(usize, &Outputs) -> Result<Vec<Tensor>>,
 ) -> Result<Ggn> {
     let mut found = Ggn { diagonal: params.iter().map(|_| None).collect(), mixed: false };
     for (i, output) in outputs(tape)?.iter().enumerate() {
@@ -53,7 +54,7 @@ pub(crate) fn ggn(
 }
 
 /// The outputs of the model, of which there is at least one.
-pub(super) fn outputs(tape: &Tape) -> Result<&[Output]> {
+pub(super) fn outputs(tape: &Tape) -> Result<&[Outputs]> {
     if tape.outputs().is_empty() {
         return Err(Error::Likelihood(
             "the curvature needs the model's output beside the loss; compute the loss with cross_entropy, \

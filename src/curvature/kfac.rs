@@ -16,8 +16,9 @@ use super::ggn::outputs;
 use super::linearized::along;
 use super::parameter::Parameter;
 use super::tapped::{PerParameter, Tapped, common_batch, unexplained};
+use crate::likelihood::Outputs;
 use crate::linalg::matrix_shape;
-use crate::nn::tape::{Output, Tape};
+use crate::nn::tape::Tape;
 use crate::{Error, Result};
 use tch::Tensor;
 
@@ -45,7 +46,7 @@ pub(crate) fn kfac(
     tape: &Tape,
     params: &[(&str, &Tensor)],
     check: bool,
-    vectors: Option<impl Fn(usize, &Output) -> Result<Vec<Tensor>>>,
+    vectors: Option<impl Fn(usize, &Outputs) -> Result<Vec<Tensor>>>,
 ) -> Result<Kfac> {
     let tapped = Tapped::new(tape, params)?;
     let (gradient, deltas) = tapped.differentiate(loss, &tapped.leaves(), vectors.is_some())?;

@@ -74,21 +74,18 @@ fn in_chunks(
     tapped.elements = elements;
     let (gradient, deltas) = tapped.differentiate(loss, &tapped.leaves(), losses.is_some())?;
     let used: Vec<usize> = (0..gradient.len()).filter(|&p| gradient[p].is_some()).collect();
-    let batch = match given {
-        Some(batch) => batch,
-        None => {
-            let each = tapped.parameters(&deltas, 1);
-            for &p in &used {
-                if !each[p].is_used() {
-                    return Err(Error::PerExample(format!(
-                        "the loss depends on parameter `{}`, but not through a tapped layer, so that its per-example \
-                         gradients are unknown; {LAYERS} {OR_LOSSES}",
-                        params[p].0
-                    )));
-                }
-            }
-            common_batch(used.iter().map(|&p| (params[p].0, &each[p])), &format!(", or {OR_LOSSES}"))?
+    let batch = if let Some(batch) = given {
+        batch
+    } else {
+        let each = tapped.parameters(&deltas, 1);
+        if let Some(&p) = used.iter().find(|&&p| !each[p].is_used()) {
+            return Err(Error::PerExample(format!(
+                "the loss depends on parameter `{}`, but not through a tapped layer, so that its per-example gradients \
+                 are unknown; {LAYERS} {OR_LOSSES}",
+                params[p].0
+            )));
         }
+        common_batch(used.iter().map(|&p| (params[p].0, &each[p])), &format!(", or {OR_LOSSES}"))?
     };
     let parameters = tapped.parameters(&deltas, batch);
     let guard = no_grad_guard();

@@ -14,8 +14,8 @@ pub(crate) struct Outputs {
     active: Option<Vec<i64>>,
 }
 
-pub(super) fn refuse(problem: String) -> Error {
-    Error::Likelihood(problem)
+pub(super) fn refuse(problem: impl Into<String>) -> Error {
+    Error::Likelihood(problem.into())
 }
 
 /// Kind and shape, for messages.
@@ -174,7 +174,6 @@ impl Outputs {
 pub(crate) fn no_targets() -> Error {
     refuse(
         "there are no targets: give batches of (inputs, targets), or a memory its .targets(..); classes [B] of kind \
-         Int64 for a categorical likelihood, and values in the shape of the outputs for the others"
-            .to_owned(),
+         Int64 for a categorical likelihood, and values in the shape of the outputs for the others",
     )
 }

@@ -1,7 +1,6 @@
 //! What the tapped layers of one forward pass leave behind.
 
 use crate::Result;
-pub(crate) use crate::likelihood::Outputs as Output;
 use crate::likelihood::Outputs;
 use std::cell::RefCell;
 use std::fmt::Debug;

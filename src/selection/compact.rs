@@ -65,7 +65,7 @@ pub fn compact<L: IntoTensor>(
     let forward = |x: &Tensor| forward(x).into_tensor();
     let _no_grad = tch::no_grad_guard();
     let Some(first) = parts.first() else {
-        return Err(error("there is no part of the past: give at least one memory".to_owned()));
+        return Err(error("there is no part of the past: give at least one memory"));
     };
     let likelihood = first.likelihood();
     let (mut inputs, mut weights, mut curvatures) = (Vec::new(), Vec::new(), Vec::new());
@@ -120,8 +120,7 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
     if part.likelihood() == Likelihood::Categorical {
         return Err(error(
             "a categorical likelihood has a matrix of curvatures for each example: take Likelihood::Bernoulli for one \
-             logit, or Likelihood::Gaussian for values"
-                .to_owned(),
+             logit, or Likelihood::Gaussian for values",
         ));
     }
     if part.active_outputs().is_some() {

@@ -62,7 +62,7 @@ fn matrix(features: &Tensor, k: usize) -> Result<(Tensor, i64)> {
         return Err(error(format!("the features are not finite ({value})")));
     }
     if n == 0 {
-        return Err(error("there are no examples to choose from".to_owned()));
+        return Err(error("there are no examples to choose from"));
     }
     Ok((features.detach().to_kind(Kind::Double), n))
 }

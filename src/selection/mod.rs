@@ -66,6 +66,6 @@ pub use features::{herding, k_centre};
 pub use score::random_scores;
 pub use stream::{Reservoir, Ring, TopK, class_balanced, top};
 
-fn error(problem: String) -> crate::Error {
-    crate::Error::Memory(problem)
+fn error(problem: impl Into<String>) -> crate::Error {
+    crate::Error::Memory(problem.into())
 }

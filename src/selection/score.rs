@@ -124,7 +124,7 @@ impl Memory {
 
 /// The outputs that a forward pass has left, in f64 and without their graph.
 fn wide(outputs: Option<Outputs>) -> Result<Outputs> {
-    let outputs = outputs.ok_or_else(|| error("the model was not run on it".to_owned()))?;
+    let outputs = outputs.ok_or_else(|| error("the model was not run on it"))?;
     outputs.with_values(|z| z.detach().f_to_kind(Kind::Double))
 }
 

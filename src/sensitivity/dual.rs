@@ -149,7 +149,7 @@ impl DualView {
     pub fn fitted(features: &Tensor, targets: &Tensor, likelihood: Likelihood, delta: f64) -> Result<Self> {
         if !matches!(likelihood, Likelihood::Gaussian { .. }) {
             return Err(error(
-                "only a Gaussian likelihood has its fit in closed form; train the weights, then new(..)".to_owned(),
+                "only a Gaussian likelihood has its fit in closed form; train the weights, then new(..)",
             ));
         }
         let p = features.size().last().copied().unwrap_or(0);

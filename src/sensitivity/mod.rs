@@ -27,8 +27,8 @@ pub use svm::SupportVectors;
 use crate::{Error, Result, kernel};
 use tch::{Device, Kind, Tensor};
 
-fn error(problem: String) -> Error {
-    Error::Memory(problem)
+fn error(problem: impl Into<String>) -> Error {
+    Error::Memory(problem.into())
 }
 
 /// On the CPU in f64, and finite.

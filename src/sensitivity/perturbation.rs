@@ -136,7 +136,7 @@ impl Sensitivity {
             covariance.push(home("covariances v of the outputs", &found)?);
         }
         if outputs.is_empty() {
-            return Err(error("there are no examples: the batches are none or empty".to_owned()));
+            return Err(error("there are no examples: the batches are none or empty"));
         }
         let _no_grad = tch::no_grad_guard();
         let [outputs, targets, covariance] = [outputs, targets, covariance].map(|parts| Tensor::f_cat(&parts, 0));

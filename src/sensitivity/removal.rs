@@ -49,7 +49,7 @@ impl Removal {
             // ∇Σℓ = Σ Jᵀe
             let total = tch::with_grad(|| (&z * errors).f_sum(None::<Kind>))?;
             if !total.requires_grad() {
-                return Err(error("the outputs have no graph; compute them from the trainable variables".to_owned()));
+                return Err(error("the outputs have no graph; compute them from the trainable variables"));
             }
             for (g, (_, sum)) in Tensor::f_run_backward(&[total], &leaves, false, false)?.into_iter().zip(&mut gradient)
             {

@@ -35,7 +35,7 @@ impl Sites {
     pub fn of(likelihood: Likelihood, outputs: Tensor, targets: &Tensor) -> Result<Self> {
         let outputs = Outputs::new(likelihood, &outputs, None)?;
         if outputs.examples() == 0 {
-            return Err(error("there are no examples: the outputs are empty".to_owned()));
+            return Err(error("there are no examples: the outputs are empty"));
         }
         outputs.check_finite()?;
         let targets = outputs.targets(Some(targets))?;

@@ -14,7 +14,7 @@ enum Verdict {
 }
 
 /// `root` is the value of `TCH_BLR_DATA`, `ci` that of `CI`; empty is as good as unset. Whoever runs the tests by hand may
-/// have some of the data sets; a CI that is told where they are and does not find one has lost a test without a word.
+/// have some of the data sets; a CI that is told where they are and lacks one has lost a test without a word.
 fn decide(root: Option<&OsStr>, ci: Option<&OsStr>, exists: impl FnOnce(&Path) -> bool) -> Verdict {
     let set = |x: Option<&OsStr>| x.is_some_and(|x| !x.is_empty());
     match root {
@@ -24,15 +24,15 @@ fn decide(root: Option<&OsStr>, ci: Option<&OsStr>, exists: impl FnOnce(&Path) -
     }
 }
 
-/// The folder of all data sets, `TCH_BLR_DATA`, if it has the folder `name`. Otherwise `without` is said beside the test's
-/// name, or the test fails, as [`decide`] has it.
+/// The folder of all data sets, `TCH_BLR_DATA`, if it has the folder `name`. Otherwise the test says what it leaves out and
+/// why, or fails, as [`decide`] has it.
 #[track_caller]
-fn data_or(name: &str, without: &str) -> Option<PathBuf> {
+fn data_or(name: &str, left_out: &str, why: &str) -> Option<PathBuf> {
     let [root, ci] = ["TCH_BLR_DATA", "CI"].map(env::var_os);
     match decide(root.as_deref(), ci.as_deref(), |root| root.join(name).is_dir()) {
         Verdict::Run(root) => Some(root),
         Verdict::Skip => {
-            skipped(&this_test(), without);
+            skipped(left_out, why);
             None
         }
         Verdict::Fail => {
@@ -45,13 +45,13 @@ fn data_or(name: &str, without: &str) -> Option<PathBuf> {
 /// is set and `TCH_BLR_DATA` is too.
 #[track_caller]
 pub fn data(name: &str) -> Option<PathBuf> {
-    data_or(name, &format!("which needs $TCH_BLR_DATA/{name}"))
+    data_or(name, &this_test(), &format!("which needs $TCH_BLR_DATA/{name}"))
 }
 
 /// [`data`] for a test that has something to do without: it takes data that it draws itself.
 #[track_caller]
 pub fn data_or_drawn(name: &str) -> Option<PathBuf> {
-    data_or(name, &format!("$TCH_BLR_DATA/{name}; data that it draws instead"))
+    data_or(name, &format!("{} with $TCH_BLR_DATA/{name}", this_test()), "it draws its data instead")
 }
 
 #[cfg(test)]
