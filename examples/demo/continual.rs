@@ -29,7 +29,7 @@ pub fn run(data: &Digits) -> Outcome<Value> {
     let net = Mlp::new(&[784, 100, 100, 10]);
     let mut first = ivon(n).builder().schedule(schedule).build(&net.vs, LR)?;
     train("upright", &net, &mut first, (x, y), (epochs, BATCH), 0)?;
-    let sigma = first.diagnostics()?.sigma;
+    let sigma = first.diagnostics()?.sigma.expect("IVON has a posterior");
     let yesterday = first.posterior()?;
     let alone = accuracy(&net, &data.test_images, &data.test_labels)?;
 

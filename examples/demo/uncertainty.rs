@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Schedule, Von};
 use tch_blr_examples::digits::{Digits, letters};
 use tch_blr_examples::model::{Mlp, Scores, averaged, train};
@@ -65,7 +65,7 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     Ok(Value::Object(report))
 }
 
-fn trained<R: Rule>(
+fn trained<R: Row>(
     name: &'static str,
     data: &Digits,
     build: impl Fn(&Mlp) -> tch_blr::Result<Optimizer<R>>,

@@ -1,8 +1,8 @@
 //! The network, how IVON trains it, and the sensitivities of its examples.
 
 use tch::{Kind, Tensor};
-use tch_blr::memory::Sensitivity;
 use tch_blr::nn::Likelihood;
+use tch_blr::sensitivity::Sensitivity;
 use tch_blr::{Ivon, Optimizer, Schedule};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::model::Mlp;
