@@ -171,7 +171,7 @@ impl DualView {
         delta: f64,
     ) -> Result<Self> {
         check::positive("delta", delta)?;
-        let sites = Sites::of(likelihood, outputs, targets)?;
+        let sites = Sites::of(likelihood, &outputs, targets)?;
         let jacobian = features.f_reshape([sites.len(), sites.columns(), -1])?;
         let factor = precision(&jacobian, &sites.root, delta)?;
         Ok(DualView { delta, jacobian, weights, sites, factor })
