@@ -70,7 +70,8 @@ fn rmsprop_with_averages_and_debias_is_adam() {
     let mut without = RmsProp::default().alpha(a).eps(eps).build(&plain.vs, lr).unwrap();
     for t in 1..=6 {
         let root = (1.0 - f64::powi(a, t)).sqrt();
-        rmsprop.configure(|c| c.lr(lr * root).eps(eps * root)).unwrap();
+        rmsprop.set_lr(lr * root).unwrap();
+        rmsprop.configure(|c| c.eps(eps * root)).unwrap();
         adam.step(|| net.losses()).unwrap();
         rmsprop.step(|| other.losses()).unwrap();
         without.step(|| plain.losses()).unwrap();
@@ -89,7 +90,8 @@ fn rmsprop_with_averages_and_debias_is_adam() {
     let (mut b, mut m) = (0.0, 0.5);
     for (t, g) in (1..).zip(gradients) {
         let root = (1.0 - f64::powi(a, t)).sqrt();
-        rmsprop.configure(|c| c.lr(lr * root).eps(eps * root)).unwrap();
+        rmsprop.set_lr(lr * root).unwrap();
+        rmsprop.configure(|c| c.eps(eps * root)).unwrap();
         let before = values(&v)[0];
         adam.step(|| (&w * g).sum(Kind::Double)).unwrap();
         rmsprop.step(|| (&v * g).sum(Kind::Double)).unwrap();

@@ -23,14 +23,24 @@ fn refuses<R: Rule>(good: R, bad: Vec<(R, &str, &str)>) {
     let net = Net::new(F64);
     let weights = || net.weights.iter().map(bits).collect::<Vec<_>>();
     let start = weights();
-    let mut opt = good.noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
+    let mut opt = good.builder().noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
     opt.step(|| net.losses()).unwrap();
     let trained = Snapshot::of(&opt, &net.vs);
     assert_ne!(trained.weights, start);
+    for (lr, value) in range::NON_NEGATIVE {
+        for result in [
+            good.builder().build(&net.vs, lr).map(|_| ()),
+            good.builder().group_lr(1, lr).build(&net.vs, 0.1).map(|_| ()),
+            opt.set_lr(lr),
+            opt.set_lr_group(1, lr),
+        ] {
+            refused(result, &["lr", value]);
+        }
+    }
+    assert_eq!(Snapshot::of(&opt, &net.vs), trained);
     for (config, field, value) in bad {
-        let lr = config.learning_rate();
         let at = [
-            config.build(&net.vs, lr).map(|_| ()),
+            config.builder().build(&net.vs, 0.1).map(|_| ()),
             good.builder().group(1, move |_| config).build(&net.vs, 0.1).map(|_| ()),
             opt.configure(|_| config),
             opt.configure_group(1, |_| config),
@@ -49,7 +59,6 @@ mod range {
     pub const RATE: [(f64, &str); 4] = [(f64::NAN, "NaN"), (-0.1, "-0.1"), (1.0, "1.0"), (f64::INFINITY, "inf")];
     pub const NON_NEGATIVE: [(f64, &str); 3] = [(f64::NAN, "NaN"), (-1.0, "-1.0"), (f64::INFINITY, "inf")];
     pub const POSITIVE: [(f64, &str); 4] = [(f64::NAN, "NaN"), (-1.0, "-1.0"), (0.0, "0.0"), (f64::INFINITY, "inf")];
-    pub const COUNT: [(usize, &str); 1] = [(0, "0")];
 }
 
 /// A configuration that is refused, the hyper-parameter that is named and the value that is shown.
@@ -109,7 +118,6 @@ fn every_field_is_here<R: Rule>(config: &R, listed: &[(&str, &str)], below: &[Ba
 
 rows! {
     sgd: Sgd = Sgd::default(), {
-        lr: NON_NEGATIVE,
         momentum: RATE,
         dampening: NON_NEGATIVE,
         nesterov: BELOW,
@@ -122,7 +130,6 @@ rows! {
     ];
 
     rmsprop: RmsProp = RmsProp::default(), {
-        lr: NON_NEGATIVE,
         alpha: RATE,
         eps: POSITIVE,
         momentum: RATE,
@@ -132,7 +139,6 @@ rows! {
     } |_| Vec::new();
 
     adam: Adam = Adam::default(), {
-        lr: NON_NEGATIVE,
         beta1: RATE,
         beta2: RATE,
         eps: POSITIVE,
@@ -142,7 +148,6 @@ rows! {
     } |_| Vec::new();
 
     adamw: AdamW = AdamW::default(), {
-        lr: NON_NEGATIVE,
         beta1: RATE,
         beta2: RATE,
         eps: POSITIVE,
@@ -152,14 +157,13 @@ rows! {
     } |_| Vec::new();
 
     vadam: Vadam = Vadam::default().ess(100.0), {
-        lr: NON_NEGATIVE,
         ess: POSITIVE,
         square_init: NON_NEGATIVE,
         beta1: RATE,
         beta2: RATE,
         weight_decay: NON_NEGATIVE,
         damping: NON_NEGATIVE,
-        mc_samples: COUNT,
+        expectation: BELOW,
         debias: ANY,
         debias_square: ANY,
         square_root: ANY,
@@ -167,6 +171,8 @@ rows! {
         let flat = good.weight_decay(0.0);
         vec![
             (Vadam::default(), "ess", "not set"),
+            (good.expectation(Expectation::Delta), "expectation", "Delta"),
+            (good.samples(0), "samples", "0"),
             (flat, "square_init + weight_decay", "0.0"),
             // It forgets the square it starts with in a step.
             (flat.square_init(1.0).beta2(0.0), "square_init + weight_decay", "0.0"),
@@ -174,7 +180,6 @@ rows! {
     };
 
     ste: Ste = Ste::default(), {
-        lr: NON_NEGATIVE,
         momentum: RATE,
         clip_radius: BELOW,
         weight_decay: NON_NEGATIVE,
@@ -185,7 +190,6 @@ rows! {
     ];
 
     bayesbinn: BayesBiNN = good_bayesbinn(), {
-        lr: NON_NEGATIVE,
         ess: POSITIVE,
         relaxation: POSITIVE,
         natural_init: POSITIVE,
@@ -194,17 +198,17 @@ rows! {
         beta1: RATE,
         debias: ANY,
         eps: POSITIVE,
-        mc_samples: COUNT,
-        antithetic: ANY,
+        expectation: BELOW,
     } |good| vec![
         (BayesBiNN::default(), "ess", "not set"),
+        (good.expectation(Expectation::Delta), "expectation", "Delta"),
+        (good.samples(0), "samples", "0"),
         // Of either sign.
         (good.prior_natural(f64::INFINITY), "prior_natural", "inf"),
         (good.prior_natural(f64::NAN), "prior_natural", "NaN"),
     ];
 
     von: Von = good_von(), {
-        lr: NON_NEGATIVE,
         ess: POSITIVE,
         weight_decay: NON_NEGATIVE,
         hess_init: NON_NEGATIVE,
@@ -213,7 +217,7 @@ rows! {
         beta2: RATE,
         damping: NON_NEGATIVE,
         expectation: BELOW,
-        curvature: BELOW,
+        hessian: BELOW,
         momentum: ANY,
         debias: BELOW,
         prior_in_momentum: ANY,
@@ -232,7 +236,8 @@ rows! {
             (good.expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"),
             (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
             (good.expectation(adversarial), "expectation", "Adversarial { sampled: true }"),
-            (Von::ogn().ess(9.0).hessian(Statistic::Price), "curvature", "Price"),
+            (Von::ogn().ess(9.0).hessian(Statistic::Price), "hessian", "Price"),
+            (good.hessian(Statistic::Unused), "hessian", "Unused"),
             (good.momentum(Momentum::HeavyBall), "debias", "true"),
             // A precision that can be zero.
             (flat.hess_init(0.0), "hess_init + weight_decay + damping", "0.0"),
@@ -242,27 +247,28 @@ rows! {
     };
 
     ivon: Ivon = good_ivon(), {
-        lr: NON_NEGATIVE,
         ess: POSITIVE,
         hess_init: POSITIVE,
         beta1: RATE,
         beta2: RATE,
         weight_decay: NON_NEGATIVE,
-        mc_samples: COUNT,
-        antithetic: ANY,
-        estimator: BELOW,
+        expectation: BELOW,
+        hessian: BELOW,
+        square_scale: POSITIVE,
         clip_radius: POSITIVE,
         debias: ANY,
         rescale_lr: ANY,
     } |good| {
-        let scaled = |(scale, text)| (good.estimator(HessianEstimator::SquaredGradient { scale }), "estimator scale", text);
-        let mut bad = range::POSITIVE.map(scaled).to_vec();
-        bad.push((Ivon::default(), "ess", "not set"));
-        bad
+        vec![
+            (Ivon::default(), "ess", "not set"),
+            (good.hessian(Statistic::Hessian), "hessian", "Hessian"),
+            (good.expectation(Expectation::Delta), "expectation", "Delta"),
+            (good.samples(0), "samples", "0"),
+            (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
+        ]
     };
 
     sam: Sam = Sam::default(), {
-        lr: NON_NEGATIVE,
         rho: NON_NEGATIVE,
         momentum: RATE,
         weight_decay: NON_NEGATIVE,
@@ -270,7 +276,6 @@ rows! {
     } |_| Vec::new();
 
     sam_rmsprop: SamRmsProp = SamRmsProp::default(), {
-        lr: NON_NEGATIVE,
         rho: NON_NEGATIVE,
         alpha: RATE,
         eps: POSITIVE,
@@ -279,7 +284,6 @@ rows! {
     } |_| Vec::new();
 
     bsam: BayesianSam = good_bsam(), {
-        lr: NON_NEGATIVE,
         ess: POSITIVE,
         rho: NON_NEGATIVE,
         hess_init: NON_NEGATIVE,
@@ -330,9 +334,9 @@ fn pairs_of_points() {
     refused(opt.perturbed().unwrap().step(net.losses()), &first);
     refused(opt.perturbed().unwrap().backward(net.losses()), &first);
     let none = || Derivatives { loss: 1.0, examples: None, gradients: Vec::new(), squares: Vec::new() };
-    refused(opt.perturbed().unwrap().step_with(none()), &first);
-    refused(opt.perturbed().unwrap().backward_with(none()), &first);
-    refused(opt.perturbed().unwrap().ascend_with(none()), &["0 gradients", "expected 4"]);
+    refused(opt.perturbed().unwrap().step(none()), &first);
+    refused(opt.perturbed().unwrap().backward(none()), &first);
+    refused(opt.perturbed().unwrap().ascend(none()), &["0 gradients", "expected 4"]);
     let second = opt.perturbed().unwrap().ascend(net.losses()).unwrap();
     refused(second.ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
     refused(adam.perturbed().unwrap().ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
@@ -503,7 +507,7 @@ fn weights_without_gradient_stay_finite() {
     fn run<R: Rule>(config: R) {
         let problem = Separable::new(F32);
         let a = problem.get("a");
-        let mut opt = config.noise(Philox { seed: 2 }).build(&problem.vs, 1e-3).unwrap();
+        let mut opt = config.builder().noise(Philox { seed: 2 }).build(&problem.vs, 1e-3).unwrap();
         for step in 0..300 {
             let losses = || (&a * Tensor::from_slice(&[0.0_f32, 0.9, 9.0])).sum_dim_intlist(0, false, None::<Kind>);
             opt.step(losses).unwrap_or_else(|e| panic!("{config:?}, step {step}: {e}"));

@@ -59,14 +59,14 @@ fn the_relaxation_is_biased() {
 /// s = 1. Returns λ.
 fn with_exact_gradients<const K: usize>(
     rule: BayesBiNN,
+    lr: f64,
     steps: u64,
     gradient: impl Fn([f64; K]) -> [f64; K],
 ) -> [f64; K] {
-    use tch_blr::Expectation;
     use tch_blr::rule::{Site, When};
     let mut lambda = [0.0; K];
     for t in 1..=steps {
-        let k = rule.coefficients(When { t, lr_factor: 1.0 });
+        let k = rule.coefficients(When { t, lr });
         let mu = lambda.map(f64::tanh);
         let g = gradient(mu);
         lambda = std::array::from_fn(|i| {
@@ -85,7 +85,7 @@ fn exact(n: f64) -> BayesBiNN {
 /// E\[L\] = -J μ₁μ₂ - h·μ, J = 0.5, h = (0.2, -0.1) (reference).
 #[test]
 fn the_ising_model_has_the_mean_field_of_the_reference() {
-    let lambda = with_exact_gradients(exact(1.0).lr(0.3), 400, |[a, b]| [-0.5 * b - 0.2, -0.5 * a + 0.1]);
+    let lambda = with_exact_gradients(exact(1.0), 0.3, 400, |[a, b]| [-0.5 * b - 0.2, -0.5 * a + 0.1]);
     all_close(&lambda, &[0.1991362768046015, -0.00172744810907427], 1e-12);
 }
 
@@ -93,7 +93,7 @@ fn the_ising_model_has_the_mean_field_of_the_reference() {
 #[test]
 fn a_linear_loss_is_solved_in_one_step() {
     let (a, n, prior) = ([0.3, -0.05, 0.12], 4.0, 0.25);
-    let lambda = with_exact_gradients(exact(n).lr(1.0).prior_natural(prior), 1, |_| a.map(|a| -a));
+    let lambda = with_exact_gradients(exact(n).prior_natural(prior), 1.0, 1, |_| a.map(|a| -a));
     all_close(&lambda, &a.map(|a| prior + n * a), 1e-15);
     let (mut total, mut mean, mut entropy) = (0.0, [0.0; 3], 0.0);
     let states: Vec<([f64; 3], f64)> = (0..8)

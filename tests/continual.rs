@@ -9,9 +9,7 @@ use tch_blr::continual::{
 use tch_blr::fisher::{Fisher, KroneckerFisher, LayerFactors};
 use tch_blr::nn::Likelihood;
 use tch_blr::selection::class_balanced;
-use tch_blr::{
-    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, Newton, Params, Sgd, combine,
-};
+use tch_blr::{DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Newton, Params, Sgd, combine};
 
 fn leaf(value: &Tensor) -> Tensor {
     value.detach().copy().set_requires_grad(true)

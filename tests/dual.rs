@@ -363,7 +363,7 @@ fn a_softmax_network_is_a_process_of_its_jacobian() {
 
     // DNN2GP in probability space, at the network's outputs.
     let new = ripple(&[6, 4], 0.77);
-    let (z, features) = (net.forward(&new).detach(), memory::jacobian(&vs, || net.forward(&new)).unwrap());
+    let (z, features) = (net.forward(&new).detach(), sensitivity::jacobian(&vs, || net.forward(&new)).unwrap());
     let p = view.predict_at(&z, &features).unwrap();
     let mean = z.softmax(1, Kind::Double);
     let lambda = mean.diag_embed(0, 1, 2) - mean.unsqueeze(2) * mean.unsqueeze(1);

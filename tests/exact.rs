@@ -10,7 +10,6 @@ use support::{
 };
 use tch::{Kind, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::rule::Row;
 use tch_blr::rule::Rule;
 use tch_blr::{Adam, DiagonalGaussian, Expectation, Ivon, Optimizer, Philox, RmsProp, Sgd, Statistic, Vadam, Von};
 

@@ -124,7 +124,7 @@ fn the_reference_posteriors_and_variational_online_newton() {
             q.insert(&t(&[1.0]).unsqueeze(1), &t(&[y])).unwrap();
         }
         let von = Von::default().ess(1.0).weight_decay(1.0).hessian(Statistic::Price);
-        let (m, s) = with_exact_expectations(von.beta2(0.9).lr(0.1), 1500, gradient);
+        let (m, s) = with_exact_expectations(von.beta2(0.9), 0.1, 1500, gradient);
         all_close(&[m, s], &[mean, precision], 1e-8);
     }
     let logistic = [0.413_126_805_979_680_6, 1.206_464_295_700_586_4];

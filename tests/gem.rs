@@ -125,7 +125,7 @@ fn an_optimizer_takes_the_projected_gradient() {
         let (new, past) = (Tensor::from_slice(&[1.0, 1.0]), Tensor::from_slice(&[-2.0, 0.0]));
         let loss = |to: &Tensor| (&w * &frozen - to).square().sum(Kind::Double) * 0.5;
         let start = loss(&past).double_value(&[]);
-        let mut opt = rule.build(params(), 0.01).unwrap();
+        let mut opt = rule.builder().build(params(), 0.01).unwrap();
         for _ in 0..300 {
             let step = opt.perturbed().unwrap();
             let now = loss(&new);
@@ -134,7 +134,7 @@ fn an_optimizer_takes_the_projected_gradient() {
                 gradients = gem::project(&gradients, &[gem::gradients(&loss(&past), &params()).unwrap()], 0.0).unwrap();
             }
             let loss = now.double_value(&[]);
-            step.step_with(Derivatives { loss, examples: None, gradients, squares: vec![] }).unwrap();
+            step.step(Derivatives { loss, examples: None, gradients, squares: vec![] }).unwrap();
         }
         (loss(&past).double_value(&[]) - start, loss(&new).double_value(&[]))
     }

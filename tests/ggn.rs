@@ -3,7 +3,7 @@
 use support::{all_close, close, mean_and_error, params, state, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Expectation, Given, Philox, Sgd, Statistic, Von, nn};
+use tch_blr::{Error, Expectation, Given, Labels, Philox, Sgd, Statistic, Von, nn};
 
 const BOTH: [Statistic; 2] = [Statistic::Fisher(Labels::Exact), Statistic::Fisher(Labels::Sampled)];
 

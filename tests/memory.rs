@@ -31,16 +31,16 @@ fn faults() -> u64 {
 
 fn run<R: Rule>(rule: R, weights: i64) {
     let vs = VarStore::new(Device::Cpu);
-    let squares = rule.curvature() == tch_blr::Curvature::PerExample;
+    let squares = rule.statistic() == tch_blr::Statistic::Fisher(tch_blr::Labels::Observed);
     let parts = [weights / 2, weights - weights / 2];
     let w: Vec<Tensor> = (0..2).map(|i| vs.root().var(&format!("w{i}"), &[parts[i]], Init::Const(0.1))).collect();
     let gradients: Vec<Option<Tensor>> = w.iter().map(|w| Some(w.detach().full_like(1e-3))).collect();
     let copy = || gradients.iter().map(|g| g.as_ref().map(Tensor::shallow_clone)).collect();
-    let mut opt = rule.noise(Philox { seed: 1 }).build(&vs, 1e-3).unwrap();
+    let mut opt = rule.builder().noise(Philox { seed: 1 }).build(&vs, 1e-3).unwrap();
     let step = |opt: &mut Optimizer<R>| {
         let squares = if squares { copy() } else { Vec::new() };
         let given = Derivatives { loss: 1.0, examples: None, gradients: copy(), squares };
-        opt.perturbed().unwrap().step_with(given).unwrap();
+        opt.perturbed().unwrap().step(given).unwrap();
     };
     step(&mut opt);
     step(&mut opt);

@@ -77,8 +77,10 @@ fn files_and_tensors_merge_to_the_same_bits() {
         let base = Model::new("base", &base).curvature(&h0);
         let models = [Model::new("a", &a).weight(0.7).curvature(&ha), Model::new("b", &b).weight(0.4).curvature(&hb)];
         let base_file = FileModel::new(base_file).curvature(h0_file);
-        let model_files =
-            [FileModel::new(a_file).weight(0.7).curvature(ha_file), FileModel::new(b_file).weight(0.4).curvature(hb_file)];
+        let model_files = [
+            FileModel::new(a_file).weight(0.7).curvature(ha_file),
+            FileModel::new(b_file).weight(0.4).curvature(hb_file),
+        ];
         let methods = [
             Method::linear(),
             Method::ties(1.0, 0.3),

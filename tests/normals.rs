@@ -394,7 +394,7 @@ fn correlations_between_steps() {
             let evaluation = opt.perturbed().unwrap();
             let z = w.detach().copy();
             let nothing = Derivatives { loss: 0.0, examples: None, gradients: vec![None], squares: Vec::new() };
-            evaluation.step_with(nothing).unwrap();
+            evaluation.step(nothing).unwrap();
             z
         };
         (0..STREAMS).map(step).collect()

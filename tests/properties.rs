@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
-use tch_blr::rule::Row;
 use tch_blr::rule::{Row, Rule, Site, When};
 use tch_blr::{
     Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule,

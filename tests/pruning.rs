@@ -76,8 +76,8 @@ fn stay_zero<R: Rule>(rule: R, lr: f64) {
     vs.set_kind(Kind::Double);
     let x = Tensor::randn([30, 5], (Kind::Double, Device::Cpu));
     let y = x.narrow(1, 0, 3).argmax(1, false);
-    let mut opt = rule.noise(Philox { seed: 3 }).build(&vs, lr).unwrap();
-    let per_example = rule.curvature() == tch_blr::Curvature::PerExample;
+    let mut opt = rule.builder().noise(Philox { seed: 3 }).build(&vs, lr).unwrap();
+    let per_example = rule.statistic() == tch_blr::Statistic::Fisher(tch_blr::Labels::Observed);
     let loss = || {
         let losses = nn::cross_entropy(&net.forward(&x), &y).unwrap();
         if per_example { losses } else { losses.mean(Kind::Double) }
@@ -136,8 +136,8 @@ fn the_rest_trains_as_if_they_had_never_been_there() {
         let q = DiagonalGaussian::new([("w", vector(&[1.0, 0.0]), vector(&[1.0, 1.0]))]).unwrap();
         let mask = pruning::prune(&q.signal_to_noise(), 0.5).unwrap();
         // The same draws: a weight's noise depends on its position.
-        let mut opt = rule.noise(Philox { seed: 5 }).build(params(&both), 0.05).unwrap();
-        let mut only = rule.noise(Philox { seed: 5 }).build(params(&alone), 0.05).unwrap();
+        let mut opt = rule.builder().noise(Philox { seed: 5 }).build(params(&both), 0.05).unwrap();
+        let mut only = rule.builder().noise(Philox { seed: 5 }).build(params(&alone), 0.05).unwrap();
         for _ in 0..20 {
             mask.step(&mut opt, || (both.get(0) * 2.0 + both.get(1) * 3.0 - 1.0).square()).unwrap();
             only.step(|| (alone.get(0) * 2.0 - 1.0).square()).unwrap();

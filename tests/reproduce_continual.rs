@@ -3,6 +3,9 @@
 
 use std::io::Write;
 use support::{close, data};
+use tch_blr_examples::tables::d1;
+use tch_blr_examples::tables::d2::{self, Choice, Method};
+use tch_blr_examples::{four_moons, usps};
 
 /// The reference has six digits of the objectives at most.
 #[test]

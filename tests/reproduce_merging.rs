@@ -1,6 +1,5 @@
 //! The table of merging on USPS: `d4` of `make reproduce`.
 
-use std::path::PathBuf;
 use tch_blr_examples::tables::d4;
 
 /// Reference values of the same exact optima, computed by an independent program: accuracy in %, distance, gap in nats;

@@ -1,6 +1,5 @@
 //! The tables of sensitivity: `d5` and `d6` of `make reproduce`.
 
-use std::path::PathBuf;
 use tch_blr_examples::libsvm;
 use tch_blr_examples::tables::{d5, d6};
 

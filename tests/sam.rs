@@ -9,16 +9,16 @@ use support::{EXAMPLES, F32, F64, Net, Snapshot, assert_close, bits, rows, wave_
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Device, Kind, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
-use tch_blr::rule::{Real, Row, Rule, Site, When};
+use tch_blr::rule::{NoPosterior, Real, Row, Rule, Site, Weights, When};
 use tch_blr::{
-    Adam, BayesianSam, Builder, Derivatives, Error, Expectation, Ivon, Optimizer, Params, Philox, RmsProp, Sam,
-    SamRmsProp, Sgd, Von,
+    Adam, BayesianSam, Derivatives, Error, Expectation, Ivon, Params, Philox, RmsProp, Sam, SamRmsProp, Sgd, Statistic,
+    Von,
 };
 
 /// Where the closure of one step on L = θ² from 0.5 finds the weight, and the optimizer afterwards.
 fn on_a_parabola<R: Rule>(rule: R, lr: f64) -> (Vec<f64>, Tensor, tch_blr::Optimizer<R>) {
     let w = weight(&[0.5]);
-    let mut opt = rule.noise(given(1, &[&[0.3]])).build(params(&w), lr).unwrap();
+    let mut opt = rule.builder().noise(given(1, &[&[0.3]])).build(params(&w), lr).unwrap();
     let mut points = Vec::new();
     let loss = opt.step(|| {
         points.extend(values(&w));
@@ -87,7 +87,7 @@ fn sam_rmsprop_has_one_norm_over_all_parameters() {
 fn paths<A: Rule, B: Rule>(a: A, b: B) -> [Vec<Vec<u8>>; 2] {
     fn path<R: Rule>(rule: R) -> Vec<Vec<u8>> {
         let net = Net::new(F32);
-        let mut opt = rule.build(&net.vs, 0.02).unwrap();
+        let mut opt = rule.builder().build(&net.vs, 0.02).unwrap();
         (0..5).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
         net.weights.iter().map(bits).collect()
     }
@@ -129,7 +129,7 @@ fn without_radius_bsam_is_ogn_with_another_curvature() {
             let squares = s.zip(first).map(|(s, g)| Some(s.sqrt() * g.abs())).collect();
             let gradients = second.into_iter().map(Some).collect();
             let derivatives = Derivatives { loss: 1.0, examples: None, gradients, squares };
-            ogn.perturbed().unwrap().step_with(derivatives).unwrap();
+            ogn.perturbed().unwrap().step(derivatives).unwrap();
             for (a, b) in net.weights.iter().zip(&other.weights) {
                 assert_close(a, b, 1e-13);
             }
@@ -153,7 +153,7 @@ fn one_norm_over_all_parameters() {
     let loss = |[a, b]: [&Tensor; 2]| ((a * b + &frozen).sin() + a.square() * 0.3 - b).square().mean(Kind::Double);
     let settings = [(0.05, 0.1, 0.01), (0.3, 0.02, 0.2)];
     let sam = Sam::default().rho(0.05).momentum(0.0).weight_decay(0.01).builder();
-    let mut opt = sam.group(1, |c| c.rho(0.3).lr(0.02).weight_decay(0.2)).build(&vs, 0.1).unwrap();
+    let mut opt = sam.group(1, |c| c.rho(0.3).weight_decay(0.2)).group_lr(1, 0.02).build(&vs, 0.1).unwrap();
     for _ in 0..5 {
         let ours = opt.step(|| loss(w.each_ref())).unwrap();
         let gradient = |at: &[Tensor; 2]| {
@@ -222,7 +222,7 @@ fn the_direction_is_that_of_the_clipped_gradient() {
 /// Chunks are micro-batches with points of their own, of all rows; by their number of examples where the losses say it.
 #[test]
 fn chunks_are_micro_batches() {
-    fn check<R: Rule>(row: &rows::Row<R>) {
+    fn check<R: Rule>(row: &rows::Case<R>) {
         let (net, other) = (Net::new(F64), Net::new(F64));
         let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
         let mut parts = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
@@ -316,7 +316,7 @@ fn a_failing_chunk_changes_nothing() {
 /// The two points by derivatives that were computed elsewhere, as a program of several processes has them.
 #[test]
 fn derivatives_from_elsewhere_take_the_same_step() {
-    fn check<R: Rule>(row: &rows::Row<R>) {
+    fn check<R: Rule>(row: &rows::Case<R>) {
         let (net, other) = (Net::new(F64), Net::new(F64));
         let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
         let mut elsewhere = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
@@ -331,9 +331,9 @@ fn derivatives_from_elsewhere_take_the_same_step() {
             opt.step(|| net.losses()).unwrap();
             let first = elsewhere.perturbed().unwrap();
             let found = derivatives();
-            let second = first.ascend_with(found).unwrap();
+            let second = first.ascend(found).unwrap();
             let found = derivatives();
-            second.step_with(found).unwrap();
+            second.step(found).unwrap();
             assert_eq!(Snapshot::of(&opt, &net.vs).values(), Snapshot::of(&elsewhere, &other.vs).values());
         }
     }
@@ -379,23 +379,11 @@ struct Odd {
     adversarial: bool,
 }
 
-impl Rule for Odd {
+impl Row for Odd {
     const NAME: &'static str = "odd";
     const STATE: &'static [&'static str] = &[];
-    type State<T: Real> = [T; 0];
-    type Coefficients<T: Real> = [T; 0];
-    fn learning_rate(&self) -> f64 {
-        0.0
-    }
-    fn with_learning_rate(self, _: f64) -> Self {
-        self
-    }
-    fn isotropic_delta(&self) -> f64 {
-        0.0
-    }
-    fn with_weight_decay(self, _: f64) -> Self {
-        self
-    }
+    type Arithmetic = Weights;
+    type Posterior = NoPosterior;
     fn validate(&self) -> tch_blr::Result<()> {
         Ok(())
     }
@@ -406,9 +394,14 @@ impl Rule for Odd {
             Expectation::MonteCarlo { samples: 1 }
         }
     }
-    fn curvature(&self) -> Curvature {
-        if self.adversarial { Curvature::Price } else { Curvature::AbsoluteGradient }
+    fn statistic(&self) -> Statistic {
+        if self.adversarial { Statistic::Price } else { Statistic::AbsoluteGradient }
     }
+}
+
+impl Rule for Odd {
+    type State<T: Real> = [T; 0];
+    type Coefficients<T: Real> = [T; 0];
     fn initial(&self, _: bool) -> [f64; 0] {
         []
     }
@@ -424,8 +417,8 @@ impl Rule for Odd {
 fn statistics_that_do_not_exist_are_refused() {
     let w = weight(&[0.5]);
     for (adversarial, statistic) in [(true, "Price"), (false, "AbsoluteGradient")] {
-        let error = Odd { adversarial }.build(params(&w), 0.1).unwrap_err();
-        let named = matches!(&error, Error::HyperParameter { name: "curvature", value, .. } if value == statistic);
+        let error = Odd { adversarial }.builder().build(params(&w), 0.1).unwrap_err();
+        let named = matches!(&error, Error::HyperParameter { name: "statistic", value, .. } if value == statistic);
         assert!(named, "{error:?}");
     }
 }
@@ -436,7 +429,7 @@ fn chunks_draw_in_order() {
     fn points<R: Rule>(rule: R, per_chunk: usize) -> Vec<f64> {
         let w = weight(&[0.0]);
         let noise = given(1, &[&[1.0], &[2.0], &[-3.0]]);
-        let mut opt = rule.noise(noise).build(params(&w), 0.1).unwrap();
+        let mut opt = rule.builder().noise(noise).build(params(&w), 0.1).unwrap();
         let mut points = Vec::new();
         opt.step_chunks(3, |_| {
             points.extend(values(&w));

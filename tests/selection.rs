@@ -9,7 +9,7 @@ use tch_blr::continual::Memory;
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::selection::{Reservoir, Ring, TopK, class_balanced, herding, k_centre, random_scores, top};
-use tch_blr::{DiagonalGaussian, Error, Params, Prior};
+use tch_blr::{DiagonalGaussian, Params, Prior};
 
 /// tanh(x W₁) W₂ in f64, 3 outputs or one as `[B]`.
 struct Net {

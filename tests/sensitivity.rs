@@ -231,7 +231,7 @@ fn support_vectors_carry_the_machine() {
     let x = Tensor::cat(&[ripple(&[40, 2], 2.3), Tensor::ones([40, 1], (Kind::Double, Device::Cpu))], 1);
     // A few labels on the wrong side.
     let y = (x.select(1, 0) + x.select(1, 1) * 0.7 + ripple(&[40], 9.1) * 0.2).gt(0.0).to_kind(Kind::Double);
-    let fit = |x: &Tensor, y: &Tensor| memory::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
+    let fit = |x: &Tensor, y: &Tensor| sensitivity::SupportVectors::fit(x, y, 0.2, 1e-11, 100_000).unwrap();
     let machine = fit(&x, &y);
     let theta = machine.weights().unwrap();
     let margins = values(&(x.mv(&theta) * (&y * 2.0 - 1.0)));

@@ -22,7 +22,8 @@ const MEAN: f64 = 0.4;
 fn estimates(antithetic: bool, loss: impl Fn(&Tensor) -> Tensor) -> [Vec<f64>; 2] {
     let w = weight(&[MEAN; COPIES]);
     let rule = Ivon::default().ess(ESS).hess_init(HESS).weight_decay(DELTA).beta1(0.0).beta2(0.99);
-    let rule = rule.samples(SAMPLES).antithetic(antithetic);
+    let many = [Expectation::MonteCarlo { samples: SAMPLES }, Expectation::Antithetic { pairs: SAMPLES }];
+    let rule = rule.expectation(many[usize::from(antithetic)]);
     let mut opt = rule.noise(Philox { seed: 11 }).build(params(&w), 0.0).unwrap();
     opt.step(|| loss(&w).sum(Kind::Double)).unwrap();
     let f = state(&opt, "hess").iter().map(|h| retracted(HESS, *h, HESS + DELTA, 1.0 - 0.99)).collect();
@@ -256,7 +257,7 @@ fn samples_are_averaged() {
 fn the_delta_method_stays_at_the_mean() {
     fn at_the_mean<R: Rule>(rule: R) {
         let w = weight(&[0.7, -0.1]);
-        let mut opt = rule.build(params(&w), 0.1).unwrap();
+        let mut opt = rule.builder().build(params(&w), 0.1).unwrap();
         for _ in 0..3 {
             let before = values(&w);
             opt.step(|| {

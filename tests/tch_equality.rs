@@ -53,7 +53,7 @@ fn same<R: DeltaRule>(
         let place = (kind, Device::Cpu);
         let [here, there] = [Mlp::new(place), Mlp::new(place)];
         let start: Vec<Tensor> = here.weights.iter().map(Tensor::copy).collect();
-        let mut opt = ours.build(&here.vs, LR).unwrap();
+        let mut opt = ours.builder().build(&here.vs, LR).unwrap();
         let mut reference = theirs.build(&there.vs, LR).unwrap();
         for &(group, lr) in rates {
             opt.set_lr_group(group, lr).unwrap();

@@ -1,7 +1,7 @@
 //! The number of threads changes neither noise nor weights. Alone in its binary, because the number belongs to the
 //! process.
 
-use support::rows::{self, Row};
+use support::rows::{self, Case};
 use support::{F64, assert_close, bits, store, variable, wave_at};
 use tch::{Kind, Tensor};
 use tch_blr::rule::{Row, Rule};
@@ -13,7 +13,7 @@ const WEIGHTS: i64 = 300_000;
 const MANY_WEIGHTS: i64 = 800_017;
 
 /// Weights after each of two steps, the second of which finds a state, and where the loss was evaluated.
-fn run<R: Rule>(row: &Row<R>, weights: i64, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
+fn run<R: Rule>(row: &Case<R>, weights: i64, threads: i32) -> (Vec<Tensor>, Vec<Vec<u8>>) {
     tch::set_num_threads(threads);
     assert_eq!(tch::get_num_threads(), threads);
     let vs = store(F64);
@@ -32,11 +32,11 @@ fn run<R: Rule>(row: &Row<R>, weights: i64, threads: i32) -> (Vec<Tensor>, Vec<V
     (weights, points)
 }
 
-fn check<R: Rule>(row: &Row<R>) {
+fn check<R: Rule>(row: &Case<R>) {
     check_with(row, WEIGHTS);
 }
 
-fn check_with<R: Rule>(row: &Row<R>, weights: i64) {
+fn check_with<R: Rule>(row: &Case<R>, weights: i64) {
     let (one, points_of_one) = run(row, weights, 1);
     for threads in [2, 3] {
         let (many, points_of_many) = run(row, weights, threads);

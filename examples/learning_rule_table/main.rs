@@ -7,7 +7,6 @@
 //!
 //! A new row is one entry in `optimization.rs`, `deep_learning.rs`, `sharpness.rs`, `posteriors.rs` or `inference.rs`.
 
-
 mod deep_learning;
 mod drawings;
 mod inference;

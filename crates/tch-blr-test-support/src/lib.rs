@@ -16,7 +16,7 @@ mod snapshot;
 
 pub use compare::{all_close, assert_close, bits, close, largest, refused, says, values};
 pub use data::{data, data_or_drawn};
-pub use models::{EXAMPLES, Net, Separable};
+pub use models::{EXAMPLES, Form, Net, Separable};
 pub use numbers::{kolmogorov_smirnov, mean_and_error};
 pub use one_weight::{given, params, retracted, state, weight, with_exact_expectations};
 pub use places::{

@@ -3,7 +3,7 @@
 use crate::compare::values;
 use crate::quadrature::Quadrature;
 use tch::Tensor;
-use tch_blr::rule::{Rule, Site, When};
+use tch_blr::rule::{Row, Rule, Site, When};
 use tch_blr::{Optimizer, Params};
 
 /// A trainable f64 vector.
@@ -17,7 +17,7 @@ pub fn params(w: &Tensor) -> Params {
 }
 
 /// One state tensor of `w`.
-pub fn state<R: Rule>(opt: &Optimizer<R>, name: &str) -> Vec<f64> {
+pub fn state<R: Row>(opt: &Optimizer<R>, name: &str) -> Vec<f64> {
     values(&opt.state("w", name).unwrap())
 }
 

@@ -1,24 +1,40 @@
 //! The rows under test, with settings under which all of their arithmetic takes part.
 
-use crate::places::wave_at;
+use crate::models::{Form, Net, Separable};
+use crate::places::{Place, wave_at};
 use tch::nn::VarStore;
 use tch::{Device, Kind};
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, Expectation, Ivon, Params, Philox, Prior, RmsProp,
-    Sam, SamRmsProp, Sgd, Statistic, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, DiagonalNewton, Evon, Expectation, FullVon, Ivon,
+    Labels, Newton, NoisyKfac, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Sgd, Soap, Statistic, Ste, Vadam, Von,
 };
 
-/// A row's configuration for the variables of a store, and a learning rate with which it trains [`crate::Net`].
+/// A row's settings for the variables of a store, and a learning rate with which it trains [`Net`].
 #[derive(Debug)]
-pub struct Row<R: Rule> {
+pub struct Case<R: Row> {
     pub make: fn(&VarStore) -> Builder<R>,
     pub lr: f64,
+    /// Of the models that it can train.
+    pub form: Form,
 }
 
-impl<R: Rule> Row<R> {
+impl<R: Row> Case<R> {
     pub fn builder(&self, vs: &VarStore) -> Builder<R> {
         (self.make)(vs).noise(Philox { seed: 11 })
+    }
+
+    pub fn net(&self, place: Place) -> Net {
+        self.net_at(place, 0.0)
+    }
+
+    /// `phase` chooses the initial weights.
+    pub fn net_at(&self, place: Place, phase: f64) -> Net {
+        Net::of(self.form, place, phase)
+    }
+
+    pub fn separable(&self, place: Place) -> Separable {
+        Separable::of(self.form, place)
     }
 }
 
@@ -45,14 +61,14 @@ fn prior(vs: &VarStore) -> Prior {
 }
 
 macro_rules! rows {
-    ($($row:ident: $rule:ty = $make:expr, $lr:expr;)*) => {
-        $(pub fn $row() -> Row<$rule> {
-            Row { make: $make, lr: $lr }
+    ($form:ident: $($row:ident: $rule:ty = $make:expr, $lr:expr;)*) => {
+        $(pub fn $row() -> Case<$rule> {
+            Case { make: $make, lr: $lr, form: Form::$form }
         })*
     };
 }
 
-rows! {
+rows! { Plain:
     sgd: Sgd = |_| Sgd::default().builder(), 0.1;
     sgd_nesterov: Sgd = |_| Sgd::default().momentum(0.9).nesterov(true).weight_decay(0.01).builder(), 0.02;
     sgd_prior: Sgd = |vs| Sgd::default().momentum(0.5).dampening(0.1).ess(ESS).prior(prior(vs)), 0.1;
@@ -85,4 +101,28 @@ rows! {
     bsam: BayesianSam = |_| BayesianSam::iclr2023().ess(ESS).rho(0.05).beta2(0.9).builder(), 0.1;
     bsam_released: BayesianSam = |_| BayesianSam::released().ess(ESS).beta2(0.9).builder().clip_grad_value(10.0), 0.1;
     bsam_prior: BayesianSam = |vs| BayesianSam::default().ess(ESS).prior(prior(vs)), 0.02;
+}
+
+// Rows over blocks.
+rows! { Tapped:
+    newton: Newton = |_| Newton::default().ess(1e3).weight_decay(0.1).builder(), 0.5;
+    newton_averaged: Newton = |_| Newton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.5).builder(), 0.5;
+    newton_prior: Newton = |vs| Newton::default().ess(1e3).prior(&posterior(vs).full().unwrap()), 0.5;
+    diagonal_newton: DiagonalNewton = |_| DiagonalNewton::default().ess(1e3).weight_decay(0.1).builder(), 0.3;
+    hutchinson: DiagonalNewton = |_| DiagonalNewton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.9)
+        .hessian(Statistic::Hutchinson { probes: 2 }).builder(), 0.2;
+    full_von: FullVon = |_| FullVon::default().ess(1e3).weight_decay(0.01).beta2(0.99)
+        .expectation(Expectation::Antithetic { pairs: 4 }).builder(), 0.1;
+    full_von_exact: FullVon = |_| FullVon::default().ess(1e3).weight_decay(0.01).hessian(Statistic::Hessian)
+        .expectation(Expectation::Antithetic { pairs: 1 }).builder(), 0.3;
+    full_von_prior: FullVon = |vs| FullVon::default().ess(1e3).hessian(Statistic::Hessian).prior(prior(vs)), 0.3;
+    evon: Evon = |_| Evon::default().ess(1e3).weight_decay(0.01).beta1(0.8).frequency(2).builder(), 0.2;
+    evon_prior: Evon = |vs| Evon::default().ess(1e3).beta1(0.8).beta2(0.99).prior(prior(vs)), 0.1;
+    soap: Soap = |_| Soap::default().ess(1e3).weight_decay(0.01).frequency(2).builder(), 0.05;
+    noisy_kfac: NoisyKfac = |_| NoisyKfac::default().ess(1e3).weight_decay(0.01).frequency(2).builder(), 0.2;
+    noisy_kfac_exact: NoisyKfac = |_| NoisyKfac::default().ess(1e3).weight_decay(0.01).labels(Labels::Exact)
+        .split_damping(false).damping(0.1).samples(2).builder(), 0.2;
+    noisy_kfac_prior: NoisyKfac = |vs| NoisyKfac::default().ess(1e3).prior(prior(vs)), 0.1;
+    kfac: NoisyKfac = |_| NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(Labels::Observed)
+        .expectation(Expectation::Delta).builder(), 0.05;
 }

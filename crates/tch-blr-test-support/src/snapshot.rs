@@ -3,7 +3,7 @@
 use crate::compare::bits;
 use tch::nn::VarStore;
 use tch_blr::Optimizer;
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 
 /// All that an optimizer may change, bit by bit: its checkpoint (weights, state, accumulated gradients, counts, noise),
 /// the weights themselves and where they lie.
@@ -25,7 +25,7 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    pub fn of<R: Rule>(opt: &Optimizer<R>, vs: &VarStore) -> Self {
+    pub fn of<R: Row>(opt: &Optimizer<R>, vs: &VarStore) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
         opt.save(&path).unwrap();
