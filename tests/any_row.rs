@@ -85,7 +85,14 @@ fn every_row_trains_saves_and_resumes_behind_the_trait() {
         assert_eq!(weights(&ours), weights(&theirs), "{name}");
         assert_eq!(opt.diagnostics().unwrap().steps, 4);
         assert_eq!(opt.params().len(), 4);
-        assert_eq!(opt.step(&mut || Err(Error::Loss("no more data".to_owned()))).unwrap_err().to_string().matches("no more data").count(), 1);
+        assert_eq!(
+            opt.step(&mut || Err(Error::Loss("no more data".to_owned())))
+                .unwrap_err()
+                .to_string()
+                .matches("no more data")
+                .count(),
+            1
+        );
         match opt.posterior() {
             Ok(q) => {
                 assert_eq!(q.names().count(), 4, "{name}");

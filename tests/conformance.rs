@@ -764,6 +764,7 @@ fn other_thread_gives_the_same<R: Row>(row: &Case<R>) {
     }
 }
 
+// Not SOAP: a direction of its basis without any gradient divides rounding by its own size.
 macro_rules! at_the_mean {
     ($($row:ident)*) => {
         mod micro_batches {
@@ -775,7 +776,7 @@ macro_rules! at_the_mean {
     };
 }
 
-at_the_mean!(sgd sgd_nesterov sgd_prior rmsprop adam adam_prior adamw ogn ste soap kfac newton diagonal_newton);
+at_the_mean!(sgd sgd_nesterov sgd_prior rmsprop adam adam_prior adamw ogn ste kfac newton diagonal_newton);
 
 fn micro_batches_equal_one_batch<R: Row>(row: &Case<R>) {
     let (net, other) = (row.net(F64), row.net(F64));
