@@ -113,7 +113,7 @@ fn run(file: Option<&Path>) -> Outcome {
     }
 
     let places = ["on moon 0", "on moon 1", "between them", "far away"];
-    let at = Tensor::from_slice2(&[[-1.0f32, 0.0], [2.0, 0.5], [0.5, 0.25], [10.0, 8.0]]);
+    let at = Tensor::from_slice2(&[[0.0f32, 1.0], [1.0, -0.5], [0.5, 0.25], [10.0, 8.0]]);
     match training.opt.posterior() {
         Ok(q) => {
             let [p, doubt] = training.averaged(&*q, &at)?;

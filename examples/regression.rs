@@ -66,9 +66,9 @@ fn main() -> Outcome {
     let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
     let antithetic = Expectation::Antithetic { pairs: 1 };
     let ivon = Ivon::default().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).expectation(antithetic);
-    let ivon = sampled("IVON", &data, |net| ivon.builder().schedule(schedule).build(&net.vs, 0.3))?;
+    let ivon = sampled("IVON", &data, |net| ivon.schedule(schedule).build(&net.vs, 0.3))?;
     let vogn = Von::vogn().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).expectation(antithetic);
-    let vogn = sampled("VOGN", &data, |net| vogn.builder().schedule(schedule).build(&net.vs, 0.05))?;
+    let vogn = sampled("VOGN", &data, |net| vogn.schedule(schedule).build(&net.vs, 0.05))?;
 
     let all = [laplace, ivon, vogn];
     println!("\n                NLL (nats per point)           mean deviation of the function");
@@ -270,7 +270,7 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
     let net = Net::new();
     let n = data.train.len() as f64;
     let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
-    let mut adam = Adam::default().weight_decay(DELTA / n).builder().schedule(schedule).build(&net.vs, 0.1)?;
+    let mut adam = Adam::default().weight_decay(DELTA / n).schedule(schedule).build(&net.vs, 0.1)?;
     train(&mut adam, &net, data)?;
 
     let [x, y] = tensors(&data.train);

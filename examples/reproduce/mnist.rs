@@ -155,7 +155,7 @@ impl Training<'_> {
         for member in 0..count {
             let net = self.net(member);
             let noise = Philox { seed: self.seed + 100 * member };
-            let mut opt = ivon(self).builder().noise(noise).schedule(self.schedule()).build(&net.vs, 0.5)?;
+            let mut opt = ivon(self).noise(noise).schedule(self.schedule()).build(&net.vs, 0.5)?;
             seconds += self.train(|x, y| opt.step(|| net.logits(x).cross_entropy_for_logits(y)))?;
             members.push(opt.posterior()?);
             first.get_or_insert(net);
