@@ -325,8 +325,10 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             let statistics = sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
             let (mean, state) = unit.updated(params, lr_factor, sums, statistics)?;
             // What an update computes from finite derivatives can still overflow.
-            if !kernel::sum_of_squares(state.iter().chain([&mean])).is_finite()
-                && let Some(value) = state.iter().chain([&mean]).find_map(kernel::first_non_finite)
+            let known = |t: &&Tensor| !unit.kept.state.iter().any(|old| old.is_set_to(t));
+            let new = || state.iter().filter(known).chain([&mean]);
+            if !kernel::sum_of_squares(new()).is_finite()
+                && let Some(value) = new().find_map(kernel::first_non_finite)
             {
                 let (name, what) = (unit.name(params).to_owned(), "updated mean or state");
                 return Err(Error::NonFiniteGradient { what, name, value, step });
