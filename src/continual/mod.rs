@@ -72,6 +72,7 @@ mod functions;
 pub mod gem;
 mod labels;
 mod memory;
+mod of_gaussian;
 mod past;
 mod quadratic;
 mod synaptic;
