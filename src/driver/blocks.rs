@@ -160,7 +160,7 @@ impl<R: BlockRule> Unit<R> {
 pub(super) const PROBES: u64 = 1 << 31;
 
 /// Random signs for the p-th probe of a block in evaluation number `k`, one per trainable weight.
-pub(super) fn probe<R: Row>(
+pub(super) fn probe(
     params: &Params,
     members: &[usize],
     kind: Kind,
@@ -231,7 +231,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         let corner = |t: &Tensor, old: &Tensor| {
             let place =
                 (0..t.dim() as i64).zip(old.size()).try_fold(t.shallow_clone(), |t, (d, n)| t.f_narrow(d, 0, n));
-            Ok::<_, Error>(_ = place?.f_copy_(old)?)
+            place?.f_copy_(old)?;
+            Ok::<_, Error>(())
         };
         for (t, old) in grown.kept.state.iter().zip(&old.kept.state).chain(grown.kept.mean.iter().zip([&mean])) {
             corner(t, old)?;

@@ -148,24 +148,25 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
         if self.sums.weight == 0.0 {
             let formed = sums.evaluations > 1;
-            return self.apply(sums, formed).map_err(|(e, _)| e);
+            return self.apply(sums, formed);
         }
         let before = self.sums.shallow_clone();
         self.keep(sums)?;
-        let sums = std::mem::take(&mut self.sums);
-        self.apply(sums, true).map_err(|(e, _)| {
-            self.sums = before;
-            e
-        })
+        // An update that fails leaves what was accumulated before, and not this micro-batch.
+        self.apply_kept().inspect_err(|_| self.sums = before)
     }
 
-    /// The update; on an error, what it was made from comes back.
-    pub(super) fn apply(&mut self, mut sums: Sums, formed: bool) -> std::result::Result<f64, (Error, Sums)> {
+    /// The update from what was accumulated, which stays if it fails.
+    pub(super) fn apply_kept(&mut self) -> Result<f64> {
+        let loss = self.apply(self.sums.shallow_clone(), true)?;
+        self.sums = Sums::default();
+        Ok(loss)
+    }
+
+    fn apply(&mut self, mut sums: Sums, formed: bool) -> Result<f64> {
         let factor = self.schedule.factor(self.steps);
         R::Arithmetic::follow(&mut self.units, &self.params);
-        if let Err(e) = R::Arithmetic::update(&mut self.units, &self.params, factor, &mut sums, formed, self.steps) {
-            return Err((e, sums));
-        }
+        R::Arithmetic::update(&mut self.units, &self.params, factor, &mut sums, formed, self.steps)?;
         self.steps += 1;
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
@@ -294,17 +295,6 @@ impl<R: Row> Optimizer<R> {
         }
         let named: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
         let inputs: Vec<&Tensor> = named.iter().map(|(_, t)| *t).collect();
-        fn spread<T>(
-            n: usize,
-            at: impl Iterator<Item = usize>,
-            found: impl IntoIterator<Item = Option<T>>,
-        ) -> Vec<Option<T>> {
-            let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
-            for (i, x) in at.zip(found) {
-                all[i] = x;
-            }
-            all
-        }
         let places = || trained.iter().map(|(i, _)| *i);
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
         let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
@@ -343,7 +333,7 @@ impl<R: Row> Optimizer<R> {
                 let found = second::differentiate(&loss.mean, &tensors, statistic, |b, p| {
                     let sample = PROBES + k * crate::statistic::PROBES as u64 + p as u64;
                     let kind = R::Arithmetic::kind(&leaves[blocks[b][0]]);
-                    probe::<R>(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
+                    probe(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
                 })?;
                 let second = self.units.iter().zip(found.second).map(|(unit, s)| self.embedded(unit, s));
                 let second = second.collect::<Result<Vec<_>>>()?;
@@ -442,4 +432,13 @@ impl<R: Row> Optimizer<R> {
 fn dense(g: Tensor, kind: Kind) -> Tensor {
     let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
     if g.kind() == kind { g } else { g.to_kind(kind) }
+}
+
+/// One value per parameter, from those of some: `found[j]` is that of number `at[j]`.
+fn spread<T>(n: usize, at: impl Iterator<Item = usize>, found: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
+    let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
+    for (i, x) in at.zip(found) {
+        all[i] = x;
+    }
+    all
 }
