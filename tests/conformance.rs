@@ -849,7 +849,8 @@ fn failure_leaves_the_diagnostics() {
 /// others, which on a quadratic is exact.
 #[test]
 fn a_joint_row_moves_the_others_as_if_the_rest_were_fixed() {
-    let rows: [(&str, fn(&Net) -> Optimizer<Newton>); 2] = [
+    type Build = fn(&Net) -> Optimizer<Newton>;
+    let rows: [(&str, Build); 2] = [
         ("weight decay", |net| Newton::default().weight_decay(0.1).build(&net.vs, 1.0).unwrap()),
         ("full prior", |net| {
             let q = rows::posterior(&net.vs).full().unwrap();

@@ -91,7 +91,7 @@ fn weights() -> (Tensor, Params) {
 /// that antithetic pairs give the exact Hessian of a quadratic and moments that are diagonal where the mean is.
 fn signs(steps: usize) -> Given {
     let sample = |k: usize| {
-        let (row, column) = (if k < 2 { 1.0 } else { -1.0 }, if k % 2 == 0 { 1.0 } else { -1.0 });
+        let (row, column) = (if k < 2 { 1.0 } else { -1.0 }, if k.is_multiple_of(2) { 1.0 } else { -1.0 });
         vec![matrix(&[1.0, column, row, row * column])]
     };
     Given((0..steps).map(|_| (0..4).map(sample).collect()).collect())
@@ -268,8 +268,8 @@ fn what_a_row_cannot_take_is_said_with_the_way_out() {
         assert!(text.contains(row) && text.contains(".diagonal()"), "{text}");
     };
     refused(Ivon::default().ess(N).prior(&q).build(weights().1, 0.1).unwrap_err(), "ivon");
-    refused(evon().prior(&q.full().unwrap()).build(weights().1, 0.1).unwrap_err(), "evon");
-    let opt = Ivon::default().ess(N).prior(&q.diagonal().unwrap()).build(weights().1, 0.1).unwrap();
+    refused(evon().prior(q.full().unwrap()).build(weights().1, 0.1).unwrap_err(), "evon");
+    let opt = Ivon::default().ess(N).prior(q.diagonal().unwrap()).build(weights().1, 0.1).unwrap();
     let ours = opt.posterior().unwrap().precision("w").unwrap();
     let theirs = q.full().unwrap().precision_matrix().diag(0);
     for (a, b) in values(&ours).into_iter().zip(values(&theirs)) {
