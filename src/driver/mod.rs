@@ -279,6 +279,6 @@ impl<R: Row<Posterior: Posterior>> Optimizer<R> {
 
 impl<R: Row> Optimizer<R> {
     fn posterior_or_none(&self) -> Result<R::Posterior> {
-        R::Arithmetic::posterior(&self.units, &self.params, self.schedule.factor(self.steps))
+        R::Arithmetic::posterior(&self.units, step::step_of(&self.params, &self.schedule, self.steps))
     }
 }

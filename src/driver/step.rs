@@ -1,6 +1,6 @@
 //! One step: perturb → closure → differentiate → estimate → update.
 
-use super::arithmetic::{Arithmetic, At, Plan};
+use super::arithmetic::{Arithmetic, Plan, Sample, Step};
 use super::blocks::{PROBES, probe};
 use super::row::Row;
 use super::second;
@@ -11,8 +11,8 @@ use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise};
 use crate::likelihood::Outputs;
 use crate::nn::tape::{Recording, Tape};
-use crate::params::{Buffers, Leaf, Perturbed};
-use crate::{Error, Labels, Result, Statistic};
+use crate::params::{Buffers, Leaf, Params, Perturbed};
+use crate::{Error, Labels, Result, Schedule, Statistic};
 use tch::{Kind, Tensor};
 
 /// Which point of an evaluation the weights are at.
@@ -164,9 +164,9 @@ impl<R: Row> Optimizer<R> {
     }
 
     fn apply(&mut self, mut sums: Sums, formed: bool) -> Result<f64> {
-        let factor = self.schedule.factor(self.steps);
+        let step = step_of(&self.params, &self.schedule, self.steps);
         R::Arithmetic::follow(&mut self.units, &self.params);
-        R::Arithmetic::update(&mut self.units, &self.params, factor, &mut sums, formed, self.steps)?;
+        R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
         self.steps += 1;
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
@@ -176,10 +176,10 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn begin(&mut self, k: u64) -> Result<Begun> {
         let expectation = self.config.expectation();
         let guard = match expectation.draw(k) {
-            Some((sample, sign)) => {
-                let lr_factor = self.schedule.factor(self.steps);
-                let at = At { noise: &self.noise, step: self.steps, lr_factor, sample, sign };
-                R::Arithmetic::perturb(&mut self.units, &self.params, at)?
+            Some((draw, sign)) => {
+                let sample = Sample { noise: &self.noise, draw, sign };
+                let step = step_of(&self.params, &self.schedule, self.steps);
+                R::Arithmetic::perturb(&mut self.units, step, sample)?
             }
             None => Perturbed::default(),
         };
@@ -203,8 +203,8 @@ impl<R: Row> Optimizer<R> {
         let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
         // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
-        let factor = self.schedule.factor(self.steps);
-        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, &self.params, factor, &first.gradients, norm)?;
+        let step = step_of(&self.params, &self.schedule, self.steps);
+        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, &first.gradients, norm)?;
         Ok(self.begun(k, Point::Last { statistics }, guard))
     }
 
@@ -426,6 +426,11 @@ impl<R: Row> Optimizer<R> {
         }
         Ok(total.sqrt())
     }
+}
+
+/// The step that comes next. Not a method of the optimizer, because its units are lent out beside it.
+pub(super) fn step_of<'a>(params: &'a Params, schedule: &Schedule, number: u64) -> Step<'a> {
+    Step { params, number, lr_factor: schedule.factor(number) }
 }
 
 /// A gradient in the layout and kind of the parameter's state.
