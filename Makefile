@@ -35,7 +35,8 @@ test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and 
 test-large: ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
 	$(CARGO) test --release -p blr-merge --test cli -- --ignored --nocapture
 
-lint: setup ## formatting, clippy and documentation, warnings denied
+lint: setup ## formatting, clippy, documentation (warnings denied), and which room of src/ may use which
+	python3 scripts/arrows.py
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
 	$(CARGO) clippy --all-targets $(ALL) -- -D warnings

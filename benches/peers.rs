@@ -9,7 +9,7 @@
 //! What one step is:
 //!
 //! * `resnet18/…`: the optimizer alone, on the 62 parameters (11,689,512 weights) of torchvision's ResNet-18, gradients
-//!   given. Ours is the complete cycle `perturbed`, then `step_with` (for VOGN with squares); that of
+//!   given. Ours is the complete cycle `perturbed`, then `step` of the given derivatives (for VOGN with squares); that of
 //!   `ivon-opt` is entering and leaving `sampled_params`, then `step`; everyone else's is `step`. Ours makes sure that
 //!   the gradients are finite, which no peer does, and `…-unchecked` does not.
 //! * `mlp251/…`: loss, gradient and update of a perceptron 10-15-5-1 (251 weights), batch 32.
@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_blr::rule::Rule;
-use tch_blr::{Adam, Derivatives, Ivon, RmsProp, Sgd, Von};
+use tch_blr::rule::Row;
+use tch_blr::{Adam, Derivatives, Ivon, Labels, RmsProp, Sgd, Statistic, Von};
 use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::digits::Digits;
 
@@ -277,16 +277,16 @@ fn gradients(vs: &VarStore) -> Vec<Tensor> {
     vs.trainable_variables().iter().map(|w| Tensor::randn(w.size(), (Kind::Float, Device::Cpu)) * 0.01).collect()
 }
 
-fn given<R: Rule>(row: R, lr: f64, check: bool) -> Outcome<Step> {
+fn given<R: Row>(row: R, lr: f64, check: bool) -> Outcome<Step> {
     let vs = resnet18();
     let gradients = gradients(&vs);
-    let wanted = row.curvature() == Curvature::PerExample;
+    let wanted = row.statistic() == Statistic::Fisher(Labels::Observed);
     let squares: Vec<Tensor> = gradients.iter().filter(|_| wanted).map(Tensor::square).collect();
     let mut opt = row.builder().check_finite(check).build(&vs, lr)?;
     let handles = |tensors: &[Tensor]| tensors.iter().map(|t| Some(t.shallow_clone())).collect();
     Ok(Box::new(move || {
         let (gradients, squares) = (handles(&gradients), handles(&squares));
-        opt.perturbed()?.step_with(Derivatives { loss: 0.0, examples: None, gradients, squares })?;
+        opt.perturbed()?.step(Derivatives { loss: 0.0, examples: None, gradients, squares })?;
         Ok(())
     }))
 }
@@ -349,9 +349,9 @@ fn small_tch_adam() -> Outcome<Step> {
     }))
 }
 
-fn training(row: impl Rule, lr: f64, width: i64, images: &Tensor, labels: &Tensor) -> Outcome<Step> {
+fn training(row: impl Row, lr: f64, width: i64, images: &Tensor, labels: &Tensor) -> Outcome<Step> {
     let (vs, net) = mlp(&[784, width, width, 10]);
-    let mut opt = row.build(&vs, lr)?;
+    let mut opt = row.builder().build(&vs, lr)?;
     let (x, y) = (images.shallow_clone(), labels.shallow_clone());
     let mut batches = (0..).flat_map(move |epoch| batches(&x, &y, BATCH, epoch, Last::Drop));
     Ok(Box::new(move || {

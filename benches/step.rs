@@ -8,14 +8,14 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use std::hint::black_box;
 use tch::Device;
 use tch::nn::{Module, VarStore};
-use tch_blr::rule::Rule;
-use tch_blr::{Adam, AdamW, Ivon, Philox, RmsProp, Sgd, Von};
+use tch_blr::rule::Row;
+use tch_blr::{Adam, AdamW, Ivon, Labels, Philox, RmsProp, Sgd, Statistic, Von};
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
 /// What is measured of a row.
 trait Measure {
-    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64);
+    fn row<R: Row>(&mut self, name: &str, row: R, lr: f64);
 
     fn rows(&mut self) {
         self.row("sgd", Sgd::default(), 1e-3);
@@ -35,10 +35,10 @@ struct GradientsGiven<'a, 'b> {
 }
 
 impl Measure for GradientsGiven<'_, '_> {
-    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64) {
-        let per_example = row.curvature() == Curvature::PerExample;
+    fn row<R: Row>(&mut self, name: &str, row: R, lr: f64) {
+        let per_example = row.statistic() == Statistic::Fisher(Labels::Observed);
         let (leaves, params) = common::parameters(&self.shapes);
-        let mut opt = row.noise(Philox { seed: 0 }).build(params, lr).expect("valid settings");
+        let mut opt = row.builder().noise(Philox { seed: 0 }).build(params, lr).expect("valid settings");
         let gradients = common::all_like(&leaves, 1e-3);
         let squares = if per_example { common::all_like(&leaves, 1e-6) } else { Vec::new() };
         self.group.bench_function(name, |b| {
@@ -63,11 +63,11 @@ struct Whole<'a, 'b> {
 }
 
 impl Measure for Whole<'_, '_> {
-    fn row<R: Rule>(&mut self, name: &str, row: R, lr: f64) {
+    fn row<R: Row>(&mut self, name: &str, row: R, lr: f64) {
         let vs = VarStore::new(Device::Cpu);
         let net = common::mlp(&vs.root(), tch_blr::nn::linear);
         let (x, y) = common::images(128);
-        let mut opt = row.noise(Philox { seed: 0 }).build(&vs, lr).expect("valid settings");
+        let mut opt = row.builder().noise(Philox { seed: 0 }).build(&vs, lr).expect("valid settings");
         self.group.bench_function(name, |b| {
             b.iter(|| black_box(opt.step(|| net.forward(&x).cross_entropy_for_logits(&y)).expect("a finite loss")));
         });

@@ -17,8 +17,9 @@ use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
-use tch_blr::rule::{Row, Rule};
-use tch_blr::{Adam, Expectation, Fisher, Ivon, Optimizer, Prior, Schedule, Von};
+use tch_blr::rule::Row;
+use tch_blr::sensitivity::{DualView, jacobian};
+use tch_blr::{Adam, Expectation, Ivon, Optimizer, Posterior, Prior, Schedule, Von};
 use tch_blr_examples::pictures::bands::{Panel, bands};
 use tch_blr_examples::random::Rng;
 use tch_blr_examples::{Outcome, data, output};
@@ -63,16 +64,11 @@ fn main() -> Outcome {
     let (laplace, checks) = laplace(&data)?;
     let n = data.train.len() as f64;
     let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
-    let ivon = Ivon::default()
-        .ess(n)
-        .weight_decay(DELTA / n)
-        .hess_init(1.0)
-        .beta2(0.999)
-        .expectation(Expectation::Antithetic { pairs: 1 });
-    let ivon = sampled("IVON", &data, |net| ivon.builder().schedule(schedule).build(&net.vs, 0.3))?;
-    let vogn = Von::vogn().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999);
-    let vogn = vogn.expectation(Expectation::Antithetic { pairs: 1 });
-    let vogn = sampled("VOGN", &data, |net| vogn.builder().schedule(schedule).build(&net.vs, 0.05))?;
+    let antithetic = Expectation::Antithetic { pairs: 1 };
+    let ivon = Ivon::default().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).expectation(antithetic);
+    let ivon = sampled("IVON", &data, |net| ivon.schedule(schedule).build(&net.vs, 0.3))?;
+    let vogn = Von::vogn().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).expectation(antithetic);
+    let vogn = sampled("VOGN", &data, |net| vogn.schedule(schedule).build(&net.vs, 0.05))?;
 
     let all = [laplace, ivon, vogn];
     println!("\n                NLL (nats per point)           mean deviation of the function");
@@ -190,7 +186,7 @@ impl Net {
     }
 }
 
-fn train<R: Rule>(opt: &mut Optimizer<R>, net: &Net, data: &Data) -> Outcome<()> {
+fn train<R: Row>(opt: &mut Optimizer<R>, net: &Net, data: &Data) -> Outcome<()> {
     let [x, y] = tensors(&data.train);
     for _ in 0..STEPS {
         opt.step(|| nn::squared_error(&net.forward(&x), &y, SIGMA * SIGMA))?;
@@ -274,7 +270,7 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
     let net = Net::new();
     let n = data.train.len() as f64;
     let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
-    let mut adam = Adam::default().weight_decay(DELTA / n).builder().schedule(schedule).build(&net.vs, 0.1)?;
+    let mut adam = Adam::default().weight_decay(DELTA / n).schedule(schedule).build(&net.vs, 0.1)?;
     train(&mut adam, &net, data)?;
 
     let [x, y] = tensors(&data.train);
@@ -319,7 +315,7 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
 }
 
 /// The network itself with weights drawn from the posterior.
-fn sampled<R: Row<Posterior = DiagonalGaussian>>(
+fn sampled<R: Row<Posterior: Posterior>>(
     name: &'static str,
     data: &Data,
     build: impl Fn(&Net) -> tch_blr::Result<Optimizer<R>>,
@@ -328,7 +324,7 @@ fn sampled<R: Row<Posterior = DiagonalGaussian>>(
     let net = Net::new();
     let mut opt = build(&net)?;
     train(&mut opt, &net, data)?;
-    let q = opt.posterior()?;
+    let q: &dyn Posterior = &opt.posterior()?;
     // [K, N]
     let functions = |x: &Tensor| q.predict_samples(&net.vs, SAMPLES, || net.forward(x)).map(|f| f.squeeze_dim(2));
     let predict = |x: &Tensor| -> Outcome<[Tensor; 2]> {

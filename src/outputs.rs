@@ -26,9 +26,9 @@ impl DiagonalGaussian {
     /// `.grad` stay as they are.
     ///
     /// # Errors
-    /// A parameter that the model lacks, has frozen, or has in another shape; [`Error::Curvature`] for outputs of
-    /// another form or not finite, or a variance that is not finite; [`Error::PerExample`] for batch normalization in
-    /// training mode.
+    /// A parameter that the model lacks, has frozen, or has in another shape; [`Error::Likelihood`]
+    /// for outputs of another form or not finite, [`Error::Curvature`] for a variance that is not finite;
+    /// [`Error::PerExample`] for batch normalization in training mode.
     pub fn output_variance<L: IntoTensor>(
         &self,
         params: impl Into<Params>,

@@ -35,7 +35,7 @@ fn gram(memory: &Memory, theta: &Tensor) -> Tensor {
     let theta = theta.copy().set_requires_grad(true);
     let params = Params::named([("w", theta.shallow_clone())]).unwrap();
     let forward = |x: &Tensor| x.mv(&theta);
-    let loss = SoftLabels::of(memory.shallow_clone(), forward).map(|k| Past::new().with(k).value(&params, &forward));
+    let loss = SoftLabels::of(memory.shallow_clone(), forward).map(|k| Past::new().with(k).value(&params, forward));
     let gradient = Tensor::run_backward(&[loss.unwrap().unwrap()], &[&theta], true, true).remove(0);
     let row = |i| Tensor::run_backward(&[gradient.get(i)], &[&theta], true, false).remove(0);
     Tensor::stack(&(0..D).map(row).collect::<Vec<_>>(), 0)

@@ -187,7 +187,7 @@ fn quadratics_add_and_scale_with_their_constants() {
             assert_eq!(model.value(&sum.scaled(0.0).unwrap()), 0.0);
         }
         // Around the present weights: nothing there, and the same curvature.
-        let here = a.recentred(&model.params()).unwrap();
+        let here = a.recentred(model.params()).unwrap();
         assert_eq!(model.value(&here), 0.0);
         let start = model.flat();
         let moved = |k: &Quadratic, step: f64| {
@@ -207,7 +207,7 @@ fn quadratics_add_and_scale_with_their_constants() {
 fn separate_ewc_is_one_quadratic() {
     let model = Pair::new(0.7);
     let x = wave(&[9, 3], 0.4);
-    let (mut sum, mut parts) = (Quadratic::towards_zero(&model.params(), 0.0).unwrap(), Vec::new());
+    let (mut sum, mut parts) = (Quadratic::towards_zero(model.params(), 0.0).unwrap(), Vec::new());
     for task in 0..3 {
         let solution = Pair::new(f64::from(task));
         model.set(&solution.flat());
@@ -435,7 +435,7 @@ fn kronecker_factors_as_a_quadratic() {
     net.set(1.1);
     close(number(&net.value(&both)), number(&(net.value(&k) + net.value(&second_task))), 1e-12);
     close(number(&net.value(&both.scaled(3.0).unwrap())), 3.0 * number(&net.value(&both)), 1e-12);
-    let here = both.recentred(&net.params()).unwrap();
+    let here = both.recentred(net.params()).unwrap();
     assert_eq!(number(&net.value(&here)), 0.0);
     let before = net.layers[0].ws.detach().copy();
     let step = wave(&[2, 3], 4.0);
@@ -480,12 +480,12 @@ fn kronecker_factors_of_a_convolution_as_a_quadratic() {
 fn the_structures_agree_where_they_are_exact() {
     let net = Layered::new(false);
     let x = wave(&[3, 3], 0.6);
-    let zero = || Quadratic::towards_zero(&net.params(), 0.7).unwrap();
+    let zero = || Quadratic::towards_zero(net.params(), 0.7).unwrap();
     let (mut kronecker, mut full) = (zero(), zero());
     for task in 0..3 {
         net.set(0.4 * task as f64);
         let one = x.narrow(0, task, 1);
-        let after = |past: Quadratic, f: Quadratic| past.recentred(&net.params()).unwrap().plus(&f).unwrap();
+        let after = |past: Quadratic, f: Quadratic| past.recentred(net.params()).unwrap().plus(&f).unwrap();
         kronecker = after(kronecker, (&net.kronecker(&one, Likelihood::Categorical)).into());
         full = after(full, net.full(&one, Likelihood::Categorical));
     }
@@ -523,7 +523,7 @@ fn online_laplace_is_exact_where_its_structure_is() {
         let (x, y) = &tasks[task];
         (net.forward(x) - y).square().sum(Kind::Double) * (0.5 / VARIANCE)
     };
-    let start = || Quadratic::towards_zero(&net.params(), DELTA).unwrap();
+    let start = || Quadratic::towards_zero(net.params(), DELTA).unwrap();
     let weights = || net.variables().iter().flat_map(values).collect::<Vec<_>>();
     let past = start();
     minimize(net.params(), || loss(0) + loss(1) + loss(2) + net.value(&past));
@@ -533,7 +533,7 @@ fn online_laplace_is_exact_where_its_structure_is() {
         for task in order {
             net.set(0.8);
             minimize(net.params(), || loss(task) + net.value(&past));
-            past = past.recentred(&net.params()).unwrap().plus(&fisher(&tasks[task].0)).unwrap();
+            past = past.recentred(net.params()).unwrap().plus(&fisher(&tasks[task].0)).unwrap();
         }
         weights()
     };
@@ -633,7 +633,7 @@ fn ewc_functional_regularization_and_replay_are_one_past() {
         let (rest, second) = (|| all().select(&[0, 3, 4, 6]).unwrap(), || all().select(&[1, 2, 5, 7]).unwrap());
         let left_out = Fisher::exact().likelihood(likelihood);
         let left_out = left_out.diagonal(net.params(), [wave(&[20, 3], 0.9)], forward).unwrap();
-        let weights = || Quadratic::isotropic(&net.params(), 0.3).unwrap().plus(&Quadratic::from(&left_out)).unwrap();
+        let weights = || Quadratic::isotropic(net.params(), 0.3).unwrap().plus(&Quadratic::from(&left_out)).unwrap();
         let recipe = Past::new()
             .with(weights())
             .with(SoftLabels::of(rest(), forward).unwrap())
@@ -741,15 +741,15 @@ fn synaptic_intelligence_finds_the_curvature_of_a_quadratic() {
     let theta = leaf(&Tensor::from_slice(&[1.0, -0.8, 0.6]));
     let params = || Params::named([("w", theta.shallow_clone())]).unwrap();
     let loss = || (&h * theta.square()).sum(Kind::Double) * 0.5;
-    let mut si = SynapticIntelligence::new(&params(), 1e-6).unwrap();
+    let mut si = SynapticIntelligence::new(params(), 1e-6).unwrap();
     let mut opt = Sgd::default().build(params(), 1e-3).unwrap();
     let n = 50.0;
     for _ in 0..4000 {
-        si.before(&params(), &loss()).unwrap();
+        si.before(params(), &loss()).unwrap();
         opt.step(loss).unwrap();
-        si.after(&params()).unwrap();
+        si.after(params()).unwrap();
     }
-    si.end_task(&params()).unwrap();
+    si.end_task(params()).unwrap();
     let importance = values(si.importance("w").unwrap());
     for (ours, h) in importance.iter().zip(values(&h)) {
         close(*ours, h / 2.0, 0.01 * h / 2.0);
@@ -762,14 +762,14 @@ fn synaptic_intelligence_finds_the_curvature_of_a_quadratic() {
     close(value(&si.penalty(0.1, n).unwrap()), 0.1 * value(&penalty), 1e-12);
 
     // A second task adds; where its loss went up along the way, importance goes down, but not below zero.
-    let mut si = SynapticIntelligence::new(&params(), 0.1).unwrap();
+    let mut si = SynapticIntelligence::new(params(), 0.1).unwrap();
     let mut importance = [0.0; 3];
     for (sign, size) in [(1.0, 1.0), (-1.0, 0.25), (-1.0, 5.0)] {
         let g = values(&(&h * size));
-        si.before(&params(), &((&h * size * &theta).sum(Kind::Double) * sign)).unwrap();
+        si.before(params(), &((&h * size * &theta).sum(Kind::Double) * sign)).unwrap();
         set(&theta, &(theta.detach() - 0.3));
-        si.after(&params()).unwrap();
-        si.end_task(&params()).unwrap();
+        si.after(params()).unwrap();
+        si.end_task(params()).unwrap();
         for (i, g) in importance.iter_mut().zip(g) {
             *i = (*i + sign * g * 0.3 / (0.09 + 0.1)).max(0.0);
         }
@@ -803,7 +803,7 @@ impl Logistic {
     }
 
     fn value(&self, past: &Past) -> Tensor {
-        past.value(&self.params(), |x| self.forward(x)).unwrap()
+        past.value(self.params(), |x| self.forward(x)).unwrap()
     }
 
     /// Trains; w.
@@ -839,13 +839,13 @@ fn loss(data: &(Tensor, Tensor)) -> Replay {
 }
 
 fn decay(model: &Logistic, delta: f64) -> Quadratic {
-    Quadratic::towards_zero(&model.params(), delta).unwrap()
+    Quadratic::towards_zero(model.params(), delta).unwrap()
 }
 
 /// The K-prior of a trained model, on these inputs.
 fn k_prior(model: &Logistic, x: &Tensor, delta: f64) -> Past {
     Past::new()
-        .with(Quadratic::isotropic(&model.params(), delta).unwrap())
+        .with(Quadratic::isotropic(model.params(), delta).unwrap())
         .with(SoftLabels::of(Memory::new(x, Likelihood::Bernoulli), |x| model.forward(x)).unwrap())
 }
 
@@ -872,7 +872,7 @@ fn k_priors_on_all_data_adapt_exactly() {
 
     for other in [0.1, 5.0] {
         base();
-        let prior = Quadratic::change_of_regularizer(&model.params(), delta, other).unwrap();
+        let prior = Quadratic::change_of_regularizer(model.params(), delta, other).unwrap();
         let soft = SoftLabels::of(memory(&old), |x| model.forward(x)).unwrap();
         let adapted = model.fit(&Past::new().with(prior).with(soft));
         let batch = model.fit(&Past::new().with(decay(&model, other)).with(loss(&old)));
@@ -885,7 +885,7 @@ fn k_priors_on_all_data_adapt_exactly() {
     let soft = SoftLabels::of(memory(&old), |x| model.forward(x)).unwrap();
     let small = Logistic::new(1);
     set(&small.w, &model.w.narrow(0, 0, 3));
-    let adapted = small.fit(&Past::new().with(Quadratic::isotropic(&small.params(), delta).unwrap()).with(soft));
+    let adapted = small.fit(&Past::new().with(Quadratic::isotropic(small.params(), delta).unwrap()).with(soft));
     let batch = small.fit(&Past::new().with(decay(&small, delta)).with(loss(&old)));
     all_close(&adapted, &batch, 1e-9);
     assert!(batch.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.05));
@@ -900,11 +900,11 @@ fn the_error_of_the_reconstructed_gradient() {
     model.fit(&batch());
     let all = k_prior(&model, &old.0, delta);
     let some = k_prior(&model, &old.0.narrow(0, 0, 20), delta);
-    let weights = Past::new().with(Quadratic::isotropic(&model.params(), delta).unwrap());
+    let weights = Past::new().with(Quadratic::isotropic(model.params(), delta).unwrap());
     set(&model.w, &(model.w.detach() + wave(&[6], 0.8)));
     let error = |past: &Past| {
         let truth = batch();
-        past.reconstruction_error(&model.params(), |x| model.forward(x), || model.value(&truth)).unwrap()
+        past.reconstruction_error(model.params(), |x| model.forward(x), || model.value(&truth)).unwrap()
     };
     let (all, some, weights) = (error(&all), error(&some), error(&weights));
     assert!(all < 1e-12 && (0.01..0.8).contains(&some) && some < weights && weights < 1.0, "{all} {some} {weights}");
@@ -919,7 +919,7 @@ fn the_error_of_the_reconstructed_gradient() {
         Past::new().with(SoftLabels::of(memory(), forward).unwrap()).with(LabelNoise::of(memory(), forward).unwrap());
     net.move_by(0.4);
     let truth = Replay::new(memory()).unwrap();
-    let error = |past: &Past| past.reconstruction_error(&net.params(), &forward, || net.value(&truth)).unwrap();
+    let error = |past: &Past| past.reconstruction_error(net.params(), forward, || net.value(&truth)).unwrap();
     assert!(error(&both) < 1e-13 && error(&functions) > 0.1, "{} {}", error(&both), error(&functions));
 }
 
@@ -935,7 +935,7 @@ fn the_curvature_of_left_out_examples_completes_a_memory() {
     let q = left_out.laplace(tch_blr::Prior::isotropic(DELTA)).unwrap();
     let soft = SoftLabels::of(Memory::new(&x.narrow(0, 0, 2), gaussian), forward).unwrap();
     let past = Past::new().with(Quadratic::from(&q)).with(soft);
-    minimize(all.params(), || all.loss(1) + past.value(&all.params(), &forward).unwrap());
+    minimize(all.params(), || all.loss(1) + past.value(all.params(), forward).unwrap());
     let s = all.precision(0) + all.precision(1) + Tensor::eye(4, F64) * DELTA;
     let moment = (0..2).map(|t| all.tasks[t].0.tr().mv(&all.tasks[t].1) / VARIANCE).reduce(|a, b| a + b).unwrap();
     all_close(&values(&all.w), &values(&s.inverse().mv(&moment)), 1e-12);
@@ -1027,7 +1027,7 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
     let w = || wave(&[3, 2], 0.1);
     says(value(&one("other", w(), w().square()).unwrap()), "another model");
     says(value(&one("w", wave(&[2], 0.1), wave(&[2], 0.1).square()).unwrap()), "shape [2]");
-    says(one("other", w(), w().square()).unwrap().recentred(&model.params()), "another model");
+    says(one("other", w(), w().square()).unwrap().recentred(model.params()), "another model");
     let diverged = Params::named([("w", w() * f64::NAN)]).unwrap();
     says(one("w", w(), w().square()).unwrap().recentred(&diverged), "not finite");
     says(one("w", w(), w() * f64::NAN), "not finite");
@@ -1039,8 +1039,8 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
         one("w", w(), w().square()).unwrap().plus(&one("w", wave(&[2], 0.1), wave(&[2], 0.1).square()).unwrap()),
         "differ",
     );
-    says(Quadratic::isotropic(&model.params(), -1.0), "`delta`");
-    says(Quadratic::change_of_regularizer(&model.params(), 1.0, 0.0), "`delta_b`");
+    says(Quadratic::isotropic(model.params(), -1.0), "`delta`");
+    says(Quadratic::change_of_regularizer(model.params(), 1.0, 0.0), "`delta_b`");
     says(one("w", w(), w().square()).unwrap().scaled(f64::NAN), "`w`");
     says(value(&Quadratic::new(Vec::<(String, Tensor, Tensor)>::new()).unwrap()), "no parameters");
     let f = full(0.3);
@@ -1054,33 +1054,33 @@ fn a_prior_that_does_not_fit_is_refused_by_name() {
     assert_eq!(model.flat(), start);
 
     let zero = || (&model.w * 0.0).sum(Kind::Double);
-    let none = Past::new().reconstruction_error(&model.params(), |x| x.shallow_clone(), zero);
+    let none = Past::new().reconstruction_error(model.params(), tch::Tensor::shallow_clone, zero);
     says(none, "zero");
     // Nothing is a past too.
-    assert_eq!(number(&Past::new().value(&model.params(), |x| x.shallow_clone()).unwrap()), 0.0);
+    assert_eq!(number(&Past::new().value(model.params(), tch::Tensor::shallow_clone).unwrap()), 0.0);
 }
 
 #[test]
 fn synaptic_intelligence_keeps_its_state_when_it_refuses() {
     let theta = leaf(&Tensor::from_slice(&[1.0, -0.8]));
     let params = || Params::named([("w", theta.shallow_clone())]).unwrap();
-    says(SynapticIntelligence::new(&params(), 0.0), "`xi`");
-    let mut si = SynapticIntelligence::new(&params(), 0.5).unwrap();
-    says(si.after(&params()), "before()");
-    says(si.before(&params(), &(&theta * 2.0)), "0-dim");
-    says(si.before(&params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
-    says(si.before(&Pair::new(0.1).params(), &theta.sum(Kind::Double)), "2 are trained");
+    says(SynapticIntelligence::new(params(), 0.0), "`xi`");
+    let mut si = SynapticIntelligence::new(params(), 0.5).unwrap();
+    says(si.after(params()), "before()");
+    says(si.before(params(), &(&theta * 2.0)), "0-dim");
+    says(si.before(params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
+    says(si.before(Pair::new(0.1).params(), &theta.sum(Kind::Double)), "2 are trained");
     let other = leaf(&wave(&[2], 0.1));
     let renamed = Params::named([("v", other.shallow_clone())]).unwrap();
     says(si.end_task(&renamed), "another model");
     says(si.penalty(-1.0, 1.0), "`c`");
     says(si.penalty(1.0, 0.0), "`examples`");
     // As if nothing had been: one step of -1 along a gradient of 2.
-    si.before(&params(), &(&theta * 2.0).sum(Kind::Double)).unwrap();
-    says(si.before(&params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
+    si.before(params(), &(&theta * 2.0).sum(Kind::Double)).unwrap();
+    says(si.before(params(), &(&theta * f64::NAN).sum(Kind::Double)), "not finite");
     set(&theta, &(theta.detach() - 1.0));
-    si.after(&params()).unwrap();
-    says(si.after(&params()), "before()");
-    si.end_task(&params()).unwrap();
+    si.after(params()).unwrap();
+    says(si.after(params()), "before()");
+    si.end_task(params()).unwrap();
     all_close(&values(si.importance("w").unwrap()), &[2.0 / 1.5; 2], 1e-12);
 }

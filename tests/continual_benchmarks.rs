@@ -1,6 +1,6 @@
-//! The tables of continual learning (`make reproduce`), reduced: three tasks, few images, few epochs. The bars are those of
-//! these reductions, and the same for MNIST and, without `TCH_BLR_DATA`, for drawn digits. Two reductions are reduced once
-//! more, to seconds; `make test-statistics` has the larger ones.
+//! The tables of continual learning (`make reproduce`), reduced: three tasks, few images, few epochs. The bars are
+//! those of these reductions, and the same for MNIST and, without `TCH_BLR_DATA`, for drawn digits. Two reductions are
+//! reduced once more, to seconds; `make test-statistics` has the larger ones.
 
 use tch::Tensor;
 use tch_blr::metrics::AccuracyMatrix;

@@ -392,7 +392,7 @@ fn what_does_not_fit_is_refused() {
     let y = Tensor::from_slice(&[0i64, 2, 1, 1]);
     let new = |j: &Tensor, y: &Tensor, of| DualView::new(j, y, &w, of, 1.0).map(|_| ()).unwrap_err();
     let says = |e: Error, what: &str| {
-        assert!(matches!(&e, Error::Memory(p) | Error::Likelihood(p) if p.contains(what)), "{e}")
+        assert!(matches!(&e, Error::Memory(p) | Error::Likelihood(p) if p.contains(what)), "{e}");
     };
     says(new(&j, &(&y + 1), CATEGORICAL), "class 3");
     says(new(&j, &y.narrow(0, 0, 3), CATEGORICAL), "[3]");

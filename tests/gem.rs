@@ -129,9 +129,9 @@ fn an_optimizer_takes_the_projected_gradient() {
         for _ in 0..300 {
             let step = opt.perturbed().unwrap();
             let now = loss(&new);
-            let mut gradients = gem::gradients(&now, &params()).unwrap();
+            let mut gradients = gem::gradients(&now, params()).unwrap();
             if project {
-                gradients = gem::project(&gradients, &[gem::gradients(&loss(&past), &params()).unwrap()], 0.0).unwrap();
+                gradients = gem::project(&gradients, &[gem::gradients(&loss(&past), params()).unwrap()], 0.0).unwrap();
             }
             let loss = now.double_value(&[]);
             step.step(Derivatives { loss, examples: None, gradients, squares: vec![] }).unwrap();
@@ -161,7 +161,7 @@ fn gradients_that_do_not_fit_are_refused_by_name() {
     says(gem::project_average(&gradient(&[f64::INFINITY, 0.0, 0.0, 0.0]), &g()), "gradient 0 of the loss");
     says(gem::project(&g(), &[g()], -1.0), "`gamma`");
     let w = support::weight(&[1.0, 2.0]);
-    says(gem::gradients(&(&w * 2.0), &support::params(&w)), "0-dim");
+    says(gem::gradients(&(&w * 2.0), support::params(&w)), "0-dim");
 }
 
 /// α Σ w‖f - f_old‖² and its gradient; the mean of entries that others take is one coefficient away.

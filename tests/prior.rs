@@ -8,8 +8,8 @@ use tch::nn::Module;
 use tch::{Kind, Tensor};
 use tch_blr::rule::Row;
 use tch_blr::{
-    Evon, Expectation, FullGaussian, FullVon, Given, Ivon, KroneckerGaussian, Labels, Newton, NoisyKfac, Optimizer, Params,
-    Posterior, Prior, Soap, Statistic, nn,
+    Evon, Expectation, FullGaussian, FullVon, Given, Ivon, KroneckerGaussian, Labels, Newton, NoisyKfac, Optimizer,
+    Params, Posterior, Prior, Soap, Statistic, nn,
 };
 
 /// Precision of the first prior.
@@ -45,7 +45,10 @@ impl Task {
 
     /// In no basis in particular.
     fn other() -> Task {
-        Task { x: matrix(&[1.0, 0.3, -0.4, 2.0, 0.7, 0.7, 0.2, -1.5]), y: matrix(&[1.0, 2.0, -1.0, 0.5, 0.0, 1.0, 2.0, -0.5]) }
+        Task {
+            x: matrix(&[1.0, 0.3, -0.4, 2.0, 0.7, 0.7, 0.2, -1.5]),
+            y: matrix(&[1.0, 2.0, -1.0, 0.5, 0.0, 1.0, 2.0, -0.5]),
+        }
     }
 
     /// Mean over the examples, by a layer that records.
@@ -88,7 +91,7 @@ fn weights() -> (Tensor, Params) {
 /// that antithetic pairs give the exact Hessian of a quadratic and moments that are diagonal where the mean is.
 fn signs(steps: usize) -> Given {
     let sample = |k: usize| {
-        let (row, column) = (if k < 2 { 1.0 } else { -1.0 }, if k % 2 == 0 { 1.0 } else { -1.0 });
+        let (row, column) = (if k < 2 { 1.0 } else { -1.0 }, if k.is_multiple_of(2) { 1.0 } else { -1.0 });
         vec![matrix(&[1.0, column, row, row * column])]
     };
     Given((0..steps).map(|_| (0..4).map(sample).collect()).collect())
@@ -178,7 +181,8 @@ fn the_gradient_of_a_prior_in_another_basis_is_exact() {
         opt.step(|| task.loss(&w)).unwrap();
     }
     let precision = diagonal.full().unwrap().precision_matrix() + task.precision();
-    let moment = diagonal.full().unwrap().precision_matrix().mv(&diagonal.full().unwrap().mean_vector()) + task.moment();
+    let moment =
+        diagonal.full().unwrap().precision_matrix().mv(&diagonal.full().unwrap().mean_vector()) + task.moment();
     all_close(&values(&w), &values(&Tensor::linalg_solve(&precision, &moment, true)), 1e-8);
 }
 
@@ -190,7 +194,11 @@ fn without_data_the_posterior_is_the_prior() {
     let dense = |q: &FullGaussian| values(q.precision_matrix());
     let kronecker = |opt: &Optimizer<Evon>| dense(&opt.posterior().unwrap().full().unwrap());
     all_close(&kronecker(&evon().prior(&q).build(weights().1, 0.1).unwrap()), &dense(&full), 1e-12);
-    all_close(&kronecker(&evon().prior(&diagonal).build(weights().1, 0.1).unwrap()), &dense(&diagonal.full().unwrap()), 1e-12);
+    all_close(
+        &kronecker(&evon().prior(&diagonal).build(weights().1, 0.1).unwrap()),
+        &dense(&diagonal.full().unwrap()),
+        1e-12,
+    );
     let opt = kfac().prior(&q).build(weights().1, 0.1).unwrap();
     all_close(&dense(&opt.posterior().unwrap().full().unwrap()), &dense(&full), 1e-12);
     let von = FullVon::default().ess(N);
@@ -260,8 +268,8 @@ fn what_a_row_cannot_take_is_said_with_the_way_out() {
         assert!(text.contains(row) && text.contains(".diagonal()"), "{text}");
     };
     refused(Ivon::default().ess(N).prior(&q).build(weights().1, 0.1).unwrap_err(), "ivon");
-    refused(evon().prior(&q.full().unwrap()).build(weights().1, 0.1).unwrap_err(), "evon");
-    let opt = Ivon::default().ess(N).prior(&q.diagonal().unwrap()).build(weights().1, 0.1).unwrap();
+    refused(evon().prior(q.full().unwrap()).build(weights().1, 0.1).unwrap_err(), "evon");
+    let opt = Ivon::default().ess(N).prior(q.diagonal().unwrap()).build(weights().1, 0.1).unwrap();
     let ours = opt.posterior().unwrap().precision("w").unwrap();
     let theirs = q.full().unwrap().precision_matrix().diag(0);
     for (a, b) in values(&ours).into_iter().zip(values(&theirs)) {

@@ -76,6 +76,22 @@ fn signal(name: &str, child: &Child) {
     assert!(sent.success(), "{name}: {sent}");
 }
 
+/// A child that stands still shows whether it is within a save.
+fn stop_within_a_save(child: &Child, saving: impl Fn() -> bool) {
+    let started = Instant::now();
+    loop {
+        signal("STOP", child);
+        // Until its threads have left the system call that they are in.
+        sleep(Duration::from_millis(5));
+        if saving() {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "the child is never within a save");
+        signal("CONT", child);
+        sleep(Duration::from_micros(300));
+    }
+}
+
 fn drafts(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "tmp")).count()
 }
@@ -113,17 +129,9 @@ fn killed_while_saving() {
             sleep(Duration::from_micros(200));
         }
         sleep(Duration::from_micros(u64::from(round) * 37_741 % 150_000));
-        // Every other time, into a save on purpose: a child that stands still shows whether it is in one.
-        while round % 2 == 1 {
-            signal("STOP", &child);
-            // Until its threads have left the system call that they are in.
-            sleep(Duration::from_millis(5));
-            if drafts(dir.path()) > already {
-                break;
-            }
-            assert!(started.elapsed() < Duration::from_secs(60), "round {round}: the child is never within a save");
-            signal("CONT", &child);
-            sleep(Duration::from_micros(300));
+        // Every other time, into a save on purpose.
+        if round % 2 == 1 {
+            stop_within_a_save(&child, || drafts(dir.path()) > already);
         }
         child.kill().unwrap();
         child.wait().unwrap();

@@ -332,7 +332,7 @@ fn priors_that_do_not_fit_are_refused() {
     let q = FullGaussian::new([("w", w.copy())], &Tensor::eye(2, (Kind::Double, Device::Cpu))).unwrap();
     let e = Evon::default().ess(10.0).prior(&q).build(params(&w), 0.1).unwrap_err();
     assert!(matches!(e, Error::Posterior(_)) && e.to_string().contains(".diagonal()"), "{e}");
-    Evon::default().ess(10.0).prior(&q.diagonal().unwrap()).build(params(&w), 0.1).unwrap();
+    Evon::default().ess(10.0).prior(q.diagonal().unwrap()).build(params(&w), 0.1).unwrap();
     let e = Ivon::default().ess(10.0).prior(&q).build(params(&w), 0.1).unwrap_err();
     assert!(e.to_string().contains("ivon takes a prior that is isotropic or a diagonal Gaussian"), "{e}");
     let e = Newton::default().prior(Prior::isotropic(2.0)).build(params(&w), 0.1).unwrap_err();

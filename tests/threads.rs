@@ -4,7 +4,7 @@
 use support::rows::{self, Case};
 use support::{F64, assert_close, bits, store, variable, wave_at};
 use tch::{Kind, Tensor};
-use tch_blr::rule::{Row, Rule};
+use tch_blr::rule::Rule;
 use tch_blr::{DiagonalGaussian, Given, Philox};
 
 /// Weights enough for libtorch to share its work out.

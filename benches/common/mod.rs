@@ -7,7 +7,7 @@ use criterion::Criterion;
 use std::time::Duration;
 use tch::nn::{self, ConvConfig, LinearConfig, Module, Path, Sequential};
 use tch::{Device, Kind, Tensor};
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{Derivatives, Optimizer, Params};
 
 /// Few and short measurements, so that `make bench` takes minutes. `cargo bench --bench step -- --measurement-time 10`
@@ -104,12 +104,12 @@ pub fn all_like(tensors: &[Tensor], x: f64) -> Vec<Tensor> {
 }
 
 /// An optimizer's own part of a step: perturb, take derivatives that are there already, update.
-pub fn step_given<R: Rule>(opt: &mut Optimizer<R>, gradients: &[Tensor], squares: &[Tensor]) -> f64 {
+pub fn step_given<R: Row>(opt: &mut Optimizer<R>, gradients: &[Tensor], squares: &[Tensor]) -> f64 {
     let given = |tensors: &[Tensor]| tensors.iter().map(|t| Some(t.shallow_clone())).collect();
     let evaluation = opt.perturbed().expect("valid parameters");
     let (gradients, squares) = (given(gradients), given(squares));
     let derivatives = Derivatives { loss: 1.0, examples: None, gradients, squares };
-    evaluation.step_with(derivatives).expect("finite derivatives")
+    evaluation.step(derivatives).expect("finite derivatives")
 }
 
 /// A perceptron 784-256-256-10 of this crate's linear layers or of tch's.

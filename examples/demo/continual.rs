@@ -27,15 +27,15 @@ pub fn run(data: &Digits) -> Outcome<Value> {
 
     tch::manual_seed(0);
     let net = Mlp::new(&[784, 100, 100, 10]);
-    let mut first = ivon(n).builder().schedule(schedule).build(&net.vs, LR)?;
+    let mut first = ivon(n).schedule(schedule).build(&net.vs, LR)?;
     train("upright", &net, &mut first, (x, y), (epochs, BATCH), 0)?;
-    let sigma = first.diagnostics()?.sigma;
+    let sigma = first.diagnostics()?.sigma.expect("IVON has a posterior");
     let yesterday = first.posterior()?;
     let alone = accuracy(&net, &data.test_images, &data.test_labels)?;
 
     let rotated_after = |what: &str, prior: Option<Prior>| -> Outcome<(f64, f64)> {
         yesterday.copy_mean_to(&net.vs)?;
-        let second = ivon(n).builder().schedule(schedule);
+        let second = ivon(n).schedule(schedule);
         let second = if let Some(prior) = prior { second.prior(prior) } else { second };
         let mut second = second.build(&net.vs, LR)?;
         train(what, &net, &mut second, (&rotated, y), (epochs, BATCH), 100)?;

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::rule::{Row, Rule};
-use tch_blr::{Adam, Ivon, Optimizer, Result, Von, metrics};
+use tch_blr::rule::Row;
+use tch_blr::{Adam, Ivon, Optimizer, Posterior, Result, Von, metrics};
 use tch_blr_examples::model::{Mlp, train};
 use tch_blr_examples::moons::moons;
 use tch_blr_examples::{Outcome, pictures};
@@ -42,7 +42,7 @@ pub fn run(folder: &Path) -> Outcome<Value> {
     Ok(Value::Object(report))
 }
 
-fn fit<R: Rule>(
+fn fit<R: Row>(
     name: &str,
     x: &Tensor,
     y: &Tensor,
@@ -55,8 +55,9 @@ fn fit<R: Rule>(
     Ok((net, opt))
 }
 
-fn averaged<R: Row<Posterior = DiagonalGaussian>>((net, opt): (Mlp, Optimizer<R>), grid: &Tensor) -> Outcome<Tensor> {
-    Ok(opt.posterior()?.predict(&net.vs, SAMPLES, || net.probabilities(grid))?.mean)
+fn averaged<R: Row<Posterior: Posterior>>((net, opt): (Mlp, Optimizer<R>), grid: &Tensor) -> Outcome<Tensor> {
+    let q: &dyn Posterior = &opt.posterior()?;
+    Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(grid))?.mean)
 }
 
 /// The centres of the plane's cells, row by row.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Schedule, Von};
 use tch_blr_examples::digits::{Digits, letters};
 use tch_blr_examples::model::{Mlp, Scores, averaged, train};
@@ -26,22 +26,14 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     let steps = (data.train_labels.numel() as u64).div_ceil(BATCH as u64);
     let schedule = Schedule::WarmupCosine { warmup: steps, total: EPOCHS * steps };
 
-    let adam = |net: &Mlp| Adam::default().builder().schedule(schedule).build(&net.vs, 1e-3);
+    let adam = |net: &Mlp| Adam::default().schedule(schedule).build(&net.vs, 1e-3);
     let adam = trained("Adam", data, adam, |_| Ok(None))?;
     let vogn = Von::vogn().ess(n).hess_init(0.01).damping(0.01).weight_decay(2e-5);
-    let vogn = trained(
-        "VOGN",
-        data,
-        |net| vogn.builder().schedule(schedule).build(&net.vs, 0.03),
-        |opt| opt.posterior().map(Some),
-    )?;
+    let vogn =
+        trained("VOGN", data, |net| vogn.schedule(schedule).build(&net.vs, 0.03), |opt| opt.posterior().map(Some))?;
     let ivon = Ivon::default().ess(n).hess_init(0.1).weight_decay(2e-5).beta2(0.9999);
-    let ivon = trained(
-        "IVON",
-        data,
-        |net| ivon.builder().schedule(schedule).build(&net.vs, 0.5),
-        |opt| opt.posterior().map(Some),
-    )?;
+    let ivon =
+        trained("IVON", data, |net| ivon.schedule(schedule).build(&net.vs, 0.5), |opt| opt.posterior().map(Some))?;
     let all = [adam, vogn, ivon];
 
     println!("\n  {:<28} accuracy     NLL     ECE  OOD AUROC", "");
@@ -65,7 +57,7 @@ pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     Ok(Value::Object(report))
 }
 
-fn trained<R: Rule>(
+fn trained<R: Row>(
     name: &'static str,
     data: &Digits,
     build: impl Fn(&Mlp) -> tch_blr::Result<Optimizer<R>>,

@@ -3,9 +3,10 @@
 use super::table::{Answer, Outcome, Row};
 use support::{given, params, state, values, weight, with_exact_expectations};
 use tch::{Kind, Tensor};
-use tch_blr::rule::{Row, Rule};
+use tch_blr::rule;
 use tch_blr::{
-    Adam, AdamW, Expectation, Ivon, Labels, Optimizer, Params, Result, RmsProp, Sgd, Statistic, Vadam, Von, nn,
+    Adam, AdamW, DiagonalGaussian, Expectation, Ivon, Labels, Optimizer, Params, Result, RmsProp, Sgd, Statistic,
+    Vadam, Von, nn,
 };
 
 pub const DIAGONAL: &str = "Gaussian (diagonal cov.)";
@@ -52,40 +53,35 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// The weights before the first and after each of `steps` steps on `loss(weights, step)`, and the optimizer.
-pub fn train<R: Rule>(
+pub fn train<R: rule::Row>(
     start: &[f64],
     steps: usize,
     build: impl FnOnce(Params) -> Result<Optimizer<R>>,
     loss: impl Fn(&Tensor, usize) -> Tensor,
 ) -> Outcome<(Vec<Vec<f64>>, Optimizer<R>)> {
-    let w = weight(start);
-    let mut opt = build(params(&w))?;
-    let mut path = vec![start.to_vec()];
+    train_from(&weight(start), steps, build, loss)
+}
+
+/// The same with weights in the shape of `start`, which moves.
+pub fn train_from<R: rule::Row>(
+    start: &Tensor,
+    steps: usize,
+    build: impl FnOnce(Params) -> Result<Optimizer<R>>,
+    loss: impl Fn(&Tensor, usize) -> Tensor,
+) -> Outcome<(Vec<Vec<f64>>, Optimizer<R>)> {
+    let mut opt = build(params(start))?;
+    let mut path = vec![values(start)];
     for step in 0..steps {
-        opt.step(|| loss(&w, step))?;
-        path.push(values(&w));
+        opt.step(|| loss(start, step))?;
+        path.push(values(start));
     }
     Ok((path, opt))
 }
 
-/// The weights after `steps` steps on `loss(weights)`, and the optimizer, for rules whose posterior is not a product.
-pub fn train_structured<R: Row>(
-    start: &Tensor,
-    steps: usize,
-    build: impl FnOnce(Params) -> Result<Optimizer<R>>,
-    loss: impl Fn(&Tensor) -> Tensor,
-) -> Outcome<(Vec<f64>, Optimizer<R>)> {
-    let mut opt = build(params(start))?;
-    for _ in 0..steps {
-        opt.step(|| loss(start))?;
-    }
-    Ok((values(start), opt))
-}
-
 /// The weight after each step from 0.5 with these gradients.
-fn with_gradients(rule: impl Rule, lr: f64, gradients: &[f64]) -> Outcome<Vec<f64>> {
+fn with_gradients(rule: impl rule::Row, lr: f64, gradients: &[f64]) -> Outcome<Vec<f64>> {
     let loss = |w: &Tensor, step: usize| (w * gradients[step]).sum(Kind::Double);
-    let (path, _) = train(&[0.5], gradients.len(), |w| rule.build(w, lr), loss)?;
+    let (path, _) = train(&[0.5], gradients.len(), |w| rule.builder().build(w, lr), loss)?;
     Ok(path[1..].concat())
 }
 
@@ -103,12 +99,15 @@ fn least_squares(w: &Tensor, _: usize) -> Tensor {
 }
 
 /// Mean and precision after 300 steps of noise ±1, two points of equal weight that integrate up to the third degree.
-fn settled(rule: impl GaussianRule) -> Outcome<Vec<f64>> {
+fn settled(rule: impl rule::Row<Posterior = DiagonalGaussian>) -> Outcome<Vec<f64>> {
     settled_on(rule, least_squares)
 }
 
-fn settled_on(rule: impl GaussianRule, loss: fn(&Tensor, usize) -> Tensor) -> Outcome<Vec<f64>> {
-    let build = |w: Params| rule.noise(given(300, &[&[1.0]])).build(w, 0.2);
+fn settled_on(
+    rule: impl rule::Row<Posterior = DiagonalGaussian>,
+    loss: fn(&Tensor, usize) -> Tensor,
+) -> Outcome<Vec<f64>> {
+    let build = |w: Params| rule.builder().noise(given(300, &[&[1.0]])).build(w, 0.2);
     let (path, opt) = train(&[0.5], 300, build, loss)?;
     Ok(vec![path[300][0], opt.posterior()?.precision("w").expect("its name").double_value(&[0])])
 }
@@ -263,8 +262,8 @@ fn von_least_squares() -> Outcome<Answer> {
 /// x = 1, y = 1 and the prior N(0, 1); the update is given expectations by Gauss-Hermite quadrature. The best Gaussian
 /// is the reference's.
 fn von_logistic() -> Answer {
-    let rule = Von::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).lr(0.1).hessian(Statistic::Price);
-    let (m, s) = with_exact_expectations(rule, 1500, |theta| -1.0 / (1.0 + theta.exp()));
+    let rule = Von::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).hessian(Statistic::Price);
+    let (m, s) = with_exact_expectations(rule, 0.1, 1500, |theta| -1.0 / (1.0 + theta.exp()));
     Answer { exact: vec![0.413_126_805_979_680_6, 1.206_464_295_700_586_4], ours: vec![m, s], tolerance: 1e-10 }
 }
 
@@ -279,19 +278,14 @@ fn ivon_step() -> Outcome<Answer> {
 
 /// The posterior.
 fn ivon_least_squares() -> Outcome<Answer> {
-    let rule = Ivon::default()
-        .ess(2.0)
-        .weight_decay(0.5)
-        .beta1(0.0)
-        .beta2(0.9)
-        .expectation(Expectation::Antithetic { pairs: 1 })
-        .rescale_lr(false);
+    let rule = Ivon::default().ess(2.0).weight_decay(0.5).beta1(0.0).beta2(0.9).rescale_lr(false);
+    let rule = rule.expectation(Expectation::Antithetic { pairs: 1 });
     Ok(Answer { exact: vec![MEAN, 6.0], ours: settled(rule)?, tolerance: 1e-10 })
 }
 
 /// Rate e^θ, a count of 3 and the prior N(0, 1), as [`von_logistic`].
 fn ivon_poisson() -> Answer {
-    let rule = Ivon::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).lr(0.1).rescale_lr(false);
-    let (m, s) = with_exact_expectations(rule, 1500, |theta| theta.exp() - 3.0);
+    let rule = Ivon::default().ess(1.0).weight_decay(1.0).beta1(0.0).beta2(0.9).rescale_lr(false);
+    let (m, s) = with_exact_expectations(rule, 0.1, 1500, |theta| theta.exp() - 3.0);
     Answer { exact: vec![0.687_422_729_064_258_6, 3.312_577_270_935_744], ours: vec![m, s], tolerance: 1e-10 }
 }

@@ -6,9 +6,10 @@ use super::table::Outcome;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use tch_blr::family::{ExponentialFamily, Gaussian, MeanFieldGaussian, rule_step};
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{
-    Adam, BayesianSam, Expectation, Ivon, MixtureOfGaussians, Optimizer, Params, Philox, Sam, Sgd, Statistic, Von,
+    Adam, BayesianSam, Expectation, Ivon, MixtureOfGaussians, Optimizer, Params, Philox, Posterior, Result, Sam, Sgd,
+    Statistic, Von,
 };
 use tch_blr_examples::pictures::planes::{Panel, Point, ellipse, field, planes};
 
@@ -48,9 +49,8 @@ const GAUSSIANS: &[Method] = &[
         posterior_way(rule.ess(ESS).weight_decay(0.02).beta1(0.0).beta2(0.98), 0.03)
     }),
     ("IVON", || {
-        let rule =
-            Ivon::default().ess(ESS).weight_decay(0.02).beta2(0.98).expectation(Expectation::Antithetic { pairs: 1 });
-        posterior_way(rule, 0.03)
+        let rule = Ivon::default().expectation(Expectation::Antithetic { pairs: 1 });
+        posterior_way(rule.ess(ESS).weight_decay(0.02).beta2(0.98), 0.03)
     }),
     ("bSAM", || {
         let rule = BayesianSam::default().ess(ESS).rho(0.1).weight_decay(0.02).beta2(0.98);
@@ -93,13 +93,13 @@ fn points(path: &[Vec<f64>]) -> Vec<Point> {
     path.iter().map(|p| (p[0], p[1])).collect()
 }
 
-fn way<R: Rule>(build: impl FnOnce(Params) -> tch_blr::Result<tch_blr::Optimizer<R>>) -> Outcome<Vec<Way>> {
+fn way<R: Row>(build: impl FnOnce(Params) -> Result<Optimizer<R>>) -> Outcome<Vec<Way>> {
     let (path, _) = train(&[START.0, START.1], STEPS, build, loss)?;
     Ok(vec![Way { points: points(&path), deviations: None }])
 }
 
-fn posterior_way(rule: impl GaussianRule, lr: f64) -> Outcome<Vec<Way>> {
-    let build = |w: Params| rule.noise(Philox { seed: 1 }).build(w, lr);
+fn posterior_way(rule: impl Row<Posterior: Posterior>, lr: f64) -> Outcome<Vec<Way>> {
+    let build = |w: Params| rule.builder().noise(Philox { seed: 1 }).build(w, lr);
     let (path, opt) = train(&[START.0, START.1], STEPS, build, loss)?;
     let variance = opt.posterior()?.variance("w").expect("its name");
     let deviation = |i| variance.double_value(&[i]).sqrt();

@@ -1,12 +1,11 @@
 //! Optimization: the rule for Gaussians whose expectations are taken at the mean.
 
-use super::deep_learning::{train, train_structured};
+use super::deep_learning::train;
 use super::posteriors::{RIDGE, learned, ridge, sums};
 use super::table::{Answer, Outcome, Row};
-use support::{values, weight};
+use support::values;
 use tch::{Kind, Tensor};
 use tch_blr::family::{Gaussian, laplace, rule_step};
-use tch_blr::rule::Row;
 use tch_blr::{DiagonalNewton, Expectation, MixtureOfGaussians, Newton, Sgd, Statistic};
 
 pub const ROWS: &[Row] = &[
@@ -97,7 +96,7 @@ fn online_newton() -> Outcome<Answer> {
 
 fn newton_ridge() -> Outcome<Answer> {
     let rule = Newton::default().ess(3.0).weight_decay(1.0 / 3.0);
-    let (_, opt) = train_structured(&weight(&[5.0, -3.0]), 1, |w| rule.build(w, 1.0), ridge)?;
+    let (_, opt) = train(&[5.0, -3.0], 1, |w| rule.build(w, 1.0), ridge)?;
     let q = opt.posterior()?;
     let ours = [values(&q.mean_vector()), values(q.precision_matrix())].concat();
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-13 })
@@ -105,16 +104,16 @@ fn newton_ridge() -> Outcome<Answer> {
 
 /// ½Σcᵢ(θᵢ-¼)², whose Hessian is diagonal, so that one vector of signs finds it; and Laplace's answer to one logistic
 /// observation (reference).
-fn diagonal_newton(hessian: HessianDiagonal) -> Outcome<Answer> {
+fn diagonal_newton(hessian: Statistic) -> Outcome<Answer> {
     let rule = DiagonalNewton::default().hessian(hessian);
-    let (start, c) = (weight(&[1.0, 2.0, -3.0]), Tensor::from_slice(&[1.0, 4.0, 0.5]));
-    let separable = |w: &Tensor| ((w - 0.25).square() * &c * 0.5).sum(Kind::Double);
-    let (mut ours, opt) = train_structured(&start, 1, |w| rule.ess(2.0).build(w, 1.0), separable)?;
-    ours.extend(values(&opt.posterior()?.precision("w").expect("its name")));
-    let logistic = |w: &Tensor| (-w).softplus().sum(Kind::Double);
+    let c = Tensor::from_slice(&[1.0, 4.0, 0.5]);
+    let separable = |w: &Tensor, _: usize| ((w - 0.25).square() * &c * 0.5).sum(Kind::Double);
+    let (path, opt) = train(&[1.0, 2.0, -3.0], 1, |w| rule.ess(2.0).build(w, 1.0), separable)?;
+    let mut ours = [&path[1][..], &values(&opt.posterior()?.precision("w").expect("its name"))].concat();
+    let logistic = |w: &Tensor, _: usize| (-w).softplus().sum(Kind::Double);
     let rule = rule.ess(1.0).weight_decay(1.0);
-    let (end, opt) = train_structured(&weight(&[0.0]), 10, |w| rule.build(w, 1.0), logistic)?;
-    ours.extend([end, values(&opt.posterior()?.precision("w").expect("its name"))].concat());
+    let (path, opt) = train(&[0.0], 10, |w| rule.build(w, 1.0), logistic)?;
+    ours.extend([&path[10][..], &values(&opt.posterior()?.precision("w").expect("its name"))].concat());
     let exact = vec![0.25, 0.25, 0.25, 2.0, 8.0, 1.0, 0.401_058_137_541_546_96, 1.240_210_507_853_252_6];
     Ok(Answer { exact, ours, tolerance: 1e-13 })
 }

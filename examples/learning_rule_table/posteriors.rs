@@ -1,11 +1,11 @@
 //! Deep learning with posteriors other than a diagonal Gaussian.
 
-use super::deep_learning::{train, train_structured};
+use super::deep_learning::{train, train_from};
 use super::table::{Answer, Outcome, Row};
 use support::{Quadrature, params, values, weight};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::rule::{Row, Site, When};
+use tch_blr::rule::{Rule, Site, When};
 use tch_blr::{
     BayesBiNN, Evon, Expectation, FullVon, Given, Ivon, Labels, MixtureOfGaussians, MultiIvon, NoisyKfac, Params, Sgd,
     Soap, Statistic, Ste, nn,
@@ -80,16 +80,16 @@ fn axes(steps: usize, shape: &[i64]) -> (Expectation, Given) {
 /// 1/3.
 pub const RIDGE: [f64; 6] = [0.8, 0.6, 4.0, 3.0, 3.0, 6.0];
 
-pub fn ridge(w: &Tensor) -> Tensor {
+pub fn ridge(w: &Tensor, _: usize) -> Tensor {
     let x = Tensor::from_slice(&[1.0, 0.0, 1.0, 1.0, 1.0, 2.0]).reshape([3, 2]);
     (x.mv(w) - Tensor::from_slice(&[1.0, 2.0, 2.0])).square().mean(Kind::Double) * 0.5
 }
 
-fn full_von(hessian: FullHessian) -> Outcome<Answer> {
+fn full_von(hessian: Statistic) -> Outcome<Answer> {
     let (expectation, noise) = axes(1, &[2]);
     let rule = FullVon::default().ess(3.0).weight_decay(1.0 / 3.0).improved(false).beta2(0.0);
     let rule = rule.hessian(hessian).expectation(expectation).noise(noise);
-    let (_, opt) = train_structured(&weight(&[5.0, -3.0]), 1, |w| rule.build(w, 1.0), ridge)?;
+    let (_, opt) = train(&[5.0, -3.0], 1, |w| rule.build(w, 1.0), ridge)?;
     let q = opt.posterior()?;
     let ours = [values(&q.mean_vector()), values(q.precision_matrix())].concat();
     Ok(Answer { exact: RIDGE.into(), ours, tolerance: 1e-12 })
@@ -104,10 +104,10 @@ fn evon() -> Outcome<Answer> {
     let rule = Evon::default().ess(3.0).weight_decay(0.0).beta1(0.0).beta2(0.5).beta_basis(0.5).frequency(1);
     let rule = rule.expectation(expectation).noise(noise);
     let start = Tensor::from_slice(&[0.0; 4]).reshape([2, 2]).set_requires_grad(true);
-    let loss = |w: &Tensor| (x.matmul(&w.tr()) - &y).square().sum(Kind::Double) / 6.0;
-    let (mean, opt) = train_structured(&start, steps, |w| rule.build(w, 0.5), loss)?;
+    let loss = |w: &Tensor, _: usize| (x.matmul(&w.tr()) - &y).square().sum(Kind::Double) / 6.0;
+    let (path, opt) = train_from(&start, steps, |w| rule.build(w, 0.5), loss)?;
     let precision = [3.0, 3.0, 0.0, 0.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0, 3.0, 5.0];
-    let ours = [mean, values(opt.posterior()?.full()?.precision_matrix())].concat();
+    let ours = [&path[steps][..], &values(opt.posterior()?.full()?.precision_matrix())].concat();
     Ok(Answer { exact: [&solution[..], &precision].concat(), ours, tolerance: 1e-10 })
 }
 
@@ -115,8 +115,8 @@ fn evon() -> Outcome<Answer> {
 fn soap() -> Outcome<Answer> {
     let (h, start, alpha, eps) = ([1.0, 3.0, 0.1], [0.0, 2.0, -4.0], 0.05, 1e-8);
     let rule = Soap::default().beta1(0.9).beta2(0.99).eps(eps).decoupled_decay(0.0);
-    let loss = |w: &Tensor| ((w - 1.0).square() * Tensor::from_slice(&h)).sum(Kind::Double) * 0.5;
-    let (ours, _) = train_structured(&weight(&start), 31, |w| rule.build(w, alpha), loss)?;
+    let loss = |w: &Tensor, _: usize| ((w - 1.0).square() * Tensor::from_slice(&h)).sum(Kind::Double) * 0.5;
+    let (path, _) = train(&start, 31, |w| rule.build(w, alpha), loss)?;
     let exact = [0, 1, 2].map(|i| {
         let (mut w, mut b, mut v) = (start[i], 0.0, 0.0);
         for t in 1..=30 {
@@ -128,7 +128,7 @@ fn soap() -> Outcome<Answer> {
         }
         w
     });
-    Ok(Answer { exact: exact.into(), ours, tolerance: 1e-12 })
+    Ok(Answer { exact: exact.into(), ours: path[31].clone(), tolerance: 1e-12 })
 }
 
 /// One output, so that A ⊗ G is XᵀX/σ²; the prior is added to the product.
@@ -180,12 +180,12 @@ fn bayesbinn() -> Outcome<Answer> {
 /// E[L] = -½μ₁μ₂ - 0.2μ₁ + 0.1μ₂ with the gradient of μ handed to the update as that of a sample w = μ, whose scale is
 /// 1: the reference's numbers.
 fn ising() -> Answer {
-    let rule = BayesBiNN::default().ess(1.0).beta1(0.0).lr(0.3);
+    let rule = BayesBiNN::default().ess(1.0).beta1(0.0);
     let mut lambda = [0.0; 2];
     for t in 1..=400 {
         let mu = lambda.map(f64::tanh);
         let g = [-0.5 * mu[1] - 0.2, -0.5 * mu[0] + 0.1];
-        let k = rule.coefficients(When { t, lr_factor: 1.0 });
+        let k = rule.coefficients(When { t, lr: 0.3 });
         lambda = [0, 1].map(|i| {
             let curvature = (1.0 - mu[i] * mu[i]) * g[i];
             rule.update(k, Site { mean: lambda[i], gradient: g[i], curvature, prior_mean: 0.0, delta: 1.0 }, [0.0]).0
@@ -242,13 +242,8 @@ fn own_target() -> Outcome<Answer> {
 fn multi_ivon() -> Outcome<Answer> {
     let (a, c, delta, ess) = (2.0, 1.0, 0.5, 100.0);
     let copies = [-0.5, 0.6].map(|start| weight(&[start]));
-    let rule = Ivon::default()
-        .ess(ess)
-        .weight_decay(delta)
-        .hess_init(a)
-        .beta1(0.0)
-        .beta2(1.0 - 1e-15)
-        .expectation(Expectation::Antithetic { pairs: 1 });
+    let rule = Ivon::default().ess(ess).weight_decay(delta).hess_init(a).beta1(0.0).beta2(1.0 - 1e-15);
+    let rule = rule.expectation(Expectation::Antithetic { pairs: 1 });
     let mut runs = MultiIvon::build(rule, copies.iter().map(params), 0.2, 7)?;
     for _ in 0..100 {
         runs.step(|i| ((copies[i].abs() - c).square() * (0.5 * a)).sum(Kind::Double))?;

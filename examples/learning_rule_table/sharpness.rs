@@ -4,7 +4,6 @@ use super::deep_learning::{DIAGONAL, train};
 use super::table::{Answer, Outcome, Row};
 use support::{given, state};
 use tch::{Kind, Tensor};
-use tch_blr::rule::Row;
 use tch_blr::{BayesianSam, Params, Sam, SamRmsProp};
 
 pub const ROWS: &[Row] = &[

@@ -1,8 +1,9 @@
 //! The base, its fine-tunes and their merges.
 
 use tch::Tensor;
+use tch_blr::fisher::{DiagonalFisher, Fisher};
 use tch_blr::merge::{Method, Model, Rescale, Tensors, merge};
-use tch_blr::{Builder, DiagonalFisher, DiagonalGaussian, Fisher, Ivon, Schedule, Statistic};
+use tch_blr::{Builder, DiagonalGaussian, Ivon, Schedule, Statistic};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::subset;
 use tch_blr_examples::digits::{Digits, SIDE};
@@ -78,7 +79,7 @@ fn tensors(q: &DiagonalGaussian, part: impl Fn(&str) -> Option<Tensor>) -> Tenso
 }
 
 pub fn mean(q: &DiagonalGaussian) -> Tensors {
-    tensors(q, |name| q.mean(name).map(Tensor::shallow_clone))
+    tensors(q, |name| q.mean(name))
 }
 
 /// What is learned, and where it is measured.
@@ -140,10 +141,7 @@ impl Networks {
 
         // Rounding may make a zero negative.
         let added = |q: &DiagonalGaussian| tensors(q, |n| Some((q.precision(n)? - base.precision(n)?).clamp_min(0.0)));
-        let own = Curvatures {
-            base: tensors(&base, |n| base.precision(n).map(Tensor::shallow_clone)),
-            halves: halves.each_ref().map(added),
-        };
+        let own = Curvatures { base: tensors(&base, |n| base.precision(n)), halves: halves.each_ref().map(added) };
         let fisher = |q: &DiagonalGaussian, (x, _): &Examples| -> Outcome<DiagonalFisher> {
             q.copy_mean_to(&net.vs)?;
             Ok(Fisher::exact().diagonal(&net.vs, x.split(1000, 0), |x| net.logits(x))?)

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 use std::time::Instant;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, nn};
-use tch_blr::rule::Rule;
+use tch_blr::rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Evon, Ivon, KroneckerGaussian, Mixture, NoisyKfac, Optimizer, Philox, RmsProp,
-    Sam, SamRmsProp, Schedule, Sgd, Soap, Statistic, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, Evon, Ivon, Mixture, NoisyKfac, Optimizer, Philox, Posterior, RmsProp, Sam,
+    SamRmsProp, Schedule, Sgd, Soap, Statistic, Ste, Vadam, Von,
 };
 use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::{Digits, letters};
@@ -36,35 +36,32 @@ const ROWS: &[Row] = &[
     row("AdamW", "lr 1e-3, decay 0.01", |t| t.point(AdamW::default(), 1e-3)),
     row("SAM", "lr 0.1, momentum 0.9, ρ 0.05", |t| t.point(Sam::default().rho(0.05), 0.1)),
     row("SAM with RMSprop", "lr 1e-3, ρ 0.05", |t| t.point(SamRmsProp::default().rho(0.05), 1e-3)),
-    row("Vadam", "lr 1e-2, δ 5e-3", |t| t.gaussian(Vadam::default().ess(t.ess()).weight_decay(5e-3), 1e-2)),
-    row("Vprop", "lr 1e-2, δ 5e-3", |t| t.gaussian(Vadam::vprop().ess(t.ess()).weight_decay(5e-3), 1e-2)),
-    row("noisy Adam", "lr 2e-3, δ 1e-4", |t| t.gaussian(Vadam::noisy_adam().ess(t.ess()).weight_decay(1e-4), 2e-3)),
+    row("Vadam", "lr 1e-2, δ 5e-3", |t| t.averaged(Vadam::default().ess(t.ess()).weight_decay(5e-3), 1e-2)),
+    row("Vprop", "lr 1e-2, δ 5e-3", |t| t.averaged(Vadam::vprop().ess(t.ess()).weight_decay(5e-3), 1e-2)),
+    row("noisy Adam", "lr 2e-3, δ 1e-4", |t| t.averaged(Vadam::noisy_adam().ess(t.ess()).weight_decay(1e-4), 2e-3)),
     row("OGN", "lr 0.03, h₀ 0.01, damping 0.01, δ 2e-5, β₂ 0.999", |t| {
-        t.gaussian(Von::ogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
+        t.averaged(Von::ogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
     }),
     row("VOGN", "lr 0.03, h₀ 0.01, damping 0.01, δ 2e-5, β₂ 0.999", |t| {
-        t.gaussian(Von::vogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
+        t.averaged(Von::vogn().ess(t.ess()).hess_init(0.01).damping(0.01).weight_decay(2e-5), 0.03)
     }),
     row("VON", "Price; lr 0.05, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| {
         let rule = Von::vogn().hessian(Statistic::Price).ess(t.ess()).hess_init(0.1).weight_decay(2e-5);
-        t.gaussian(rule.beta2(0.9999), 0.05)
+        t.averaged(rule.beta2(0.9999), 0.05)
     }),
     row("bSAM", "lr 1, ρ 0.05, δ 1e-4", |t| {
-        t.gaussian(BayesianSam::default().ess(t.ess()).rho(0.05).weight_decay(1e-4), 1.0)
+        t.averaged(BayesianSam::default().ess(t.ess()).rho(0.05).weight_decay(1e-4), 1.0)
     }),
-    row("IVON", "lr 0.5, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| t.gaussian(ivon(t), 0.5)),
+    row("IVON", "lr 0.5, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| t.averaged(ivon(t), 0.5)),
     row("Multi-IVON", "3 runs of IVON", |t| t.multi_ivon(3)),
     row("EVON", "lr 0.05, h₀ 0.1, δ 2e-5, β₂ 0.9999", |t| {
         let rule = Evon::default().ess(t.ess()).hess_init(0.1).weight_decay(2e-5).beta1(0.9).frequency(100);
-        t.kronecker(rule, 0.05)
+        t.averaged(rule, 0.05)
     }),
     row("noisy K-FAC", "lr 0.3, damping 0.1, δ 1e-3, factors every 400 steps", |t| {
-        t.kronecker(NoisyKfac::default().ess(t.ess()).frequency(400).weight_decay(1e-3).damping(0.1), 0.3)
+        t.averaged(NoisyKfac::default().ess(t.ess()).frequency(400).weight_decay(1e-3).damping(0.1), 0.3)
     }),
-    row("SOAP", "lr 3e-3, basis every 200 steps", |t| {
-        let (net, _, seconds) = t.structured(Soap::default().frequency(200), 3e-3)?;
-        t.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
-    }),
+    row("SOAP", "lr 3e-3, basis every 200 steps", |t| t.point(Soap::default().frequency(200), 3e-3)),
     row("STE", "binary weights, batch normalization; lr 1", |t| {
         let (net, _, seconds) = t.binary(Ste::default(), 1.0)?;
         t.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
@@ -131,7 +128,7 @@ impl Training<'_> {
         Ok(json!({"training_seconds": seconds, "at_mean": self.scores(at_mean)?, "over_samples": over_samples}))
     }
 
-    fn driven<R: Rule>(&self, rule: R, lr: f64) -> Outcome<(Mlp, Optimizer<R>, f64)> {
+    fn driven<R: rule::Row>(&self, rule: R, lr: f64) -> Outcome<(Mlp, Optimizer<R>, f64)> {
         let net = self.net(0);
         let noise = Philox { seed: self.seed };
         let mut opt = rule.builder().noise(noise).schedule(self.schedule()).build(&net.vs, lr)?;
@@ -140,29 +137,14 @@ impl Training<'_> {
     }
 
     /// A row whose posterior, if it has one, is not used.
-    fn point<R: Rule>(&self, rule: R, lr: f64) -> Outcome<Value> {
+    fn point(&self, rule: impl rule::Row, lr: f64) -> Outcome<Value> {
         let (net, _, seconds) = self.driven(rule, lr)?;
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), None)
     }
 
-    fn gaussian<R: Row<Posterior = DiagonalGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
+    fn averaged(&self, rule: impl rule::Row<Posterior: Posterior>, lr: f64) -> Outcome<Value> {
         let (net, opt, seconds) = self.driven(rule, lr)?;
-        let q = opt.posterior()?;
-        let average = |x: &Tensor| Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(x))?.mean);
-        self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
-    }
-
-    fn structured<R: Row>(&self, rule: R, lr: f64) -> Outcome<(Mlp, Optimizer<R>, f64)> {
-        let net = self.net(0);
-        let builder = rule.builder().noise(Philox { seed: self.seed }).schedule(self.schedule());
-        let mut opt = builder.build(&net.vs, lr)?;
-        let seconds = self.train(|x, y| opt.step(|| tch_blr::nn::cross_entropy(&net.logits(x), y)))?;
-        Ok((net, opt, seconds))
-    }
-
-    fn kronecker<R: Row<Posterior = KroneckerGaussian>>(&self, rule: R, lr: f64) -> Outcome<Value> {
-        let (net, opt, seconds) = self.structured(rule, lr)?;
-        let q = opt.posterior()?;
+        let q: &dyn Posterior = &opt.posterior()?;
         let average = |x: &Tensor| Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(x))?.mean);
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
     }
@@ -173,7 +155,7 @@ impl Training<'_> {
         for member in 0..count {
             let net = self.net(member);
             let noise = Philox { seed: self.seed + 100 * member };
-            let mut opt = ivon(self).builder().noise(noise).schedule(self.schedule()).build(&net.vs, 0.5)?;
+            let mut opt = ivon(self).noise(noise).schedule(self.schedule()).build(&net.vs, 0.5)?;
             seconds += self.train(|x, y| opt.step(|| net.logits(x).cross_entropy_for_logits(y)))?;
             members.push(opt.posterior()?);
             first.get_or_insert(net);
@@ -184,7 +166,7 @@ impl Training<'_> {
         self.outcome(seconds, &|x| Ok(net.probabilities(x)), Some(&average))
     }
 
-    fn binary<R: Rule>(&self, rule: R, lr: f64) -> Outcome<(BinaryMlp, Optimizer<R>, f64)> {
+    fn binary<R: rule::Row>(&self, rule: R, lr: f64) -> Outcome<(BinaryMlp, Optimizer<R>, f64)> {
         tch::manual_seed(self.seed as i64);
         let net = BinaryMlp::new();
         let mut opt = rule.builder().noise(Philox { seed: self.seed }).schedule(self.schedule()).build(&net.vs, lr)?;

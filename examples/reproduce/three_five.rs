@@ -15,7 +15,8 @@ use serde_json::json;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_blr::family::{Cvi, Gaussian, Likelihood, LogisticLikelihood};
-use tch_blr::{Evon, FullGaussian, Ivon, Params, Philox};
+use tch_blr::rule::Row;
+use tch_blr::{DiagonalGaussian, Evon, FullGaussian, Ivon, KroneckerGaussian, Params, Philox, Posterior};
 use tch_blr_examples::tables::{Figure, Job, Section, mean_and_sd, plus_minus};
 use tch_blr_examples::usps::Usps;
 use tch_blr_examples::{Outcome, data};
@@ -101,33 +102,32 @@ impl Problem {
 
     /// F of EVON. The decay of the second moments is the default; no published one is known.
     fn evon(&self, seed: u64) -> Outcome<f64> {
-        let (params, loss) = self.model();
         let rule = Evon::default().ess(N as f64).weight_decay(Self::weight_decay()).hess_init(0.05).beta1(0.9);
-        let rule = rule.beta2(0.995).clip_radius(0.1).hess_clip(1e4).frequency(1);
-        let mut opt = rule.noise(Philox { seed }).build(params, 1.0)?;
-        let mut total = 0.0;
-        for at in CHECKPOINTS {
-            while opt.steps() < at {
-                opt.step(&loss)?;
-            }
-            total += self.objective(&opt.posterior()?.full()?)?;
-        }
-        Ok(total / CHECKPOINTS.len() as f64)
+        self.trained(rule.beta2(0.995).clip_radius(0.1).hess_clip(1e4).frequency(1), KroneckerGaussian::full, seed)
     }
 
     /// F of IVON, whose learning rate is not rescaled by h₀ here: with `rescale_lr(true)` its steps are twenty times
     /// shorter.
     fn ivon(&self, seed: u64) -> Outcome<f64> {
-        let (params, loss) = self.model();
         let rule = Ivon::default().ess(N as f64).weight_decay(Self::weight_decay()).hess_init(0.05).beta1(0.9);
-        let rule = rule.beta2(0.9995).clip_radius(0.1).rescale_lr(false);
-        let mut opt = rule.noise(Philox { seed }).build(params, 1.0)?;
+        self.trained(rule.beta2(0.9995).clip_radius(0.1).rescale_lr(false), DiagonalGaussian::full, seed)
+    }
+
+    /// Mean of F over the checkpoints; `full` writes out the whole matrix of the row's posterior.
+    fn trained<R: Row<Posterior: Posterior>>(
+        &self,
+        rule: R,
+        full: impl Fn(&R::Posterior) -> tch_blr::Result<FullGaussian>,
+        seed: u64,
+    ) -> Outcome<f64> {
+        let (params, loss) = self.model();
+        let mut opt = rule.builder().noise(Philox { seed }).build(params, 1.0)?;
         let mut total = 0.0;
         for at in CHECKPOINTS {
             while opt.steps() < at {
                 opt.step(&loss)?;
             }
-            total += self.objective(&opt.posterior()?.full()?)?;
+            total += self.objective(&full(&opt.posterior()?)?)?;
         }
         Ok(total / CHECKPOINTS.len() as f64)
     }

@@ -4,9 +4,7 @@ use crate::network::{DRAWS, Evolution, sensitivities};
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::memory;
-use tch_blr::rule::Row;
-use tch_blr::{Ivon, Optimizer};
+use tch_blr::{Ivon, Optimizer, selection};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::Digits;
 use tch_blr_examples::model::Mlp;
@@ -21,8 +19,8 @@ pub fn sheet(data: &Digits, net: &Mlp, opt: &Optimizer<Ivon>, folder: &Path) -> 
     const ROWS: i64 = 4;
     const COLUMNS: i64 = 20;
     let s = sensitivities(net, opt, &data.train_images, &data.train_labels)?.score()?;
-    let most = memory::top(&s, (ROWS * COLUMNS) as usize)?;
-    let least = memory::top(&-&s, (ROWS * COLUMNS) as usize)?;
+    let most = selection::top(&s, (ROWS * COLUMNS) as usize)?;
+    let least = selection::top(&-&s, (ROWS * COLUMNS) as usize)?;
     let block = |positions: &[i64]| {
         let images = data.train_images.index_select(0, &Tensor::from_slice(positions));
         let missing = ROWS * COLUMNS - images.size()[0];
@@ -74,12 +72,12 @@ pub fn kinds(data: &Digits, net: &Mlp, opt: &Optimizer<Ivon>, folder: &Path) -> 
     let p = s.errors() + data.train_labels.one_hot(10);
     let sum = |t: Tensor| t.sum_dim_intlist(1, false, Kind::Double);
     let (error, lambda, variance) = (sum(s.errors().square()).sqrt(), sum(&p - p.square()), sum(s.variance()?));
-    let outliers = memory::top(&error, EACH)?;
+    let outliers = selection::top(&error, EACH)?;
     // Not those again.
     let others = lambda.index_fill(0, &Tensor::from_slice(&outliers), -1.0);
     let kinds = [
-        ("easy: smallest ‖v e‖ of each class", memory::class_balanced(&-s.shift_size()?, &data.train_labels, EACH)?),
-        ("uncertain: largest tr Λ", memory::top(&others, EACH)?),
+        ("easy: smallest ‖v e‖ of each class", selection::class_balanced(&-s.shift_size()?, &data.train_labels, EACH)?),
+        ("uncertain: largest tr Λ", selection::top(&others, EACH)?),
         ("outliers: largest ‖e‖", outliers),
     ];
     let every = (error.numel() / SHOWN).max(1);

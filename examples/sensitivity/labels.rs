@@ -4,7 +4,8 @@ use crate::network::{BATCH, DRAWS, Evolution, checkpoint, look, network, sensiti
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::{Kind, Tensor};
-use tch_blr::memory::{self, Sensitivity};
+use tch_blr::selection;
+use tch_blr::sensitivity::Sensitivity;
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::digits::Digits;
@@ -30,7 +31,7 @@ pub fn wrong_labels(data: &Digits, (epochs, hess_init): (u64, f64), folder: &Pat
     let wrong: Vec<bool> = clean.iter().zip(&noisy).map(|(a, b)| a != b).collect();
     let all = wrong.iter().filter(|w| **w).count() as f64;
     let found = |scores: &Tensor| -> Outcome<f64> {
-        let suspects = memory::top(scores, wrong.len() / 10)?;
+        let suspects = selection::top(scores, wrong.len() / 10)?;
         Ok(suspects.iter().filter(|i| wrong[**i as usize]).count() as f64 / all)
     };
     let (net, mut opt) = network(clean.len(), epochs, hess_init)?;

@@ -1,8 +1,8 @@
 //! The network, how IVON trains it, and the sensitivities of its examples.
 
 use tch::{Kind, Tensor};
-use tch_blr::memory::Sensitivity;
 use tch_blr::nn::Likelihood;
+use tch_blr::sensitivity::Sensitivity;
 use tch_blr::{Ivon, Optimizer, Schedule};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::model::Mlp;
@@ -23,10 +23,8 @@ pub fn network(n: usize, epochs: u64, hess_init: f64) -> Outcome<(Mlp, Optimizer
     tch::manual_seed(0);
     let net = Mlp::new(&SIZES);
     let total = epochs * n.div_ceil(BATCH) as u64;
-    let opt = ivon(n, total, hess_init)
-        .builder()
-        .schedule(Schedule::WarmupCosine { warmup: 100, total })
-        .build(&net.vs, 0.2)?;
+    let schedule = Schedule::WarmupCosine { warmup: 100, total };
+    let opt = ivon(n, total, hess_init).schedule(schedule).build(&net.vs, 0.2)?;
     Ok((net, opt))
 }
 

@@ -3,7 +3,8 @@
 use crate::network::{BATCH, ivon};
 use serde_json::{Value, json};
 use std::path::Path;
-use tch_blr::{Fisher, Ivon, Optimizer, pruning};
+use tch_blr::fisher::Fisher;
+use tch_blr::{Ivon, Optimizer, pruning};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::digits::Digits;

@@ -23,13 +23,13 @@ use tch::Tensor;
 /// | adaptation | minimise |
 /// |---|---|
 /// | add data | K + the loss of the new data |
-/// | remove data | K + [`Replay::weighted`]`(removed, -1.0)`, where the memory holds the inputs removed |
+/// | remove data | K + [`Replay::weighted`](super::Replay::weighted)`(removed, -1.0)`, where the memory holds the inputs removed |
 /// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
 /// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
 ///
 /// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which
-/// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`] it is their EWC + FR +
-/// Replay):
+/// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`](super::Replay) it is
+/// their EWC + FR + Replay):
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -103,7 +103,7 @@ impl Regularizer for SoftLabels {
 /// With α = 1 the regularizer of Benjamin, Rolnick and Kording (2019), *Measuring and Regularizing Networks in Function
 /// Space*. Dark experience replay (Buzzega et al. 2020) stores the outputs with a
 /// [`Reservoir`](crate::selection::Reservoir) as training goes ([`StoredOutputs::new`]); DER++ adds
-/// [`Replay::weighted`]`(memory, β)`.
+/// [`Replay::weighted`](super::Replay::weighted)`(memory, β)`.
 ///
 /// Published coefficients belong to means: α' beside the mean over M examples and C outputs, and β' beside the mean
 /// over M, added to the mean loss of the task, are α = α'N/(MC) and β = β'N/M here, for a sum that is divided by the

@@ -31,7 +31,7 @@
 //!     let loss = loss_of(&new);
 //!     let past = memories.iter().map(|m| gem::gradients(&loss_of(m), &params)).collect::<Result<Vec<_>, _>>()?;
 //!     let gradients = gem::project(&gem::gradients(&loss, &params)?, &past, 0.0)?;
-//!     step.step_with(Derivatives { loss: loss.double_value(&[]), examples: None, gradients, squares: vec![] })?;
+//!     step.step(Derivatives { loss: loss.double_value(&[]), examples: None, gradients, squares: vec![] })?;
 //! }
 //! # Ok(())
 //! # }

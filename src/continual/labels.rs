@@ -7,8 +7,8 @@ use tch::Tensor;
 
 /// Σ w (p_old - y)ᵀ f(θ): what soft labels leave out of the past data's gradient (for a Gaussian divided by σ²).
 ///
-/// [`SoftLabels`] at temperature 1 plus this has the gradient Σ w Jᵢᵀ(pᵢ - yᵢ) of [`Replay`]. It matters where the
-/// model is not linear in its weights and the labels are not fitted (Daxberger et al. 2023).
+/// [`SoftLabels`](super::SoftLabels) at temperature 1 plus this has the gradient Σ w Jᵢᵀ(pᵢ - yᵢ) of [`Replay`]. It
+/// matters where the model is not linear in its weights and the labels are not fitted (Daxberger et al. 2023).
 #[derive(Debug)]
 pub struct LabelNoise {
     memory: Memory,
@@ -19,7 +19,8 @@ impl LabelNoise {
     /// With what the model predicts now.
     ///
     /// # Errors
-    /// As [`SoftLabels::of`]; a memory without targets, or whose classes are not among its labels.
+    /// As [`SoftLabels::of`](super::SoftLabels::of); a memory without targets, or whose classes are not among its
+    /// labels.
     pub fn of<L: IntoTensor>(memory: Memory, forward: impl Fn(&Tensor) -> L) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let f = memory.checked_outputs(&|x| forward(x).into_tensor())?;

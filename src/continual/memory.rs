@@ -1,5 +1,4 @@
-//! Examples that are kept. The losses on them that stand for all of the past are beside: [`super::functions`] and
-//! [`super::labels`].
+//! Examples that are kept. What is made of them is in the files `functions` and `labels`.
 
 use super::past::Forward;
 use crate::likelihood::{Likelihood, Outputs, no_targets, rows};

@@ -60,11 +60,11 @@
 //! ```
 //!
 //! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs in its
-//! prior instead, where the expectation over the posterior is exact: [`Rule::prior`](crate::Rule::prior) takes the last
-//! task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
-//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, and
-//! [`combine`](crate::combine) forgets: `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left
-//! out of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
+//! prior instead, where the expectation over the posterior is exact: [`Builder::prior`](crate::Builder::prior) takes
+//! the last task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
+//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, and [`combine`](crate::combine) forgets:
+//! `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left out of it by
+//! [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
 mod fromp;
@@ -72,6 +72,7 @@ mod functions;
 pub mod gem;
 mod labels;
 mod memory;
+mod of_gaussian;
 mod past;
 mod quadratic;
 mod synaptic;

@@ -17,15 +17,15 @@ use crate::nn::tape::Tape;
 use crate::{Error, Result};
 use tch::Tensor;
 
-/// The diagonal per parameter, as [`per_example`](super::per_example) has its squares; and whether it found a parameter
-/// that is used by tapped layers and outside of them.
+/// The diagonal per parameter, as [`per_example`](super::per_example()) has its squares; and whether it found a
+/// parameter that is used by tapped layers and outside of them.
 pub(crate) struct Ggn {
     pub diagonal: PerParameter,
     pub mixed: bool,
 }
 
 /// * `check`: look for parameters that are used outside of the tapped layers too, as
-///   [`per_example`](super::per_example) does.
+///   [`per_example`](super::per_example()) does.
 /// * `vectors(i, output)`: the s of output i of the model, each in its shape.
 ///
 /// # Errors

@@ -38,7 +38,7 @@ pub(crate) struct PerExample {
 
 /// g = ∇L and c = (1/B) Σᵢ (∇ℓᵢ)² of L = (1/B) Σᵢ ℓᵢ.
 ///
-/// * `loss`: L, 0-dim, with its graph, computed inside [`Tape::record`].
+/// * `loss`: L, 0-dim, with its graph, computed inside a recording.
 /// * `losses`: ℓ `[B]`, of which `loss` is the mean, if the closure returned them. They allow parameters that are not
 ///   tapped, at the price of B backward passes for those.
 /// * `params`: name and leaf of each parameter; all require gradients.

@@ -53,19 +53,27 @@ pub(super) fn delta<R: Row>(prior: Isotropic, row: &R) -> f64 {
     prior.delta(row.isotropic_delta(), row.effective_sample_size())
 }
 
-/// The point of an evaluation.
+/// The step that is taken.
 #[derive(Debug, Clone, Copy)]
-pub struct At<'a> {
-    pub noise: &'a Noise,
+pub struct Step<'a> {
+    pub params: &'a Params,
     /// Updates of the optimizer so far.
-    pub step: u64,
-    /// Schedule's factor on the learning rate.
+    pub number: u64,
+    /// The schedule's factor on the learning rate.
     pub lr_factor: f64,
+}
+
+/// Noise of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    pub noise: &'a Noise,
     /// Number of the draw in the step's noise.
-    pub sample: u64,
-    /// Sign of the noise.
+    pub draw: u64,
     pub sign: f64,
 }
+
+/// Variables at their second point, and the statistics of units that the first has given.
+pub type Ascended = (Perturbed, Vec<Vec<Tensor>>);
 
 /// From the settings of a row to units.
 #[derive(Debug)]
@@ -119,28 +127,15 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     /// Takes over weights that were changed from outside.
     fn follow(units: &mut [Unit<R>], params: &Params);
     /// Moves the trainable variables to a sample.
-    fn perturb(units: &mut [Unit<R>], params: &Params, at: At) -> Result<Perturbed>;
+    fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed>;
     /// Moves the variables uphill along this gradient of global norm `norm`; also the statistic that the row takes from it.
-    fn ascend(
-        units: &mut [Unit<R>],
-        params: &Params,
-        lr_factor: f64,
-        gradients: &[Option<Tensor>],
-        norm: f64,
-    ) -> Result<(Perturbed, Vec<Vec<Tensor>>)>;
+    fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended>;
     /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere; of those that
     /// came with the derivatives (`sums.statistics`), or of gradients and points.
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
     /// evaluation (`formed` is false).
-    fn update(
-        units: &mut [Unit<R>],
-        params: &Params,
-        lr_factor: f64,
-        sums: &mut Sums,
-        formed: bool,
-        step: u64,
-    ) -> Result<()>;
+    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()>;
     /// State number `i` of a parameter's unit.
     fn state(unit: &Unit<R>, i: usize) -> Option<Tensor>;
     /// What a checkpoint holds of a unit, beside its prior: mean first.
@@ -154,7 +149,7 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     /// Puts in what a checkpoint holds: row and prior are those of the unit already.
     fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()>;
     /// The posterior over the trainable parameters.
-    fn posterior(units: &[Unit<R>], params: &Params, lr_factor: f64) -> Result<R::Posterior>;
+    fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior>;
 }
 
 /// An error of a statistic that this arithmetic does not have.

@@ -1,6 +1,6 @@
 //! The arithmetic of blocks of weights, as tensors.
 
-use super::arithmetic::{Arithmetic, At, Blocks, Plan, Unit, delta, unsupported};
+use super::arithmetic::{Arithmetic, Ascended, Blocks, Plan, Sample, Step, Unit, delta, unsupported};
 use super::block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 use super::row::Row;
 use super::sums::Sums;
@@ -87,12 +87,14 @@ impl<R: BlockRule> Unit<R> {
     }
 
     /// Standard normals of the shape of the block.
-    fn normals(&self, params: &Params, noise: &Noise, step: u64, sample: u64) -> Result<Tensor> {
+    fn normals(&self, step: Step, sample: Sample) -> Result<Tensor> {
+        let params = step.params;
         let (_, kind) = self.form(params);
         self.join(params, |parameter, leaf| {
-            let at = Draw { step, sample, parameter, group: params.noise_group(parameter) };
+            let group = params.noise_group(parameter);
+            let at = Draw { step: step.number, sample: sample.draw, parameter, group };
             let like = Tensor::f_empty(leaf.tensor.size(), (kind, leaf.tensor.device()))?;
-            Ok(kernel::tensor(noise.draw(at, &like)?.field(), &like))
+            Ok(kernel::tensor(sample.noise.draw(at, &like)?.field(), &like))
         })
     }
 
@@ -123,14 +125,9 @@ impl<R: BlockRule> Unit<R> {
     }
 
     /// The new mean and state.
-    fn updated(
-        &self,
-        params: &Params,
-        lr_factor: f64,
-        sums: &Sums,
-        statistics: &[Tensor],
-    ) -> Result<(Tensor, Vec<Tensor>)> {
-        let (mean, when) = (self.mean_now(params)?, self.when(1, lr_factor));
+    fn updated(&self, step: Step, sums: &Sums, statistics: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        let params = step.params;
+        let (mean, when) = (self.mean_now(params)?, self.when(1, step.lr_factor));
         let gradient = self.gradient(params, sums)?;
         let x = Block { mean: &mean, gradient: &gradient, statistics, prior: &self.kept.prior };
         let (new, state) = self.row.update(when, &x, &self.kept.state)?;
@@ -160,7 +157,7 @@ impl<R: BlockRule> Unit<R> {
 pub(super) const PROBES: u64 = 1 << 31;
 
 /// Random signs for the p-th probe of a block in evaluation number `k`, one per trainable weight.
-pub(super) fn probe<R: Row>(
+pub(super) fn probe(
     params: &Params,
     members: &[usize],
     kind: Kind,
@@ -231,7 +228,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         let corner = |t: &Tensor, old: &Tensor| {
             let place =
                 (0..t.dim() as i64).zip(old.size()).try_fold(t.shallow_clone(), |t, (d, n)| t.f_narrow(d, 0, n));
-            Ok::<_, Error>(_ = place?.f_copy_(old)?)
+            place?.f_copy_(old)?;
+            Ok::<_, Error>(())
         };
         for (t, old) in grown.kept.state.iter().zip(&old.kept.state).chain(grown.kept.mean.iter().zip([&mean])) {
             corner(t, old)?;
@@ -255,13 +253,14 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             }
         }
     }
-    fn perturb(units: &mut [Unit<R>], params: &Params, at: At) -> Result<Perturbed> {
+    fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let mut points = Vec::new();
         for unit in units.iter_mut().filter(|unit| unit.leaves(params).any(Leaf::trainable)) {
-            let z = unit.normals(params, at.noise, at.step, at.sample)?;
+            let z = unit.normals(step, sample)?;
             let Displaced { e, rotated } = unit.displaced(params, &z)?;
-            let signed = |t: Tensor| if at.sign < 0.0 { -t } else { t };
+            let signed = |t: Tensor| if sample.sign < 0.0 { -t } else { t };
             let (e, rotated) = (signed(e), rotated.map(signed));
             for (_, leaf, x) in unit.split(params, &(unit.mean_now(params)? + &e)) {
                 if leaf.trainable() {
@@ -274,13 +273,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         }
         Perturbed::enter(points)
     }
-    fn ascend(
-        _: &mut [Unit<R>],
-        _: &Params,
-        _: f64,
-        _: &[Option<Tensor>],
-        _: f64,
-    ) -> Result<(Perturbed, Vec<Vec<Tensor>>)> {
+    fn ascend(_: &mut [Unit<R>], _: Step, _: &[Option<Tensor>], _: f64) -> Result<Ascended> {
         Err(Error::Loss(format!("{} has no adversarial point", R::NAME)))
     }
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()> {
@@ -305,14 +298,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         sums.statistics = formed;
         Ok(())
     }
-    fn update(
-        units: &mut [Unit<R>],
-        params: &Params,
-        lr_factor: f64,
-        sums: &mut Sums,
-        formed: bool,
-        step: u64,
-    ) -> Result<()> {
+    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         if !formed {
             Self::form(units, params, sums)?;
@@ -323,13 +310,15 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
                 return Ok(None);
             }
             let statistics = sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
-            let (mean, state) = unit.updated(params, lr_factor, sums, statistics)?;
+            let (mean, state) = unit.updated(step, sums, statistics)?;
             // What an update computes from finite derivatives can still overflow.
-            if !kernel::sum_of_squares(state.iter().chain([&mean])).is_finite()
-                && let Some(value) = state.iter().chain([&mean]).find_map(kernel::first_non_finite)
+            let known = |t: &&Tensor| !unit.kept.state.iter().any(|old| old.is_set_to(t));
+            let new = || state.iter().filter(known).chain([&mean]);
+            if !kernel::sum_of_squares(new()).is_finite()
+                && let Some(value) = new().find_map(kernel::first_non_finite)
             {
                 let (name, what) = (unit.name(params).to_owned(), "updated mean or state");
-                return Err(Error::NonFiniteGradient { what, name, value, step });
+                return Err(Error::NonFiniteGradient { what, name, value, step: step.number });
             }
             Ok(Some((mean, state)))
         });
@@ -386,7 +375,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         unit.kept.state = state.into_iter().map(|(_, t)| t).collect();
         Ok(())
     }
-    fn posterior(units: &[Unit<R>], params: &Params, lr_factor: f64) -> Result<R::Posterior> {
+    fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let mut parts = Vec::new();
         for unit in units.iter().filter(|unit| unit.leaves(params).any(Leaf::trainable)) {
@@ -404,7 +394,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             let (state, prior) = conditional.as_ref().map_or_else(own, |(state, prior)| (&state[..], prior));
             let means = unit.split(params, mean).into_iter().filter(|(_, leaf, _)| leaf.trainable());
             let means = means.map(|(_, leaf, x)| (leaf.name().to_owned(), x.copy())).collect();
-            Learned { row: unit.row, when: unit.when(0, lr_factor), means, state, prior }
+            Learned { row: unit.row, when: unit.when(0, step.lr_factor), means, state, prior }
         });
         R::posterior(learned.collect())
     }

@@ -23,13 +23,16 @@ pub struct Builder<R: Row> {
     check_finite: bool,
 }
 
+/// From settings and learning rate to others.
+type Change<R> = dyn Fn((R, f64)) -> (R, f64) + Send;
+
 /// Whether an override applies to a group and name.
 type Applies = dyn Fn(usize, &str) -> bool + Send;
 
 /// A change of settings and learning rate for some parameters.
 pub struct Override<R> {
     applies: Box<Applies>,
-    change: Box<dyn Fn((R, f64)) -> (R, f64) + Send>,
+    change: Box<Change<R>>,
 }
 
 impl<R> Override<R> {

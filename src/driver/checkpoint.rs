@@ -6,7 +6,7 @@ use super::row::{Row, shared};
 use super::sums::Sums;
 use crate::gradient::Clip;
 use crate::kernel::{self, Noise, Philox};
-use crate::params::Params;
+use crate::params::{Leaf, Params};
 use crate::prior::{BlockPrior, Isotropic, Layout, PriorOf};
 use crate::storage::checkpoint;
 use crate::{Error, Result, Schedule};
@@ -261,7 +261,7 @@ impl<R: Row> Restored<R> {
         let fits = p.parameters.len() == unit.members.len()
             && unit.leaves(params).zip(&p.parameters).all(|(leaf, name)| leaf.names.contains(name));
         if !fits {
-            let ours: Vec<&str> = unit.leaves(params).map(|leaf| leaf.name()).collect();
+            let ours: Vec<&str> = unit.leaves(params).map(Leaf::name).collect();
             let (saved, ours) = (p.parameters.join("`, `"), ours.join("`, `"));
             return Err(refused(format!("has parameter `{saved}` where the model has `{ours}`; build the same model")));
         }

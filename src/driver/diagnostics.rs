@@ -121,7 +121,7 @@ fn double(t: &Tensor) -> Tensor {
 
 fn sigma(q: &dyn Posterior) -> Sigma {
     let mut sigma = Sigma { mean: 0.0, min: f64::INFINITY, max: 0.0 };
-    let variances = q.names().into_iter().filter_map(|name| q.variance(name));
+    let variances = q.names().filter_map(|name| q.variance(name));
     for sd in variances.filter(|v| v.numel() > 0).map(|v| double(&v).sqrt()) {
         sigma.mean += sd.sum(Kind::Double).double_value(&[]) / q.len() as f64;
         sigma.min = sigma.min.min(sd.min().double_value(&[]));

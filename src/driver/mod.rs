@@ -172,11 +172,7 @@ impl<R: Row> Optimizer<R> {
             return Err(Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned()));
         }
         self.params.check()?;
-        let sums = std::mem::take(&mut self.sums);
-        self.apply(sums, true).map_err(|(e, sums)| {
-            self.sums = sums;
-            e
-        })
+        self.apply_kept()
     }
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
@@ -283,6 +279,6 @@ impl<R: Row<Posterior: Posterior>> Optimizer<R> {
 
 impl<R: Row> Optimizer<R> {
     fn posterior_or_none(&self) -> Result<R::Posterior> {
-        R::Arithmetic::posterior(&self.units, &self.params, self.schedule.factor(self.steps))
+        R::Arithmetic::posterior(&self.units, step::step_of(&self.params, &self.schedule, self.steps))
     }
 }

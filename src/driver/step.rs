@@ -1,6 +1,6 @@
 //! One step: perturb → closure → differentiate → estimate → update.
 
-use super::arithmetic::{Arithmetic, At, Plan};
+use super::arithmetic::{Arithmetic, Plan, Sample, Step};
 use super::blocks::{PROBES, probe};
 use super::row::Row;
 use super::second;
@@ -11,8 +11,8 @@ use crate::gradient::{IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise};
 use crate::likelihood::Outputs;
 use crate::nn::tape::{Recording, Tape};
-use crate::params::{Buffers, Leaf, Perturbed};
-use crate::{Error, Labels, Result, Statistic};
+use crate::params::{Buffers, Leaf, Params, Perturbed};
+use crate::{Error, Labels, Result, Schedule, Statistic};
 use tch::{Kind, Tensor};
 
 /// Which point of an evaluation the weights are at.
@@ -148,24 +148,25 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
         if self.sums.weight == 0.0 {
             let formed = sums.evaluations > 1;
-            return self.apply(sums, formed).map_err(|(e, _)| e);
+            return self.apply(sums, formed);
         }
         let before = self.sums.shallow_clone();
         self.keep(sums)?;
-        let sums = std::mem::take(&mut self.sums);
-        self.apply(sums, true).map_err(|(e, _)| {
-            self.sums = before;
-            e
-        })
+        // An update that fails leaves what was accumulated before, and not this micro-batch.
+        self.apply_kept().inspect_err(|_| self.sums = before)
     }
 
-    /// The update; on an error, what it was made from comes back.
-    pub(super) fn apply(&mut self, mut sums: Sums, formed: bool) -> std::result::Result<f64, (Error, Sums)> {
-        let factor = self.schedule.factor(self.steps);
+    /// The update from what was accumulated, which stays if it fails.
+    pub(super) fn apply_kept(&mut self) -> Result<f64> {
+        let loss = self.apply(self.sums.shallow_clone(), true)?;
+        self.sums = Sums::default();
+        Ok(loss)
+    }
+
+    fn apply(&mut self, mut sums: Sums, formed: bool) -> Result<f64> {
+        let step = step_of(&self.params, &self.schedule, self.steps);
         R::Arithmetic::follow(&mut self.units, &self.params);
-        if let Err(e) = R::Arithmetic::update(&mut self.units, &self.params, factor, &mut sums, formed, self.steps) {
-            return Err((e, sums));
-        }
+        R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
         self.steps += 1;
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
@@ -175,10 +176,10 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn begin(&mut self, k: u64) -> Result<Begun> {
         let expectation = self.config.expectation();
         let guard = match expectation.draw(k) {
-            Some((sample, sign)) => {
-                let lr_factor = self.schedule.factor(self.steps);
-                let at = At { noise: &self.noise, step: self.steps, lr_factor, sample, sign };
-                R::Arithmetic::perturb(&mut self.units, &self.params, at)?
+            Some((draw, sign)) => {
+                let sample = Sample { noise: &self.noise, draw, sign };
+                let step = step_of(&self.params, &self.schedule, self.steps);
+                R::Arithmetic::perturb(&mut self.units, step, sample)?
             }
             None => Perturbed::default(),
         };
@@ -202,8 +203,8 @@ impl<R: Row> Optimizer<R> {
         let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
         // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
-        let factor = self.schedule.factor(self.steps);
-        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, &self.params, factor, &first.gradients, norm)?;
+        let step = step_of(&self.params, &self.schedule, self.steps);
+        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, &first.gradients, norm)?;
         Ok(self.begun(k, Point::Last { statistics }, guard))
     }
 
@@ -294,17 +295,6 @@ impl<R: Row> Optimizer<R> {
         }
         let named: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
         let inputs: Vec<&Tensor> = named.iter().map(|(_, t)| *t).collect();
-        fn spread<T>(
-            n: usize,
-            at: impl Iterator<Item = usize>,
-            found: impl IntoIterator<Item = Option<T>>,
-        ) -> Vec<Option<T>> {
-            let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
-            for (i, x) in at.zip(found) {
-                all[i] = x;
-            }
-            all
-        }
         let places = || trained.iter().map(|(i, _)| *i);
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
         let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
@@ -343,7 +333,7 @@ impl<R: Row> Optimizer<R> {
                 let found = second::differentiate(&loss.mean, &tensors, statistic, |b, p| {
                     let sample = PROBES + k * crate::statistic::PROBES as u64 + p as u64;
                     let kind = R::Arithmetic::kind(&leaves[blocks[b][0]]);
-                    probe::<R>(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
+                    probe(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
                 })?;
                 let second = self.units.iter().zip(found.second).map(|(unit, s)| self.embedded(unit, s));
                 let second = second.collect::<Result<Vec<_>>>()?;
@@ -438,8 +428,22 @@ impl<R: Row> Optimizer<R> {
     }
 }
 
+/// The step that comes next. Not a method of the optimizer, because its units are lent out beside it.
+pub(super) fn step_of<'a>(params: &'a Params, schedule: &Schedule, number: u64) -> Step<'a> {
+    Step { params, number, lr_factor: schedule.factor(number) }
+}
+
 /// A gradient in the layout and kind of the parameter's state.
 fn dense(g: Tensor, kind: Kind) -> Tensor {
     let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
     if g.kind() == kind { g } else { g.to_kind(kind) }
+}
+
+/// One value per parameter, from those of some: `found[j]` is that of number `at[j]`.
+fn spread<T>(n: usize, at: impl Iterator<Item = usize>, found: impl IntoIterator<Item = Option<T>>) -> Vec<Option<T>> {
+    let mut all: Vec<Option<T>> = (0..n).map(|_| None).collect();
+    for (i, x) in at.zip(found) {
+        all[i] = x;
+    }
+    all
 }

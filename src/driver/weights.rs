@@ -1,6 +1,6 @@
 //! The arithmetic of single weights: each pass of a row over all its tensors at once, by the kernel.
 
-use super::arithmetic::{Arithmetic, At, Plan, Unit, Weights, delta, unsupported};
+use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule};
 use super::sums::Sums;
@@ -152,14 +152,13 @@ impl<R: Rule> ByStatistic for FormPass<'_, R> {
 
 struct UpdatePass<'a, R: Rule> {
     units: &'a [Unit<R>],
-    params: &'a Params,
-    lr_factor: f64,
+    step: Step<'a>,
     sums: &'a Sums,
 }
 
 impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
     fn run<S: Formed>(self, statistic: S) {
-        let leaves = self.params.leaves().iter().enumerate();
+        let leaves = self.step.params.leaves().iter().enumerate();
         kernel::run(self.units.iter().zip(leaves).filter_map(|(unit, (i, leaf))| {
             let mean = unit.kept.mean(leaf);
             let given = || self.sums.statistics.get(i).and_then(|s| s.first());
@@ -167,7 +166,7 @@ impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
             let c = c.map_or(Field::Number(0.0), Field::Tensor);
             let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
             Some(Job {
-                f: Update { pass: unit.pass(1, self.lr_factor), statistic },
+                f: Update { pass: unit.pass(1, self.step.lr_factor), statistic },
                 inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
                 outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
             })
@@ -253,12 +252,13 @@ impl<R: Rule> Arithmetic<R> for Weights {
             unit.follow(leaf);
         }
     }
-    fn perturb(units: &mut [Unit<R>], params: &Params, at: At) -> Result<Perturbed> {
+    fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
-            let draw = Draw { step: at.step, sample: at.sample, parameter, group: unit.kept.noise_group };
-            let z = leaf.trainable().then(|| at.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
+            let draw = Draw { step: step.number, sample: sample.draw, parameter, group: unit.kept.noise_group };
+            let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
             noise.push(match unit.row.link() {
                 Link::Identity => z,
                 link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
@@ -270,20 +270,15 @@ impl<R: Rule> Arithmetic<R> for Weights {
         kernel::run(moved.clone().map(|(unit, leaf, z, point)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
             Job {
-                f: Perturb(unit.pass(1, at.lr_factor)),
-                inputs: unit.with_state([mean, z.field(), Field::Number(at.sign), unit.delta()]),
+                f: Perturb(unit.pass(1, step.lr_factor)),
+                inputs: unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]),
                 outputs: [Some(point)].into_iter().collect(),
             }
         }));
         Perturbed::enter(moved.map(|(unit, leaf, _, point)| (&leaf.tensor, unit.kept.value(leaf, point))))
     }
-    fn ascend(
-        units: &mut [Unit<R>],
-        params: &Params,
-        lr_factor: f64,
-        gradients: &[Option<Tensor>],
-        norm: f64,
-    ) -> Result<(Perturbed, Vec<Vec<Tensor>>)> {
+    fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
             unit.kept.make_point(leaf);
@@ -298,7 +293,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         kernel::run(moved.clone().map(|(unit, leaf, g, point, size)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
             Job {
-                f: Ascend(unit.pass(1, lr_factor)),
+                f: Ascend(unit.pass(1, step.lr_factor)),
                 inputs: unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]),
                 outputs: [Some(point), size].into_iter().collect(),
             }
@@ -317,18 +312,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
         sums.statistics = formed;
         Ok(())
     }
-    fn update(
-        units: &mut [Unit<R>],
-        params: &Params,
-        lr_factor: f64,
-        sums: &mut Sums,
-        formed: bool,
-        _: u64,
-    ) -> Result<()> {
+    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()> {
+        let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
         let statistic = if formed { Statistic::Unused } else { statistic };
-        by_statistic(statistic, UpdatePass { units, params, lr_factor, sums });
+        by_statistic(statistic, UpdatePass { units, step, sums });
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
@@ -376,7 +365,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
         }
         Ok(())
     }
-    fn posterior(units: &[Unit<R>], params: &Params, lr_factor: f64) -> Result<R::Posterior> {
+    fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
+        let params = step.params;
         let trained: Vec<(&Unit<R>, &Leaf)> =
             units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
         let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
@@ -388,7 +378,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             }
             let precision = mean.detach().empty_like();
             kernel::run([Job {
-                f: Precision(unit.pass(0, lr_factor)),
+                f: Precision(unit.pass(0, step.lr_factor)),
                 inputs: unit.with_state([unit.delta()]),
                 outputs: [Some(&precision)].into_iter().collect(),
             }]);

@@ -12,9 +12,16 @@ impl Fisher {
     /// one matrix product per batch for all columns together.
     ///
     /// # Errors
-    /// [`Error::Curvature`] for no examples, outputs or targets of another form, labels that the model does not have
-    /// or targets outside of the active ones, outputs or a curvature that are not finite; [`Error::PerExample`] for
-    /// batch normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`] for settings out of range.
+    /// [`Error::Likelihood`] for outputs or targets of another form or not finite, active outputs that the model does
+    /// not have, or targets outside of them; [`Error::Curvature`] for no examples or a result that is not finite;
+    /// [`Error::PerExample`] for batch normalization in training mode; [`Error::Closure`]; [`Error::HyperParameter`]
+    /// for settings out of range.
+    ///
+    /// [`Error::Likelihood`]: crate::Error::Likelihood
+    /// [`Error::Curvature`]: crate::Error::Curvature
+    /// [`Error::PerExample`]: crate::Error::PerExample
+    /// [`Error::Closure`]: crate::Error::Closure
+    /// [`Error::HyperParameter`]: crate::Error::HyperParameter
     pub fn diagonal<B: Into<Batch>, L: IntoTensor>(
         &self,
         params: impl Into<Params>,

@@ -60,7 +60,7 @@ impl FullFisher {
         &self.matrix
     }
 
-    /// Laplace's approximation N(θ, (F + P₀)⁻¹), as [`DiagonalFisher::laplace`].
+    /// Laplace's approximation N(θ, (F + P₀)⁻¹), as [`DiagonalFisher::laplace`](super::DiagonalFisher::laplace).
     ///
     /// # Errors
     /// As there; [`Error::NotPositiveDefinite`].

@@ -35,7 +35,7 @@ use tch::Tensor;
 /// let f = Fisher::exact().diagonal(&vs, batches(), |x| net.forward(x))?;
 /// assert_eq!(f.examples(), 100);
 /// let q = f.laplace(Prior::isotropic(1.0))?; // N(θ, (F + 1)⁻¹), ready to be the prior of the next task
-/// # assert_eq!(q.weights(), 15);
+/// # assert_eq!(q.len(), 15);
 /// # Ok(())
 /// # }
 /// ```

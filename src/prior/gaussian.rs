@@ -238,13 +238,11 @@ pub(crate) enum Layout {
 
 impl BlockPrior {
     pub(crate) fn layout(&self) -> Layout {
-        match &self.precision {
-            Precision::Full(_) => Layout::Full,
-            _ => {
-                let [left, right] = self.bases().map(|q| q.is_some());
-                Layout::Block { left, right }
-            }
+        if let Precision::Full(_) = self.precision {
+            return Layout::Full;
         }
+        let [left, right] = self.bases().map(|q| q.is_some());
+        Layout::Block { left, right }
     }
 
     /// From the tensors of a checkpoint: `take(name, shape)` for a block of this shape.

@@ -154,9 +154,11 @@ impl Prior {
             return Ok(PriorOf::Isotropic(Isotropic::Delta(delta)));
         }
         let like = Tensor::f_empty([0], (kind, leaves[0].tensor.device()))?;
-        // One parameter keeps its basis; only joint blocks need a precision over all their weights.
-        if let [Some(i)] = parts[..] {
-            let Known { mean, precision, .. } = &self.parameters()[i];
+        // One parameter keeps its basis; only joint blocks need a precision over all their weights. A joint row's block
+        // of one parameter is a vector, in which a Kronecker-factored precision has no form.
+        let alone = leaves.len() == 1 && matrix_shape(shape) == matrix_shape(&leaves[0].tensor.size());
+        if let ([Some(i)], true) = (&parts[..], alone) {
+            let Known { mean, precision, .. } = &self.parameters()[*i];
             return Ok(PriorOf::Gaussian(BlockPrior::new(mean.f_reshape(shape)?, precision).like(&like)));
         }
         let (mean, precision) = self.joint(leaves, &parts, check::ess(ess)? * self.elsewhere.unwrap_or(0.0))?;

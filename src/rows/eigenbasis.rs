@@ -82,7 +82,7 @@ impl<'a> Eigenbasis<'a> {
     pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
-            new.push(if t <= 1 { fresh.copy() } else { old * beta + fresh * (1.0 - beta) });
+            new.push(if t <= 1 { fresh.copy() } else { old.f_lerp(fresh, 1.0 - beta)? });
         }
         for side in 0..2 {
             let (moment, basis) = (&new[side], &self.0[2 + side]);
@@ -93,7 +93,7 @@ impl<'a> Eigenbasis<'a> {
                 // Descending.
                 linalg::eigen(moment)?.1.f_flip([1])?
             } else {
-                Tensor::f_linalg_qr(&moment.f_matmul(basis)?, "reduced")?.0
+                linalg::nearer_eigenvectors(moment, basis)?
             });
         }
         Ok(new)

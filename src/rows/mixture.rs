@@ -38,6 +38,8 @@ use tch::{Device, Kind, Tensor};
 /// # }
 /// ```
 ///
+/// It is not driven by [`Optimizer`](crate::Optimizer), whose variables hold one mean, because a step evaluates the loss at K.
+///
 /// Sources: Lin, Khan and Schmidt, *Fast and Simple Natural-Gradient Variational Inference with Mixture of
 /// Exponential-family Approximations* (ICML 2019), which samples from q where this samples from each component (the
 /// expectations are the same); Lin, Schmidt and Khan (ICML 2020) for the precision; Khan and Rue (2023), section 3.2.

@@ -9,7 +9,7 @@ use crate::{Error, Mixture, Optimizer, Params, Philox, Result};
 ///
 /// Each copy is a store of its own with the same names and shapes, and with initial weights of its own; the noise of
 /// member i has seed `seed` + i. The members share nothing while they are trained, so they may as well be trained one
-/// after the other, by any row with a posterior: [`Mixture::equal`].
+/// after the other, by any row with a posterior: [`Mixture::equal`]. Each is an [`Optimizer`] of its own.
 ///
 /// Source: the winning entry of the NeurIPS 2021 competition on approximate inference in Bayesian deep learning.
 #[derive(Debug)]

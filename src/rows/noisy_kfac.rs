@@ -27,7 +27,8 @@ config! {
     /// ```
     ///
     /// so that Ĝ ⊗ Â is G ⊗ A + δI and two terms in between. The factors of the first step's evaluations set A and G; they
-    /// start as √h₀ I. Eigenvectors and eigenvalues of both follow in the first step and every `frequency` steps, before the
+    /// start as √h₀ I. The bases Q are their eigenvectors after the first step's; every `frequency` steps they follow by one step of the
+    /// power method, Q ← orthogonalized A Q, with eigenvalues diag(Qᵀ A Q), before the
     /// mean moves; samples are M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues, Q diag(1/√s) being one of the roots
     /// of the covariance.
     ///
@@ -74,6 +75,25 @@ config! {
 struct Factors<'a> {
     bases: [&'a Tensor; 2],
     values: [&'a Tensor; 2],
+}
+
+/// Basis and eigenvalues of a factor: its eigenvectors or, from the basis so far, a step towards them, in which the factor is
+/// nearly diagonal.
+fn followed(factor: &Tensor, basis: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    let (q, values) = match basis {
+        None => {
+            let (values, q) = linalg::eigen(factor)?;
+            (q, values)
+        }
+        Some(basis) => {
+            let q = linalg::nearer_eigenvectors(factor, basis)?;
+            // qᵀ A q of each column q.
+            let values = (factor.f_matmul(&q)? * &q).f_sum_dim_intlist(0, false, None::<tch::Kind>)?;
+            (q, values)
+        }
+    };
+    // Moments have no negative eigenvalues but for rounding.
+    Ok((q, values.f_clamp_min(0.0)?))
 }
 
 impl<'a> Factors<'a> {
@@ -167,15 +187,16 @@ impl BlockRule for NoisyKfac {
         Ok(factors.back(&(z.f_reshape(s.size())? / s.sqrt()), z)?.into())
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
-        let mut new = vec![&state[0] * self.beta1 + x.gradient * (1.0 - self.beta1)];
+        let first = when.t <= 1;
+        let mut new = vec![state[0].f_lerp(x.gradient, 1.0 - self.beta1)?];
         for (old, fresh) in state[1..3].iter().zip(x.statistics) {
-            let average = || old * self.beta2 + fresh * (1.0 - self.beta2);
-            new.push(if when.t <= 1 { fresh.copy() } else { average() });
+            new.push(if first { fresh.copy() } else { old.f_lerp(fresh, 1.0 - self.beta2)? });
         }
-        if when.t <= 1 || when.t.is_multiple_of(self.frequency) {
-            let (rows, columns) = (linalg::eigen(&new[1])?, linalg::eigen(&new[2])?);
-            // Moments have no negative eigenvalues but for rounding.
-            new.extend([rows.1, columns.1, rows.0.f_clamp_min(0.0)?, columns.0.f_clamp_min(0.0)?]);
+        if first || when.t.is_multiple_of(self.frequency) {
+            let sides = [0, 1].map(|side| followed(&new[1 + side], (!first).then_some(&state[3 + side])));
+            let [rows, columns] = sides;
+            let (rows, columns) = (rows?, columns?);
+            new.extend([rows.0, columns.0, rows.1, columns.1]);
         } else {
             new.extend(state[3..].iter().map(Tensor::shallow_clone));
         }

@@ -21,7 +21,7 @@
 //! | [`Ring`] | the last of a stream, of each class |
 //! | [`k_centre`], [`herding`] | by features: to cover them, or for their mean |
 //!
-//! [`compact`] keeps weighted pseudo-examples instead of examples; together they have the curvature of the whole data
+//! [`compact()`] keeps weighted pseudo-examples instead of examples; together they have the curvature of the whole data
 //! set.
 //!
 //! For a random class-balanced subset, pass [`random_scores`] to [`class_balanced`].

@@ -118,7 +118,7 @@ impl DualView {
             return Err(error(format!("the weights are {:?}: expected [{p}], one for each feature", weights.size())));
         }
         let outputs = features.f_matmul(&weights)?;
-        Self::at(&features, targets, weights, outputs, likelihood, delta)
+        Self::at(&features, targets, weights, &outputs, likelihood, delta)
     }
 
     /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its
@@ -139,7 +139,7 @@ impl DualView {
         let trained = params.leaves().iter().filter(|l| l.trainable());
         let weights = trained.map(|l| home("weights", &l.tensor)?.f_reshape([-1]).map_err(Error::from));
         let weights = Tensor::f_cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
-        Self::at(&home("features", &jacobian)?, targets, weights, home("outputs", &f)?, likelihood, delta)
+        Self::at(&home("features", &jacobian)?, targets, weights, &home("outputs", &f)?, likelihood, delta)
     }
 
     /// The exact fit of a linear regression: θ = S⁻¹ Σ Jᵢᵀyᵢ/σ².
@@ -166,7 +166,7 @@ impl DualView {
         features: &Tensor,
         targets: &Tensor,
         weights: Tensor,
-        outputs: Tensor,
+        outputs: &Tensor,
         likelihood: Likelihood,
         delta: f64,
     ) -> Result<Self> {

@@ -81,7 +81,8 @@ impl Sensitivity {
     /// many classes take [`Sensitivity::diagonal`].
     ///
     /// # Errors
-    /// No examples, targets that do not fit, outputs that are not finite; as [`DiagonalGaussian::output_variance`].
+    /// No examples, targets that do not fit, outputs that are not finite; as
+    /// [`DiagonalGaussian::output_variance`](crate::DiagonalGaussian::output_variance).
     pub fn of<B: Into<Batch>, L: IntoTensor>(
         q: &impl GaussianPosterior,
         params: impl Into<Params>,

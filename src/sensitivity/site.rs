@@ -32,8 +32,8 @@ pub(super) struct Sites {
 
 impl Sites {
     /// At outputs `[N]` or `[N, C]`, for classes `[N]` (i64; categorical) or values in the shape of the outputs.
-    pub fn of(likelihood: Likelihood, outputs: Tensor, targets: &Tensor) -> Result<Self> {
-        let outputs = Outputs::new(likelihood, &outputs, None)?;
+    pub fn of(likelihood: Likelihood, outputs: &Tensor, targets: &Tensor) -> Result<Self> {
+        let outputs = Outputs::new(likelihood, outputs, None)?;
         if outputs.examples() == 0 {
             return Err(error("there are no examples: the outputs are empty"));
         }

@@ -182,7 +182,7 @@ impl Objective {
 
     /// ½δ‖w‖²
     pub fn decay(self, model: &Logistic, delta: f64) -> Outcome<Objective> {
-        let q = Quadratic::towards_zero(&model.params(), delta)?;
+        let q = Quadratic::towards_zero(model.params(), delta)?;
         Ok(self.quadratic(q, model.isotropic(delta)?.precision_matrix().copy()))
     }
 
@@ -213,6 +213,6 @@ impl Objective {
 
     /// At the model's present weights.
     pub fn value(&self, model: &Logistic) -> Outcome<f64> {
-        Ok(tch::no_grad(|| self.past.value(&model.params(), |x| model.forward(x)))?.double_value(&[]))
+        Ok(tch::no_grad(|| self.past.value(model.params(), |x| model.forward(x)))?.double_value(&[]))
     }
 }

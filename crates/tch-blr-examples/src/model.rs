@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::metrics::{self, Reliability};
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{DiagonalGaussian, Optimizer, Result};
 
 /// A multilayer perceptron with ReLU between its layers; the layers are tapped, so that VOGN gets per-example squares.
@@ -52,7 +52,7 @@ pub fn progress(what: &str, steps: u64) -> ProgressBar {
 }
 
 /// Trains with mini-batches of `size` and returns (epoch, running mean of the loss) about twenty times an epoch.
-pub fn train<R: Rule>(
+pub fn train<R: Row>(
     what: &str,
     net: &Mlp,
     opt: &mut Optimizer<R>,

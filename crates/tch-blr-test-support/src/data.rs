@@ -24,8 +24,8 @@ fn decide(root: Option<&OsStr>, ci: Option<&OsStr>, exists: impl FnOnce(&Path) -
     }
 }
 
-/// The folder of all data sets, `TCH_BLR_DATA`, if it has the folder `name`. Otherwise the test says what it leaves out and
-/// why, or fails, as [`decide`] has it.
+/// The folder of all data sets, `TCH_BLR_DATA`, if it has the folder `name`. Otherwise the test says what it leaves out
+/// and why, or fails, as [`decide`] has it.
 #[track_caller]
 fn data_or(name: &str, left_out: &str, why: &str) -> Option<PathBuf> {
     let [root, ci] = ["TCH_BLR_DATA", "CI"].map(env::var_os);
@@ -41,8 +41,8 @@ fn data_or(name: &str, left_out: &str, why: &str) -> Option<PathBuf> {
     }
 }
 
-/// The folder of all data sets if it has the folder `name`; otherwise the test is left out and says so, or fails where `CI`
-/// is set and `TCH_BLR_DATA` is too.
+/// The folder of all data sets if it has the folder `name`; otherwise the test is left out and says so, or fails where
+/// `CI` is set and `TCH_BLR_DATA` is too.
 #[track_caller]
 pub fn data(name: &str) -> Option<PathBuf> {
     data_or(name, &this_test(), &format!("which needs $TCH_BLR_DATA/{name}"))

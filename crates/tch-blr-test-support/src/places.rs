@@ -68,8 +68,8 @@ pub fn chirp(shape: &[i64], phase: f64) -> Tensor {
     (count(shape).square() * 0.37 + count(shape) * 1.1 + phase).sin().reshape(shape)
 }
 
-/// Seeds libtorch's generator, which all threads share, and keeps it for the caller while the guard lives: tests that draw
-/// side by side would otherwise take each other's numbers.
+/// Seeds libtorch's generator, which all threads share, and keeps it for the caller while the guard lives: tests that
+/// draw side by side would otherwise take each other's numbers.
 pub fn seeded(seed: i64) -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -107,7 +107,10 @@ rows! { Plain:
 rows! { Tapped:
     newton: Newton = |_| Newton::default().ess(1e3).weight_decay(0.1).builder(), 0.5;
     newton_averaged: Newton = |_| Newton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.5).builder(), 0.5;
-    newton_prior: Newton = |vs| Newton::default().ess(1e3).prior(&posterior(vs).full().unwrap()), 0.5;
+    newton_prior: Newton = |vs| {
+        let q = posterior(vs).full().unwrap();
+        Newton::default().ess(1e3).prior(Prior::from(&q).elsewhere(0.01))
+    }, 0.5;
     diagonal_newton: DiagonalNewton = |_| DiagonalNewton::default().ess(1e3).weight_decay(0.1).builder(), 0.3;
     hutchinson: DiagonalNewton = |_| DiagonalNewton::default().ess(1e3).weight_decay(0.1).hess_init(1.0).beta2(0.9)
         .hessian(Statistic::Hutchinson { probes: 2 }).builder(), 0.2;

@@ -18,7 +18,7 @@ use crate::random::Rng;
 use std::f64::consts::PI;
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::rule::Rule;
+use tch_blr::rule::Row;
 use tch_blr::{Adam, Ivon, Optimizer};
 
 /// θ′ after so many gradient steps of size α on a loss; the graph goes through them.
@@ -131,7 +131,7 @@ pub const SHOTS: usize = 10;
 const TASKS: usize = 25;
 
 /// Steps of an outer optimizer, each on fresh tasks: with the inner step, or without (one network for all tasks).
-pub fn train<R: Rule>(net: &Net, opt: &mut Optimizer<R>, steps: usize, inner: bool, seed: u64) -> Outcome<()> {
+pub fn train<R: Row>(net: &Net, opt: &mut Optimizer<R>, steps: usize, inner: bool, seed: u64) -> Outcome<()> {
     let mut rng = Rng::new(seed, 70);
     for _ in 0..steps {
         let tasks = Sinusoids::draw(TASKS, Kind::Float, &mut rng);

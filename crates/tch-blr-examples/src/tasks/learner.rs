@@ -104,7 +104,7 @@ impl<'a> Learner<'a> {
         let n = task.examples() as f64;
         let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
         if let Method::Ivon { hess_init, beta2, delta, step } = self.method {
-            let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta).builder();
+            let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
             let rule = rule.schedule(Schedule::WarmupCosine { warmup: steps / 20, total: steps });
             let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
             let rule = match &self.posterior {
