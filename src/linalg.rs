@@ -59,8 +59,8 @@ pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((values.f_to_kind(a.kind())?, vectors.f_to_kind(a.kind())?))
 }
 
-/// Q', nearer to the eigenvectors of A than Q is, in the same order: one step of the power method and orthogonalization. In
-/// A's kind; n³ products and a factorization, a small part of what [`eigen`] takes.
+/// Q', nearer to the eigenvectors of A than Q is, in the same order: one step of the power method and
+/// orthogonalization. In A's kind; n³ products and a factorization, a small part of what [`eigen`] takes.
 pub(crate) fn nearer_eigenvectors(a: &Tensor, q: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_linalg_qr(&a.f_matmul(q)?, "reduced")?.0)
 }

@@ -86,7 +86,7 @@ pub trait Train: Debug + Send {
     /// # Errors
     /// As [`Optimizer::load`].
     fn load(&mut self, path: &Path) -> Result<()>;
-    /// As [`Optimizer::posterior`]; [`Posterior::save`] writes it to a file.
+    /// As [`Optimizer::posterior`]; [`Posterior::save_to`] writes it to a file.
     ///
     /// # Errors
     /// As [`Optimizer::posterior`], and for rows that have none (SGD, SAM, STE).

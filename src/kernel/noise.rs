@@ -11,8 +11,8 @@ use super::philox::philox;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Where an optimizer's standard normals come from; see [`Rule::noise`](crate::Rule::noise). Data-parallel ranks and
-/// parallel chains take a generator each, [`Philox::fold_in`].
+/// Where an optimizer's standard normals come from; see [`Builder::noise`](crate::Builder::noise). Data-parallel
+/// ranks and parallel chains take a generator each, [`Philox::fold_in`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Noise {

@@ -16,7 +16,7 @@ use crate::{Error, Result, check};
 ///
 /// # Errors
 /// Posteriors with different parameters; weights that are not finite, or so negative that the precision is not positive
-/// definite; [`KroneckerGaussian`]s in different bases.
+/// definite; [`KroneckerGaussian`](crate::KroneckerGaussian)s in different bases.
 pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result<Q> {
     let rest = 1.0 - tasks.iter().map(|(a, _)| a).sum::<f64>();
     let mut terms = vec![(rest, base)];
