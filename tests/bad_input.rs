@@ -848,7 +848,9 @@ fn checkpoint_files() {
         (parameter(1, "steps", json!(u64::MAX)), &["18446744073709551615 steps"]),
         (change(|f| f.description["content"]["units"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
         (
-            change(|f| f.description["content"]["units"][1]["config"]["expectation"] = json!({"MonteCarlo": {"samples": 3}})),
+            change(|f| {
+                f.description["content"]["units"][1]["config"]["expectation"] = json!({"MonteCarlo": {"samples": 3}})
+            }),
             &["first.bias", "evaluated"],
         ),
         (

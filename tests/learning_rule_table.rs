@@ -182,7 +182,8 @@ fn every_row_is_tested_documented_and_in_the_example() {
     }
     // `name: Row = ..` of the rows under test, or `name: Row::..` in the suite itself.
     let suites = folder("tests", "conformance.rs");
-    let suites: Vec<&str> = ["suite!(", "joint!(", "binary!("].iter().flat_map(|s| between(&suites, s, "\n);")).collect();
+    let suites: Vec<&str> =
+        ["suite!(", "joint!(", "binary!("].iter().flat_map(|s| between(&suites, s, "\n);")).collect();
     let tested: HashSet<&str> = suites.iter().flat_map(|s| words(s)).collect();
     let configurations = text("crates/tch-blr-test-support/src/rows.rs");
     let conforms = |row: &str| {
