@@ -807,7 +807,7 @@ fn checkpoint_files() {
         })
     };
     let parameter = |i: usize, key: &'static str, value: Value| {
-        change(move |f| f.description["content"]["parameters"][i][key] = value.clone())
+        change(move |f| f.description["content"]["units"][i][key] = value.clone())
     };
     let remove = |name: &'static str| change(move |f| _ = f.tensors.remove(name));
     let changes: Vec<(Change, &[&str])> = vec![
@@ -816,13 +816,16 @@ fn checkpoint_files() {
         (reshape("prior.precision.second.bias", &[1, 2]), &["prior.precision.second.bias", "[1, 2]", "[2]"]),
         (reshape("accumulated.gradient.second.bias", &[1, 2]), &["accumulated.gradient.second.bias", "[1, 2]"]),
         (widen("mean.second.bias"), &["mean.second.bias", "Double", "Float"]),
-        (widen("accumulated.curvature.second.bias"), &["accumulated.curvature.second.bias", "Double", "Float"]),
+        (widen("accumulated.statistic.0.second.bias"), &["accumulated.statistic.0.second.bias", "Double", "Float"]),
         (remove("state.momentum.first.bias"), &["no tensor", "state.momentum.first.bias"]),
         (remove("prior.mean.second.bias"), &["no tensor", "prior.mean.second.bias"]),
-        (remove("accumulated.curvature.first.bias"), &["no tensor", "accumulated.curvature.first.bias"]),
+        (remove("accumulated.statistic.0.first.bias"), &["no tensor", "accumulated.statistic.0.first.bias"]),
         (change(|f| f.description["form"] = json!("adam optimizer")), &["adam optimizer", "ivon optimizer"]),
-        (change(|f| f.description["content"]["config"]["lr"] = json!(-1.0)), &["`lr` = -1.0"]),
-        (change(|f| f.description["content"]["config"]["lr"] = json!("fast")), &["configuration", "fast"]),
+        (change(|f| f.description["content"]["lr"] = json!(-1.0)), &["`lr` = -1.0"]),
+        (parameter(1, "lr", json!(-1.0)), &["`lr` = -1.0"]),
+        (change(|f| f.description["content"]["lr"] = json!("fast")), &["description that cannot be read", "fast"]),
+        (change(|f| f.description["content"]["config"]["ess"] = json!("many")), &["configuration", "many"]),
+        (change(|f| f.description["content"]["config"]["lr"] = json!(0.1)), &["configuration", "`lr`"]),
         (change(|f| f.description["content"]["config"]["ess"] = Value::Null), &["`ess` = not set"]),
         (
             change(|f| f.description["content"]["schedule"] = json!({"Step": {"every": 0, "factor": 0.5}})),
@@ -831,26 +834,33 @@ fn checkpoint_files() {
         (change(|f| f.description["content"]["clip"] = json!({"Norm": -1.0})), &["clip_grad_norm"]),
         (change(|f| f.description["content"]["accumulated"]["weight"] = json!(-1.0)), &["accumulated"]),
         (
-            change(|f| _ = f.description["content"]["parameters"].as_array_mut().unwrap().pop()),
+            change(|f| _ = f.description["content"]["units"].as_array_mut().unwrap().pop()),
             &["no parameter `second.bias`"],
         ),
-        (parameter(1, "name", json!("first.offset")), &["`first.offset`", "`first.bias`", "same model"]),
-        (parameter(1, "prior", json!({"Delta": -1.0})), &["elsewhere", "-1.0"]),
+        (parameter(1, "parameters", json!(["first.offset"])), &["`first.offset`", "`first.bias`", "same model"]),
+        (parameter(1, "prior", json!({"Isotropic": {"Delta": -1.0}})), &["elsewhere", "-1.0"]),
         (change(|f| f.description["content"]["steps"] = json!(u64::MAX)), &["18446744073709551615 steps"]),
-        (parameter(1, "steps", json!(u64::MAX)), &["18446744073709551615 steps"]),
-        (change(|f| f.description["content"]["parameters"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
+        (parameter(1, "statistics", json!(2)), &["first.bias", "2 statistics", "expected 1"]),
         (
-            change(|f| f.description["content"]["parameters"][1]["config"]["mc_samples"] = json!(3)),
+            change(|f| f.description["content"]["accumulated"]["gradients"] = json!(["first.bias"])),
+            &["belongs to nothing", "accumulated.gradient"],
+        ),
+        (parameter(1, "steps", json!(u64::MAX)), &["18446744073709551615 steps"]),
+        (change(|f| f.description["content"]["units"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
+        (
+            change(|f| {
+                f.description["content"]["units"][1]["config"]["expectation"] = json!({"MonteCarlo": {"samples": 3}})
+            }),
             &["first.bias", "evaluated"],
         ),
         (
             change(|f| {
-                let all = f.description["content"]["parameters"].as_array_mut().unwrap();
+                let all = f.description["content"]["units"].as_array_mut().unwrap();
                 let mut fifth = all[0].clone();
-                fifth["name"] = json!("third.weight");
+                fifth["parameters"] = json!(["third.weight"]);
                 all.push(fifth);
             }),
-            &["`third.weight`", "model does not"],
+            &["`third.weight`", "model does not have"],
         ),
     ];
     refuses_files(&good, "mean.first.weight", changes, |path| load(&mut opt, path));

@@ -402,6 +402,7 @@ impl Row for Odd {
 impl Rule for Odd {
     type State<T: Real> = [T; 0];
     type Coefficients<T: Real> = [T; 0];
+    const FORMED: &'static [Statistic] = &[Statistic::Price];
     fn initial(&self, _: bool) -> [f64; 0] {
         []
     }

@@ -93,7 +93,7 @@ impl<R: Row> Optimizer<R> {
             let prior = match &unit.prior {
                 PriorOf::Isotropic(prior) => PriorContent::Isotropic(*prior),
                 PriorOf::Gaussian(prior) => {
-                    prior.tensors().into_iter().for_each(|(what, t)| put(&format!("prior.{what}"), t));
+                    prior.tensors().into_iter().for_each(|(what, t)| put(&format!("prior.{what}"), &t));
                     PriorContent::Gaussian(prior.layout())
                 }
             };

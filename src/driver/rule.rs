@@ -3,7 +3,7 @@
 use super::row::{NoPosterior, Row, When, none};
 use crate::kernel::{Pack, Real};
 use crate::posterior::{DiagonalGaussian, MeanFieldBernoulli};
-use crate::{Link, Result};
+use crate::{Link, Result, Statistic};
 use tch::Tensor;
 
 /// What an update sees of one weight, beside the row's own state. All on the scale of the mean loss L.
@@ -81,6 +81,10 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
     type State<T: Real>: Pack<T>;
     /// `[T; K]`: what [`Rule::coefficients`] computes; K is at most 16.
     type Coefficients<T: Real>: Pack<T>;
+
+    /// Which of [`Statistic::SquaredGradient`], [`Statistic::Price`] and [`Statistic::Relaxed`] settings of this row can ask
+    /// for: the driver compiles a pass over the weights for each.
+    const FORMED: &'static [Statistic] = &[];
 
     /// What the variables hold: the mean that is learned itself, or binary weights.
     fn link(&self) -> Link {

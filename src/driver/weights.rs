@@ -116,19 +116,39 @@ trait ByStatistic {
     fn run<S: Formed>(self, statistic: S);
 }
 
-/// Runs it with what the row makes of gradient and point.
-fn by_statistic(statistic: Statistic, pass: impl ByStatistic) {
-    match statistic {
-        Statistic::SquaredGradient => pass.run(Square),
-        Statistic::Price => pass.run(Displacement),
-        Statistic::Relaxed => pass.run(Relaxed),
-        _ => pass.run(Given),
+/// Runs it with what the row makes of gradient and point. The conditions are constants of the row, so that only the
+/// passes of [`Rule::FORMED`] are compiled.
+fn by_statistic<R: Rule>(statistic: Statistic, pass: impl ByStatistic) {
+    if const { forms::<R>(0) } && statistic == FORMED[0] {
+        pass.run(Square);
+    } else if const { forms::<R>(1) } && statistic == FORMED[1] {
+        pass.run(Displacement);
+    } else if const { forms::<R>(2) } && statistic == FORMED[2] {
+        pass.run(Relaxed);
+    } else {
+        pass.run(Given);
     }
 }
 
-/// Whether the statistic is formed here, from gradient and point, and does not come with them.
-fn is_formed(statistic: Statistic) -> bool {
-    matches!(statistic, Statistic::SquaredGradient | Statistic::Price | Statistic::Relaxed)
+/// The statistics that are formed here, from gradient and point, and do not come with them.
+const FORMED: [Statistic; 3] = [Statistic::SquaredGradient, Statistic::Price, Statistic::Relaxed];
+
+/// Whether the row asks for `FORMED[i]`.
+const fn forms<R: Rule>(i: usize) -> bool {
+    let mut k = 0;
+    while k < R::FORMED.len() {
+        let found = match R::FORMED[k] {
+            Statistic::SquaredGradient => i == 0,
+            Statistic::Price => i == 1,
+            Statistic::Relaxed => i == 2,
+            _ => false,
+        };
+        if found {
+            return true;
+        }
+        k += 1;
+    }
+    false
 }
 
 struct FormPass<'a, R: Rule> {
@@ -178,7 +198,11 @@ impl<R: Rule> Arithmetic<R> for Weights {
     type Kept = Slot;
 
     fn check(row: &R) -> Result<()> {
-        match row.statistic() {
+        let statistic = row.statistic();
+        if FORMED.contains(&statistic) && !R::FORMED.contains(&statistic) {
+            return unsupported(statistic, "a statistic that the row names in Rule::FORMED");
+        }
+        match statistic {
             Statistic::Unused
             | Statistic::SquaredGradient
             | Statistic::Fisher(Labels::Exact | Labels::Sampled | Labels::Observed)
@@ -302,13 +326,13 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok((Perturbed::enter(points)?, if wanted { absolute } else { Vec::new() }))
     }
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()> {
-        let Some(statistic) = units.first().map(|unit| unit.row.statistic()).filter(|s| is_formed(*s)) else {
+        let Some(statistic) = units.first().map(|unit| unit.row.statistic()).filter(|s| FORMED.contains(s)) else {
             return Ok(());
         };
         let _no_grad = tch::no_grad_guard();
         let formed: Vec<Vec<Tensor>> =
             sums.gradients.iter().map(|g| g.iter().map(Tensor::empty_like).collect()).collect();
-        by_statistic(statistic, FormPass { units, params, gradients: &sums.gradients, formed: &formed });
+        by_statistic::<R>(statistic, FormPass { units, params, gradients: &sums.gradients, formed: &formed });
         sums.statistics = formed;
         Ok(())
     }
@@ -317,7 +341,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let _no_grad = tch::no_grad_guard();
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
         let statistic = if formed { Statistic::Unused } else { statistic };
-        by_statistic(statistic, UpdatePass { units, step, sums });
+        by_statistic::<R>(statistic, UpdatePass { units, step, sums });
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {

@@ -213,16 +213,18 @@ impl BlockPrior {
     }
 
     /// Its tensors by name, for a checkpoint.
-    pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut all: Vec<_> = self.mean.iter().map(|t| ("mean", t)).collect();
+    pub(crate) fn tensors(&self) -> Vec<(&'static str, Tensor)> {
+        let Some(mean) = &self.mean else { return Vec::new() };
+        let handle = Tensor::shallow_clone;
+        let mut all = vec![("mean", handle(mean))];
         match &self.precision {
             Precision::Isotropic(_) => {}
             Precision::Block(BlockPrecision { left, right, precision }) => {
-                all.push(("precision", precision));
-                all.extend(left.iter().map(|t| ("left", t)));
-                all.extend(right.iter().map(|t| ("right", t)));
+                all.push(("precision", precision.reshape(mean.size())));
+                all.extend(left.iter().map(|t| ("left", handle(t))));
+                all.extend(right.iter().map(|t| ("right", handle(t))));
             }
-            Precision::Full(t) => all.push(("precision", t)),
+            Precision::Full(t) => all.push(("precision", handle(t))),
         }
         all
     }
@@ -255,7 +257,7 @@ impl BlockPrior {
         let mean = take("mean", shape)?;
         let precision = match layout {
             Layout::Block { left, right } => {
-                let precision = take("precision", &[r, c])?;
+                let precision = take("precision", shape)?.reshape([r, c]);
                 // A file may come from anyone. An isotropic prior is not stored here, so every element must be a
                 // precision.
                 if precision.numel() > 0 && precision.to_kind(Kind::Double).min().double_value(&[]) <= 0.0 {

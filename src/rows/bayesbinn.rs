@@ -94,6 +94,7 @@ samples!(BayesBiNN);
 impl Rule for BayesBiNN {
     type State<T: Real> = [T; 1];
     type Coefficients<T: Real> = [T; 9];
+    const FORMED: &'static [Statistic] = &[Statistic::Relaxed];
 
     fn link(&self) -> Link {
         Link::Tanh { largest: self.natural_init }

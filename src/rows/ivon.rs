@@ -89,6 +89,7 @@ samples!(Ivon);
 impl Rule for Ivon {
     type State<T: Real> = [T; 2];
     type Coefficients<T: Real> = [T; 9];
+    const FORMED: &'static [Statistic] = &[Statistic::SquaredGradient, Statistic::Price];
 
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]

@@ -97,6 +97,7 @@ samples!(Vadam);
 impl Rule for Vadam {
     type State<T: Real> = [T; 2];
     type Coefficients<T: Real> = [T; 8];
+    const FORMED: &'static [Statistic] = &[Statistic::SquaredGradient];
 
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.square_init }]

@@ -183,6 +183,7 @@ samples!(Von);
 impl Rule for Von {
     type State<T: Real> = [T; 2];
     type Coefficients<T: Real> = [T; 9];
+    const FORMED: &'static [Statistic] = &[Statistic::Price];
 
     fn initial(&self, posterior_prior: bool) -> [f64; 2] {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
