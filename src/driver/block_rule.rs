@@ -1,4 +1,5 @@
-//! What a row over blocks of weights has to say: its update as pure functions of the tensors of one block.
+//! What a row over blocks of weights has to say: its update as pure functions of the tensors of one block. How parameters
+//! become blocks is in `blocks.rs`; elementwise rows are in `rule.rs`.
 
 use super::row::{Row, When};
 use crate::Result;
@@ -8,7 +9,7 @@ use tch::Tensor;
 /// What a row sees of one evaluation of the loss.
 #[derive(Debug)]
 pub struct Evaluated<'a> {
-    /// e, the way from the mean to the point of the evaluation; zero at the mean.
+    /// e, from the mean to the point of the evaluation; zero at the mean.
     pub displacement: &'a Tensor,
     /// What [`BlockRule::displacement`] gave with it.
     pub rotated: Option<&'a Tensor>,
@@ -19,7 +20,7 @@ pub struct Evaluated<'a> {
     pub second: &'a [Tensor],
 }
 
-/// A sample's way from the mean.
+/// Where a sample lies, seen from the mean.
 #[derive(Debug)]
 pub struct Displaced {
     /// e, in the shape of the block.
@@ -87,6 +88,7 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
     /// A covariance that does not exist.
     fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         let _ = (state, prior);
+        // Rows of the delta method are not asked for it.
         Ok(z.zeros_like().into())
     }
     /// What is to be averaged over the evaluations beside the gradient; by default what the evaluation gave.

@@ -1,4 +1,7 @@
-//! From a configuration to an optimizer.
+//! From a configuration to an optimizer: what is chosen once, before the first step.
+//!
+//! Here are the choices that are not a number of the row, and the checks that need nothing but them. What can still
+//! change between steps is in `settings.rs`.
 
 use super::arithmetic::{Arithmetic, check_lr};
 use super::row::Row;
@@ -23,7 +26,7 @@ pub struct Builder<R: Row> {
     check_finite: bool,
 }
 
-/// From settings and learning rate to others.
+/// From settings and a learning rate to other ones.
 type Change<R> = dyn Fn((R, f64)) -> (R, f64) + Send;
 
 /// Whether an override applies to a group and name.
@@ -186,13 +189,15 @@ impl<R: Row> Builder<R> {
             last: None,
             taps_checked: false,
         };
+        // The memory of the state is taken last, after everything that is cheap to refuse.
         optimizer.extend()?;
+        // Binary weights become what their link makes of them. It writes to variables, so nothing may fail behind it.
         R::Arithmetic::follow(&mut optimizer.units, &optimizer.params);
         Ok(optimizer)
     }
 }
 
-/// A seed from libtorch's generator; rows that draw nothing leave that as it is.
+/// A seed from libtorch's generator, which rows that draw nothing do not touch.
 fn default_noise<R: Row>(row: &R) -> Noise {
     let draws = row.expectation().draw(0).is_some() || row.statistic().is_random();
     if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()

@@ -1,4 +1,6 @@
-//! Loops that cannot hand over a closure.
+//! Loops that cannot hand over a closure: an evaluation as a guard, which takes the loss when it is known.
+//!
+//! A closure's evaluations, and what becomes of a loss, are in `step.rs`.
 
 use super::Optimizer;
 use super::row::Row;
@@ -47,6 +49,7 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// # Errors
     /// If the weights are not at the first of two points, and as [`Evaluation::step`]. Nothing has changed then.
     pub fn ascend(self, outcome: impl Into<Outcome>) -> Result<Self> {
+        // Taken by value: on an error the evaluation is dropped, and with it the mean comes back.
         let Evaluation { optimizer, begun } = self.at_first(true)?;
         let begun = optimizer.ascend(begun, outcome.into())?;
         Ok(Evaluation { optimizer, begun })
@@ -67,8 +70,8 @@ impl<'a, R: Row> Evaluation<'a, R> {
         Err(Error::Loss(problem.to_owned()))
     }
 
-    /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) of it that were
-    /// computed elsewhere (summed over processes, for example); brings the mean back, updates the weights (with what was
+    /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) that were
+    /// computed elsewhere (summed over processes, for example). Brings the mean back, updates the weights (with what was
     /// accumulated before), and returns the mean loss.
     ///
     /// # Errors

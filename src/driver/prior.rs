@@ -1,4 +1,4 @@
-//! What a prior is to a row.
+//! What a prior is to a row: its weight decay, or an error. The priors themselves are in [`crate::prior`].
 
 use super::arithmetic::delta;
 use super::row::{Decay, Row};
@@ -19,6 +19,7 @@ pub(super) fn in_row<R: Row>(prior: &PriorOf, row: R) -> R {
 
 /// Errors if a row with these settings cannot have this prior.
 pub(super) fn admits<R: Row>(prior: &PriorOf, row: &R) -> Result<()> {
+    // The row's own decay needs no `ess`: it is on the scale of the mean loss already.
     if matches!(prior, PriorOf::Isotropic(Isotropic::WeightDecay)) {
         return row.validate();
     }
@@ -30,7 +31,7 @@ pub(super) fn admits<R: Row>(prior: &PriorOf, row: &R) -> Result<()> {
         });
     }
     match prior {
-        // What the row asks of its weight decay, it asks of this in its place.
+        // Whatever the row demands of its weight decay, it demands of the prior that takes its place.
         PriorOf::Isotropic(isotropic) => row.with_weight_decay(delta(*isotropic, row)).validate(),
         PriorOf::Gaussian(_) => row.validate(),
     }

@@ -1,4 +1,5 @@
-//! What an elementwise row has to say: its update as pure functions of the numbers at one weight.
+//! What an elementwise row has to say: its update as pure functions of the numbers at one weight. Neither tensors nor the
+//! driver appear here; rows over blocks are in `block_rule.rs`.
 
 use super::row::{NoPosterior, Row, When, none};
 use crate::kernel::{Pack, Real};
@@ -26,8 +27,8 @@ pub struct Site<T> {
 /// The update is written once over [`Real`] and runs on raw memory and on tensors alike. Implement this trait and [`Row`]
 /// to add a row of your own; everything else comes with the driver.
 ///
-/// `State<T>` is `[T; N]` with one element per name in [`Row::STATE`], `Coefficients<T>` likewise holds what is the
-/// same for all weights of a parameter: computed in f64 once a step and rounded once.
+/// `State<T>` is `[T; N]` with one element per name in [`Row::STATE`]. `Coefficients<T>` holds what is the same for all
+/// weights of a parameter, computed in f64 once a step and rounded once.
 ///
 /// A row that limits each weight's step:
 ///
@@ -103,7 +104,7 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
         let _ = (k, delta, state);
         T::real(f64::INFINITY)
     }
-    /// Where the loss is evaluated: from the mean (of binary rows, λ), the noise z of the row's [`Link`] and its sign, ±1.
+    /// Where the loss is evaluated: from the mean (λ in binary rows), the noise z of the row's [`Link`] and its sign, ±1.
     fn point<T: Real>(&self, k: Self::Coefficients<T>, mean: T, z: T, sign: T, delta: T, state: Self::State<T>) -> T {
         mean + sign * z / self.precision(k, delta, state).sqrt()
     }

@@ -1,4 +1,6 @@
-//! What can be read and changed between steps.
+//! What can be read and changed between steps. A change is checked for all parameters before the first of them has it.
+//!
+//! What is chosen once and for all is in `builder.rs`.
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, check_lr};
@@ -43,6 +45,7 @@ impl<R: Row> Optimizer<R> {
     /// A learning rate out of range; nothing has changed then.
     pub fn set_lr(&mut self, lr: f64) -> Result<()> {
         check_lr(lr)?;
+        // Also for variables that are created later.
         self.lr = lr;
         self.units.iter_mut().for_each(|unit| unit.lr = lr);
         Ok(())
@@ -100,8 +103,8 @@ impl<R: Row> Optimizer<R> {
         Ok(())
     }
 
-    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later have the group's
-    /// settings as they were built.
+    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later get the settings that
+    /// the group was built with.
     ///
     /// # Errors
     /// A group without a parameter, a row with one block of all weights, and as [`Optimizer::configure`].
@@ -130,14 +133,10 @@ impl<R: Row> Optimizer<R> {
         let changed = |row: R| {
             let row = change(row);
             row.validate()?;
-            if shared(&row) == base {
-                Ok(row)
-            } else {
-                Err(Error::Parameters(
-                    "how often and where the loss is evaluated is fixed when the optimizer is built".to_owned(),
-                ))
-            }
+            let fixed = "how often and where the loss is evaluated is fixed when the optimizer is built";
+            if shared(&row) == base { Ok(row) } else { Err(Error::Parameters(fixed.to_owned())) }
         };
+        // The base as well: variables that are created later get it.
         changed(self.config)?;
         let rows = self.units.iter().map(|unit| {
             let group = self.params.leaves()[unit.members[0]].group;

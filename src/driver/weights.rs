@@ -1,4 +1,7 @@
 //! The arithmetic of single weights: each pass of a row over all its tensors at once, by the kernel.
+//!
+//! Here is what the driver asks of elementwise rows ([`Arithmetic`]): which tensors and numbers each pass reads, and
+//! where it writes. What a pass computes at one weight is in `programs.rs`, how it runs in [`crate::kernel`].
 
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
@@ -17,9 +20,9 @@ pub struct Slot {
     mean: Option<Tensor>,
     /// One tensor per name in [`Row::STATE`] that the row keeps.
     state: Vec<Option<Tensor>>,
-    /// δ of a prior that is tensors.
+    /// δ of a prior that consists of tensors.
     delta: Option<Tensor>,
-    /// The point of an evaluation away from the mean, kept for the next one to be written there.
+    /// The point of an evaluation away from the mean. The memory is kept for the next one.
     point: Option<Tensor>,
     /// Position in the noise.
     noise_group: u64,
@@ -40,6 +43,7 @@ impl Slot {
 
     /// A point as the variable can hold it: itself, or rounded where weights are of less precision.
     fn value(&self, leaf: &Leaf, point: &Tensor) -> Tensor {
+        // The variable takes this memory over, so it has to be of the variable's kind.
         if self.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
     }
 }
@@ -77,29 +81,31 @@ impl<R: Rule> Unit<R> {
         match (&self.kept.delta, &self.prior) {
             (Some(delta), _) => Field::Tensor(delta),
             (None, PriorOf::Isotropic(prior)) => Field::Number(delta(*prior, &self.row)),
+            // Never read: `configure` has a tensor for every diagonal prior. A NaN would show.
             (None, PriorOf::Gaussian(_)) => Field::Number(f64::NAN),
         }
     }
 
-    /// The mean; where half-precision or binary weights were changed from outside (loaded, re-initialised), so is it.
+    /// The mean, with the weights that were changed from outside (loaded, re-initialised) where it is kept apart.
     fn weights_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.kept.mean else { return leaf.tensor.shallow_clone() };
         mean_now(self.row.link(), mean, leaf)
     }
 
-    /// Takes over what [`Unit::weights_now`] finds, and makes binary weights what they are by their link.
+    /// Takes over what [`Unit::weights_now`] finds, and sets binary weights to what their link makes of it.
     fn follow(&mut self, leaf: &Leaf) {
         let link = self.row.link();
         let Some(mean) = &mut self.kept.mean else { return };
         let _no_grad = tch::no_grad_guard();
         let weight = |mean: &Tensor| link.weight(mean).to_kind(leaf.tensor.kind());
-        // Not written without need: a graph may have been recorded at them.
+        // Not written without need: a graph may have been recorded at these weights.
         if weight(mean).equal(&leaf.tensor) {
             return;
         }
         let now = mean_now(link, mean, leaf);
         mean.copy_(&now);
         if link != Link::Identity && leaf.trainable() {
+            // A second handle, because `copy_` asks for `&mut`; it is the same memory and version counter.
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
@@ -107,16 +113,19 @@ impl<R: Rule> Unit<R> {
 
 fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
     let _no_grad = tch::no_grad_guard();
+    // Compared as the last update left it, rounded to the variable's kind: only a weight that differs from that was
+    // changed by someone else.
     let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
     mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
 }
 
-/// A pass with the statistic as a type: a choice inside the loop over the weights would keep the compiler from using vectors.
+/// A pass with the statistic as a type: a choice inside the loop over the weights would keep the compiler from using
+/// vectors.
 trait ByStatistic {
     fn run<S: Formed>(self, statistic: S);
 }
 
-/// Runs it with what the row makes of gradient and point.
+/// Runs it with the statistic that the row forms from gradient and point.
 fn by_statistic(statistic: Statistic, pass: impl ByStatistic) {
     match statistic {
         Statistic::SquaredGradient => pass.run(Square),
@@ -126,7 +135,7 @@ fn by_statistic(statistic: Statistic, pass: impl ByStatistic) {
     }
 }
 
-/// Whether the statistic is formed here, from gradient and point, and does not come with them.
+/// Whether the statistic is formed here, from gradient and point, instead of coming with the derivatives.
 fn is_formed(statistic: Statistic) -> bool {
     matches!(statistic, Statistic::SquaredGradient | Statistic::Price | Statistic::Relaxed)
 }
@@ -163,11 +172,13 @@ impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
             let mean = unit.kept.mean(leaf);
             let given = || self.sums.statistics.get(i).and_then(|s| s.first());
             let c = if S::AT_POINT { unit.kept.point.as_ref() } else { given() };
+            // Rows without a statistic read a zero, which takes no memory.
             let c = c.map_or(Field::Number(0.0), Field::Tensor);
             let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
             Some(Job {
                 f: Update { pass: unit.pass(1, self.step.lr_factor), statistic },
                 inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
+                // In place: the kernel reads all inputs at a position before it writes there.
                 outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
             })
         }));
@@ -195,6 +206,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         leaf.state_kind()
     }
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
+        // Frozen parameters get a unit too, so that unit i always belongs to parameter i.
         for i in units.len()..params.len() {
             let leaf = &params.leaves()[i];
             let (row, lr) = plan.settings(leaf)?;
@@ -205,12 +217,14 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let initial = row.initial(prior.is_posterior());
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
+                // libtorch panics when it is to fill an f32 tensor with such a number.
                 if kind == Kind::Float && !(x as f32).is_finite() {
                     let problem = format!("its initial state `{name}` = {x:e} is beyond f32");
                     return Err(Error::parameter(leaf.name(), problem));
                 }
             }
             let _no_grad = tch::no_grad_guard();
+            // Half precision would swallow small steps, and binary weights are not what is learned.
             let apart = row.link() != Link::Identity || leaf.tensor.kind() != kind;
             let kept = Slot {
                 mean: apart.then(|| row.link().learned(&leaf.tensor.to_kind(kind))),
@@ -241,6 +255,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         unit.kept.delta = unit.prior.diagonal().map(|(_, precision)| precision / ess);
         for i in 0..R::STATE.len() {
             let keeps = unit.row.keeps(i);
+            // Only on a change: a state that goes on must not be reset.
             if keeps != unit.kept.state[i].is_some() {
                 let (initial, leaf) = (unit.initial(i), unit.leaf(params));
                 unit.kept.state[i] = keeps.then(|| unit.kept.mean(leaf).detach().full_like(initial));
@@ -255,10 +270,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
     fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed> {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
+        // All noise before the first write: given tensors may be missing or have another shape.
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
             let draw = Draw { step: step.number, sample: sample.draw, parameter, group: unit.kept.noise_group };
             let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
+            // The kernel draws nothing but normals; other noise is made from them as a tensor.
             noise.push(match unit.row.link() {
                 Link::Identity => z,
                 link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
@@ -270,6 +287,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
         kernel::run(moved.clone().map(|(unit, leaf, z, point)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
             Job {
+                // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn
+                // with.
                 f: Perturb(unit.pass(1, step.lr_factor)),
                 inputs: unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]),
                 outputs: [Some(point)].into_iter().collect(),
@@ -283,6 +302,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
             unit.kept.make_point(leaf);
         }
+        // As much memory as the gradients, so only where the row asks for it.
         let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
         let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
         let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();
@@ -316,11 +336,13 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
+        // What was formed is read like a statistic that came with the derivatives. Nothing below can fail.
         let statistic = if formed { Statistic::Unused } else { statistic };
         by_statistic(statistic, UpdatePass { units, step, sums });
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
+                    // Rounded only here; the mean itself keeps its digits from step to step.
                     leaf.tensor.shallow_clone().copy_(&unit.row.link().weight(mean));
                 }
                 // The kernel writes to raw memory, which libtorch does not see.
@@ -354,10 +376,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
     fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let (link, leaf) = (unit.row.link(), unit.leaf(params));
+        // A frozen variable of a binary row is a plain weight that the row has never written to.
         if link == Link::Identity || leaf.trainable() {
             leaf.tensor.shallow_clone().copy_(&link.weight(mean));
         }
         if let Some(own) = &mut unit.kept.mean {
+            // In place, so that handles from `Optimizer::state` and the variables stay what they are.
             own.copy_(mean);
         }
         for (i, t) in state {
@@ -369,6 +393,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let params = step.params;
         let trained: Vec<(&Unit<R>, &Leaf)> =
             units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
+        // Copies: a posterior must not move with the next step.
         let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
         R::Posterior::of_weights(means.collect(), &|i, mean| {
             let (unit, _) = trained[i];
@@ -378,6 +403,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             }
             let precision = mean.detach().empty_like();
             kernel::run([Job {
+                // After the last update (t = steps), and not in the next one.
                 f: Precision(unit.pass(0, step.lr_factor)),
                 inputs: unit.with_state([unit.delta()]),
                 outputs: [Some(&precision)].into_iter().collect(),
