@@ -106,16 +106,18 @@ impl Rule for BayesBiNN {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
+        // 1 and ½ are among the coefficients, because a constant in `update` would be converted at every weight.
         let (tau, ess) = (self.relaxation, self.ess.unwrap_or(f64::NAN));
         let rate = when.lr / debias;
         [1.0 / tau, ess / tau, self.eps, 1.0, 0.5, self.beta1, 1.0 - self.beta1, rate, self.prior_natural]
     }
     fn point<T: Real>(&self, [inverse_tau, ..]: [T; 9], lambda: T, d: T, sign: T, _: T, _: [T; 1]) -> T {
+        // A minus makes d the noise of 1-u, since it is odd.
         ((lambda + sign * d) * inverse_tau).tanh()
     }
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let [_, n_over_tau, eps, one, half, beta1, fresh, rate, lambda0] = k;
-        // 1-μ² = sech²λ from the half angle, t = tanh(λ/2): where μ rounds to 1 in f32, t does not.
+        // 1-μ² = sech²λ by the half angle, t = tanh(λ/2): where μ = tanh λ rounds to 1 in f32, t does not yet.
         let t = (half * x.mean).tanh();
         let sech = (one - t * t) / (one + t * t);
         // N s ĝ; the curvature statistic is (1-w²)ĝ.

@@ -1,4 +1,6 @@
-//! What the files of rows share: the macros that make settings of a row, and pieces of full-covariance rows.
+//! What the files of rows share: the macros that make the settings of a row, and pieces of rows with a full covariance.
+//!
+//! Arithmetic that a paper states stays in the file of its row, even where two rows agree.
 
 use crate::driver::{BlockRule, Learned};
 use crate::posterior::FullGaussian;
@@ -14,6 +16,7 @@ macro_rules! config {
     }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+        // A setting left out of a configuration has its default; a misspelt one must not.
         #[serde(default, deny_unknown_fields)]
         pub struct $Name {
             $($(#[$doc])* pub $field: $type,)*
@@ -26,6 +29,7 @@ macro_rules! config {
         impl $Name {
             $($(#[$doc])*
             #[must_use]
+            // `into` is for the `via` fields, where it wraps a number into an option.
             #[allow(clippy::useless_conversion)]
             pub fn $field(mut self, $field: $crate::rows::common::config!(@arg $type $(, $arg)?)) -> Self {
                 self.$field = $field.into();
@@ -35,8 +39,7 @@ macro_rules! config {
             /// Builds the optimizer for these parameters with this learning rate α ≥ 0, as
             /// `tch::nn::Adam::default().build(&vs, lr)` does.
             ///
-            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which moves on by
-            /// that.
+            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which advances it.
             ///
             /// # Errors
             /// As [`Builder::build`](crate::Builder::build).
@@ -129,6 +132,7 @@ pub(super) fn initial_hessian(mean: &Tensor, prior: &BlockPrior, hess_init: f64)
 
 /// N(m, (λ(H + Δ))⁻¹)
 pub(super) fn full_posterior<R: BlockRule>(blocks: Vec<Learned<R>>) -> Result<FullGaussian> {
+    // A joint row has one block.
     let Some(Learned { row, means, state, prior, .. }) = blocks.into_iter().next() else {
         return Err(Error::Posterior("it has no parameter".to_owned()));
     };

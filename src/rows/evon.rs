@@ -119,6 +119,7 @@ impl BlockRule for Evon {
     /// e'G', GGᵀ, GᵀG
     fn statistics(&self, x: &Evaluated, state: &[Tensor]) -> Result<Vec<Tensor>> {
         let basis = Eigenbasis::of(&state[BASIS..]);
+        // As it was drawn: rotating e there and back would only add rounding.
         let rotated = x.rotated.map_or_else(|| basis.rotate(x.displacement), |e| Ok(e.shallow_clone()))?;
         let mut all = vec![rotated * basis.rotate(x.gradient)?];
         all.extend(basis.moments(x.gradient)?);
@@ -130,15 +131,19 @@ impl BlockRule for Evon {
         let delta = basis.delta(x.prior, &h.size())?;
         let s = h + &delta;
         let f = &x.statistics[0] * check::ess(self.ess)?;
+        // Clipped in units of h+δ, which therefore comes last.
         let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
+        // The second-order term keeps h+δ above half of its value, whatever the sign of f.
         let change = (f - h) * r;
         let h = h + &change + change.square() * 0.5 / s;
         let b = b * self.beta1 + x.gradient * (1.0 - self.beta1);
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
+        // One rotation for both, since it is linear; and the new precision divides.
         let step = basis.rotate(&(&b * debias + x.prior.pull(x.mean)?))? / (&h + delta);
         let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
         let mean = x.mean - basis.back(&step)? * when.lr;
         let mut state = vec![b, h];
+        // Last: no step may use a basis that has seen its gradient.
         state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
         Ok((mean, state))
     }

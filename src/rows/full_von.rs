@@ -101,22 +101,27 @@ impl BlockRule for FullVon {
         let s = x.prior.add_to(hess, 1.0)?;
         let old = linalg::cholesky("the precision", &s)?;
         let f = match self.hessian {
+            // One product for all samples: S is the same in each, so e ĝᵀ is averaged first.
             Statistic::Price => linalg::symmetric(&s.f_matmul(&x.statistics[0])?)? * check::ess(self.ess)?,
             _ => x.statistics[0].shallow_clone(),
         };
+        // Both rules start from R = S + r(F-H).
         let plain = &s + (f - hess) * r;
         let s = if self.improved {
+            // As a sum of two positive terms, which loses no digits where R is far from positive.
             let u = linalg::forward(&old, &plain)?;
             (s + u.f_tr()?.f_matmul(&u)?) * 0.5
         } else {
             plain
         };
+        // Also where the old one divides: a precision that is not positive must never become the state.
         let new = linalg::cholesky("the updated precision", &s)?;
         let l = match self.precision_in_step {
             PrecisionInStep::New => &new,
             PrecisionInStep::Old => &old,
         };
         let step = linalg::solve(l, &(x.gradient + x.prior.pull(x.mean)?))?;
+        // H without the prior, which may change between steps.
         Ok((x.mean - step * when.lr, vec![x.prior.add_to(&s, -1.0)?]))
     }
     fn posterior(blocks: Vec<Learned<Self>>) -> Result<FullGaussian> {

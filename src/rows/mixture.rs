@@ -1,4 +1,6 @@
-//! A mixture of Gaussians, learned together.
+//! A mixture of Gaussians, learned together: one variable's components move in one step, each by its own samples.
+//!
+//! Not a row of the driver, whose variables hold a single mean.
 
 use crate::kernel::{self, Draw};
 use crate::{DiagonalGaussian, Error, Expectation, Mixture, Result, check};
@@ -38,10 +40,11 @@ use tch::{Device, Kind, Tensor};
 /// # }
 /// ```
 ///
-/// It is not driven by [`Optimizer`](crate::Optimizer), whose variables hold one mean, because a step evaluates the loss at K.
+/// It is not driven by [`Optimizer`](crate::Optimizer), whose variables hold one mean: a step here evaluates the loss
+/// around K means.
 ///
 /// Sources: Lin, Khan and Schmidt, *Fast and Simple Natural-Gradient Variational Inference with Mixture of
-/// Exponential-family Approximations* (ICML 2019), which samples from q where this samples from each component (the
+/// Exponential-family Approximations* (ICML 2019), which samples from q, while this samples from each component (the
 /// expectations are the same); Lin, Schmidt and Khan (ICML 2020) for the precision; Khan and Rue (2023), section 3.2.
 #[derive(Debug)]
 pub struct MixtureOfGaussians {
@@ -123,7 +126,7 @@ impl MixtureOfGaussians {
         self.log_weight.exp()
     }
 
-    /// The mixture over one parameter `name` of shape `[d]`.
+    /// The mixture over one parameter, named `name`, of shape `[d]`.
     ///
     /// # Errors
     /// A weight that has become zero.
@@ -199,10 +202,12 @@ impl MixtureOfGaussians {
         }
         let b = l.to_kind(Kind::Double) + self.log_density(&theta);
         let backward = |y: &Tensor| -> Result<Tensor> {
+            // Points do not interact, so that one pass for their sum gives the derivatives at each.
             let total = y.sum(Kind::Double);
             if !total.requires_grad() {
                 return Ok(theta.detach().zeros_like());
             }
+            // Twice differentiable, and kept, because the Hessian takes another pass per weight.
             let found = Tensor::f_run_backward(&[&total], &[&theta], true, true)?;
             Ok(found.into_iter().next().filter(Tensor::defined).unwrap_or_else(|| theta.detach().zeros_like()))
         };
@@ -210,7 +215,7 @@ impl MixtureOfGaussians {
         let hessian: Vec<Tensor> =
             (0..weights).map(|j| Ok(backward(&gradient.select(1, j))?.select(1, j).detach())).collect::<Result<_>>()?;
         let _no_grad = tch::no_grad_guard();
-        // E_c: over the nodes.
+        // E_c, over the nodes of each component.
         let expect = |x: &Tensor| {
             let x = x.detach().reshape(points.as_slice());
             (x * share.reshape([-1, 1, 1])).sum_dim_intlist(0, false, None::<Kind>)
@@ -227,9 +232,11 @@ impl MixtureOfGaussians {
                 return Err(Error::NonFiniteGradient { what, name: "theta".to_owned(), value, step: self.steps });
             }
         }
+        // Everything is checked by now. The old precision divides, as published, so the mean comes first.
         self.mean = &self.mean - &g / &self.precision * self.lr;
         let change = h * self.lr;
         self.precision = &self.precision + &change + change.square() / &self.precision * 0.5;
+        // Normalized as logarithms: a weight may be tiny, and must not underflow on its way.
         self.log_weight = (&self.log_weight - b * self.weight_lr).log_softmax(0, Kind::Double);
         self.steps += 1;
         Ok(objective)

@@ -1,4 +1,4 @@
-//! Newton's method, and its running average: the Gaussian rows of the delta method.
+//! Newton's method, with the full Hessian and with its diagonal: the Gaussian rows of the delta method.
 
 use super::common::{config, fields, full_posterior, initial_hessian};
 use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
@@ -20,8 +20,7 @@ config! {
     /// ```
     ///
     /// With the defaults α = 1 and β₂ = 0 (a step of size ρ = 1) a quadratic loss is solved in one step. At the minimum the
-    /// posterior N(m, (λS)⁻¹) is Laplace's approximation; it has the Hessian of the point that the last step started
-    /// from. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon), whose
+    /// posterior N(m, (λS)⁻¹) is Laplace's approximation; its Hessian is that of the point where the last step started. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon), whose
     /// improved rule keeps it positive.
     ///
     /// The Hessian takes a backward pass for each weight, and its factorization n³/3 operations.
@@ -108,6 +107,7 @@ impl DiagonalNewton {
     /// h + δ, if it is positive.
     fn precision(h: &Tensor, prior: &BlockPrior) -> Result<Tensor> {
         let precision = h + prior.in_basis(None, None, &h.size())?;
+        // libtorch has no minimum of nothing.
         if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
             let problem = format!("its smallest element is {:e}", precision.min().double_value(&[]));
             let what = "the Hessian's diagonal with the prior".to_owned();
@@ -126,6 +126,7 @@ impl Row for DiagonalNewton {
 
     fn validate(&self) -> Result<()> {
         let Self { ess, weight_decay, hess_init, beta2, .. } = *self;
+        // The fields that both have, with the same ranges.
         Newton { ess, weight_decay, hess_init, beta2 }.validate()?;
         match self.hessian {
             Statistic::HessianDiagonal => Ok(()),

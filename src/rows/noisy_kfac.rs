@@ -26,11 +26,10 @@ config! {
     /// Ĝ = G + √δ/π I,  Â = A + π√δ I,  π² = (tr A/in) / (tr G/out)    with γ: √(δ+γ) in the place of √δ
     /// ```
     ///
-    /// so that Ĝ ⊗ Â is G ⊗ A + δI and two terms in between. The factors of the first step's evaluations set A and G; they
-    /// start as √h₀ I. The bases Q are their eigenvectors after the first step's; every `frequency` steps they follow by one step of the
-    /// power method, Q ← orthogonalized A Q, with eigenvalues diag(Qᵀ A Q), before the
-    /// mean moves; samples are M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues, Q diag(1/√s) being one of the roots
-    /// of the covariance.
+    /// so that Ĝ ⊗ Â is G ⊗ A + δI and two terms in between. A and G start as √h₀ I, and the first step's evaluations
+    /// replace them. The bases Q are their eigenvectors after the first step. Every `frequency` steps they follow by one step
+    /// of the power method, Q ← orthogonalized A Q, with eigenvalues diag(Qᵀ A Q), before the mean moves. Samples are
+    /// M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues; Q diag(1/√s) is one of the roots of the covariance.
     ///
     /// A bias has the input 1 and is a block of its own, independent of its weight under q; to have them jointly, append a
     /// column of ones to the input and leave the bias out. With several positions (a convolution's, or a sequence's) A is
@@ -62,7 +61,7 @@ config! {
         /// Steps between two decompositions of the factors, at least 1; default 10.
         frequency: u64 = 10;
         /// Whether δ + γ is split over the factors, as published; otherwise it is added to their product, which is exact but
-        /// no matrix normal any more. Default on.
+        /// no longer a matrix normal. Default on.
         split_damping: bool = true;
         /// Labels in the Fisher information; default sampled from the model's prediction.
         labels: Labels = Labels::Sampled;
@@ -77,8 +76,8 @@ struct Factors<'a> {
     values: [&'a Tensor; 2],
 }
 
-/// Basis and eigenvalues of a factor: its eigenvectors or, from the basis so far, a step towards them, in which the factor is
-/// nearly diagonal.
+/// Basis and eigenvalues of a factor: its eigenvectors or, from the basis so far, a step towards them, after which the
+/// factor is nearly diagonal.
 fn followed(factor: &Tensor, basis: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
     let (q, values) = match basis {
         None => {
@@ -88,11 +87,12 @@ fn followed(factor: &Tensor, basis: Option<&Tensor>) -> Result<(Tensor, Tensor)>
         Some(basis) => {
             let q = linalg::nearer_eigenvectors(factor, basis)?;
             // qᵀ A q of each column q.
+            // Only the diagonal, without the second product of matrices.
             let values = (factor.f_matmul(&q)? * &q).f_sum_dim_intlist(0, false, None::<tch::Kind>)?;
             (q, values)
         }
     };
-    // Moments have no negative eigenvalues but for rounding.
+    // Second moments have no negative eigenvalues, except by rounding.
     Ok((q, values.f_clamp_min(0.0)?))
 }
 
@@ -107,6 +107,7 @@ impl<'a> Factors<'a> {
         let s = if let Some(delta) = prior.delta().map(|delta| delta + damping).filter(|_| split) {
             let mean = |x: &Tensor| x.mean(None::<tch::Kind>).double_value(&[]);
             let ratio = (mean(columns) / mean(rows)).sqrt();
+            // A factor without any curvature would make π zero or infinite.
             let pi = if ratio.is_finite() && ratio > 0.0 { ratio } else { 1.0 };
             (rows + delta.sqrt() / pi).f_outer(&(columns + delta.sqrt() * pi))?
         } else {
@@ -149,6 +150,7 @@ impl Row for NoisyKfac {
     fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
+        // K-FAC draws nothing, so that it needs no ess unless a posterior is wanted.
         if self.expectation != Expectation::Delta || self.ess.is_some() {
             check::ess(self.ess)?;
         }
@@ -172,6 +174,7 @@ impl BlockRule for NoisyKfac {
     fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
         let like = (mean.kind(), mean.device());
         let sides = matrix_shape(&mean.size());
+        // √h₀ in each, so that their product is h₀.
         let root = if prior.delta().is_some() { self.hess_init.sqrt() } else { 0.0 };
         let bases = prior.bases();
         let basis = |side: usize| bases[side].map_or_else(|| Tensor::eye(sides[side], like), Tensor::copy);
@@ -198,9 +201,11 @@ impl BlockRule for NoisyKfac {
             let (rows, columns) = (rows?, columns?);
             new.extend([rows.0, columns.0, rows.1, columns.1]);
         } else {
+            // The same tensors: nobody writes to a state, and the driver does not look again at one that it knows.
             new.extend(state[3..].iter().map(Tensor::shallow_clone));
         }
         let factors = Factors::of(&new);
+        // γ divides the step but is not in the samples, which are those of the posterior.
         let s = factors.precision(x.prior, self.damping, self.split_damping)?;
         let debias = 1.0 / (1.0 - self.beta1.powf(when.t as f64));
         let pull = &new[0] * debias + x.prior.pull(x.mean)?;

@@ -71,6 +71,7 @@ impl Rule for Sam {
         [when.lr, self.momentum, self.rho]
     }
     fn adversarial<T: Real>(&self, [_, _, rho]: [T; 3], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
+        // The quotient first, which is 0 for the infinite norm that stands for a vanishing gradient.
         rho * (gradient / norm)
     }
     fn update<T: Real>(&self, [lr, mu, _]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {

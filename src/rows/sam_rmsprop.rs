@@ -69,6 +69,7 @@ impl Rule for SamRmsProp {
         [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.rho]
     }
     fn adversarial<T: Real>(&self, [.., rho]: [T; 6], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
+        // As in SAM: the quotient is 0 where the norm stands for a vanishing gradient.
         rho * (gradient / norm)
     }
     fn update<T: Real>(&self, [_, lr, decay, fresh, eps, _]: [T; 6], x: Site<T>, [v]: [T; 1]) -> (T, [T; 1]) {

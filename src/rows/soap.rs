@@ -2,7 +2,7 @@
 
 use super::common::{config, fields};
 use super::eigenbasis::{EIGENBASIS, Eigenbasis};
-use crate::driver::{Block, BlockRule, Blocks, Evaluated, Learned, Row, When};
+use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
 use crate::posterior::KroneckerGaussian;
 use crate::prior::{BlockPrior, Family};
 use crate::{Result, check};
@@ -31,8 +31,8 @@ config! {
     /// as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is not
     /// permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated.
     ///
-    /// δ is a prior as in [`Adam`](crate::Adam), and η none, as in [`AdamW`](crate::AdamW). The published code has η = 0.01 and
-    /// no δ.
+    /// δ is a prior, as in [`Adam`](crate::Adam); η is not, as in [`AdamW`](crate::AdamW). The published code has η = 0.01
+    /// and no δ.
     ///
     /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the reason
     /// given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
@@ -105,21 +105,21 @@ impl BlockRule for Soap {
         state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
     }
-    fn statistics(&self, _: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(Vec::new())
-    }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let (b, v) = (&state[0], &state[1]);
         let basis = Eigenbasis::of(&state[BASIS..]);
         let u = x.gradient + x.prior.pull(x.mean)?;
+        // Moments of U, which has the prior's pull in it, so they cannot be averaged over evaluations as Evon's are.
         let turned = basis.updated(&basis.moments(&u)?, self.beta_basis, when.t, self.frequency)?;
         let (mean, mut new) = if when.t <= 1 {
             (x.mean.copy(), vec![b.copy(), v.copy()])
         } else {
+            // b is kept in the weights' coordinates, so that it needs no rotation when the basis turns.
             let b = b * self.beta1 + &u * (1.0 - self.beta1);
             let v = v * self.beta2 + basis.rotate(&u)?.square() * (1.0 - self.beta2);
             let step = basis.rotate(&b)? / (self.root(&v, when.t) + self.eps);
             let mean = x.mean - basis.back(&step)? * (when.lr / debias(self.beta1, when.t));
+            // The published code decays after the step, unlike AdamW.
             (mean * (1.0 - when.lr * self.decoupled_decay), vec![b, v])
         };
         new.extend(turned);

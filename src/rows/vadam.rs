@@ -105,6 +105,7 @@ impl Rule for Vadam {
         Self::STATE[state] != "momentum" || self.beta1 > 0.0
     }
     fn coefficients(&self, when: When) -> [f64; 8] {
+        // Not at t = 0, the precision before the first step: 1-β⁰ would be 0.
         let debias = |on: bool, beta: f64| if on && when.t > 0 { 1.0 - beta.powf(when.t as f64) } else { 1.0 };
         let rate = when.lr / debias(self.debias, self.beta1);
         let debias2 = debias(self.debias_square, self.beta2).recip();
@@ -115,6 +116,7 @@ impl Rule for Vadam {
         let [_, rate, beta1, fresh1, beta2, fresh2, debias2, gamma] = k;
         let b = beta1 * b + fresh1 * (x.gradient + x.delta * (x.mean - x.prior_mean));
         let s = beta2 * s + fresh2 * x.curvature;
+        // Only the step is corrected for bias; samples are drawn with s itself.
         let scale = if self.square_root { (s * debias2).sqrt() } else { s * debias2 };
         (x.mean - rate * b / (scale + x.delta + gamma), [b, s])
     }

@@ -1,5 +1,4 @@
-//! VON, the unrestricted engine: where the expectation is taken and how the Hessian is estimated are free, and OGN and
-//! VOGN are two choices.
+//! VON: where the expectation is taken and how the Hessian is estimated are free, and OGN and VOGN are two choices.
 
 use super::common::{config, fields, samples};
 use crate::driver::{Row, Rule, Site, Weights, When};
@@ -130,7 +129,9 @@ impl Von {
 
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
+        // t = 0 is the posterior before the first step, which has the first step's weight.
         let done = t.saturating_sub(1);
+        // Also without a warm-up, where the quotient would be 0/0.
         let progress = if done >= self.warmup_steps { 1.0 } else { done as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
@@ -153,7 +154,7 @@ impl Row for Von {
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::non_negative("damping", self.damping)?;
-        // The smallest precision: where the gradient of an example vanishes, so does f.
+        // What remains of the precision where every example's gradient vanishes, and f with it, once h₀ is forgotten.
         if self.hess_from_first_batch || self.beta2 == 0.0 {
             check::positive("weight_decay + damping", self.weight_decay + self.damping)?;
         }
@@ -189,7 +190,9 @@ impl Rule for Von {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let tau = self.kl_weight(when.t);
+        // τ enters as λ/τ and τδ alone, so that a tempered posterior is one of another scale.
         let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
+        // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
         let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
@@ -203,9 +206,11 @@ impl Rule for Von {
         let b = beta1 * b + fresh * u;
         let h = match self.hessian {
             Statistic::Price => {
+                // γ included, since it limited the noise as well. Any other factor would bias h.
                 let f = x.curvature * (lambda * old);
                 h + r * (f - h) + half_r2 * (f - h) * (f - h) / old
             }
+            // Squares are never negative, so that the plain average keeps h above 0.
             _ => h + r * (x.curvature - h),
         };
         let precision = match self.precision_in_step {
