@@ -1,4 +1,6 @@
-//! Synaptic Intelligence: importance from the way that training took.
+//! Synaptic Intelligence: importance from the path that training took.
+//!
+//! It watches an optimizer from outside, and knows nothing of it. The penalty that comes of it is a [`Quadratic`].
 
 use super::past::gradient;
 use super::quadratic::Quadratic;
@@ -48,7 +50,7 @@ pub struct SynapticIntelligence {
     stepping: bool,
 }
 
-/// The way of one parameter.
+/// The path of one parameter.
 #[derive(Debug)]
 struct Path {
     name: String,
@@ -94,6 +96,7 @@ impl SynapticIntelligence {
         let params = &params.into();
         self.check(params)?;
         let gradients = gradient(loss, params)?;
+        // All are looked at before the first is kept.
         for (w, g) in self.weights.iter().zip(&gradients) {
             if let Some(value) = crate::kernel::first_non_finite(g) {
                 return Err(Error::parameter(&w.name, format!("its gradient is not finite ({value})")));
@@ -121,6 +124,7 @@ impl SynapticIntelligence {
         }
         for w in &mut self.weights {
             let (theta, g) = w.before.take().expect("before() has set it");
+            // What the optimizer really did, with its momentum, clipping and decay.
             w.omega -= g * (now(params, &w.name, w.omega.kind()) - theta);
         }
         self.stepping = false;
@@ -137,6 +141,7 @@ impl SynapticIntelligence {
         for w in &mut self.weights {
             let end = now(params, &w.name, w.start.kind());
             let share = &w.omega / ((&end - &w.start).square() + self.xi);
+            // After the sum: noise can make a task's part negative, which a precision must not be.
             w.importance = (&w.importance + share).clamp_min(0.0);
             w.omega = end.zeros_like();
             w.start = end;

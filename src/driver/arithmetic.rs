@@ -131,11 +131,11 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     fn follow(units: &mut [Unit<R>], params: &Params);
     /// Moves the trainable variables to a sample.
     fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed>;
-    /// Moves the variables uphill along this gradient of global norm `norm`; also gives the statistic that the row takes
-    /// from it.
+    /// Moves the variables uphill along this gradient of global norm `norm`; also gives the statistic that the row
+    /// takes from it.
     fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended>;
-    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere: from those
-    /// that came with the derivatives (`sums.statistics`), or from gradients and points.
+    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere: from
+    /// those that came with the derivatives (`sums.statistics`), or from gradients and points.
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
     /// evaluation (`formed` is false).

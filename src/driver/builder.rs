@@ -67,9 +67,10 @@ impl<R: Row> Builder<R> {
     /// Uses this prior in place of the isotropic one of the weight decay: a posterior (`.prior(&q)`) or a [`Prior`].
     ///
     /// Parameters are matched by name. A parameter that only one of the two sides has is an error of
-    /// [`Builder::build`]; [`Prior::elsewhere`] and [`DiagonalGaussian::select`](crate::DiagonalGaussian::select) are the
-    /// remedies. The weights stay where they are:
-    /// [`DiagonalGaussian::copy_mean_to`](crate::DiagonalGaussian::copy_mean_to) starts the training at the prior's mean.
+    /// [`Builder::build`]; [`Prior::elsewhere`] and [`DiagonalGaussian::select`](crate::DiagonalGaussian::select) are
+    /// the remedies. The weights stay where they are:
+    /// [`DiagonalGaussian::copy_mean_to`](crate::DiagonalGaussian::copy_mean_to) starts the training at the prior's
+    /// mean.
     #[must_use]
     pub fn prior(mut self, prior: impl Into<Prior>) -> Self {
         self.prior = Some(prior.into());
@@ -130,8 +131,8 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Limits every element of each evaluation's gradient to ±max > 0, before curvature is estimated from it (per-example
-    /// squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
+    /// Limits every element of each evaluation's gradient to ±max > 0, before curvature is estimated from it
+    /// (per-example squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
     #[must_use]
     pub fn clip_grad_value(mut self, max: f64) -> Self {
         self.clip = Some(Clip::Value(max));
@@ -154,13 +155,14 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that the
-    /// [`VarStore`](tch::nn::VarStore) gets later are picked up.
+    /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that
+    /// the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, a statistic that the expectation does not give, a prior without the row's `ess` or
-    /// of a family that the row does not take, an override that changes where the loss is evaluated or in a row with one
-    /// block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the model.
+    /// A hyper-parameter out of range, a statistic that the expectation does not give, a prior without the row's `ess`
+    /// or of a family that the row does not take, an override that changes where the loss is evaluated or in a row with
+    /// one block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the
+    /// model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
         let Builder { config, prior, noise, overrides, schedule, clip, check_finite } = self;
         check_lr(lr)?;

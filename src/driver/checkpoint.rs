@@ -76,11 +76,11 @@ impl<R: Row> Optimizer<R> {
     /// gradients to one safetensors file, which is replaced atomically: after a crash at any moment `path` holds the
     /// previous checkpoint or this one.
     ///
-    /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well, and
-    /// not those that were never trained in a row over blocks.
+    /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well,
+    /// and not those that were never trained in a row over blocks.
     ///
-    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state of
-    /// libtorch's own generator.
+    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state
+    /// of libtorch's own generator.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -137,8 +137,8 @@ impl<R: Row> Optimizer<R> {
     /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
     /// noise. The next step is bit-identical to the one that the saved optimizer would have taken.
     ///
-    /// The optimizer must be of the same row, over the same parameters in the same order; kinds may differ only where the
-    /// state is f32 anyway (bf16, f16, f32), the device may be another.
+    /// The optimizer must be of the same row, over the same parameters in the same order; kinds may differ only where
+    /// the state is f32 anyway (bf16, f16, f32), the device may be another.
     ///
     /// # Errors
     /// A file that cannot be read, is broken, or belongs to another row; parameters that are missing, extra or of

@@ -16,11 +16,11 @@
 //!                      blocks.rs      BlockRule::update on every block; all, or none if one fails
 //! ```
 //!
-//! A row says what is particular to it ([`Row`], then [`Rule`] or [`BlockRule`]); [`arithmetic::Arithmetic`] is what the
-//! driver asks of the two kinds of rows, and nothing else in this folder tells them apart.
+//! A row says what is particular to it ([`Row`], then [`Rule`] or [`BlockRule`]); [`arithmetic::Arithmetic`] is what
+//! the driver asks of the two kinds of rows, and nothing else in this folder tells them apart.
 //!
-//! Here belongs what all rows share. No row is known by name, and no likelihood or layer is looked into: what a loss has
-//! recorded on the tape goes to [`crate::curvature`], and elementwise passes go to [`crate::kernel`].
+//! Here belongs what all rows share. No row is known by name, and no likelihood or layer is looked into: what a loss
+//! has recorded on the tape goes to [`crate::curvature`], and elementwise passes go to [`crate::kernel`].
 
 mod arithmetic;
 mod block_rule;
@@ -114,7 +114,8 @@ impl<R: Row> Optimizer<R> {
     ///
     /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), without the prior, as a
     /// [`Tensor`] or a `Result<Tensor, E>`. It is called once per point of the row's
-    /// [`Expectation`](crate::Expectation): once per sample, twice in the adversarial rows, whose loss is the second one's.
+    /// [`Expectation`](crate::Expectation): once per sample, twice in the adversarial rows, whose loss is the second
+    /// one's.
     ///
     /// # Errors
     /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
@@ -123,18 +124,19 @@ impl<R: Row> Optimizer<R> {
         self.step_chunks(1, |_| closure())
     }
 
-    /// As [`Optimizer::step`] on a batch in chunks: the closure returns the loss of chunk 0, 1, … `chunks`-1. Each chunk has
-    /// its own points, and the gradients are averaged (as in [`Optimizer::accumulate`]) for one update.
+    /// As [`Optimizer::step`] on a batch in chunks: the closure returns the loss of chunk 0, 1, … `chunks`-1. Each
+    /// chunk has its own points, and the gradients are averaged (as in [`Optimizer::accumulate`]) for one update.
     ///
-    /// In [`Sam`](crate::Sam) and its relatives that is m-sharpness, with m = `chunks`: each chunk has its own perturbation
-    /// and its own gradient there. In rows that draw samples, each chunk has its own samples. In rows that evaluate at the
-    /// mean, chunks save memory and change nothing else.
+    /// In [`Sam`](crate::Sam) and its relatives that is m-sharpness, with m = `chunks`: each chunk has its own
+    /// perturbation and its own gradient there. In rows that draw samples, each chunk has its own samples. In rows that
+    /// evaluate at the mean, chunks save memory and change nothing else.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
     /// # use tch_blr::Sam;
     /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
     /// let mut opt = Sam::default().build(&vs, 0.1)?;
@@ -178,16 +180,17 @@ impl<R: Row> Optimizer<R> {
         self.apply_kept()
     }
 
-    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
-    /// it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the last to
-    /// [`Evaluation::backward`], and for a row of two points the first loss to [`Evaluation::ascend`]. Tapped layers
-    /// ([`crate::nn`]) record while the guard lives, on this thread.
+    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and
+    /// hand it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the
+    /// last to [`Evaluation::backward`], and for a row of two points the first loss to [`Evaluation::ascend`]. Tapped
+    /// layers ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
     /// # use tch_blr::Ivon;
     /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
     /// # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;

@@ -5,9 +5,9 @@ use super::row::{Decay, Row};
 use crate::prior::{Isotropic, PriorOf};
 use crate::{Error, Result};
 
-/// Writes an isotropic prior N(0, 1/P₀) into the settings as weight_decay = P₀/ess, so that everything computed from the
-/// weight decay follows it (the rescaled learning rate of [`Ivon`](crate::Ivon)). Rows whose decay is not a prior (AdamW)
-/// are left as they are.
+/// Writes an isotropic prior N(0, 1/P₀) into the settings as weight_decay = P₀/ess, so that everything computed from
+/// the weight decay follows it (the rescaled learning rate of [`Ivon`](crate::Ivon)). Rows whose decay is not a prior
+/// (AdamW) are left as they are.
 pub(super) fn in_row<R: Row>(prior: &PriorOf, row: R) -> R {
     match prior {
         PriorOf::Isotropic(isotropic @ Isotropic::Precision(_)) if R::DECAY == Decay::Prior => {
@@ -27,7 +27,8 @@ pub(super) fn admits<R: Row>(prior: &PriorOf, row: &R) -> Result<()> {
         return Err(Error::HyperParameter {
             name: "ess",
             value: "not set".to_owned(),
-            expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: .ess(60_000.0)",
+            expected: "the effective sample size, to put the prior's precision on the scale of the mean loss: \
+                       .ess(60_000.0)",
         });
     }
     match prior {

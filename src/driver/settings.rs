@@ -29,9 +29,10 @@ impl<R: Row> Optimizer<R> {
         self.lr * self.schedule.factor(self.steps)
     }
 
-    /// One state tensor by its name in [`Row::STATE`](crate::rule::Row::STATE), for example `state("fc.weight", "hess")`,
-    /// of the parameter of this name or of the block that it is in: a handle to the optimizer's own memory. `None` if
-    /// there is no such parameter or state, or if the row has no use for it (the momentum of SGD without momentum).
+    /// One state tensor by its name in [`Row::STATE`](crate::rule::Row::STATE), for example
+    /// `state("fc.weight", "hess")`, of the parameter of this name or of the block that it is in: a handle to the
+    /// optimizer's own memory. `None` if there is no such parameter or state, or if the row has no use for it (the
+    /// momentum of SGD without momentum).
     pub fn state(&self, parameter: &str, name: &str) -> Option<Tensor> {
         let i = R::STATE.iter().position(|s| *s == name)?;
         let leaf = self.params.leaves().iter().position(|l| l.names.iter().any(|n| n == parameter))?;
@@ -103,8 +104,8 @@ impl<R: Row> Optimizer<R> {
         Ok(())
     }
 
-    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later get the settings that
-    /// the group was built with.
+    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later get the settings
+    /// that the group was built with.
     ///
     /// # Errors
     /// A group without a parameter, a row with one block of all weights, and as [`Optimizer::configure`].

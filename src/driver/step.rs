@@ -269,8 +269,8 @@ impl<R: Row> Optimizer<R> {
         let squares = if statistic.is_tapped() { count } else { 0 };
         if given.gradients.len() != count || given.squares.len() != squares {
             return Err(Error::Parameters(format!(
-                "{} gradients and {} squares were given: expected {count} and {squares}, one per parameter in the order \
-                 of params().names()",
+                "{} gradients and {} squares were given: expected {count} and {squares}, one per parameter in the \
+                 order of params().names()",
                 given.gradients.len(),
                 given.squares.len(),
             )));

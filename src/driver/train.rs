@@ -10,8 +10,8 @@ use tch::Tensor;
 
 /// Every [`Optimizer`], whatever its row: what a training loop calls, as a trait object.
 ///
-/// [`AnyRow`](crate::AnyRow) builds one from a configuration. Calls have the meaning of the methods of [`Optimizer`] that
-/// they are named after.
+/// [`AnyRow`](crate::AnyRow) builds one from a configuration. Calls have the meaning of the methods of [`Optimizer`]
+/// that they are named after.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};

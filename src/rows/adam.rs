@@ -20,7 +20,8 @@ config! {
     /// The posterior precision ess·(√(v/(1-β₂ᵗ)) + δ) is a heuristic: √v has the units of a curvature only up to the
     /// scale of the gradient noise. It needs [`Adam::ess`].
     ///
-    /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.Adam`.
+    /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of
+    /// `torch.optim.Adam`.
     pub struct Adam {
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;

@@ -70,7 +70,12 @@ macro_rules! any_row {
             ///
             /// # Errors
             /// As [`Builder::build`](crate::Builder::build).
-            pub fn build_with(&self, options: BuildOptions, params: impl Into<Params>, lr: f64) -> Result<Box<dyn Train>> {
+            pub fn build_with(
+                &self,
+                options: BuildOptions,
+                params: impl Into<Params>,
+                lr: f64,
+            ) -> Result<Box<dyn Train>> {
                 match *self {
                     $(AnyRow::$Row(row) => boxed(row, options, params.into(), lr),)*
                 }

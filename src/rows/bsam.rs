@@ -8,8 +8,9 @@ use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 config! {
     /// Bayesian sharpness-aware minimization: SAM with a perturbation and a step that follow the posterior's variance.
     ///
-    /// Row of the table: Gaussian with diagonal covariance; stochastic approximation, the expectation of the loss relaxed
-    /// to its best concave upper bound (the maximum of SAM), Hessian by √s·|ĝ₁| at a sample, slow-moving averages.
+    /// Row of the table: Gaussian with diagonal covariance; stochastic approximation, the expectation of the loss
+    /// relaxed to its best concave upper bound (the maximum of SAM), Hessian by √s·|ĝ₁| at a sample, slow-moving
+    /// averages.
     ///
     /// ```text
     /// e ~ N(0, 1/(λs))                   λ = ess, s = h+δ+γ
@@ -22,11 +23,12 @@ config! {
     /// ```
     ///
     /// The posterior is N(m, 1/(λs)); the damping γ limits noise and step and so is part of it. Over the chunks of
-    /// [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ and |ĝ₁| are averaged,
-    /// each with an e of its own. There is no bias correction.
+    /// [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ and |ĝ₁| are
+    /// averaged, each with an e of its own. There is no bias correction.
     ///
-    /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at the mean.
-    /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior, and damping.
+    /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at
+    /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior,
+    /// and damping.
     ///
     /// Two forms: [`BayesianSam::iclr2023`], the algorithm of the paper, which is the default, and
     /// [`BayesianSam::released`], that of its code.

@@ -39,7 +39,8 @@ macro_rules! config {
             /// Builds the optimizer for these parameters with this learning rate α ≥ 0, as
             /// `tch::nn::Adam::default().build(&vs, lr)` does.
             ///
-            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which advances it.
+            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which advances
+            /// it.
             ///
             /// # Errors
             /// As [`Builder::build`](crate::Builder::build).
@@ -47,8 +48,8 @@ macro_rules! config {
                 self.builder().build(params, lr)
             }
             /// Uses this prior instead of the isotropic one of the weight decay: `.prior(&posterior)`, or a
-            /// [`Prior`](crate::Prior). Needs the row's `ess`, to put the prior's precision on the scale of the mean loss
-            /// (δ = P₀/ess). As [`Builder::prior`](crate::Builder::prior).
+            /// [`Prior`](crate::Prior). Needs the row's `ess`, to put the prior's precision on the scale of the mean
+            /// loss (δ = P₀/ess). As [`Builder::prior`](crate::Builder::prior).
             pub fn prior(self, prior: impl Into<crate::Prior>) -> crate::Builder<Self> {
                 self.builder().prior(prior)
             }
@@ -84,7 +85,8 @@ macro_rules! config {
 }
 pub(super) use config;
 
-/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and `ess`.
+/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and
+/// `ess`.
 macro_rules! fields {
     (@ weight_decay) => {
         fn isotropic_delta(&self) -> f64 {

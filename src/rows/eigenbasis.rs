@@ -25,8 +25,8 @@ impl<'a> Eigenbasis<'a> {
         Eigenbasis(state)
     }
 
-    /// Zero moments, with the prior's bases where it has some and identities elsewhere. Vectors are not rotated, nor are
-    /// sides with more than `max_dim` rows or only one.
+    /// Zero moments, with the prior's bases where it has some and identities elsewhere. Vectors are not rotated, nor
+    /// are sides with more than `max_dim` rows or only one.
     pub(super) fn initial(mean: &Tensor, max_dim: i64, prior: &BlockPrior) -> Vec<Tensor> {
         let like = (mean.kind(), mean.device());
         let n = |side: usize| match mean.size()[..] {
@@ -81,9 +81,9 @@ impl<'a> Eigenbasis<'a> {
         ])
     }
 
-    /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with weight
-    /// 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one, by a step
-    /// of the power method and orthogonalization, which costs less and keeps the order of the vectors.
+    /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with
+    /// weight 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one,
+    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors.
     pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
@@ -96,8 +96,8 @@ impl<'a> Eigenbasis<'a> {
             new.push(if !follows {
                 basis.shallow_clone()
             } else if t <= 1 {
-                // Descending, as the power method would sort them in time. The row's second moments belong to one vector
-                // each and are not permuted with them.
+                // Descending, as the power method would sort them in time. The row's second moments belong to one
+                // vector each and are not permuted with them.
                 linalg::eigen(moment)?.1.f_flip([1])?
             } else {
                 linalg::nearer_eigenvectors(moment, basis)?
@@ -106,8 +106,8 @@ impl<'a> Eigenbasis<'a> {
         Ok(new)
     }
 
-    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors;
-    /// `precision(learned, delta)` with the prior's δ in that basis.
+    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state
+    /// tensors; `precision(learned, delta)` with the prior's δ in that basis.
     pub(super) fn posterior<R: BlockRule>(
         blocks: Vec<Learned<R>>,
         first: usize,

@@ -26,18 +26,18 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity basis,
-    /// and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter of fewer
-    /// than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
+    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity
+    /// basis, and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter
+    /// of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
     /// [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
     ///
     /// The published code orthogonalizes the step by default; this row does not, so that it remains a Newton step.
     ///
-    /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML 2020)
-    /// for the precision that stays positive.
+    /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML
+    /// 2020) for the precision that stays positive.
     ///
-    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and the
-    /// basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
+    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and
+    /// the basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
     pub struct Evon {
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;

@@ -21,11 +21,13 @@ config! {
     /// m ← m - α S⁻¹ (ĝ + Δ(m-m₀))
     /// ```
     ///
-    /// The improved rule adds ½r²(F-H)S⁻¹(F-H) to the plain one, so S never falls below half of itself and stays positive
-    /// definite whatever F is; both have the fixed points of E\[F\] = H. Where the plain rule's S is not positive
-    /// definite, the step is an error. With S = LLᵀ the second term is ½UᵀU, U = L⁻¹R. The posterior is N(m, (λS)⁻¹).
+    /// The improved rule adds ½r²(F-H)S⁻¹(F-H) to the plain one, so S never falls below half of itself and stays
+    /// positive definite whatever F is; both have the fixed points of E\[F\] = H. Where the plain rule's S is not
+    /// positive definite, the step is an error. With S = LLᵀ the second term is ½UᵀU, U = L⁻¹R. The posterior is N(m,
+    /// (λS)⁻¹).
     ///
-    /// With α = r = 1, the plain rule, and exact expectations, one step gives the exact posterior of a linear regression.
+    /// With α = r = 1, the plain rule, and exact expectations, one step gives the exact posterior of a linear
+    /// regression.
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 1.3; Lin, Schmidt and Khan, *Handling the
     /// Positive-Definite Constraint in the Bayesian Learning Rule* (ICML 2020) for the improved rule.
@@ -40,9 +42,9 @@ config! {
         beta2: f64 = 0.9;
         /// Where the expectations are evaluated; default one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
-        /// How E_q\[∇²L\] is estimated: by [`Statistic::Price`], F = ½(λS e ĝᵀ + ĝ eᵀ λS) from gradients alone, unbiased and
-        /// noisy (antithetic samples take out what the gradient at the mean adds to the noise), the default; or by
-        /// [`Statistic::Hessian`], F = ∇²L(m+e) by a backward pass for each weight.
+        /// How E_q\[∇²L\] is estimated: by [`Statistic::Price`], F = ½(λS e ĝᵀ + ĝ eᵀ λS) from gradients alone,
+        /// unbiased and noisy (antithetic samples take out what the gradient at the mean adds to the noise), the
+        /// default; or by [`Statistic::Hessian`], F = ∇²L(m+e) by a backward pass for each weight.
         hessian: Statistic = Statistic::Price;
         /// Whether the precision follows the improved rule; default on.
         improved: bool = true;

@@ -42,14 +42,14 @@ config! {
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
         weight_decay: f64 = 1e-4;
         /// Where the expectations are evaluated, with samples: [`Expectation::MonteCarlo`], or
-        /// [`Expectation::Antithetic`] at twice the cost and without noise from the gradient at the mean in f. Default one
-        /// Monte-Carlo sample.
+        /// [`Expectation::Antithetic`] at twice the cost and without noise from the gradient at the mean in f. Default
+        /// one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// How E_q\[∇²L\] is estimated: by [`Statistic::Price`], without bias and of either sign, the default; or by
         /// [`Statistic::SquaredGradient`], f = κ·ĝ², which is biased.
         hessian: Statistic = Statistic::Price;
-        /// κ > 0, factor on squared gradients; default ess, as in the published code. 1 is Adam's second moment, the batch
-        /// size an estimate of the empirical Fisher information.
+        /// κ > 0, factor on squared gradients; default ess, as in the published code. 1 is Adam's second moment, the
+        /// batch size an estimate of the empirical Fisher information.
         square_scale: Option<f64> = None, via f64;
         /// Clip radius ξ > 0 on the preconditioned step, so that no weight moves by more than α c ξ; default: none.
         clip_radius: Option<f64> = None, via f64;

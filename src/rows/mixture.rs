@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Natural-gradient variational inference with a mixture of K diagonal Gaussians, for functions of few weights.
 ///
-/// Row of the table: mixture of Gaussians; with [`Expectation::Delta`] multimodal optimization. Each component follows the
-/// derivatives of b = ℓ + ln q at its own samples, which push it downhill and away from the others:
+/// Row of the table: mixture of Gaussians; with [`Expectation::Delta`] multimodal optimization. Each component follows
+/// the derivatives of b = ℓ + ln q at its own samples, which push it downhill and away from the others:
 ///
 /// ```text
 /// q(θ) = Σ_c π_c N(θ | m_c, 1/s_c)           b(θ) = ℓ(θ) + ln q(θ),  ℓ = -ln p(data, θ): a sum, not a mean
@@ -20,8 +20,8 @@ use tch::{Device, Kind, Tensor};
 /// ```
 ///
 /// E_c is taken at m_c ([`Expectation::Delta`]), at samples of each component, or at nodes that the caller gives
-/// ([`MixtureOfGaussians::step_at`]). A stationary point of exact expectations is one of E_q\[b\], the negative evidence
-/// lower bound. The Hessian is exact, by one backward pass per weight.
+/// ([`MixtureOfGaussians::step_at`]). A stationary point of exact expectations is one of E_q\[b\], the negative
+/// evidence lower bound. The Hessian is exact, by one backward pass per weight.
 ///
 /// ```
 /// use tch::{Kind, Tensor};
@@ -62,8 +62,8 @@ pub struct MixtureOfGaussians {
 }
 
 impl MixtureOfGaussians {
-    /// Components at these means (`[K, d]`, copied), of one precision > 0 and equal weights. ρ = 0.1, ρ_π = 0.1, ten samples
-    /// per component and step, seed 0.
+    /// Components at these means (`[K, d]`, copied), of one precision > 0 and equal weights. ρ = 0.1, ρ_π = 0.1, ten
+    /// samples per component and step, seed 0.
     ///
     /// # Errors
     /// Means of another shape or not finite, a precision out of range.
@@ -146,12 +146,12 @@ impl MixtureOfGaussians {
         (normal.sum_dim_intlist(2, false, None::<Kind>) + &self.log_weight).logsumexp(1, false)
     }
 
-    /// One step: `loss` maps points `[n, d]` (f64, on the CPU) to ℓ of each, `[n]`. Returns E_q\[b\] as estimated before the
-    /// step: the negative evidence lower bound, in nats.
+    /// One step: `loss` maps points `[n, d]` (f64, on the CPU) to ℓ of each, `[n]`. Returns E_q\[b\] as estimated
+    /// before the step: the negative evidence lower bound, in nats.
     ///
     /// # Errors
-    /// A step size or expectation out of range, a loss of another shape or without a graph, a loss or derivative that is
-    /// not finite. Nothing has changed then.
+    /// A step size or expectation out of range, a loss of another shape or without a graph, a loss or derivative that
+    /// is not finite. Nothing has changed then.
     pub fn step(&mut self, loss: impl FnOnce(&Tensor) -> Tensor) -> Result<f64> {
         self.expectation.validate()?;
         let size = self.mean.size();
@@ -170,8 +170,8 @@ impl MixtureOfGaussians {
         self.follow(loss, &Tensor::cat(&nodes, 0), &share)
     }
 
-    /// As [`MixtureOfGaussians::step`] with expectations over N(0, 1)ᵈ by quadrature: nodes z `[n, d]` and their shares `[n]`,
-    /// of sum 1.
+    /// As [`MixtureOfGaussians::step`] with expectations over N(0, 1)ᵈ by quadrature: nodes z `[n, d]` and their shares
+    /// `[n]`, of sum 1.
     ///
     /// # Errors
     /// As [`MixtureOfGaussians::step`], and nodes of another shape.

@@ -1,15 +1,16 @@
-//! Several runs of IVON as one mixture. Their training is that of [`Ivon`]; only building, stepping and joining are here.
+//! Several runs of IVON as one mixture. Their training is that of [`Ivon`]; only building, stepping and joining are
+//! here.
 
 use super::ivon::Ivon;
 use crate::gradient::IntoTensor;
 use crate::{Error, Mixture, Optimizer, Params, Philox, Result};
 
-/// Independent runs of [`Ivon`] over several copies of a model, whose posteriors make a [`Mixture`] of equal weights: each
-/// run finds a mode of its own, and the mixture expresses where they disagree.
+/// Independent runs of [`Ivon`] over several copies of a model, whose posteriors make a [`Mixture`] of equal weights:
+/// each run finds a mode of its own, and the mixture expresses where they disagree.
 ///
-/// Each copy is a separate store with the same names and shapes but different initial weights; the noise of member i has
-/// seed `seed` + i. The members share nothing while they are trained, so they may as well be trained one after the other,
-/// by any row with a posterior: [`Mixture::equal`]. Each is a separate [`Optimizer`].
+/// Each copy is a separate store with the same names and shapes but different initial weights; the noise of member i
+/// has seed `seed` + i. The members share nothing while they are trained, so they may as well be trained one after the
+/// other, by any row with a posterior: [`Mixture::equal`]. Each is a separate [`Optimizer`].
 ///
 /// Source: the winning entry of the NeurIPS 2021 competition on approximate inference in Bayesian deep learning.
 #[derive(Debug)]

@@ -19,15 +19,17 @@ config! {
     /// m ← m - α S⁻¹ (ĝ + δm)
     /// ```
     ///
-    /// With the defaults α = 1 and β₂ = 0 (a step of size ρ = 1) a quadratic loss is solved in one step. At the minimum the
-    /// posterior N(m, (λS)⁻¹) is Laplace's approximation; its Hessian is that of the point where the last step started. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon), whose
-    /// improved rule keeps it positive.
+    /// With the defaults α = 1 and β₂ = 0 (a step of size ρ = 1) a quadratic loss is solved in one step. At the minimum
+    /// the posterior N(m, (λS)⁻¹) is Laplace's approximation; its Hessian is that of the point where the last step
+    /// started. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon),
+    /// whose improved rule keeps it positive.
     ///
     /// The Hessian takes a backward pass for each weight, and its factorization n³/3 operations.
     ///
     /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 1.3.
     pub struct Newton {
-        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
+        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default:
+        /// none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
         weight_decay: f64 = 0.0;
@@ -89,7 +91,8 @@ config! {
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.4; Hutchinson (1989) for the estimate.
     pub struct DiagonalNewton {
-        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
+        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default:
+        /// none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
         weight_decay: f64 = 0.0;
@@ -178,8 +181,8 @@ mod tests {
         Tensor::from_slice(x)
     }
 
-    /// H ← ½·2I + ½[[3, 1], [1, 3]] = [[2.5, ½], [½, 2.5]], S = H + ½I = [[3, ½], [½, 3]], u = (1, 2) + ½(2, -2) = (2, 1),
-    /// S⁻¹u = (5.5, 2)/8.75.
+    /// H ← ½·2I + ½[[3, 1], [1, 3]] = [[2.5, ½], [½, 2.5]], S = H + ½I = [[3, ½], [½, 3]], u = (1, 2) + ½(2, -2) = (2,
+    /// 1), S⁻¹u = (5.5, 2)/8.75.
     #[test]
     fn one_step_by_hand() {
         let rule = Newton::default().weight_decay(0.5).hess_init(2.0).beta2(0.5);

@@ -12,8 +12,8 @@ config! {
     /// Natural-gradient variational inference with a matrix normal per weight, for models of the layers
     /// [`nn::linear`](crate::nn::linear()) and [`nn::conv2d`](crate::nn::conv2d()).
     ///
-    /// Row of the table: Gaussian with a Kronecker-factored precision; Hessian by the Fisher information, whose factors are
-    /// averaged separately. With [`Expectation::Delta`] it is K-FAC.
+    /// Row of the table: Gaussian with a Kronecker-factored precision; Hessian by the Fisher information, whose factors
+    /// are averaged separately. With [`Expectation::Delta`] it is K-FAC.
     ///
     /// A layer computes z = W a. For its weight W `[out, in]`:
     ///
@@ -27,14 +27,16 @@ config! {
     /// ```
     ///
     /// so that Ĝ ⊗ Â is G ⊗ A + δI and two terms in between. A and G start as √h₀ I, and the first step's evaluations
-    /// replace them. The bases Q are their eigenvectors after the first step. Every `frequency` steps they follow by one step
-    /// of the power method, Q ← orthogonalized A Q, with eigenvalues diag(Qᵀ A Q), before the mean moves. Samples are
-    /// M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues; Q diag(1/√s) is one of the roots of the covariance.
+    /// replace them. The bases Q are their eigenvectors after the first step. Every `frequency` steps they follow by
+    /// one step of the power method, Q ← orthogonalized A Q, with eigenvalues diag(Qᵀ A Q), before the mean moves.
+    /// Samples are M + Q_G (z/√(λs)) Q_Aᵀ with s the products of eigenvalues; Q diag(1/√s) is one of the roots of the
+    /// covariance.
     ///
-    /// A bias has the input 1 and is a block of its own, independent of its weight under q; to have them jointly, append a
-    /// column of ones to the input and leave the bias out. With several positions (a convolution's, or a sequence's) A is
-    /// the sum over positions and G the mean, as in K-FAC for convolutions. Any other parameter that the loss depends on
-    /// must be frozen. The layers' leading dimension must be the batch, as everywhere in [`crate::nn`].
+    /// A bias has the input 1 and is a block of its own, independent of its weight under q; to have them jointly,
+    /// append a column of ones to the input and leave the bias out. With several positions (a convolution's, or a
+    /// sequence's) A is the sum over positions and G the mean, as in K-FAC for convolutions. Any other parameter that
+    /// the loss depends on must be frozen. The layers' leading dimension must be the batch, as everywhere in
+    /// [`crate::nn`].
     ///
     /// For a linear model with squared error and one output the Fisher information is A times 1/σ², so with
     /// `split_damping(false)` the posterior is exact.
@@ -45,8 +47,8 @@ config! {
     /// arXiv:1712.02390; Martens and Grosse (ICML 2015) for the factors and π; Grosse and Martens (ICML 2016) for
     /// convolutions.
     pub struct NoisyKfac {
-        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, unless the
-        /// expectation is [`Expectation::Delta`] and no posterior is wanted.
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, unless
+        /// the expectation is [`Expectation::Delta`] and no posterior is wanted.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
         weight_decay: f64 = 1e-4;
@@ -60,8 +62,8 @@ config! {
         beta2: f64 = 0.99;
         /// Steps between two decompositions of the factors, at least 1; default 10.
         frequency: u64 = 10;
-        /// Whether δ + γ is split over the factors, as published; otherwise it is added to their product, which is exact but
-        /// no longer a matrix normal. Default on.
+        /// Whether δ + γ is split over the factors, as published; otherwise it is added to their product, which is
+        /// exact but no longer a matrix normal. Default on.
         split_damping: bool = true;
         /// Labels in the Fisher information; default sampled from the model's prediction.
         labels: Labels = Labels::Sampled;

@@ -19,8 +19,8 @@ config! {
     /// m ← m - α u / (√v + η)             η: field `eps`
     /// ```
     ///
-    /// The radius is not scaled by v: that each weight has a radius of its own is what Bayesian SAM adds. With ρ = 0 it is
-    /// [`RmsProp`](crate::RmsProp). The posterior precision ess·(√v + δ) is as heuristic as there, and needs
+    /// The radius is not scaled by v: that each weight has a radius of its own is what Bayesian SAM adds. With ρ = 0 it
+    /// is [`RmsProp`](crate::RmsProp). The posterior precision ess·(√v + δ) is as heuristic as there, and needs
     /// [`SamRmsProp::ess`].
     ///
     /// Sources: Möllenhoff and Khan, *SAM as an Optimal Relaxation of Bayes* (ICLR 2023), and Khan's talks about it.

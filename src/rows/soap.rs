@@ -12,10 +12,10 @@ config! {
     /// Adam in the eigenbasis of a Kronecker-factored second moment of the gradients.
     ///
     /// Row of the table: Gaussian whose precision is diagonal in a Kronecker-factored basis, one matrix W `[r, c]` per
-    /// parameter; delta method, Hessian by the squared mini-batch gradient in the basis, square-root scaling, slow-moving
-    /// scale vectors. [`Adam`](crate::Adam) is the case of the identity; [`Evon`](crate::Evon) evaluates at samples
-    /// instead, and has Price's estimate of the Hessian in the place of the root. A prime is a rotation into the basis,
-    /// X' = Q_Lᵀ X Q_R:
+    /// parameter; delta method, Hessian by the squared mini-batch gradient in the basis, square-root scaling,
+    /// slow-moving scale vectors. [`Adam`](crate::Adam) is the case of the identity; [`Evon`](crate::Evon) evaluates at
+    /// samples instead, and has Price's estimate of the Hessian in the place of the root. A prime is a rotation into
+    /// the basis, X' = Q_Lᵀ X Q_R:
     ///
     /// ```text
     /// U = ∇L(M) + δM
@@ -27,15 +27,16 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v stay
-    /// as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is not
-    /// permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated.
+    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v
+    /// stay as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is
+    /// not permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
+    /// rotated.
     ///
-    /// δ is a prior, as in [`Adam`](crate::Adam); η is not, as in [`AdamW`](crate::AdamW). The published code has η = 0.01
-    /// and no δ.
+    /// δ is a prior, as in [`Adam`](crate::Adam); η is not, as in [`AdamW`](crate::AdamW). The published code has η =
+    /// 0.01 and no δ.
     ///
-    /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the reason
-    /// given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
+    /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the
+    /// reason given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
     ///
     /// Source: Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam* (ICLR 2025), arXiv:2409.11321.
     pub struct Soap {
@@ -141,10 +142,10 @@ mod tests {
         Tensor::from_slice(x).reshape([1, 2])
     }
 
-    /// A row, so that only its right side turns. First step: U = (2, 0) + ½(2, 2) = (3, 1), and R = UᵀU has the eigenvectors
-    /// (3, 1)/√10 and (-1, 3)/√10. Second step: U = (0, -1) + ½(2, 2) = (1, 0), which is (3, -1)/√10 in the basis,
-    /// v = ¼·(9, 1)/10 and B = ½U = ½(3, -1)'/√10; corrected, √v = (3, 1)/√10 and B' = (3, -1)/√10. With ε = 1/√10 the step is
-    /// (¾, -½) in the basis, ((¾·3 + ½)/√10, (¾ - ½·3)/√10) = (2.75, -0.75)/√10.
+    /// A row, so that only its right side turns. First step: U = (2, 0) + ½(2, 2) = (3, 1), and R = UᵀU has the
+    /// eigenvectors (3, 1)/√10 and (-1, 3)/√10. Second step: U = (0, -1) + ½(2, 2) = (1, 0), which is (3, -1)/√10 in
+    /// the basis, v = ¼·(9, 1)/10 and B = ½U = ½(3, -1)'/√10; corrected, √v = (3, 1)/√10 and B' = (3, -1)/√10. With ε =
+    /// 1/√10 the step is (¾, -½) in the basis, ((¾·3 + ½)/√10, (¾ - ½·3)/√10) = (2.75, -0.75)/√10.
     #[test]
     fn two_steps_by_hand() {
         let ten = 10f64.sqrt();

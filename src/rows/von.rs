@@ -46,7 +46,8 @@ config! {
     /// [`Default`] is [`Von::vogn`]. Per-example gradients need tapped layers ([`crate::nn`]) or per-example losses.
     ///
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018);
-    /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section 4.4.
+    /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section
+    /// 4.4.
     pub struct Von {
         /// Effective sample size > 0, usually the number of training examples (`docs/scales.md`), before `augmentation`
         /// and `temperature`. Must be set.
@@ -68,14 +69,15 @@ config! {
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// How E_q\[∇²L\] is estimated, by f:
         ///
-        /// * [`Statistic::Fisher`] of the observed labels, (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients
-        ///   as the papers of VOGN have it. Never negative. The default.
+        /// * [`Statistic::Fisher`] of the observed labels, (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example
+        ///   gradients as the papers of VOGN have it. Never negative. The default.
         /// * [`Statistic::Fisher`] of exact or sampled labels: the generalized Gauss-Newton matrix. Never negative; the
-        ///   Hessian itself where the model is linear, so that a linear regression gets its exact precision. The closure
-        ///   computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
+        ///   Hessian itself where the model is linear, so that a linear regression gets its exact precision. The
+        ///   closure computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
         ///   [`nn::binary_cross_entropy`](crate::nn::binary_cross_entropy) or
         ///   [`nn::squared_error`](crate::nn::squared_error).
-        /// * [`Statistic::Price`], f = e·ĝ·λ(h+δ+γ): unbiased, of either sign, hence updated along the positive retraction.
+        /// * [`Statistic::Price`], f = e·ĝ·λ(h+δ+γ): unbiased, of either sign, hence updated along the positive
+        ///   retraction.
         hessian: Statistic = Statistic::Fisher(Labels::Observed);
         /// Average or heavy ball; default average.
         momentum: Momentum = Momentum::Average;
@@ -190,7 +192,7 @@ impl Rule for Von {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let tau = self.kl_weight(when.t);
-        // τ enters as λ/τ and τδ alone, so that a tempered posterior is one of another scale.
+        // τ enters by λ/τ and τδ alone: tempering is a change of these two.
         let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
         // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };

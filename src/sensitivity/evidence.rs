@@ -34,6 +34,7 @@ impl DualView {
         let slope = self.pull(&self.sites.alpha)? - &self.weights * self.delta;
         let step = linalg::solve(&self.factor, &slope)?;
         let square = self.delta * number(&(&self.weights + &step).f_square()?)?;
+        // ln det(S/δ) as a difference of logarithms: the determinants themselves over- and underflow.
         let volume = linalg::log_det(&self.factor) - step.numel() as f64 * self.delta.ln();
         self.evidence(&self.push(&step)?, square, volume)
     }
@@ -54,12 +55,13 @@ impl DualView {
         let k = self.gram(&rows, &rows)?;
         let root = &self.sites.root;
         let (rank, ranks) = (root.size()[2], n * root.size()[2]);
-        // RᵀX of the whole
+        // RᵀX for all examples at once, R being block-diagonal.
         let scaled = |x: &Tensor, columns: i64| {
             let each = root.f_transpose(1, 2)?.f_bmm(&x.f_reshape([n, c, columns])?)?;
             Ok::<_, crate::Error>(each.f_reshape([ranks, columns])?)
         };
         let both = scaled(&scaled(&k, n * c)?.f_tr()?, ranks)?;
+        // I + RᵀKR is at least I, so that this needs no jitter, even where K is singular.
         let noise = Tensor::f_eye(ranks, (Kind::Double, Device::Cpu))?;
         let factor = linalg::cholesky("the kernel with the noise", &linalg::symmetric(&(both + noise))?)?;
         let (f, alpha) = (self.push(&self.weights)?.f_reshape([-1])?, self.sites.alpha.f_reshape([-1])?);
