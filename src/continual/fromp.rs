@@ -304,13 +304,9 @@ impl Regularizer for Fromp {
             let now = predictions(&task.memory.outputs(model.forward)?)?;
             // A model that was converted or got other heads since; libtorch would broadcast or promote without a word.
             if now.size() != task.old.size() || now.kind() != task.old.kind() {
-                return Err(problem(format!(
-                    "the predictions on memory {s} are {:?} {:?} and were {:?} {:?} when the kernels were computed",
-                    now.kind(),
-                    now.size(),
-                    task.old.kind(),
-                    task.old.size()
-                )));
+                let [now, then] = [&now, &task.old].map(|p| format!("{:?} {:?}", p.kind(), p.size()));
+                let when = "when the kernels were computed";
+                return Err(problem(format!("the predictions on memory {s} are {now} and were {then} {when}")));
             }
             task.metric.half_square(&now.f_sub(&task.old)?)
         };

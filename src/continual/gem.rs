@@ -113,9 +113,8 @@ pub fn project_average(gradients: &[Option<Tensor>], reference: &Vec<Option<Tens
 fn fits(gradients: &[Option<Tensor>], memory: &[Option<Tensor>]) -> Result<()> {
     if gradients.len() != memory.len() {
         let (now, then) = (gradients.len(), memory.len());
-        return Err(Error::Memory(format!(
-            "its gradient has {then} tensors and that of the loss {now}: expected the same"
-        )));
+        let problem = format!("its gradient has {then} tensors and that of the loss {now}: expected the same");
+        return Err(Error::Memory(problem));
     }
     for (i, (a, b)) in gradients.iter().zip(memory).enumerate() {
         if let (Some(a), Some(b)) = (a, b)
@@ -172,7 +171,8 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
     let mut u = bounds.to_vec();
     let (mut used, mut dependent) = (vec![false; n], vec![false; n]);
     // The method ends in exact arithmetic. A limit, because rounding could make it cycle.
-    for _ in 0..100 * (n + 1) {
+    let rounds = 100 * (n + 1);
+    for _ in 0..rounds {
         let candidates = (0..n).filter(|i| !used[*i] && !dependent[*i]);
         let steepest = candidates.map(|i| (i, slope(&u, i))).min_by(|x, y| x.1.total_cmp(&y.1));
         let Some((new, _)) = steepest.filter(|(_, s)| *s < -ROUNDING) else { return Ok(u) };
@@ -206,10 +206,7 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
             }
         }
     }
-    Err(Error::Memory(format!(
-        "the quadratic program of {n} past gradients was not solved in {} rounds",
-        100 * (n + 1)
-    )))
+    Err(Error::Memory(format!("the quadratic program of {n} past gradients was not solved in {rounds} rounds")))
 }
 
 /// Solves the rows and columns of a set by Cholesky's method; `None` if they are dependent.

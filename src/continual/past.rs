@@ -102,9 +102,8 @@ impl Past {
             size += norm(theirs);
         }
         if size == 0.0 {
-            return Err(Error::Loss(
-                "the gradient of the past data's loss is zero: there is nothing to compare".to_owned(),
-            ));
+            let problem = "the gradient of the past data's loss is zero: there is nothing to compare";
+            return Err(Error::Loss(problem.to_owned()));
         }
         Ok((apart / size).sqrt())
     }

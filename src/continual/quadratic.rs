@@ -355,10 +355,8 @@ impl Term {
 /// The variable of this name, in this shape.
 fn find<'a>(params: &'a Params, name: &str, shape: &[i64]) -> Result<&'a Tensor> {
     let Some(leaf) = params.find(name) else {
-        return Err(Error::parameter(
-            name,
-            "the prior has it and the model does not; is it the prior of another model?",
-        ));
+        let problem = "the prior has it and the model does not; is it the prior of another model?";
+        return Err(Error::parameter(name, problem));
     };
     if leaf.tensor.size() != shape {
         let now = leaf.tensor.size();

@@ -106,11 +106,8 @@ impl<R: BlockRule> Unit<R> {
         }
         // By way of `join`, so that a position means the same as in the other tensors of the block.
         let mask = self.join(params, |i, leaf| {
-            Ok(Tensor::f_full(
-                [leaf.tensor.numel() as i64],
-                f64::from(u8::from(passes(i, leaf))),
-                (Kind::Double, leaf.tensor.device()),
-            )?)
+            let (size, like) = ([leaf.tensor.numel() as i64], (Kind::Double, leaf.tensor.device()));
+            Ok(if passes(i, leaf) { Tensor::f_ones(size, like) } else { Tensor::f_zeros(size, like) }?)
         })?;
         let positions = |mask: Tensor| Ok::<_, Error>(mask.f_nonzero()?.f_reshape([-1])?);
         Ok(Some(Part { index: positions(mask.f_ne(0.0)?)?, rest: positions(mask.f_eq(0.0)?)? }))
@@ -219,10 +216,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             return Ok(());
         }
         if !plan.overrides.is_empty() {
-            return Err(Error::Parameters(format!(
-                "{} has one block of all weights and so no groups; leave .group(..) and .named(..) out",
-                R::NAME
-            )));
+            let problem = "has one block of all weights and so no groups; leave .group(..) and .named(..) out";
+            return Err(Error::Parameters(format!("{} {problem}", R::NAME)));
         }
         if fresh.is_empty() {
             return Ok(());

@@ -296,11 +296,8 @@ impl<R: Row> Restored<R> {
         let state = state.collect::<Result<Vec<_>>>()?;
         let statistics = if p.statistics == 0 { Vec::new() } else { R::Arithmetic::statistics(unit, params)? };
         if statistics.len() != p.statistics {
-            return Err(refused(format!(
-                "has {} statistics of parameter `{name}`: expected {}",
-                p.statistics,
-                statistics.len()
-            )));
+            let (found, expected) = (p.statistics, statistics.len());
+            return Err(refused(format!("has {found} statistics of parameter `{name}`: expected {expected}")));
         }
         let taken = statistics.iter().enumerate().map(|(i, size)| take(&format!("accumulated.statistic.{i}"), size));
         let statistics = taken.collect::<Result<Vec<_>>>()?;

@@ -52,9 +52,8 @@ impl<R: Row> Optimizer<R> {
     /// [`Optimizer::posterior`].
     pub fn diagnostics(&self) -> Result<Diagnostics> {
         let Some(last) = self.last else {
-            return Err(Error::Posterior(
-                "there is nothing to diagnose before the first step after building or loading".to_owned(),
-            ));
+            let problem = "there is nothing to diagnose before the first step after building or loading";
+            return Err(Error::Posterior(problem.to_owned()));
         };
         let without = Diagnostics {
             steps: self.steps,

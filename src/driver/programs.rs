@@ -44,7 +44,9 @@ impl<R: Rule> Pass<R> {
 /// inside the loop over the weights would keep the compiler from using vectors.
 pub(super) trait Formed: Copy + Sync {
     /// Whether c is the point of the evaluation.
-    const AT_POINT: bool = false;
+    fn at_point(self) -> bool {
+        false
+    }
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T;
 }
 
@@ -75,7 +77,9 @@ impl Formed for Square {
     }
 }
 impl Formed for Displacement {
-    const AT_POINT: bool = true;
+    fn at_point(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T {
         (c - mean) * gradient
@@ -83,7 +87,9 @@ impl Formed for Displacement {
 }
 
 impl Formed for Relaxed {
-    const AT_POINT: bool = true;
+    fn at_point(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn of<T: Real>(self, _: T, gradient: T, w: T) -> T {
         // Not (1-w²)ĝ: that would take a constant, converted at every weight.

@@ -261,18 +261,17 @@ impl<R: Row> Optimizer<R> {
     fn given(&self, given: Derivatives) -> Result<Found> {
         let statistic = self.config.statistic();
         if statistic.is_second_order() || matches!(statistic, Statistic::KroneckerFisher(_)) {
-            return Err(Error::Loss(format!(
-                "derivatives were given to a row that needs {statistic:?} as well; hand over the loss"
-            )));
+            let problem =
+                format!("derivatives were given to a row that needs {statistic:?} as well; hand over the loss");
+            return Err(Error::Loss(problem));
         }
         let count = self.params.len();
         let squares = if statistic.is_tapped() { count } else { 0 };
-        if given.gradients.len() != count || given.squares.len() != squares {
+        let (g, s) = (given.gradients.len(), given.squares.len());
+        if (g, s) != (count, squares) {
             return Err(Error::Parameters(format!(
-                "{} gradients and {} squares were given: expected {count} and {squares}, one per parameter in the \
-                 order of params().names()",
-                given.gradients.len(),
-                given.squares.len(),
+                "{g} gradients and {s} squares were given: expected {count} and {squares}, one per parameter in the \
+                 order of params().names()"
             )));
         }
         for (i, leaf) in self.params.leaves().iter().enumerate() {

@@ -10,7 +10,7 @@ use super::sums::Sums;
 use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
-use crate::{Error, Labels, Link, Result, Statistic};
+use crate::{Error, Labels, Link, Result, Statistic, check};
 use tch::{Kind, Tensor};
 
 /// What is kept of one parameter.
@@ -119,70 +119,26 @@ fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
     mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
 }
 
-/// A pass with the statistic as a type: a choice inside the loop over the weights would keep the compiler from using
-/// vectors.
-trait ByStatistic {
-    fn run<S: Formed>(self, statistic: S);
-}
-
-/// Runs it with the statistic that the row forms from gradient and point.
-fn by_statistic(statistic: Statistic, pass: impl ByStatistic) {
-    match statistic {
-        Statistic::SquaredGradient => pass.run(Square),
-        Statistic::Price => pass.run(Displacement),
-        Statistic::Relaxed => pass.run(Relaxed),
-        _ => pass.run(Given),
-    }
+/// Evaluates an expression with the statistic that the row forms from gradient and point, as a value of a type of its
+/// own: a choice inside the loop over the weights would keep the compiler from using vectors.
+macro_rules! by_statistic {
+    ($statistic:expr, |$s:ident| $pass:expr) => {
+        match $statistic {
+            Statistic::SquaredGradient => by_statistic!(@ Square, $s, $pass),
+            Statistic::Price => by_statistic!(@ Displacement, $s, $pass),
+            Statistic::Relaxed => by_statistic!(@ Relaxed, $s, $pass),
+            _ => by_statistic!(@ Given, $s, $pass),
+        }
+    };
+    (@ $type:ident, $s:ident, $pass:expr) => {{
+        let $s = $type;
+        $pass
+    }};
 }
 
 /// Whether the statistic is formed here, from gradient and point, instead of coming with the derivatives.
 fn is_formed(statistic: Statistic) -> bool {
     matches!(statistic, Statistic::SquaredGradient | Statistic::Price | Statistic::Relaxed)
-}
-
-struct FormPass<'a, R: Rule> {
-    units: &'a [Unit<R>],
-    params: &'a Params,
-    gradients: &'a [Option<Tensor>],
-    formed: &'a [Vec<Tensor>],
-}
-
-impl<R: Rule> ByStatistic for FormPass<'_, R> {
-    fn run<S: Formed>(self, statistic: S) {
-        let all = self.units.iter().zip(self.params.leaves()).zip(self.gradients.iter().zip(self.formed));
-        kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
-            let mean = Field::Tensor(unit.kept.mean(leaf));
-            let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
-            let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
-            Some(Job { f: Form(statistic), inputs, outputs })
-        }));
-    }
-}
-
-struct UpdatePass<'a, R: Rule> {
-    units: &'a [Unit<R>],
-    step: Step<'a>,
-    sums: &'a Sums,
-}
-
-impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
-    fn run<S: Formed>(self, statistic: S) {
-        let leaves = self.step.params.leaves().iter().enumerate();
-        kernel::run(self.units.iter().zip(leaves).filter_map(|(unit, (i, leaf))| {
-            let mean = unit.kept.mean(leaf);
-            let given = || self.sums.statistics.get(i).and_then(|s| s.first());
-            let c = if S::AT_POINT { unit.kept.point.as_ref() } else { given() };
-            // Rows without a statistic read a zero, which takes no memory.
-            let c = c.map_or(Field::Number(0.0), Field::Tensor);
-            let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
-            Some(Job {
-                f: Update { pass: unit.pass(1, self.step.lr_factor), statistic },
-                inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
-                // In place: the kernel reads all inputs at a position before it writes there.
-                outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
-            })
-        }));
-    }
 }
 
 impl<R: Rule> Arithmetic<R> for Weights {
@@ -328,7 +284,15 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let _no_grad = tch::no_grad_guard();
         let formed: Vec<Vec<Tensor>> =
             sums.gradients.iter().map(|g| g.iter().map(Tensor::empty_like).collect()).collect();
-        by_statistic(statistic, FormPass { units, params, gradients: &sums.gradients, formed: &formed });
+        by_statistic!(statistic, |s| {
+            let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
+            kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
+                let mean = Field::Tensor(unit.kept.mean(leaf));
+                let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
+                let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
+                Some(Job { f: Form(s), inputs, outputs })
+            }));
+        });
         sums.statistics = formed;
         Ok(())
     }
@@ -338,7 +302,22 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
         // What was formed is read like a statistic that came with the derivatives. Nothing below can fail.
         let statistic = if formed { Statistic::Unused } else { statistic };
-        by_statistic(statistic, UpdatePass { units, step, sums });
+        by_statistic!(statistic, |statistic| {
+            kernel::run(units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
+                let mean = unit.kept.mean(leaf);
+                let given = || sums.statistics.get(i).and_then(|s| s.first());
+                let c = if statistic.at_point() { unit.kept.point.as_ref() } else { given() };
+                // Rows without a statistic read a zero, which takes no memory.
+                let c = c.map_or(Field::Number(0.0), Field::Tensor);
+                let gradient = Field::Tensor(sums.gradient(i, leaf)?);
+                Some(Job {
+                    f: Update { pass: unit.pass(1, step.lr_factor), statistic },
+                    inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
+                    // In place: the kernel reads all inputs at a position before it writes there.
+                    outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
+                })
+            }));
+        });
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
@@ -397,10 +376,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
         R::Posterior::of_weights(means.collect(), &|i, mean| {
             let (unit, _) = trained[i];
-            if unit.row.effective_sample_size().is_none() {
-                let expected = "the effective sample size, for a posterior: .ess(60_000.0)";
-                return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
-            }
+            check::ess(unit.row.effective_sample_size())?;
             let precision = mean.detach().empty_like();
             kernel::run([Job {
                 // After the last update (t = steps), and not in the next one.

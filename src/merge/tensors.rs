@@ -209,9 +209,8 @@ fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[M
 }
 
 fn run<T: Number + Element>(plan: &Plan, like: &Tensor, sources: &mut Sources) -> Result<Tensor> {
-    let len = like.numel();
+    let (len, name) = (like.numel(), sources.name);
     let mut values = Values(Vec::with_capacity(len));
-    let name = sources.name;
     engine::merge::<T, Error>(plan, name, len, sources, &mut values)?;
     Ok(Tensor::f_from_slice(&values.0)?)
 }

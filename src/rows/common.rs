@@ -141,3 +141,26 @@ pub(super) fn full_posterior<R: BlockRule>(blocks: Vec<Learned<R>>) -> Result<Fu
     let ess = check::ess(row.effective_sample_size())?;
     FullGaussian::new(means, &(prior.add_to(&state[0], 1.0)? * ess))
 }
+
+/// What the tests of block rows share.
+#[cfg(test)]
+pub(super) mod testing {
+    use crate::driver::Row;
+    use tch::Tensor;
+
+    /// Equal to rounding, elements in row-major order.
+    #[track_caller]
+    pub fn close(a: &Tensor, b: &[f64]) {
+        let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
+        assert!(error < 1e-15, "{a} and not {b:?}");
+    }
+
+    /// Each configuration is refused, and the error names the field.
+    #[track_caller]
+    pub fn refused<R: Row, const N: usize>(all: [(R, &str); N]) {
+        for (bad, field) in all {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.contains(&format!("`{field}`")), "{e}");
+        }
+    }
+}

@@ -88,10 +88,7 @@ impl Row for Evon {
         check::rate("beta_basis", self.beta_basis)?;
         check::count("frequency", self.frequency as usize)?;
         check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
-        self.expectation.validate()?;
-        let sampled = self.expectation != Expectation::Delta;
-        let expected = "an expectation with samples: Price's estimate is zero at the mean";
-        check::that("expectation", self.expectation, sampled, expected)?;
+        self.expectation.check_sampled()?;
         self.hess_clip.map_or(Ok(()), |kappa| check::positive("hess_clip", kappa))?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
@@ -156,13 +153,14 @@ impl BlockRule for Evon {
 
 #[cfg(test)]
 mod tests {
+    use super::super::common::testing::refused;
     use super::*;
 
     #[test]
     fn values_out_of_range_are_named() {
         let rule = Evon::default().ess(10.0);
         rule.validate().unwrap();
-        for (bad, field) in [
+        refused([
             (Evon::default(), "ess"),
             (rule.weight_decay(-1.0), "weight_decay"),
             (rule.hess_init(0.0), "hess_init"),
@@ -174,9 +172,6 @@ mod tests {
             (rule.expectation(Expectation::Delta), "expectation"),
             (rule.hess_clip(0.0), "hess_clip"),
             (rule.clip_radius(-1.0), "clip_radius"),
-        ] {
-            let e = bad.validate().unwrap_err().to_string();
-            assert!(e.contains(&format!("`{field}`")), "{e}");
-        }
+        ]);
     }
 }

@@ -179,11 +179,8 @@ impl MixtureOfGaussians {
         let size = self.mean.size();
         let (z, share) = (z.to_kind(Kind::Double), share.to_kind(Kind::Double));
         if z.dim() != 2 || z.size()[1] != size[1] || share.size() != z.size()[..1] {
-            let (z, share) = (z.size(), share.size());
-            return Err(Error::Posterior(format!(
-                "nodes {z:?} with shares {share:?}: expected [n, {}] and [n]",
-                size[1]
-            )));
+            let (z, share, d) = (z.size(), share.size(), size[1]);
+            return Err(Error::Posterior(format!("nodes {z:?} with shares {share:?}: expected [n, {d}] and [n]")));
         }
         self.follow(loss, &z.unsqueeze(1).expand([-1, size[0], -1], false), &share)
     }

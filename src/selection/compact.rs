@@ -3,11 +3,11 @@
 //! Selections of real examples are in `stream.rs` and `features.rs`.
 
 use super::error;
-use super::score::{count, random_scores};
+use super::score::random_scores;
 use super::stream::top;
 use crate::continual::{Forward, Memory};
 use crate::likelihood::Likelihood;
-use crate::{IntoTensor, Result, kernel, linalg};
+use crate::{IntoTensor, Result, check, kernel, linalg};
 use tch::{Kind, Tensor};
 
 /// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear
@@ -63,7 +63,7 @@ pub fn compact<L: IntoTensor>(
     seed: u64,
     forward: impl Fn(&Tensor) -> L,
 ) -> Result<Memory> {
-    count(k)?;
+    check::count("k", k)?;
     let forward = |x: &Tensor| forward(x).into_tensor();
     let _no_grad = tch::no_grad_guard();
     let Some(first) = parts.first() else {
@@ -72,7 +72,7 @@ pub fn compact<L: IntoTensor>(
     let likelihood = first.likelihood();
     let (mut inputs, mut weights, mut curvatures) = (Vec::new(), Vec::new(), Vec::new());
     for (i, part) in parts.iter().enumerate() {
-        check(i, part, first)?;
+        fits(i, part, first)?;
         let x = part.inputs();
         let w = part.weights_or_one()?;
         if w.numel() > 0 && w.min().double_value(&[]) < 0.0 {
@@ -118,11 +118,11 @@ pub fn compact<L: IntoTensor>(
     Ok(memory(&u, &weights))
 }
 
-fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
+fn fits(i: usize, part: &Memory, first: &Memory) -> Result<()> {
     let (x, d) = (part.inputs(), first.inputs().size().get(1).copied());
     if part.likelihood() != first.likelihood() {
-        let likelihoods = (part.likelihood(), first.likelihood());
-        return Err(error(format!("part {i} has the likelihood {:?} and part 0 {:?}", likelihoods.0, likelihoods.1)));
+        let (this, that) = (part.likelihood(), first.likelihood());
+        return Err(error(format!("part {i} has the likelihood {this:?} and part 0 {that:?}")));
     }
     if part.likelihood() == Likelihood::Categorical {
         return Err(error(
@@ -131,9 +131,8 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
         ));
     }
     if part.active_outputs().is_some() {
-        return Err(error(format!(
-            "part {i} names its active outputs: make the memory of each head compact by itself, without naming them"
-        )));
+        let problem = "names its active outputs: make the memory of each head compact by itself, without naming them";
+        return Err(error(format!("part {i} {problem}")));
     }
     if x.dim() != 2 || x.size().get(1).copied() != d || !x.is_floating_point() {
         let (form, d) = (format!("{:?} {:?}", x.kind(), x.size()), d.unwrap_or(0));

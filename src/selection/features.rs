@@ -2,8 +2,7 @@
 //! `stream.rs`.
 
 use super::error;
-use super::score::count;
-use crate::{Result, kernel};
+use crate::{Result, check, kernel};
 use tch::{Kind, Tensor};
 
 /// k examples that cover the features `[n, d]`, or all if there are no more: beginning with `first`, always the one
@@ -57,7 +56,7 @@ pub fn herding(features: &Tensor, k: usize) -> Result<Vec<i64>> {
 }
 
 fn matrix(features: &Tensor, k: usize) -> Result<(Tensor, i64)> {
-    count(k)?;
+    check::count("k", k)?;
     let &[n, _] = &features.size()[..] else {
         return Err(error(format!("the features are {:?}: expected [n, d], a row per example", features.size())));
     };

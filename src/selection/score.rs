@@ -7,7 +7,7 @@ use super::error;
 use crate::continual::{Forward, Memory};
 use crate::curvature::{Entries, Linearized, Looked, Pass};
 use crate::likelihood::{Outputs, rows};
-use crate::{DiagonalGaussian, IntoTensor, Params, Result, check, kernel};
+use crate::{DiagonalGaussian, IntoTensor, Params, Result, kernel};
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
@@ -145,9 +145,4 @@ pub(super) fn numbers(scores: &Tensor) -> Result<Vec<f64>> {
         Some(i) => Err(error(format!("the score of example {i} is NaN; look at the weights and at the example"))),
         None => Ok(numbers),
     }
-}
-
-/// k ≥ 1
-pub(super) fn count(k: usize) -> Result<()> {
-    check::count("k", k)
 }

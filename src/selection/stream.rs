@@ -1,8 +1,8 @@
 //! Selections by score, and from a stream. They know labels and numbers only; scores are in `score.rs`.
 
 use super::error;
-use super::score::{count, numbers, uniform};
-use crate::Result;
+use super::score::{numbers, uniform};
+use crate::{Result, check};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use tch::{Device, Kind, Tensor};
@@ -94,7 +94,7 @@ impl<T> TopK<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(TopK { k, offered: 0, classes: BTreeMap::new(), len: 0 })
     }
 
@@ -152,7 +152,7 @@ impl<T> Reservoir<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize, seed: u64) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(Reservoir { k, seed, offered: 0, items: Vec::new() })
     }
 
@@ -208,7 +208,7 @@ impl<T> Ring<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(Ring { k, classes: BTreeMap::new() })
     }
 

@@ -160,8 +160,8 @@ impl DualView {
         let view = Self::new(features, targets, &zero, likelihood, delta)?;
         let _no_grad = tch::no_grad_guard();
         // From θ = 0 the minimum of a quadratic is one Newton step away, and α is y/σ² there.
-        let step = linalg::solve(&view.factor, &view.pull(&view.sites.alpha)?)?;
-        let d = view.push(&step)?;
+        let step = linalg::solve(&view.factor, &pull(&view.jacobian, &view.sites.alpha)?)?;
+        let d = view.jacobian.f_matmul(&step)?;
         Ok(DualView { weights: step, sites: view.sites.moved(&d)?, ..view })
     }
 
@@ -202,7 +202,7 @@ impl DualView {
     /// # Errors
     /// If libtorch fails.
     pub fn representer(&self) -> Result<Tensor> {
-        Ok(self.pull(&self.sites.alpha)? / self.delta)
+        Ok(pull(&self.jacobian, &self.sites.alpha)? / self.delta)
     }
 
     /// The prior's kernel J(x)J(x')ᵀ/δ of two sets of features: `[A, B]`, or `[A, B, C, C]` of C outputs.
@@ -313,10 +313,8 @@ impl DualView {
         let n = self.sites.len();
         for (k, i) in positions.iter().enumerate() {
             if !(0..n).contains(i) || positions[..k].contains(i) {
-                return Err(error(format!(
-                    "position {i} of {n} examples: expected each of 0 to {} once at most",
-                    n - 1
-                )));
+                let last = n - 1;
+                return Err(error(format!("position {i} of {n} examples: expected each of 0 to {last} once at most")));
             }
         }
         let others: Vec<i64> = (0..n).filter(|i| !positions.contains(i)).collect();
@@ -327,23 +325,13 @@ impl DualView {
         let factor = precision(&jacobian, &sites.root, self.delta)?;
         let step = -linalg::solve(&factor, &pull(&theirs, &parts.alpha)?)?;
         // The others' parabolas stay as they are, only seen from the new weights.
-        let sites = sites.moved(&push(&jacobian, &step)?)?;
+        let sites = sites.moved(&jacobian.f_matmul(&step)?)?;
         Ok(DualView { delta: self.delta, jacobian, weights: &self.weights + step, sites, factor })
     }
 
     /// Whether outputs are `[N]`.
     pub(super) fn one(&self) -> bool {
         self.sites.alpha.dim() == 1
-    }
-
-    /// Jx of each example, `[N, C]`.
-    pub(super) fn push(&self, x: &Tensor) -> Result<Tensor> {
-        push(&self.jacobian, x)
-    }
-
-    /// Σ Jᵢᵀaᵢ `[P]`
-    pub(super) fn pull(&self, a: &Tensor) -> Result<Tensor> {
-        pull(&self.jacobian, a)
     }
 
     /// Features of other inputs, `[M, C, P]`.
@@ -361,11 +349,8 @@ impl DualView {
     }
 }
 
-fn push(jacobian: &Tensor, x: &Tensor) -> Result<Tensor> {
-    Ok(jacobian.f_matmul(x)?)
-}
-
-fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
+/// Σ Jᵢᵀaᵢ `[P]`
+pub(super) fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
     Ok(jacobian.f_flatten(0, 1)?.f_tr()?.f_mv(&a.f_reshape([-1])?)?)
 }
 

@@ -167,12 +167,10 @@ impl Sensitivity {
     fn assembled(outputs: Outputs, targets: Tensor, covariance: Tensor) -> Result<Self> {
         let n = outputs.examples();
         let c = outputs.z.size().get(1).copied().unwrap_or(1);
-        if covariance.size() != [n, c, c] && covariance.size() != [n, c] {
-            return Err(error(format!(
-                "v is {:?} for outputs {:?}: expected [{n}, {c}, {c}], or [{n}, {c}] for diagonals",
-                covariance.size(),
-                outputs.z.size()
-            )));
+        let (v, z) = (covariance.size(), outputs.z.size());
+        if v != [n, c, c] && v != [n, c] {
+            let expected = format!("expected [{n}, {c}, {c}], or [{n}, {c}] for diagonals");
+            return Err(error(format!("v is {v:?} for outputs {z:?}: {expected}")));
         }
         let (logits, errors) = (outputs.shallow_clone(), outputs.residual(&targets)?);
         Ok(Sensitivity { outputs, logits, targets, errors, covariance })

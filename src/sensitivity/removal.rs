@@ -92,22 +92,18 @@ impl Removal {
             for (what, t) in [("curvature", &f), ("gradient", &g)] {
                 if t.size() != s.size() {
                     let (theirs, ours) = (t.size(), s.size());
-                    return Err(Error::parameter(
-                        name,
-                        format!("the {what} has shape {theirs:?} and the posterior {ours:?}"),
-                    ));
+                    let problem = format!("the {what} has shape {theirs:?} and the posterior {ours:?}");
+                    return Err(Error::parameter(name, problem));
                 }
             }
             let left = part(&s)? - f;
             if left.numel() > 0 && left.min().double_value(&[]) <= 0.0 {
                 let smallest = left.min().double_value(&[]);
-                return Err(Error::parameter(
-                    name,
-                    format!(
-                        "without the examples its smallest precision is {smallest:e}: the posterior holds less \
-                         curvature than they have here; take shift(..), which leaves the precision"
-                    ),
-                ));
+                let problem = format!(
+                    "without the examples its smallest precision is {smallest:e}: the posterior holds less curvature \
+                     than they have here; take shift(..), which leaves the precision"
+                );
+                return Err(Error::parameter(name, problem));
             }
             let moved = part(&mean)? + g / &left;
             entries.push((name.to_owned(), moved.to_kind(mean.kind()), left.to_kind(s.kind())));
