@@ -153,7 +153,7 @@ impl Fromp {
                 (old, metric)
             } else {
                 let _no_grad = tch::no_grad_guard();
-                // Nothing is differentiated for K = I, so that the forward pass needs no graph.
+                // Nothing is differentiated for K = I, so the forward pass needs no graph.
                 let outputs = memory.outputs(&forward)?;
                 outputs.check_finite()?;
                 (predictions(&outputs)?, Metric::Identity)
@@ -260,8 +260,8 @@ impl Gaussian {
             let k = self.with_jitter(k)?;
             roots.push(match self.entries {
                 Entries::All => {
-                    // Rounding makes K slightly asymmetric. Its inverse root is formed once, so that a step takes a
-                    // product and no solve.
+                    // Rounding makes K slightly asymmetric. Its inverse root is formed once, so that a step costs
+                    // a product instead of a solve.
                     let l = linalg::cholesky(&what, &linalg::symmetric(&k)?)?;
                     linalg::forward(&l, &Tensor::f_eye(l.size()[0], (l.kind(), l.device()))?)?
                 }

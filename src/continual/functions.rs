@@ -87,7 +87,7 @@ impl SoftLabels {
     ) -> Result<Self> {
         check::positive("temperature", temperature)?;
         let logits = !matches!(memory.likelihood(), Likelihood::Gaussian { .. });
-        // Dividing an output that is no logit by T would be another regression.
+        // Dividing an output that is not a logit by T would be another regression.
         check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
         let _no_grad = tch::no_grad_guard();
         let old = memory.checked_outputs(&|x| forward(x).into_tensor())?.at_temperature(temperature).prediction()?;

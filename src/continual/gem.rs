@@ -106,7 +106,7 @@ pub fn project_average(gradients: &[Option<Tensor>], reference: &Vec<Option<Tens
     if towards >= 0.0 {
         return Ok(copy(gradients));
     }
-    // Not 0/0: a negative inner product takes a reference that is not zero.
+    // Never 0/0: the inner product with a reference of zero is not negative.
     Ok(plus(gradients, &[(-towards / dot(reference, reference), reference)]))
 }
 

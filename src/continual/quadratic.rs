@@ -1,5 +1,5 @@
 //! Weight-space priors: a Gaussian without its constant, with a precision that may vanish. What posteriors and Fisher
-//! informations become as such forms is in `of_gaussian.rs`.
+//! informations become in this form is in `of_gaussian.rs`.
 
 use super::past::{Model, Regularizer, sum};
 use crate::linalg::{into_basis, matrix_shape};
@@ -27,8 +27,8 @@ use tch::{Kind, Tensor};
 ///
 /// What a sum takes: diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and
 /// s·m = s₁m₁ + s₂m₂, with the constant that this leaves, so values are those of the sum. Full matrices around the same
-/// weights are added. Kronecker products are kept as a list, a pair of factors for each task, because their sum is no
-/// Kronecker product, and least of all (A₁ + A₂) ⊗ (G₁ + G₂).
+/// weights are added. Kronecker products are kept as a list, a pair of factors for each task, because their sum is
+/// not a Kronecker product, and least of all (A₁ + A₂) ⊗ (G₁ + G₂).
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};

@@ -138,7 +138,7 @@ impl<R: BlockRule> Unit<R> {
         let prior = self.kept.prior.conditional(&part.index, &part.rest, &mean)?;
         let (old, gradient, statistics) = (part.of(&mean)?, part.of(&gradient)?, part.of_all(statistics)?);
         let x = Block { mean: &old, gradient: &gradient, statistics: &statistics, prior: &prior };
-        // A second time, for the mean: the first also moves what has no gradient, by off-diagonal elements.
+        // A second time, for the mean: the first also moves what has no gradient, through off-diagonal elements.
         let (moved, _) = self.row.update(when, &x, &part.of_all(&self.kept.state)?)?;
         Ok((mean.f_index_copy(0, &part.index, &moved)?, state))
     }

@@ -191,7 +191,7 @@ impl<R: Row> Optimizer<R> {
         if let Some(name) = file.tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
-        // JSON knows no NaN and no infinity, so the sign is all that can be wrong.
+        // JSON has neither NaN nor infinity, so only the sign can be wrong.
         if weight < 0.0 {
             return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
         }

@@ -99,7 +99,7 @@ fn prior_of<R: Row>(unit: &Unit<R>, m: &Tensor) -> Option<(Tensor, Tensor)> {
         PriorOf::Isotropic(prior) => {
             let delta = delta(*prior, &unit.row);
             let p = delta * unit.row.effective_sample_size()?;
-            // A flat prior is not a distribution, so that q has no divergence from it.
+            // A flat prior is not a distribution, so q has no divergence from it.
             (delta > 0.0).then(|| (m.shallow_clone(), m.full_like(p)))
         }
         // In a joint block the prior is a vector over several parameters.

@@ -166,7 +166,7 @@ impl<R: Rule> Elementwise for Ascend<R> {
     fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, gradient, norm, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
-        // From the mean, even where ĝ₁ was taken at a sample: so is Bayesian SAM published.
+        // From the mean, even where ĝ₁ was taken at a sample, as Bayesian SAM is published.
         write(0, mean + self.0.rule.adversarial(k, gradient, norm, delta, state));
         write(1, gradient.abs());
     }

@@ -1,4 +1,4 @@
-//! What every row says of itself, whatever its arithmetic. Its equations are in [`Rule`](crate::rule::Rule) or
+//! What every row says about itself, whatever its arithmetic. Its equations are in [`Rule`](crate::rule::Rule) or
 //! [`BlockRule`](crate::rule::BlockRule).
 
 use super::arithmetic::Arithmetic;
@@ -87,7 +87,7 @@ pub(super) fn shared<R: Row>(row: &R) -> (Expectation, Statistic) {
 }
 
 /// The posterior of rows that have none, such as SGD, whose covariance is fixed by assumption.
-// The private field keeps anyone from making one, so that a row without a posterior can only return the error.
+// The private field keeps anyone from making one, so a row without a posterior can only return the error.
 #[derive(Debug)]
 pub struct NoPosterior(());
 

@@ -43,7 +43,7 @@ pub(super) fn differentiate(
             Statistic::Hessian if n == 0 => empty().f_reshape([0, 0])?,
             Statistic::Hessian => {
                 let h = Tensor::f_stack(&rows().collect::<Result<Vec<_>>>()?, 0)?;
-                // Symmetric but for rounding, which a Cholesky factor, made from one half, would take over.
+                // Symmetric except for rounding; a Cholesky factorization would read only one half of it.
                 (&h + h.tr()) * 0.5
             }
             Statistic::Hutchinson { probes } => {

@@ -157,7 +157,7 @@ impl<R: Row> Optimizer<R> {
     /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
     pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
         if self.sums.weight == 0.0 {
-            // Nothing to merge with, so that a single evaluation reaches the update to the bit.
+            // Nothing to merge with, so a single evaluation reaches the update to the bit.
             let formed = sums.evaluations > 1;
             return self.apply(sums, formed);
         }

@@ -19,7 +19,7 @@ pub struct Sums {
     pub gradient_norm: f64,
     /// Whether weights count examples.
     pub per_example: bool,
-    /// Mean gradient of each parameter; `None` where the loss has not depended on it.
+    /// Mean gradient of each parameter; `None` where no loss has depended on it yet.
     pub gradients: Vec<Option<Tensor>>,
     /// Mean statistics of each unit; none where the loss has not depended on it.
     pub statistics: Vec<Vec<Tensor>>,

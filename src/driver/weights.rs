@@ -173,7 +173,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let initial = row.initial(prior.is_posterior());
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
-                // libtorch panics when it is to fill an f32 tensor with such a number.
+                // libtorch refuses to fill an f32 tensor with such a number, and tch would panic on that.
                 if kind == Kind::Float && !(x as f32).is_finite() {
                     let problem = format!("its initial state `{name}` = {x:e} is beyond f32");
                     return Err(Error::parameter(leaf.name(), problem));
@@ -258,7 +258,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
             unit.kept.make_point(leaf);
         }
-        // As much memory as the gradients, so only where the row asks for it.
+        // It takes as much memory as the gradients, so only where the row asks for it.
         let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
         let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
         let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();

@@ -112,7 +112,7 @@ impl Rule for BayesBiNN {
         [1.0 / tau, ess / tau, self.eps, 1.0, 0.5, self.beta1, 1.0 - self.beta1, rate, self.prior_natural]
     }
     fn point<T: Real>(&self, [inverse_tau, ..]: [T; 9], lambda: T, d: T, sign: T, _: T, _: [T; 1]) -> T {
-        // A minus makes d the noise of 1-u, since it is odd.
+        // d is odd about u = ½, so the minus gives the noise of 1-u.
         ((lambda + sign * d) * inverse_tau).tanh()
     }
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {

@@ -199,7 +199,7 @@ impl MixtureOfGaussians {
         }
         let b = l.to_kind(Kind::Double) + self.log_density(&theta);
         let backward = |y: &Tensor| -> Result<Tensor> {
-            // Points do not interact, so that one pass for their sum gives the derivatives at each.
+            // Points do not interact, so one pass for their sum gives the derivatives at each.
             let total = y.sum(Kind::Double);
             if !total.requires_grad() {
                 return Ok(theta.detach().zeros_like());

@@ -110,7 +110,7 @@ impl DiagonalNewton {
     /// h + δ, if it is positive.
     fn precision(h: &Tensor, prior: &BlockPrior) -> Result<Tensor> {
         let precision = h + prior.in_basis(None, None, &h.size())?;
-        // libtorch has no minimum of nothing.
+        // libtorch refuses the minimum of an empty tensor.
         if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
             let problem = format!("its smallest element is {:e}", precision.min().double_value(&[]));
             let what = "the Hessian's diagonal with the prior".to_owned();

@@ -152,7 +152,7 @@ impl Row for NoisyKfac {
     fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
-        // K-FAC draws nothing, so that it needs no ess unless a posterior is wanted.
+        // K-FAC draws nothing, so it needs no ess unless a posterior is wanted.
         if self.expectation != Expectation::Delta || self.ess.is_some() {
             check::ess(self.ess)?;
         }

@@ -65,7 +65,7 @@ config! {
 const BASIS: usize = 2;
 
 impl Soap {
-    /// √(v/(1-β₂ˢ)) after `t` steps, of which the first has no part in v.
+    /// √(v/(1-β₂ˢ)) after `t` steps; the first does not enter v.
     fn root(&self, v: &Tensor, t: u64) -> Tensor {
         (v / debias(self.beta2, t)).sqrt()
     }
@@ -115,7 +115,7 @@ impl BlockRule for Soap {
         let (mean, mut new) = if when.t <= 1 {
             (x.mean.copy(), vec![b.copy(), v.copy()])
         } else {
-            // b is kept in the weights' coordinates, so that it needs no rotation when the basis turns.
+            // b is kept in the weights' coordinates, so it needs no rotation when the basis turns.
             let b = b * self.beta1 + &u * (1.0 - self.beta1);
             let v = v * self.beta2 + basis.rotate(&u)?.square() * (1.0 - self.beta2);
             let step = basis.rotate(&b)? / (self.root(&v, when.t) + self.eps);

@@ -63,7 +63,7 @@ impl Rule for Ste {
     }
     fn update<T: Real>(&self, [lr, mu, xi]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let b = mu * b + x.gradient + x.delta * x.mean;
-        // Beyond ±ξ the sign would take many steps to come back.
+        // A latent weight far from zero would need many steps to change its sign.
         ((x.mean - lr * b).min(xi).max(-xi), [b])
     }
 }

@@ -212,7 +212,7 @@ impl Rule for Von {
                 let f = x.curvature * (lambda * old);
                 h + r * (f - h) + half_r2 * (f - h) * (f - h) / old
             }
-            // Squares are never negative, so that the plain average keeps h above 0.
+            // Squares are never negative, so the plain average keeps h above 0.
             _ => h + r * (x.curvature - h),
         };
         let precision = match self.precision_in_step {

@@ -94,11 +94,11 @@ pub fn compact<L: IntoTensor>(
     }
     // [n, d]
     let rows = &inputs * (&weights * &curvatures).f_sqrt()?.f_unsqueeze(1)?;
-    // Eigenvalues come in ascending order, so that the largest are the last.
+    // Eigenvalues come in ascending order, so the largest are the last.
     let (values, vectors) = linalg::eigen(&rows.f_tr()?.f_matmul(&rows)?)?;
     let rank = (k as i64).min(values.numel() as i64);
     let first_of_them = values.numel() as i64 - rank;
-    // H is a sum of squares, so that only rounding makes an eigenvalue negative; its root would be NaN.
+    // H is a sum of squares, so only rounding makes an eigenvalue negative; its root would be NaN.
     let root = values.f_narrow(0, first_of_them, rank)?.f_clamp_min(0.0)?.f_sqrt()?;
     let axes = vectors.f_narrow(1, first_of_them, rank)? * &root; // V √λ [d, rank]
 
@@ -112,7 +112,7 @@ pub fn compact<L: IntoTensor>(
     // Where there is no curvature, there is neither weight nor direction, and 0/0 must not become NaN.
     let u = &found / size.f_sqrt()?.f_clamp_min(f64::MIN_POSITIVE)?;
     let pseudo = Memory::new(&u.to_kind(first.inputs().kind()), likelihood);
-    // β depends on the logit at u, so that the weight can only follow the direction.
+    // β depends on the logit at u, so the weight can only follow the direction.
     let beta = curvature(&pseudo, &forward)?;
     let weights = size.f_squeeze_dim(1)? / beta.f_clamp_min(f64::MIN_POSITIVE)?;
     Ok(memory(&u, &weights))

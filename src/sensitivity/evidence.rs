@@ -1,4 +1,4 @@
-//! What a dual view says of its fit as a whole: how likely the data are under its prior, and how far it is from the
+//! What a dual view says about its fit as a whole: how likely the data are under its prior, and how far it is from the
 //! optimum.
 
 use super::DualView;
@@ -62,7 +62,7 @@ impl DualView {
             Ok::<_, crate::Error>(each.f_reshape([ranks, columns])?)
         };
         let both = scaled(&scaled(&k, n * c)?.f_tr()?, ranks)?;
-        // I + RᵀKR is at least I, so that this needs no jitter, even where K is singular.
+        // I + RᵀKR is at least I, so this needs no jitter, even where K is singular.
         let noise = Tensor::f_eye(ranks, (Kind::Double, Device::Cpu))?;
         let factor = linalg::cholesky("the kernel with the noise", &linalg::symmetric(&(both + noise))?)?;
         let (f, alpha) = (self.jacobian.f_matmul(&self.weights)?.f_reshape([-1])?, self.sites.alpha.f_reshape([-1])?);

@@ -201,7 +201,7 @@ impl Sensitivity {
         };
         let likelihood = self.outputs.likelihood;
         let logits = match likelihood {
-            // Linear in f, so that the mean of the draws would be f and their noise.
+            // Linear in f, so the mean of the draws would be f and their noise.
             Likelihood::Gaussian { .. } => self.outputs.z.shallow_clone(),
             Likelihood::Categorical | Likelihood::Bernoulli => logits_of_mean(likelihood, (0..samples).map(draw))?,
         };

@@ -81,7 +81,7 @@ impl SupportVectors {
             }
             let (signs, alpha) = (Tensor::from_slice(&signs), Tensor::from_slice(&alpha));
             let machine = SupportVectors { features: features.shallow_clone(), signs, delta, alpha };
-            // From α alone, so that the rounding which θ has collected does not count.
+            // From α alone, so that the rounding that θ has accumulated does not count.
             gap = machine.duality_gap()?;
             if gap <= tolerance {
                 return Ok(machine);
