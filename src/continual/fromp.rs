@@ -1,4 +1,5 @@
-//! FROMP: functional regularization of the memorable past.
+//! FROMP: functional regularization of the memorable past. Its kernels are those of [`crate::curvature`]; what a few
+//! examples say as labels is in `functions.rs`.
 
 use super::memory::{Memory, problem};
 use super::past::{Forward, Model, Regularizer, nothing, sum};
@@ -52,7 +53,8 @@ use tch::{Kind, Tensor};
 /// let vs = VarStore::new(Device::Cpu);
 /// let net = nn::linear(vs.root(), 4, 3, Default::default());
 /// let params = Params::from(&vs);
-/// # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
+/// # let inputs = |n: i64| Tensor::randn([n, 4], (Kind::Float, Device::Cpu));
+/// # let data = |n: i64| (inputs(n), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
 /// # let (old, (x, y)) = (data(50), data(80));
 /// // After the first task:
 /// let q = Fisher::exact().diagonal(&vs, [&old.0], |x| net.forward(x))?.laplace(Prior::isotropic(1e-3))?;
@@ -146,10 +148,12 @@ impl Fromp {
             let (old, metric) = if let Some(gaussian) = &gaussian {
                 let (outputs, kernels) = gaussian.kernels(&params, memory, &forward, &mut looked)?;
                 let old = tch::no_grad(|| predictions(&outputs))?.detach();
+                // Kernels are summed and factored in f64; only their inverse roots are rounded to the outputs' kind.
                 let metric = gaussian.metric(s, &kernels, old.kind())?;
                 (old, metric)
             } else {
                 let _no_grad = tch::no_grad_guard();
+                // Nothing is differentiated for K = I, so the forward pass needs no graph.
                 let outputs = memory.outputs(&forward)?;
                 outputs.check_finite()?;
                 (predictions(&outputs)?, Metric::Identity)
@@ -227,12 +231,14 @@ impl Gaussian {
         forward: Forward,
         looked: &mut Looked,
     ) -> Result<(Outputs, Vec<Tensor>)> {
+        // Before the model runs, which may not take an empty batch.
         memory.check_some()?;
         let mut pass = Pass::run(params, || forward(memory.inputs()))?;
         let outputs = pass.outputs(memory.likelihood(), memory.active_outputs())?;
         memory.check_rows(&outputs)?;
         let slopes = tch::no_grad(|| outputs.slopes())?;
         let trained = params.leaves().iter().filter(|l| l.trainable());
+        // A tied variable may have another of its names in the posterior.
         let variance = trained.map(|leaf| leaf.names.iter().find_map(|name| self.variances.get(name)));
         let variance: Vec<_> = variance.map(|v| v.map(Tensor::shallow_clone)).collect();
         let kernels = Linearized::new(&pass, params, looked)?.kernels(&slopes, self.entries, &variance)?;
@@ -254,6 +260,8 @@ impl Gaussian {
             let k = self.with_jitter(k)?;
             roots.push(match self.entries {
                 Entries::All => {
+                    // Rounding makes K slightly asymmetric. Its inverse root is formed once, so that a step costs
+                    // a product instead of a solve.
                     let l = linalg::cholesky(&what, &linalg::symmetric(&k)?)?;
                     linalg::forward(&l, &Tensor::f_eye(l.size()[0], (l.kind(), l.device()))?)?
                 }
@@ -276,6 +284,7 @@ impl Metric {
     /// ½ Σ_c D_cᵀ K_c⁻¹ D_c
     fn half_square(&self, d: &Tensor) -> Result<Tensor> {
         let whitened = match self {
+            // `[C, M, M]` times `[C, M, 1]`: all classes in one call.
             Metric::Full(roots) => roots.f_bmm(&d.f_tr()?.f_unsqueeze(2)?)?,
             Metric::Diagonal(roots) => d.f_mul(roots)?,
             Metric::Identity => d.shallow_clone(),
@@ -293,14 +302,11 @@ impl Regularizer for Fromp {
     fn value(&self, model: &Model) -> Result<Tensor> {
         let of = |(s, task): (usize, &Task)| {
             let now = predictions(&task.memory.outputs(model.forward)?)?;
+            // A model that was converted or got other heads since; libtorch would broadcast or promote without a word.
             if now.size() != task.old.size() || now.kind() != task.old.kind() {
-                return Err(problem(format!(
-                    "the predictions on memory {s} are {:?} {:?} and were {:?} {:?} when the kernels were computed",
-                    now.kind(),
-                    now.size(),
-                    task.old.kind(),
-                    task.old.size()
-                )));
+                let [now, then] = [&now, &task.old].map(|p| format!("{:?} {:?}", p.kind(), p.size()));
+                let when = "when the kernels were computed";
+                return Err(problem(format!("the predictions on memory {s} are {now} and were {then} {when}")));
             }
             task.metric.half_square(&now.f_sub(&task.old)?)
         };

@@ -1,4 +1,5 @@
-//! Functions on a memory: what the old model said of its examples, as soft labels or as outputs.
+//! Functions on a memory: what the old model said of its examples, as soft labels or as outputs. Labels of the data are
+//! in `labels.rs`.
 
 use super::memory::{Memory, problem};
 use super::past::{Model, Regularizer};
@@ -23,9 +24,16 @@ use tch::Tensor;
 /// | adaptation | minimise |
 /// |---|---|
 /// | add data | K + the loss of the new data |
-/// | remove data | K + [`Replay::weighted`](super::Replay::weighted)`(removed, -1.0)`, where the memory holds the inputs removed |
-/// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`](super::Quadratic::change_of_regularizer) |
-/// | change the model | the soft labels of the old model on the new one's outputs + `Quadratic::isotropic` around the coefficients that both have (set the new model to them), or [`Quadratic::towards_zero`](super::Quadratic::towards_zero) where they have none in common |
+/// | remove data | K + [`Replay::weighted`]`(removed, -1.0)`, where the memory holds the inputs removed |
+/// | change the regularizer | the soft labels + [`Quadratic::change_of_regularizer`] |
+/// | change the model | the old model's soft labels on the new model's outputs + a prior on the new model's weights |
+///
+/// The prior of a changed model is `Quadratic::isotropic` around the coefficients that both have (set the new model to
+/// them), or [`Quadratic::towards_zero`] where they have none in common.
+///
+/// [`Replay::weighted`]: super::Replay::weighted
+/// [`Quadratic::change_of_regularizer`]: super::Quadratic::change_of_regularizer
+/// [`Quadratic::towards_zero`]: super::Quadratic::towards_zero
 ///
 /// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which
 /// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`](super::Replay) it is
@@ -59,7 +67,7 @@ pub struct SoftLabels {
 }
 
 impl SoftLabels {
-    /// What the model predicts now. Another model may be trained with it then: that is the K-prior for a change of
+    /// What the model predicts now. Another model may then be trained with it, which is the K-prior for a change of
     /// model.
     ///
     /// # Errors
@@ -79,6 +87,7 @@ impl SoftLabels {
     ) -> Result<Self> {
         check::positive("temperature", temperature)?;
         let logits = !matches!(memory.likelihood(), Likelihood::Gaussian { .. });
+        // Dividing an output that is not a logit by T would be another regression.
         check::that("temperature", temperature, logits || temperature == 1.0, "1 for a Gaussian likelihood")?;
         let _no_grad = tch::no_grad_guard();
         let old = memory.checked_outputs(&|x| forward(x).into_tensor())?.at_temperature(temperature).prediction()?;
@@ -94,6 +103,7 @@ impl SoftLabels {
 impl Regularizer for SoftLabels {
     fn value(&self, model: &Model) -> Result<Tensor> {
         let f = self.memory.outputs(model.forward)?.at_temperature(self.temperature);
+        // T², because gradients of softened losses shrink like 1/T².
         Ok(self.memory.weighted_sum(&f.losses(&self.old)?)? * (self.temperature * self.temperature))
     }
 }
@@ -138,6 +148,7 @@ impl StoredOutputs {
         }
         Outputs::check_finite_values(outputs)?;
         memory.check_weights()?;
+        // A copy, since the caller may go on using the tensor.
         Ok(StoredOutputs { memory, old: outputs.detach().copy(), alpha })
     }
 }

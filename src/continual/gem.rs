@@ -9,8 +9,8 @@
 //! A-GEM    g̃ = g - (⟨g, r⟩/⟨r, r⟩) r,  r: one gradient on all memories        (Chaudhry et al. 2019)
 //! ```
 //!
-//! What is promised is promised of a small step along -g̃. An optimizer that scales weights differently (Adam) goes
-//! elsewhere; [`Sgd`](crate::Sgd) does not.
+//! The promise holds for a small step along -g̃. An optimizer that scales weights differently (Adam) goes elsewhere;
+//! [`Sgd`](crate::Sgd) does not.
 //!
 //! Gradients go in and out in the form that [`Derivatives`](crate::Derivatives) has:
 //!
@@ -21,7 +21,8 @@
 //! # fn main() -> tch_blr::Result<()> {
 //! # let vs = VarStore::new(Device::Cpu);
 //! # let net = tch::nn::linear(vs.root(), 4, 3, Default::default());
-//! # let data = || (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [8], (Kind::Int64, Device::Cpu)));
+//! # let inputs = || Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+//! # let data = || (inputs(), Tensor::randint(3, [8], (Kind::Int64, Device::Cpu)));
 //! # let (new, memories) = (data(), [data(), data()]);
 //! let params = Params::from(&vs);
 //! let mut opt = Sgd::default().build(&vs, 0.1)?;
@@ -74,12 +75,14 @@ pub fn project(gradients: &[Option<Tensor>], memories: &[Vec<Option<Tensor>>], g
     }
     let sizes: Vec<f64> = memories.iter().map(|g| dot(g, g).sqrt()).collect();
     let size = dot(gradients, gradients).sqrt();
-    // The tasks that have a gradient; an inner product of a size that is rounding only is none.
+    // Only tasks that have a gradient: the others say nothing, and would divide by zero below.
     let towards: Vec<f64> = memories.iter().map(|g| dot(gradients, g)).collect();
     let tasks: Vec<usize> = (0..memories.len()).filter(|k| sizes[*k] > 0.0).collect();
+    // To the bit, where no past task objects.
     if !tasks.iter().any(|k| towards[*k] < 0.0) {
         return Ok(copy(gradients));
     }
+    // Of unit gradients, so that what counts as zero does not depend on the scale of a task's loss.
     let cosines: Vec<Vec<f64>> = tasks
         .iter()
         .map(|i| tasks.iter().map(|j| dot(&memories[*i], &memories[*j]) / (sizes[*i] * sizes[*j])).collect())
@@ -103,15 +106,15 @@ pub fn project_average(gradients: &[Option<Tensor>], reference: &Vec<Option<Tens
     if towards >= 0.0 {
         return Ok(copy(gradients));
     }
+    // Never 0/0: the inner product with a reference of zero is not negative.
     Ok(plus(gradients, &[(-towards / dot(reference, reference), reference)]))
 }
 
 fn fits(gradients: &[Option<Tensor>], memory: &[Option<Tensor>]) -> Result<()> {
     if gradients.len() != memory.len() {
         let (now, then) = (gradients.len(), memory.len());
-        return Err(Error::Memory(format!(
-            "its gradient has {then} tensors and that of the loss {now}: expected the same"
-        )));
+        let problem = format!("its gradient has {then} tensors and that of the loss {now}: expected the same");
+        return Err(Error::Memory(problem));
     }
     for (i, (a, b)) in gradients.iter().zip(memory).enumerate() {
         if let (Some(a), Some(b)) = (a, b)
@@ -136,6 +139,7 @@ fn copy(gradients: &[Option<Tensor>]) -> Gradients {
 
 fn dot(a: &[Option<Tensor>], b: &[Option<Tensor>]) -> f64 {
     let each = a.iter().zip(b).filter_map(|(a, b)| {
+        // In f64, because what decides is the sign of a sum of cancelling products.
         let (a, b) = (a.as_ref()?.to_kind(Kind::Double), b.as_ref()?.to_kind(Kind::Double));
         Some((a * b).sum(Kind::Double).double_value(&[]))
     });
@@ -148,13 +152,14 @@ fn plus(gradients: &[Option<Tensor>], terms: &[(f64, &Vec<Option<Tensor>>)]) -> 
         let parts = terms.iter().filter_map(|(w, g)| Some(g[i].as_ref()?.to_kind(Kind::Double) * *w));
         let own = gradients[i].as_ref();
         let kind = own.or_else(|| terms.iter().find_map(|(_, g)| g[i].as_ref())).map(Tensor::kind)?;
+        // The projection cancels most of g where tasks oppose each other, so it is rounded only at the end.
         let sum = own.map(|g| g.to_kind(Kind::Double)).into_iter().chain(parts).reduce(|a, b| a + b)?;
         Some(sum.to_kind(kind))
     };
     (0..gradients.len()).map(of).collect()
 }
 
-/// What counts as zero among cosines.
+/// What counts as zero among cosines: some hundred roundings of f64.
 const ROUNDING: f64 = 1e-13;
 
 /// argmin over u ≥ `bounds` of ½ uᵀAu + bᵀu, A of cosines: the method of Lawson and Hanson (1974) for non-negative
@@ -165,7 +170,9 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
     let slope = |u: &[f64], i: usize| b[i] + a[i].iter().zip(u).map(|(a, u)| a * u).sum::<f64>();
     let mut u = bounds.to_vec();
     let (mut used, mut dependent) = (vec![false; n], vec![false; n]);
-    for _ in 0..100 * (n + 1) {
+    // The method ends in exact arithmetic. A limit, because rounding could make it cycle.
+    let rounds = 100 * (n + 1);
+    for _ in 0..rounds {
         let candidates = (0..n).filter(|i| !used[*i] && !dependent[*i]);
         let steepest = candidates.map(|i| (i, slope(&u, i))).min_by(|x, y| x.1.total_cmp(&y.1));
         let Some((new, _)) = steepest.filter(|(_, s)| *s < -ROUNDING) else { return Ok(u) };
@@ -179,7 +186,7 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
                 dependent[new] = true;
                 break;
             };
-            // As far towards the minimum on this set as the bounds allow; who stops it goes.
+            // As far towards the minimum on this set as the bounds allow; the weight that stops it leaves the set.
             let reach = set.iter().zip(&target).filter(|(i, t)| **t < bounds[**i]);
             let reach = reach.map(|(i, t)| (*i, (u[*i] - bounds[*i]) / (u[*i] - t)));
             let stop = reach.min_by(|x, y| x.1.total_cmp(&y.1));
@@ -192,17 +199,14 @@ fn bounded_minimum(a: &[Vec<f64>], b: &[f64], bounds: &[f64]) -> Result<Vec<f64>
                 break;
             };
             (u[stop], used[stop]) = (bounds[stop], false);
-            // That its slope asked for it and its minimum does not is rounding.
+            // Its slope asked for it and the minimum does not want it: that can only be rounding.
             dependent[new] |= stop == new;
             if !used.contains(&true) {
                 break;
             }
         }
     }
-    Err(Error::Memory(format!(
-        "the quadratic program of {n} past gradients was not solved in {} rounds",
-        100 * (n + 1)
-    )))
+    Err(Error::Memory(format!("the quadratic program of {n} past gradients was not solved in {rounds} rounds")))
 }
 
 /// Solves the rows and columns of a set by Cholesky's method; `None` if they are dependent.

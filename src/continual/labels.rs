@@ -24,6 +24,8 @@ impl LabelNoise {
     pub fn of<L: IntoTensor>(memory: Memory, forward: impl Fn(&Tensor) -> L) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let f = memory.checked_outputs(&|x| forward(x).into_tensor())?;
+        // The old model's residual, and a constant from here on: the term is linear in f, so its gradient is Jᵀ times
+        // that.
         let residual = f.residual(&memory.hard(&f)?)?;
         Ok(LabelNoise { memory, residual })
     }
@@ -60,6 +62,7 @@ impl Replay {
     /// As [`Replay::new`]; w that is not finite.
     pub fn weighted(memory: Memory, w: f64) -> Result<Self> {
         check::that("w", w, w.is_finite(), "a finite number")?;
+        // In the constructor, so that a loop does not fail in its first step.
         memory.check_some()?;
         memory.check_targets()?;
         memory.check_weights()?;

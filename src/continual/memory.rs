@@ -1,4 +1,7 @@
-//! Examples that are kept. What is made of them is in the files `functions` and `labels`.
+//! Examples that are kept: inputs, targets, weights, and which outputs are theirs.
+//!
+//! What is made of them is in `functions.rs`, `labels.rs` and `fromp.rs`; how they are chosen is in
+//! [`crate::selection`].
 
 use super::past::Forward;
 use crate::likelihood::{Likelihood, Outputs, no_targets, rows};
@@ -85,6 +88,7 @@ impl Memory {
             return Err(problem(format!("position {bad} of {m} examples: expected 0 to {}", m - 1)));
         }
         let at = Tensor::from_slice(positions).to_device(self.inputs.device());
+        // libtorch wants the positions on the device of the tensor, and targets may be on another one than inputs.
         let pick = |t: &Tensor| t.f_index_select(0, &at.to_device(t.device()));
         Ok(Memory {
             inputs: pick(&self.inputs)?,
@@ -146,6 +150,7 @@ impl Memory {
     /// Σ wᵢ over the rows xᵢ, `[M]` or `[M, C]`.
     pub(super) fn weighted_sum(&self, each: &Tensor) -> Result<Tensor> {
         let each = rows(each)?;
+        // Weights are usually made on the CPU in f64; the sum has the kind and device of the loss.
         let Some(weights) = &self.weights else { return Ok(each.f_sum(None::<Kind>)?) };
         Ok((&each * weights.to_kind(each.kind()).to_device(each.device())).f_sum(None::<Kind>)?)
     }

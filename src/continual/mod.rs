@@ -14,17 +14,21 @@
 //!
 //! | source | type | methods |
 //! |---|---|---|
-//! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], a variational posterior |
+//! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), a variational posterior |
+//! | | | online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`] |
 //! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
 //! | | [`StoredOutputs`] | DER, DER++ |
-//! | labels | [`LabelNoise`], [`Replay`] | the correction that makes functional regularization exact; replay is both in one |
-//! | all three | [`Quadratic`] of the examples in no memory + [`SoftLabels`] on M₁∖M₂ + [`Replay`] on M₂ | EWC + FR + Replay |
+//! | labels | [`LabelNoise`], [`Replay`] | what functional regularization lacks to be exact; replay is both in one |
+//! | all three | [`Quadratic`] of what no memory has + [`SoftLabels`] on M₁∖M₂ + [`Replay`] on M₂ | EWC + FR + Replay |
 //!
 //! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay
 //! (`docs/continual.md` has it written out).
 //!
-//! GEM and A-GEM add nothing; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to
-//! keep is the business of [`crate::selection`].
+//! GEM and A-GEM add no term; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to
+//! keep is decided in [`crate::selection`].
+//!
+//! Here belongs what stands for past data in a loss or a gradient. Nothing here knows an optimizer: a loop adds the
+//! term, or hands the gradient over. How well old tasks are remembered is measured in [`crate::metrics`].
 //!
 //! Everything is on the scale of a **sum** over examples, as precisions and Fisher informations are, so that parts can
 //! be added without a coefficient. A loss is a mean: divide by the number of examples of the new task.
@@ -35,7 +39,8 @@
 //! use tch_blr::nn::{self, Likelihood};
 //! use tch_blr::{Adam, Params};
 //! # fn main() -> tch_blr::Result<()> {
-//! # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
+//! # let inputs = |n: i64| Tensor::randn([n, 4], (Kind::Float, Device::Cpu));
+//! # let data = |n: i64| (inputs(n), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
 //! let vs = VarStore::new(Device::Cpu);
 //! let net = nn::linear(vs.root(), 4, 3, Default::default());
 //! let params = Params::from(&vs);

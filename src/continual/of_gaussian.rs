@@ -1,4 +1,4 @@
-//! Quadratic forms of posteriors and of Fisher informations.
+//! Quadratic forms of posteriors and of Fisher informations: conversions into [`Quadratic`], and nothing else.
 
 use super::quadratic::{Quadratic, Shared, Term};
 use crate::fisher::{DiagonalFisher, FullFisher, KroneckerFisher, LayerFactors};
@@ -11,6 +11,7 @@ impl From<&DiagonalGaussian> for Quadratic {
     fn from(q: &DiagonalGaussian) -> Self {
         let of = |name: &str| {
             let (mean, precision) = (q.mean(name).expect("its name"), q.precision(name).expect("its name"));
+            // Copied, because a term shares its tensors with clones and must own them.
             Term::diagonal(name, &mean.copy(), &precision.copy())
         };
         Quadratic { terms: q.names().map(of).collect(), constant: 0.0 }
@@ -59,10 +60,12 @@ impl From<&KroneckerFisher> for Quadratic {
         let layer = |l: &LayerFactors| {
             let w = at(&l.weight).reshape(matrix_shape(&at(&l.weight).size()));
             let mean =
+                // The bias is the weight of one more input, which is always 1: A has its row last.
                 l.bias.as_ref().map_or_else(|| w.shallow_clone(), |b| Tensor::cat(&[&w, &at(b).unsqueeze(1)], 1));
             Term::Layer {
                 weight: shaped(&l.weight),
                 bias: l.bias.as_deref().map(shaped),
+                // In the kind of the weights: a training in f32 must not take its products in f64.
                 inputs: Shared(l.inputs.to_kind(mean.kind())),
                 outputs: Shared(l.outputs.to_kind(mean.kind())),
                 mean: Shared(mean),

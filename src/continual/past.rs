@@ -1,4 +1,5 @@
-//! The sum of all that stands for past data.
+//! The sum of all that stands for past data: the trait of its parts, and the objective beside a new task. The parts
+//! have files of their own.
 
 use crate::{Error, IntoTensor, Params, Result, check};
 use tch::{Device, Kind, Tensor};
@@ -91,6 +92,7 @@ impl Past {
     ) -> Result<f64> {
         let params = params.into();
         let (ours, theirs) =
+            // Also inside of a caller's `no_grad`, as diagnostics often are.
             tch::with_grad(|| Ok::<_, Error>((self.value(&params, forward)?, truth().into_tensor()?)))?;
         let (ours, theirs) = (gradient(&ours, &params)?, gradient(&theirs, &params)?);
         let norm = |t: &Tensor| t.square().sum(Kind::Double).double_value(&[]);
@@ -100,9 +102,8 @@ impl Past {
             size += norm(theirs);
         }
         if size == 0.0 {
-            return Err(Error::Loss(
-                "the gradient of the past data's loss is zero: there is nothing to compare".to_owned(),
-            ));
+            let problem = "the gradient of the past data's loss is zero: there is nothing to compare";
+            return Err(Error::Loss(problem.to_owned()));
         }
         Ok((apart / size).sqrt())
     }
@@ -119,7 +120,7 @@ pub(super) fn sum(terms: impl IntoIterator<Item = Result<Tensor>>) -> Result<Opt
     terms.into_iter().reduce(|a, b| Ok(a? + b?)).transpose()
 }
 
-/// What a sum of no parts is: a number that takes the device and kind of what it is added to.
+/// A sum of no parts: a 0-dim number, which adapts to the device and kind of what it is added to.
 pub(super) fn nothing() -> Tensor {
     Tensor::zeros([], (Kind::Float, Device::Cpu))
 }
@@ -134,6 +135,7 @@ pub(crate) fn gradient(loss: &Tensor, params: &Params) -> Result<Vec<Tensor>> {
     if !loss.requires_grad() || trained.is_empty() {
         return Ok(trained.into_iter().map(zero).collect());
     }
+    // Never without inputs: libtorch would then accumulate into every leaf's `.grad`.
     let gradients = Tensor::f_run_backward(&[loss], &trained, false, false)?;
     let wide = |(g, t): (Tensor, &Tensor)| if g.defined() { g.to_kind(Kind::Double) } else { zero(t) };
     Ok(gradients.into_iter().zip(trained).map(wide).collect())

@@ -1,4 +1,5 @@
-//! Weight-space priors: a Gaussian without its constant, with a precision that may vanish.
+//! Weight-space priors: a Gaussian without its constant, with a precision that may vanish. What posteriors and Fisher
+//! informations become in this form is in `of_gaussian.rs`.
 
 use super::past::{Model, Regularizer, sum};
 use crate::linalg::{into_basis, matrix_shape};
@@ -14,18 +15,20 @@ use tch::{Kind, Tensor};
 /// | method | m | S | here |
 /// |---|---|---|---|
 /// | L2 to the previous weights | θₜ | δI | [`Quadratic::isotropic`] |
-/// | online EWC = online Laplace: diagonal, Kronecker-factored, full | θₜ | γ Sₜ₋₁ + F | `past.scaled(γ)?.recentred(&params)?.plus(&Quadratic::from(&fisher))?`, from δI |
-/// | separate EWC | each θₖ | λ Σ Fₖ | `past.plus(&Quadratic::from(&fisher).scaled(λ)?)?`, without `recentred`: still two tensors |
+/// | online EWC = online Laplace | θₜ | γ Sₜ₋₁ + F | `past.scaled(γ)?.recentred(&params)?.plus(&new)?`, from δI |
+/// | separate EWC | each θₖ | λ Σ Fₖ | `past.plus(&new.scaled(λ)?)?`, not `recentred`: still two tensors |
 /// | Synaptic Intelligence | θₜ | 2cΩ | [`SynapticIntelligence`](super::SynapticIntelligence) |
 /// | a posterior | its mean | its precision | `Quadratic::from(&q)` |
+///
+/// where `new` is `Quadratic::from(&fisher)` of a Fisher information that is diagonal, Kronecker-factored or full.
 ///
 /// Separate EWC counts the past twice, compared with Bayes: θ₂ was pulled to θ₁ already (Huszár 2018). Parameters that
 /// it does not name (new heads) are free.
 ///
 /// What a sum takes: diagonal terms on the same parameter are added as natural parameters, s = s₁ + s₂ and
 /// s·m = s₁m₁ + s₂m₂, with the constant that this leaves, so values are those of the sum. Full matrices around the same
-/// weights are added. Kronecker products are kept as a list, a pair of factors for each task, because their sum is no
-/// Kronecker product, and least of all (A₁ + A₂) ⊗ (G₁ + G₂).
+/// weights are added. Kronecker products are kept as a list, a pair of factors for each task, because their sum is
+/// not a Kronecker product, and least of all (A₁ + A₂) ⊗ (G₁ + G₂).
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -34,7 +37,8 @@ use tch::{Kind, Tensor};
 /// # fn main() -> tch_blr::Result<()> {
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
-/// # let data = |n: i64| (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
+/// # let inputs = |n: i64| Tensor::randn([n, 4], (Kind::Float, Device::Cpu));
+/// # let data = |n: i64| (inputs(n), Tensor::randint(3, [n], (Kind::Int64, Device::Cpu)));
 /// # let tasks = [data(30), data(50)];
 /// let params = Params::from(&vs);
 /// let forward = |x: &Tensor| net.forward(x);
@@ -55,7 +59,7 @@ use tch::{Kind, Tensor};
 #[derive(Debug, Clone)]
 pub struct Quadratic {
     pub(super) terms: Vec<Term>,
-    /// What completing the square has left over.
+    /// What completing squares has left over.
     pub(super) constant: f64,
 }
 
@@ -173,6 +177,8 @@ impl Quadratic {
             let (Term::Diagonal { precision, .. }
             | Term::Layer { outputs: precision, .. }
             | Term::Full { precision, .. }) = term;
+            // One of the two factors carries w, because G ⊗ A is linear in each. Multiplied into a new tensor: clones
+            // share the old.
             *precision = Shared(&precision.0 * w);
         }
         all.constant *= w;
@@ -196,6 +202,7 @@ impl Quadratic {
             let mean = term.mean_mut();
             *mean = Shared(now.to_kind(mean.kind()).copy());
         }
+        // It completed the squares around the old centres.
         all.constant = 0.0;
         Ok(all)
     }
@@ -224,6 +231,7 @@ impl Quadratic {
                 }
             }
             Term::Full { parameters, mean, precision } => {
+                // Only around one centre: otherwise the sum would need S⁻¹ for its own.
                 let same = |p: &[Shaped], m: &Tensor| p == parameters && m.device() == mean.device() && m.equal(mean);
                 let there = self.terms.iter_mut().find_map(|t| match t {
                     Term::Full { parameters: p, mean: m, precision: s } if same(p, m) => Some(s),
@@ -242,6 +250,7 @@ impl Quadratic {
 
     /// s of a parameter, summed over its diagonal terms; `None` if there is none.
     pub fn precision(&self, name: &str) -> Option<Tensor> {
+        // A clone shares its tensors, so it costs little; `diagonal_of` wants `&mut`.
         self.clone().terms.iter_mut().find_map(|t| t.diagonal_of(name).map(|(_, s)| s.copy()))
     }
 
@@ -257,9 +266,10 @@ fn add_diagonal(name: &str, m: &mut Shared, s: &mut Shared, mean: &Tensor, preci
         return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", m.size(), mean.size())));
     }
     let wide = |t: &Tensor| t.to_kind(Kind::Double).to_device(m.device());
+    // In f64: m₁ + (m₂-m₁)s₂/s has small differences of weights in it.
     let (m1, s1, m2, s2) = (wide(m), wide(s), wide(mean), wide(precision));
     let sum = &s1 + &s2;
-    // m₁ + (m₂-m₁)s₂/s, which is m₁ where both know nothing
+    // m₁ + (m₂-m₁)s₂/s, which is m₁ where neither knows anything and s₂/s would be 0/0.
     let share = (&s2 / &sum).f_masked_fill(&sum.f_eq(0.0)?, 0.0)?;
     let apart = &m2 - &m1;
     // ½s₁(m₁-m)² + ½s₂(m₂-m)² = ½ (s₁s₂/s)(m₂-m₁)²
@@ -313,6 +323,7 @@ impl Term {
     fn value(&self, params: &Params) -> Result<Tensor> {
         let theta = self.weights(params)?;
         let apart =
+            // The model may have moved to another device since; the difference is taken in the kind of the mean.
             |mean: &Tensor| Ok::<_, Error>(theta.f_to_kind(mean.kind())?.f_sub(&mean.to_device(theta.device()))?);
         let twice = match self {
             Term::Diagonal { mean, precision, basis, .. } => {
@@ -327,7 +338,7 @@ impl Term {
                 d.square() * precision.to_device(theta.device())
             }
             Term::Layer { mean, inputs, outputs, .. } => {
-                // tr(G D A Dᵀ)
+                // tr(G D A Dᵀ), by two products of the layer's size and never by G ⊗ A.
                 let d = apart(mean)?;
                 let [a, g] = [inputs, outputs].map(|t| t.to_device(theta.device()));
                 g.f_matmul(&d.f_matmul(&a)?)? * d
@@ -344,10 +355,8 @@ impl Term {
 /// The variable of this name, in this shape.
 fn find<'a>(params: &'a Params, name: &str, shape: &[i64]) -> Result<&'a Tensor> {
     let Some(leaf) = params.find(name) else {
-        return Err(Error::parameter(
-            name,
-            "the prior has it and the model has not; is it the prior of another model?",
-        ));
+        let problem = "the prior has it and the model does not; is it the prior of another model?";
+        return Err(Error::parameter(name, problem));
     };
     if leaf.tensor.size() != shape {
         let now = leaf.tensor.size();

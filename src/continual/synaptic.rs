@@ -1,4 +1,6 @@
-//! Synaptic Intelligence: importance from the way that training took.
+//! Synaptic Intelligence: importance from the path that training took.
+//!
+//! It watches an optimizer from outside, and knows nothing of it. The penalty that comes of it is a [`Quadratic`].
 
 use super::past::gradient;
 use super::quadratic::Quadratic;
@@ -48,7 +50,7 @@ pub struct SynapticIntelligence {
     stepping: bool,
 }
 
-/// The way of one parameter.
+/// The path of one parameter.
 #[derive(Debug)]
 struct Path {
     name: String,
@@ -73,13 +75,8 @@ impl SynapticIntelligence {
         params.check()?;
         let path = |l: &crate::params::Leaf| {
             let start = l.tensor.detach().to_kind(l.state_kind()).copy();
-            Path {
-                name: l.name().to_owned(),
-                omega: start.zeros_like(),
-                importance: start.zeros_like(),
-                start,
-                before: None,
-            }
+            let [omega, importance] = [start.zeros_like(), start.zeros_like()];
+            Path { name: l.name().to_owned(), omega, importance, start, before: None }
         };
         let weights = params.leaves().iter().filter(|l| l.trainable()).map(path).collect();
         Ok(SynapticIntelligence { xi, weights, stepping: false })
@@ -94,6 +91,7 @@ impl SynapticIntelligence {
         let params = &params.into();
         self.check(params)?;
         let gradients = gradient(loss, params)?;
+        // All are looked at before the first is kept.
         for (w, g) in self.weights.iter().zip(&gradients) {
             if let Some(value) = crate::kernel::first_non_finite(g) {
                 return Err(Error::parameter(&w.name, format!("its gradient is not finite ({value})")));
@@ -115,12 +113,12 @@ impl SynapticIntelligence {
         let params = &params.into();
         self.check(params)?;
         if !self.stepping {
-            return Err(Error::Parameters(
-                "after() without before(): call before() with the loss of each step".to_owned(),
-            ));
+            let problem = "after() without before(): call before() with the loss of each step";
+            return Err(Error::Parameters(problem.to_owned()));
         }
         for w in &mut self.weights {
             let (theta, g) = w.before.take().expect("before() has set it");
+            // What the optimizer really did, with its momentum, clipping and decay.
             w.omega -= g * (now(params, &w.name, w.omega.kind()) - theta);
         }
         self.stepping = false;
@@ -137,6 +135,7 @@ impl SynapticIntelligence {
         for w in &mut self.weights {
             let end = now(params, &w.name, w.start.kind());
             let share = &w.omega / ((&end - &w.start).square() + self.xi);
+            // After the sum: noise can make a task's part negative, which a precision must not be.
             w.importance = (&w.importance + share).clamp_min(0.0);
             w.omega = end.zeros_like();
             w.start = end;
@@ -164,26 +163,19 @@ impl SynapticIntelligence {
 
     fn check(&self, params: &Params) -> Result<()> {
         let trained: Vec<_> = params.leaves().iter().filter(|l| l.trainable()).collect();
-        if trained.len() != self.weights.len() {
-            return Err(Error::Parameters(format!(
-                "{} are trained and {} were at the start; begin a SynapticIntelligence with all of them",
-                trained.len(),
-                self.weights.len()
-            )));
+        let (now, then) = (trained.len(), self.weights.len());
+        if now != then {
+            let problem = format!("{now} are trained and {then} were at the start");
+            return Err(Error::Parameters(format!("{problem}; begin a SynapticIntelligence with all of them")));
         }
-        let other =
-            trained.iter().zip(&self.weights).find(|(l, w)| l.name() != w.name || l.tensor.size() != w.start.size());
-        other.map_or(Ok(()), |(l, w)| {
-            Err(Error::parameter(
-                l.name(),
-                format!(
-                    "it is {:?} where `{}` {:?} was at the start: these are parameters of another model",
-                    l.tensor.size(),
-                    w.name,
-                    w.start.size()
-                ),
-            ))
-        })
+        for (l, w) in trained.iter().zip(&self.weights) {
+            let (now, then, name) = (l.tensor.size(), w.start.size(), &w.name);
+            if l.name() != name || now != then {
+                let problem = format!("it is {now:?} where `{name}` {then:?} was at the start");
+                return Err(Error::parameter(l.name(), format!("{problem}: these are parameters of another model")));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -44,6 +44,7 @@ impl<R: Row> Unit<R> {
 
     /// The name in checkpoints and messages: that of its first parameter.
     pub(super) fn name<'a>(&self, params: &'a Params) -> &'a str {
+        // Every unit has a member, but a message is no place for a panic.
         self.members.first().map_or("?", |i| params.leaves()[*i].name())
     }
 }
@@ -53,7 +54,7 @@ pub(super) fn delta<R: Row>(prior: Isotropic, row: &R) -> f64 {
     prior.delta(row.isotropic_delta(), row.effective_sample_size())
 }
 
-/// The step that is taken.
+/// The step being taken.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
     pub params: &'a Params,
@@ -87,10 +88,12 @@ pub struct Plan<'a, R> {
 impl<R: Row> Plan<'_, R> {
     /// Row and learning rate of one parameter.
     pub(super) fn settings(&self, leaf: &Leaf) -> Result<(R, f64)> {
+        // In the order given: each changes what those before it have left.
         let own = self.overrides.iter().fold((self.row, self.lr), |own, o| o.apply(own, leaf.group, leaf.name()));
         check_lr(own.1)?;
         own.0.validate()?;
         if super::row::shared(&own.0) != super::row::shared(&self.row) {
+            // The closure is called for all of them at once.
             let problem = "an override changes where the loss is evaluated or which statistic that gives, and all \
                            parameters share one evaluation; set it for all";
             return Err(Error::parameter(leaf.name(), problem));
@@ -128,10 +131,11 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     fn follow(units: &mut [Unit<R>], params: &Params);
     /// Moves the trainable variables to a sample.
     fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed>;
-    /// Moves the variables uphill along this gradient of global norm `norm`; also the statistic that the row takes from it.
+    /// Moves the variables uphill along this gradient of global norm `norm`; also gives the statistic that the row
+    /// takes from it.
     fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended>;
-    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere; of those that
-    /// came with the derivatives (`sums.statistics`), or of gradients and points.
+    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere: from
+    /// those that came with the derivatives (`sums.statistics`), or from gradients and points.
     fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
     /// evaluation (`formed` is false).

@@ -1,4 +1,5 @@
-//! What a row over blocks of weights has to say: its update as pure functions of the tensors of one block.
+//! What a row over blocks of weights has to say: its update as pure functions of the tensors of one block. How
+//! parameters become blocks is in `blocks.rs`; elementwise rows are in `rule.rs`.
 
 use super::row::{Row, When};
 use crate::Result;
@@ -8,7 +9,7 @@ use tch::Tensor;
 /// What a row sees of one evaluation of the loss.
 #[derive(Debug)]
 pub struct Evaluated<'a> {
-    /// e, the way from the mean to the point of the evaluation; zero at the mean.
+    /// e, from the mean to the point of the evaluation; zero at the mean.
     pub displacement: &'a Tensor,
     /// What [`BlockRule::displacement`] gave with it.
     pub rotated: Option<&'a Tensor>,
@@ -19,7 +20,7 @@ pub struct Evaluated<'a> {
     pub second: &'a [Tensor],
 }
 
-/// A sample's way from the mean.
+/// Where a sample lies, seen from the mean.
 #[derive(Debug)]
 pub struct Displaced {
     /// e, in the shape of the block.
@@ -64,14 +65,16 @@ pub struct Learned<'a, R> {
 
 /// A row whose posterior is not a product over the weights: its update as pure functions of one block of weights.
 ///
-/// A block is either all weights as one f64 vector `[n]` ([`BlockRule::JOINT`]), or one parameter as the matrix `[r, c]`
-/// of its rows (the vector `[n]` with fewer than two dimensions), in f64 for f64 weights and in f32 for all others.
+/// A block is either all weights as one f64 vector `[n]` ([`BlockRule::JOINT`]), or one parameter as the matrix
+/// `[r, c]` of its rows (the vector `[n]` with fewer than two dimensions), in f64 for f64 weights and in f32 for all
+/// others.
 ///
 /// An update returns the new mean and state instead of writing to them, so that an error (a precision that is not
 /// positive definite) leaves everything as it was.
 ///
-/// A block none of whose parameters has a gradient is left alone. In a joint block, a parameter without a gradient keeps
-/// its mean, and the others move as they would with it held there; the state follows a loss that is flat along it.
+/// A block none of whose parameters has a gradient is left alone. In a joint block, a parameter without a gradient
+/// keeps its mean, and the others move as they would with it held there; the state follows a loss that is flat along
+/// it.
 pub trait BlockRule: Row<Arithmetic = super::Blocks> {
     /// Whether all weights together are one block. Every state tensor then has the length n of the block in each of its
     /// dimensions.
@@ -87,6 +90,7 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
     /// A covariance that does not exist.
     fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         let _ = (state, prior);
+        // Rows of the delta method are not asked for it.
         Ok(z.zeros_like().into())
     }
     /// What is to be averaged over the evaluations beside the gradient; by default what the evaluation gave.

@@ -1,4 +1,8 @@
 //! The arithmetic of blocks of weights, as tensors.
+//!
+//! Here is what the driver asks of rows over blocks ([`Arithmetic`]): how parameters become the block that a row sees
+//! and its results become parameters again, and what happens to frozen, unused and late members of a joint block. The
+//! equations are the rows'. One file, since every function here is a method of the one trait or a step of it.
 
 use super::arithmetic::{Arithmetic, Ascended, Blocks, Plan, Sample, Step, Unit, delta, unsupported};
 use super::block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
@@ -23,7 +27,7 @@ pub struct Kept {
     displacement: Option<Displaced>,
 }
 
-/// Some of the parameters of a joint block, the others being held where they are.
+/// Some of the parameters of a joint block, while the others are held where they are.
 struct Part {
     /// Positions of their weights in the block, and those of the rest.
     index: Tensor,
@@ -58,6 +62,7 @@ impl<R: BlockRule> Unit<R> {
         let (shape, kind) = self.form(params);
         let flat = |(i, leaf): (&usize, &Leaf)| Ok(part(*i, leaf)?.f_to_kind(kind)?.f_reshape([-1])?);
         let parts = self.members.iter().zip(self.leaves(params)).map(flat).collect::<Result<Vec<_>>>()?;
+        // A single part is not copied and may be the variable's own memory, so nobody writes to the result.
         let whole = if let [one] = &parts[..] { one.shallow_clone() } else { Tensor::f_cat(&parts, 0)? };
         Ok(whole.f_reshape(shape)?)
     }
@@ -74,13 +79,14 @@ impl<R: BlockRule> Unit<R> {
         self.members.iter().zip(self.leaves(params)).map(part).collect()
     }
 
-    /// The mean; where the variables were changed from outside (loaded, re-initialised), so is it.
+    /// The mean, with the weights that were changed from outside (loaded, re-initialised) where it is kept apart.
     fn mean_now(&self, params: &Params) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let Some(own) = &self.kept.mean else { return self.join(params, |_, leaf| Ok(leaf.tensor.detach())) };
         let parts = self.split(params, own);
         self.join(params, |i, leaf| {
             let own = parts.iter().find(|p| p.0 == i).map_or_else(|| leaf.tensor.detach(), |p| p.2.shallow_clone());
+            // As the last update left it, rounded to the variable's kind.
             let unchanged = own.f_to_kind(leaf.tensor.kind())?.f_eq_tensor(&leaf.tensor)?;
             Ok(own.f_where_self(&unchanged, &leaf.tensor.f_to_kind(own.kind())?)?)
         })
@@ -88,14 +94,9 @@ impl<R: BlockRule> Unit<R> {
 
     /// Standard normals of the shape of the block.
     fn normals(&self, step: Step, sample: Sample) -> Result<Tensor> {
-        let params = step.params;
-        let (_, kind) = self.form(params);
-        self.join(params, |parameter, leaf| {
-            let group = params.noise_group(parameter);
-            let at = Draw { step: step.number, sample: sample.draw, parameter, group };
-            let like = Tensor::f_empty(leaf.tensor.size(), (kind, leaf.tensor.device()))?;
-            Ok(kernel::tensor(sample.noise.draw(at, &like)?.field(), &like))
-        })
+        let (params, kind) = (step.params, self.form(step.params).1);
+        // By parameter and not by block, so that a weight keeps its noise when the block grows.
+        self.join(params, |i, _| drawn(params, i, kind, sample.noise, step.number, sample.draw))
     }
 
     /// The part of a joint block whose parameters pass; `None` if all do.
@@ -103,12 +104,10 @@ impl<R: BlockRule> Unit<R> {
         if self.members.iter().zip(self.leaves(params)).all(|(i, leaf)| passes(*i, leaf)) {
             return Ok(None);
         }
+        // By way of `join`, so that a position means the same as in the other tensors of the block.
         let mask = self.join(params, |i, leaf| {
-            Ok(Tensor::f_full(
-                [leaf.tensor.numel() as i64],
-                f64::from(u8::from(passes(i, leaf))),
-                (Kind::Double, leaf.tensor.device()),
-            )?)
+            let (size, like) = ([leaf.tensor.numel() as i64], (Kind::Double, leaf.tensor.device()));
+            Ok(if passes(i, leaf) { Tensor::f_ones(size, like) } else { Tensor::f_zeros(size, like) }?)
         })?;
         let positions = |mask: Tensor| Ok::<_, Error>(mask.f_nonzero()?.f_reshape([-1])?);
         Ok(Some(Part { index: positions(mask.f_ne(0.0)?)?, rest: positions(mask.f_eq(0.0)?)? }))
@@ -120,6 +119,7 @@ impl<R: BlockRule> Unit<R> {
             return self.row.displacement(z, &self.kept.state, &self.kept.prior);
         };
         let prior = self.kept.prior.conditional(&part.index, &part.rest, &self.mean_now(params)?)?;
+        // Rows and columns of a *precision* are the conditional Gaussian given the rest, which is what holding means.
         let moved = self.row.displacement(&part.of(z)?, &part.of_all(&self.kept.state)?, &prior)?;
         Ok(z.f_zeros_like()?.f_index_copy(0, &part.index, &moved.e)?.into())
     }
@@ -130,6 +130,7 @@ impl<R: BlockRule> Unit<R> {
         let (mean, when) = (self.mean_now(params)?, self.when(1, step.lr_factor));
         let gradient = self.gradient(params, sums)?;
         let x = Block { mean: &mean, gradient: &gradient, statistics, prior: &self.kept.prior };
+        // The state is learned from the whole block; the loss is flat along what it does not depend on.
         let (new, state) = self.row.update(when, &x, &self.kept.state)?;
         let Some(part) = self.part(params, |i, leaf| sums.gradient(i, leaf).is_some())? else {
             return Ok((new, state));
@@ -137,6 +138,7 @@ impl<R: BlockRule> Unit<R> {
         let prior = self.kept.prior.conditional(&part.index, &part.rest, &mean)?;
         let (old, gradient, statistics) = (part.of(&mean)?, part.of(&gradient)?, part.of_all(statistics)?);
         let x = Block { mean: &old, gradient: &gradient, statistics: &statistics, prior: &prior };
+        // A second time, for the mean: the first also moves what has no gradient, through off-diagonal elements.
         let (moved, _) = self.row.update(when, &x, &part.of_all(&self.kept.state)?)?;
         Ok((mean.f_index_copy(0, &part.index, &moved)?, state))
     }
@@ -153,7 +155,8 @@ impl<R: BlockRule> Unit<R> {
     }
 }
 
-/// Noise samples from here on are those of Hutchinson's probes and of labels.
+/// Noise samples from here on are those of Hutchinson's probes and of labels: the upper half of the 32 bits that a
+/// sample's number has, behind all that an expectation draws.
 pub(super) const PROBES: u64 = 1 << 31;
 
 /// Random signs for the p-th probe of a block in evaluation number `k`, one per trainable weight.
@@ -166,14 +169,17 @@ pub(super) fn probe(
     sample: u64,
 ) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
-    let parts = members.iter().map(|parameter| {
-        let leaf = &params.leaves()[*parameter];
-        let at = Draw { step, sample, parameter: *parameter, group: params.noise_group(*parameter) };
-        let like = Tensor::f_empty(leaf.tensor.size(), (kind, leaf.tensor.device()))?;
-        Ok(kernel::tensor(noise.draw(at, &like)?.field(), &like).f_reshape([-1])?)
-    });
+    let parts = members.iter().map(|i| Ok(drawn(params, *i, kind, noise, step, sample)?.f_reshape([-1])?));
     let z = Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
     Ok(z.ge(0.0).to_kind(z.kind()) * 2.0 - 1.0)
+}
+
+/// Standard normals of one parameter, in its shape.
+fn drawn(params: &Params, parameter: usize, kind: Kind, noise: &Noise, step: u64, sample: u64) -> Result<Tensor> {
+    let leaf = &params.leaves()[parameter];
+    let at = Draw { step, sample, parameter, group: params.noise_group(parameter) };
+    let like = Tensor::f_empty(leaf.tensor.size(), (kind, leaf.tensor.device()))?;
+    Ok(noise.draw(at, &like)?.tensor(&like))
 }
 
 impl<R: BlockRule> Arithmetic<R> for Blocks {
@@ -205,14 +211,13 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
                 let (row, lr) = plan.settings(&params.leaves()[i])?;
                 units.push(unit(vec![i], row, lr, params, plan.prior)?);
             }
+            // One that was frozen when its neighbours got their units comes late; files rely on the order.
             units.sort_by_key(|unit| unit.members[0]);
             return Ok(());
         }
         if !plan.overrides.is_empty() {
-            return Err(Error::Parameters(format!(
-                "{} has one block of all weights and so no groups; leave .group(..) and .named(..) out",
-                R::NAME
-            )));
+            let problem = "has one block of all weights and so no groups; leave .group(..) and .named(..) out";
+            return Err(Error::Parameters(format!("{} {problem}", R::NAME)));
         }
         if fresh.is_empty() {
             return Ok(());
@@ -221,13 +226,14 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             units.push(unit(fresh, plan.row, plan.lr, params, plan.prior)?);
             return Ok(());
         };
-        // The block grows: what it has learned keeps its place in the corner.
+        // The block grows at its end, so that what it has learned keeps its place in the corner.
         let mean = old.mean_now(params)?;
         let members = old.members.iter().copied().chain(fresh).collect();
         let mut grown = unit(members, old.row, old.lr, params, plan.prior)?;
         let corner = |t: &Tensor, old: &Tensor| {
             let place =
                 (0..t.dim() as i64).zip(old.size()).try_fold(t.shallow_clone(), |t, (d, n)| t.f_narrow(d, 0, n));
+            // Into a view, and so into the state itself.
             place?.f_copy_(old)?;
             Ok::<_, Error>(())
         };
@@ -248,7 +254,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     fn follow(units: &mut [Unit<R>], params: &Params) {
         for unit in units {
             if unit.kept.mean.is_some() {
-                // It can only fail for want of memory, and then the mean is found again at its next use.
+                // This only fails when memory runs out, and then the next use finds the mean again.
                 unit.kept.mean = unit.mean_now(params).ok().or(unit.kept.mean.take());
             }
         }
@@ -261,16 +267,19 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             let z = unit.normals(step, sample)?;
             let Displaced { e, rotated } = unit.displaced(params, &z)?;
             let signed = |t: Tensor| if sample.sign < 0.0 { -t } else { t };
+            // The second of an antithetic pair repeats the draw with a minus.
             let (e, rotated) = (signed(e), rotated.map(signed));
             for (_, leaf, x) in unit.split(params, &(unit.mean_now(params)? + &e)) {
                 if leaf.trainable() {
+                    // Only the point is rounded to half precision; the statistic is formed with the e that was drawn.
                     let x = x.to_kind(leaf.tensor.kind());
-                    // Several parameters must not share the memory of their points.
+                    // Copied out of the block: several variables must not share memory and version counter.
                     points.push((leaf.tensor.shallow_clone(), if R::JOINT { x.copy() } else { x }));
                 }
             }
             unit.kept.displacement = Some(Displaced { e, rotated });
         }
+        // The exchange comes last, so that an error of the row leaves all variables untouched.
         Perturbed::enter(points)
     }
     fn ascend(_: &mut [Unit<R>], _: Step, _: &[Option<Tensor>], _: f64) -> Result<Ascended> {
@@ -285,9 +294,11 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
                 continue;
             }
             let gradient = unit.gradient(params, sums)?;
+            // One zero, expanded: a row only reads it.
             let at_mean = || {
                 Ok::<_, Error>(gradient.f_new_zeros([1], (gradient.kind(), gradient.device()))?.f_expand_as(&gradient)?)
             };
+            // Delta may have come from a checkpoint, to an optimizer that has drawn samples before.
             let moved = unit.kept.displacement.as_ref().filter(|_| unit.row.expectation() != Expectation::Delta);
             let displacement = moved.map_or_else(at_mean, |moved| Ok(moved.e.shallow_clone()))?;
             let rotated = moved.and_then(|moved| moved.rotated.as_ref());
@@ -304,14 +315,15 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         if !formed {
             Self::form(units, params, sums)?;
         }
-        // All first, because any of them can fail.
+        // All before the first write, because any of them can fail.
         let updated = units.iter().enumerate().map(|(u, unit)| {
             if !unit.has_gradient(params, sums) {
                 return Ok(None);
             }
             let statistics = sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
             let (mean, state) = unit.updated(step, sums, statistics)?;
-            // What an update computes from finite derivatives can still overflow.
+            // What an update computes from finite derivatives can still overflow. State that was passed on unchanged
+            // was looked at when it was new.
             let known = |t: &&Tensor| !unit.kept.state.iter().any(|old| old.is_set_to(t));
             let new = || state.iter().filter(known).chain([&mean]);
             if !kernel::sum_of_squares(new()).is_finite()
@@ -327,6 +339,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             let Some((mean, state)) = updated else { continue };
             for (i, leaf, x) in unit.split(params, &mean) {
                 if sums.gradient(i, leaf).is_some() {
+                    // Through libtorch, which thereby sees the write; only the elementwise kernel has to report its
+                    // own.
                     leaf.tensor.shallow_clone().copy_(&x);
                 }
             }
@@ -350,10 +364,12 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     fn expected(unit: &Unit<R>, params: &Params, row: &R, prior: &PriorOf) -> Vec<(usize, Vec<i64>)> {
         let _no_grad = tch::no_grad_guard();
         let Ok(mean) = unit.mean_now(params) else { return Vec::new() };
+        // Only the row knows its shapes, so it is asked for a state, which is dropped at once.
         row.initial(&mean, &scaled(prior, row)).iter().map(Tensor::size).enumerate().collect()
     }
     fn statistics(unit: &Unit<R>, params: &Params) -> Result<Vec<Vec<i64>>> {
         let _no_grad = tch::no_grad_guard();
+        // Again by asking the row, with zeros for all that it sees.
         let zero = unit.mean_now(params)?.zeros_like();
         let ([r, c], n) = (matrix_shape(&zero.size()), zero.numel() as i64);
         let sizes = match unit.row.statistic() {
@@ -388,6 +404,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
                 Ok(Some((part.of_all(&unit.kept.state)?, prior)))
             })
         });
+        // Collected first, because what is handed to the row borrows from it.
         let conditional = conditional.collect::<Result<Vec<_>>>()?;
         let learned = parts.iter().zip(&conditional).map(|((unit, mean, _), conditional)| {
             let own = || (&unit.kept.state[..], &unit.kept.prior);
@@ -422,6 +439,7 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     <Blocks as Arithmetic<R>>::configure(&mut unit, params, row);
     let mean = unit.mean_now(params)?;
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
+    // After `configure`: whether h starts at h₀ depends on the prior.
     unit.kept.state = unit.row.initial(&mean, &unit.kept.prior);
     unit.kept.mean = apart.then(|| mean.copy());
     Ok(unit)

@@ -1,4 +1,7 @@
-//! From a configuration to an optimizer.
+//! From a configuration to an optimizer: what is chosen once, before the first step.
+//!
+//! Here are the choices that are not a number of the row, and the checks that need nothing but them. What can still
+//! change between steps is in `settings.rs`.
 
 use super::arithmetic::{Arithmetic, check_lr};
 use super::row::Row;
@@ -23,7 +26,7 @@ pub struct Builder<R: Row> {
     check_finite: bool,
 }
 
-/// From settings and learning rate to others.
+/// From settings and a learning rate to other ones.
 type Change<R> = dyn Fn((R, f64)) -> (R, f64) + Send;
 
 /// Whether an override applies to a group and name.
@@ -64,9 +67,10 @@ impl<R: Row> Builder<R> {
     /// Uses this prior in place of the isotropic one of the weight decay: a posterior (`.prior(&q)`) or a [`Prior`].
     ///
     /// Parameters are matched by name. A parameter that only one of the two sides has is an error of
-    /// [`Builder::build`]; [`Prior::elsewhere`] and [`DiagonalGaussian::select`](crate::DiagonalGaussian::select) are the
-    /// remedies. The weights stay where they are:
-    /// [`DiagonalGaussian::copy_mean_to`](crate::DiagonalGaussian::copy_mean_to) starts the training at the prior's mean.
+    /// [`Builder::build`]; [`Prior::elsewhere`] and [`DiagonalGaussian::select`](crate::DiagonalGaussian::select) are
+    /// the remedies. The weights stay where they are:
+    /// [`DiagonalGaussian::copy_mean_to`](crate::DiagonalGaussian::copy_mean_to) starts the training at the prior's
+    /// mean.
     #[must_use]
     pub fn prior(mut self, prior: impl Into<Prior>) -> Self {
         self.prior = Some(prior.into());
@@ -127,8 +131,8 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Limits every element of each evaluation's gradient to ±max > 0, before curvature is estimated from it (per-example
-    /// squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
+    /// Limits every element of each evaluation's gradient to ±max > 0, before curvature is estimated from it
+    /// (per-example squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
     #[must_use]
     pub fn clip_grad_value(mut self, max: f64) -> Self {
         self.clip = Some(Clip::Value(max));
@@ -151,13 +155,14 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that the
-    /// [`VarStore`](tch::nn::VarStore) gets later are picked up.
+    /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that
+    /// the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
     /// # Errors
-    /// A hyper-parameter out of range, a statistic that the expectation does not give, a prior without the row's `ess` or
-    /// of a family that the row does not take, an override that changes where the loss is evaluated or in a row with one
-    /// block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the model.
+    /// A hyper-parameter out of range, a statistic that the expectation does not give, a prior without the row's `ess`
+    /// or of a family that the row does not take, an override that changes where the loss is evaluated or in a row with
+    /// one block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the
+    /// model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
         let Builder { config, prior, noise, overrides, schedule, clip, check_finite } = self;
         check_lr(lr)?;
@@ -186,13 +191,15 @@ impl<R: Row> Builder<R> {
             last: None,
             taps_checked: false,
         };
+        // The memory of the state is taken last, after everything that is cheap to refuse.
         optimizer.extend()?;
+        // Binary weights become what their link makes of them. It writes to variables, so nothing may fail behind it.
         R::Arithmetic::follow(&mut optimizer.units, &optimizer.params);
         Ok(optimizer)
     }
 }
 
-/// A seed from libtorch's generator; rows that draw nothing leave that as it is.
+/// A seed from libtorch's generator, which rows that draw nothing do not touch.
 fn default_noise<R: Row>(row: &R) -> Noise {
     let draws = row.expectation().draw(0).is_some() || row.statistic().is_random();
     if draws { Philox::from_libtorch() } else { Philox { seed: 0 } }.into()

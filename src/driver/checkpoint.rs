@@ -1,4 +1,7 @@
-//! Optimizer ↔ one checkpoint file.
+//! Optimizer ↔ one checkpoint file: which numbers and tensors it holds, and whether those of a file fit.
+//!
+//! How tensors and their description become a safetensors file, and how that is replaced atomically, is in
+//! [`crate::storage`]. A posterior has a file of its own, [`crate::posterior`].
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, Unit, check_lr};
@@ -73,11 +76,11 @@ impl<R: Row> Optimizer<R> {
     /// gradients to one safetensors file, which is replaced atomically: after a crash at any moment `path` holds the
     /// previous checkpoint or this one.
     ///
-    /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well, and
-    /// not those that were never trained in a row over blocks.
+    /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well,
+    /// and not those that were never trained in a row over blocks.
     ///
-    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state of
-    /// libtorch's own generator.
+    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state
+    /// of libtorch's own generator.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -134,8 +137,8 @@ impl<R: Row> Optimizer<R> {
     /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
     /// noise. The next step is bit-identical to the one that the saved optimizer would have taken.
     ///
-    /// The optimizer must be of the same row, over the same parameters in the same order; kinds may differ only where the
-    /// state is f32 anyway (bf16, f16, f32), the device may be another.
+    /// The optimizer must be of the same row, over the same parameters in the same order; kinds may differ only where
+    /// the state is f32 anyway (bf16, f16, f32), the device may be another.
     ///
     /// # Errors
     /// A file that cannot be read, is broken, or belongs to another row; parameters that are missing, extra or of
@@ -146,7 +149,9 @@ impl<R: Row> Optimizer<R> {
             e @ Error::File { .. } => e,
             e => Error::file(path, e),
         };
+        // Settings stay JSON until `settings` reads them, so that an error names file and field.
         let (tensors, content): (_, Content<serde_json::Value>) = checkpoint::load(path, &form::<R>())?;
+        // The file may have been saved with variables that this optimizer has not picked up yet.
         self.params.refresh();
         self.params.check()?;
         self.extend()?;
@@ -174,6 +179,7 @@ impl<R: Row> Optimizer<R> {
         let mut gradients: Vec<Option<Tensor>> = Vec::new();
         if !names.is_empty() {
             for leaf in self.params.leaves() {
+                // By any of them: a tied variable's first name depends on when it was tied.
                 let name = names.iter().find(|name| leaf.names.contains(name));
                 let kind = R::Arithmetic::kind(leaf);
                 let take = |name: &String| {
@@ -185,9 +191,11 @@ impl<R: Row> Optimizer<R> {
         if let Some(name) = file.tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }
+        // JSON has neither NaN nor infinity, so only the sign can be wrong.
         if weight < 0.0 {
             return Err(Error::file(path, format!("its accumulated weight is {weight}: expected a number ≥ 0")));
         }
+        // The noise has 48 bits for the step, and a larger count would overflow.
         let counts = restored.iter().map(|saved| saved.steps).chain([content.steps, evaluations]);
         if let Some(count) = counts.into_iter().find(|n| *n >= kernel::STEPS) {
             return Err(Error::file(path, format!("counts {count} steps or evaluations, which cannot be")));
@@ -201,6 +209,7 @@ impl<R: Row> Optimizer<R> {
             R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
             statistics.push(saved.statistics);
         }
+        // The norm is not in the file: it is of the last update, and diagnostics are refused until the next.
         self.sums = Sums { weight, evaluations, loss, gradient_norm: 0.0, per_example, gradients, statistics };
         self.config = base;
         self.lr = content.lr;
@@ -208,6 +217,7 @@ impl<R: Row> Optimizer<R> {
         self.clip = content.clip;
         self.steps = content.steps;
         self.last = None;
+        // Noise that was given as tensors is not in the file: the optimizer keeps its own.
         if let Some(p) = content.noise {
             self.noise = p.into();
         }
@@ -231,6 +241,7 @@ impl File<'_> {
     /// A finite tensor of this shape, kind and device.
     fn take(&mut self, name: &str, size: &[i64], kind: Kind, device: tch::Device) -> Result<Tensor> {
         let refused = |problem: String| Error::file(self.path, problem);
+        // Removed, so that what is left in the end belongs to nothing.
         let t = self.tensors.remove(name).ok_or_else(|| refused(format!("has no tensor `{name}`")))?;
         if t.kind() != kind || t.size() != size {
             let (found, own) = (t.kind(), t.size());
@@ -280,20 +291,17 @@ impl<R: Row> Restored<R> {
             }
         };
         R::Arithmetic::admits(&prior, &row)?;
-        let state = R::Arithmetic::expected(unit, params, &row, &prior).into_iter();
-        let state = state.map(|(i, size)| Ok((i, take(&format!("state.{}", R::STATE[i]), &size)?)));
+        let expected = R::Arithmetic::expected(unit, params, &row, &prior).into_iter();
+        let state = expected.map(|(i, size)| Ok((i, take(&format!("state.{}", R::STATE[i]), &size)?)));
         let state = state.collect::<Result<Vec<_>>>()?;
         let statistics = if p.statistics == 0 { Vec::new() } else { R::Arithmetic::statistics(unit, params)? };
         if statistics.len() != p.statistics {
-            return Err(refused(format!(
-                "has {} statistics of parameter `{name}`: expected {}",
-                p.statistics,
-                statistics.len()
-            )));
+            let (found, expected) = (p.statistics, statistics.len());
+            return Err(refused(format!("has {found} statistics of parameter `{name}`: expected {expected}")));
         }
-        let statistics = statistics.iter().enumerate();
-        let statistics = statistics.map(|(i, size)| take(&format!("accumulated.statistic.{i}"), size));
-        let statistics = statistics.collect::<Result<Vec<_>>>()?;
+        let taken = statistics.iter().enumerate().map(|(i, size)| take(&format!("accumulated.statistic.{i}"), size));
+        let statistics = taken.collect::<Result<Vec<_>>>()?;
+        // One evaluation serves all parameters, so they cannot want different ones.
         if shared(&row) != shared(&base) {
             return Err(refused(format!("has parameter `{name}` evaluated at other points than the rest")));
         }

@@ -1,4 +1,6 @@
-//! How a training is going.
+//! How a training is going: numbers that are read off the posterior and the last update, and change nothing.
+//!
+//! Quality of predictions is measured in [`crate::metrics`].
 
 use super::arithmetic::delta;
 use super::row::{MaybePosterior, Row};
@@ -22,10 +24,10 @@ pub struct Diagnostics {
     pub gradient_norm: f64,
     /// Standard deviations of the posterior; `None` for rows without one, or without `ess`.
     pub sigma: Option<Sigma>,
-    /// KL(q ‖ prior)/ess in nats, the other term of the objective; `None` under a flat prior (δ = 0), one whose precision
-    /// is not diagonal, or without a Gaussian posterior.
+    /// KL(q ‖ prior)/ess in nats, the other term of the objective; `None` under a flat prior (δ = 0) or one whose
+    /// precision is not diagonal, and without a Gaussian posterior.
     pub kl_per_example: Option<f64>,
-    /// The evidence lower bound per example, -(loss + KL/ess); `None` where that is.
+    /// The evidence lower bound per example, -(loss + KL/ess); `None` where `kl_per_example` is.
     pub elbo_per_example: Option<f64>,
 }
 
@@ -49,10 +51,9 @@ impl<R: Row> Optimizer<R> {
     /// Before the first update since the optimizer was built (a checkpoint does not hold the last loss), and as
     /// [`Optimizer::posterior`].
     pub fn diagnostics(&self) -> Result<Diagnostics> {
-        let Some(last) = self.last.filter(|_| self.steps > 0) else {
-            return Err(Error::Posterior(
-                "there is nothing to diagnose before the first step after building or loading".to_owned(),
-            ));
+        let Some(last) = self.last else {
+            let problem = "there is nothing to diagnose before the first step after building or loading";
+            return Err(Error::Posterior(problem.to_owned()));
         };
         let without = Diagnostics {
             steps: self.steps,
@@ -77,11 +78,13 @@ impl<R: Row> Optimizer<R> {
 
     /// KL(q ‖ prior) = E_q[-ln prior] - entropy, for a prior that is a product over the weights.
     fn kl(&self, q: &dyn Posterior) -> Option<f64> {
+        // In f64 throughout: the two terms are of the size of the number of weights, and nearly cancel.
         let mut cross = -entropy(q)?;
         for unit in &self.units {
             for leaf in unit.leaves(&self.params).filter(|leaf| leaf.trainable() && leaf.tensor.numel() > 0) {
                 let (m, v) = (double(&q.mean(leaf.name())?), double(&q.variance(leaf.name())?));
                 let (offset, p) = prior_of(unit, &m)?;
+                // Twice the cross-entropy of N(m, v) and the prior at one weight.
                 let each = (v + offset.square()) * &p - p.log() + std::f64::consts::TAU.ln();
                 cross += 0.5 * each.sum(Kind::Double).double_value(&[]);
             }
@@ -96,6 +99,7 @@ fn prior_of<R: Row>(unit: &Unit<R>, m: &Tensor) -> Option<(Tensor, Tensor)> {
         PriorOf::Isotropic(prior) => {
             let delta = delta(*prior, &unit.row);
             let p = delta * unit.row.effective_sample_size()?;
+            // A flat prior is not a distribution, so q has no divergence from it.
             (delta > 0.0).then(|| (m.shallow_clone(), m.full_like(p)))
         }
         // In a joint block the prior is a vector over several parameters.
@@ -107,7 +111,7 @@ fn prior_of<R: Row>(unit: &Unit<R>, m: &Tensor) -> Option<(Tensor, Tensor)> {
     }
 }
 
-/// Of a Gaussian.
+/// Entropy of a Gaussian; other posteriors have none in closed form, or no Gaussian prior.
 fn entropy(q: &dyn Posterior) -> Option<f64> {
     let q: &dyn Any = q;
     let diagonal = q.downcast_ref::<DiagonalGaussian>().map(DiagonalGaussian::entropy);

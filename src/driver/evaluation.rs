@@ -1,12 +1,14 @@
-//! Loops that cannot hand over a closure.
+//! Loops that cannot hand over a closure: an evaluation as a guard, which takes the loss when it is known.
+//!
+//! A closure's evaluations, and what becomes of a loss, are in `step.rs`.
 
 use super::Optimizer;
 use super::row::Row;
 use super::step::{Begun, Outcome};
 use crate::{Error, Result};
 
-/// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without one,
-/// nothing has happened.
+/// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without
+/// one, nothing has happened.
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Evaluation<'a, R: Row> {
     optimizer: &'a mut Optimizer<R>,
@@ -24,14 +26,15 @@ impl<'a, R: Row> Evaluation<'a, R> {
         Evaluation { optimizer, begun }
     }
 
-    /// For the rows that evaluate the loss at two points ([`Sam`](crate::Sam) and its relatives): differentiates the first
-    /// loss, and moves the weights to the second point, where they wait for the loss on the same batch.
+    /// For the rows that evaluate the loss at two points ([`Sam`](crate::Sam) and its relatives): differentiates the
+    /// first loss, and moves the weights to the second point, where they wait for the loss on the same batch.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
     /// # use tch_blr::Sam;
     /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
     /// # let mut opt = Sam::default().build(&vs, 0.1)?;
@@ -47,6 +50,7 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// # Errors
     /// If the weights are not at the first of two points, and as [`Evaluation::step`]. Nothing has changed then.
     pub fn ascend(self, outcome: impl Into<Outcome>) -> Result<Self> {
+        // Taken by value: on an error the evaluation is dropped, and with it the mean comes back.
         let Evaluation { optimizer, begun } = self.at_first(true)?;
         let begun = optimizer.ascend(begun, outcome.into())?;
         Ok(Evaluation { optimizer, begun })
@@ -67,9 +71,9 @@ impl<'a, R: Row> Evaluation<'a, R> {
         Err(Error::Loss(problem.to_owned()))
     }
 
-    /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) of it that were
-    /// computed elsewhere (summed over processes, for example); brings the mean back, updates the weights (with what was
-    /// accumulated before), and returns the mean loss.
+    /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) that were
+    /// computed elsewhere (summed over processes, for example). Brings the mean back, updates the weights (with what
+    /// was accumulated before), and returns the mean loss.
     ///
     /// # Errors
     /// If the weights are at the first of two points ([`Evaluation::ascend`]), another number of derivatives or other
@@ -80,8 +84,8 @@ impl<'a, R: Row> Evaluation<'a, R> {
         optimizer.finish(sums)
     }
 
-    /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples, and
-    /// for micro-batches. Returns this loss.
+    /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples,
+    /// and for micro-batches. Returns this loss.
     ///
     /// # Errors
     /// As [`Evaluation::step`].

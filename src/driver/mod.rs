@@ -16,8 +16,11 @@
 //!                      blocks.rs      BlockRule::update on every block; all, or none if one fails
 //! ```
 //!
-//! A row says what is particular to it ([`Row`], then [`Rule`] or [`BlockRule`]); [`arithmetic::Arithmetic`] is what the
-//! driver asks of the two kinds of rows, and nothing else in this folder tells them apart.
+//! A row says what is particular to it ([`Row`], then [`Rule`] or [`BlockRule`]); [`arithmetic::Arithmetic`] is what
+//! the driver asks of the two kinds of rows, and nothing else in this folder tells them apart.
+//!
+//! Here belongs what all rows share. No row is known by name, and no likelihood or layer is looked into: what a loss
+//! has recorded on the tape goes to [`crate::curvature`], and elementwise passes go to [`crate::kernel`].
 
 mod arithmetic;
 mod block_rule;
@@ -109,9 +112,10 @@ impl<R: Row> Optimizer<R> {
     /// Evaluates the loss (once, or at each sample), updates the weights, and returns the mean loss, with what was
     /// accumulated before.
     ///
-    /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), as a [`Tensor`] or a
-    /// `Result<Tensor, E>`, without the prior. It is called once per point of the row's
-    /// [`Expectation`](crate::Expectation): once per sample, twice in the adversarial rows, whose loss is the second one's.
+    /// The closure returns the batch's mean loss (0-dim) or its B per-example losses (1-D), without the prior, as a
+    /// [`Tensor`] or a `Result<Tensor, E>`. It is called once per point of the row's
+    /// [`Expectation`](crate::Expectation): once per sample, twice in the adversarial rows, whose loss is the second
+    /// one's.
     ///
     /// # Errors
     /// The closure's own error, a loss of another shape or without a graph, a loss or gradient that is not finite,
@@ -120,18 +124,19 @@ impl<R: Row> Optimizer<R> {
         self.step_chunks(1, |_| closure())
     }
 
-    /// As [`Optimizer::step`] on a batch in chunks: the closure returns the loss of chunk 0, 1, … `chunks`-1, each of which
-    /// has its own points, and the gradients are averaged (as in [`Optimizer::accumulate`]) for one update.
+    /// As [`Optimizer::step`] on a batch in chunks: the closure returns the loss of chunk 0, 1, … `chunks`-1. Each
+    /// chunk has its own points, and the gradients are averaged (as in [`Optimizer::accumulate`]) for one update.
     ///
-    /// In [`Sam`](crate::Sam) and its relatives that is m-sharpness, with m = `chunks`: each chunk has its own perturbation
-    /// and its own gradient there. In rows that draw samples each chunk has its own. In rows that evaluate at the mean, it
-    /// saves memory and changes nothing else.
+    /// In [`Sam`](crate::Sam) and its relatives that is m-sharpness, with m = `chunks`: each chunk has its own
+    /// perturbation and its own gradient there. In rows that draw samples, each chunk has its own samples. In rows that
+    /// evaluate at the mean, chunks save memory and change nothing else.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
     /// # use tch_blr::Sam;
     /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
     /// let mut opt = Sam::default().build(&vs, 0.1)?;
@@ -153,7 +158,7 @@ impl<R: Row> Optimizer<R> {
     /// Evaluates the loss of one micro-batch at fresh samples and keeps the gradients for the next
     /// [`Optimizer::step`] or [`Optimizer::update`]. Returns its loss.
     ///
-    /// Micro-batches count by their number of examples if the closure returns per-example losses, else equally.
+    /// Micro-batches count by their number of examples if the closure returns per-example losses, otherwise equally.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
@@ -175,16 +180,17 @@ impl<R: Row> Optimizer<R> {
         self.apply_kept()
     }
 
-    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and hand
-    /// it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the last to
-    /// [`Evaluation::backward`], and for a row of two points the first loss to [`Evaluation::ascend`]. Tapped layers
-    /// ([`crate::nn`]) record while the guard lives, on this thread.
+    /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and
+    /// hand it to [`Evaluation::step`]. One evaluation per call; for a row of several samples hand all losses but the
+    /// last to [`Evaluation::backward`], and for a row of two points the first loss to [`Evaluation::ascend`]. Tapped
+    /// layers ([`crate::nn`]) record while the guard lives, on this thread.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
     /// # use tch_blr::Ivon;
     /// # fn main() -> tch_blr::Result<()> {
-    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
     /// # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
@@ -242,6 +248,7 @@ impl<R: DeltaRule> Optimizer<R> {
 
     fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64> {
         clip.validate()?;
+        // For one step only, and put back also after an error.
         let usual = self.clip.replace(clip);
         let result = self.backward_step(loss);
         self.clip = usual;
@@ -262,8 +269,8 @@ impl<R: DeltaRule> Optimizer<R> {
 /// ```
 impl<R: Row<Posterior: Posterior>> Optimizer<R> {
     /// The posterior over the trainable parameters: an owned copy, in f64 for f64 weights (and in all rows with a full
-    /// covariance) and otherwise in f32. Its precision is that of q, for example ess·(h+δ+γ) as each row's documentation
-    /// has it, not divided by ess. Frozen parameters are not in it.
+    /// covariance) and otherwise in f32. Its precision is that of q itself, for example ess·(h+δ+γ), and not divided by
+    /// ess; each row's documentation has the formula. Frozen parameters are not in it.
     ///
     /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
     /// under an isotropic prior includes `hess_init`; leave it out with

@@ -1,9 +1,12 @@
-//! The elementwise passes of a row, for the kernel.
+//! The elementwise passes of a row, for the kernel: which of the row's functions is computed at a weight, from what.
+//!
+//! Which tensors a pass runs over is decided in `weights.rs`.
 
 use super::row::When;
 use super::rule::{Rule, Site};
 use crate::kernel::{self, Elementwise, Pack, Real};
 
+// A bound, because an array cannot take its length from the row's associated type. The longest now is 9.
 const MAX_COEFFICIENTS: usize = 16;
 
 /// A row's rule with the coefficients of one parameter in one step.
@@ -17,6 +20,7 @@ pub(super) struct Pass<R: Rule> {
 impl<R: Rule> Pass<R> {
     pub(super) fn new(rule: R, when: When) -> Self {
         const {
+            // While compiling, for every row that is ever stepped.
             assert!(R::State::<f64>::LEN == R::STATE.len(), "Rule::State and Row::STATE differ in length");
             assert!(R::STATE.len() <= kernel::MAX_STATES, "a rule has at most 8 states");
             assert!(R::Coefficients::<f64>::LEN <= MAX_COEFFICIENTS, "a rule has at most 16 coefficients");
@@ -29,6 +33,7 @@ impl<R: Rule> Pass<R> {
         Pass { rule, coefficients }
     }
 
+    // Into the loop over the weights, which otherwise calls a function per weight and uses no vectors.
     #[inline(always)]
     fn coefficients<T: Real>(&self) -> R::Coefficients<T> {
         R::Coefficients::<T>::from_fn(|i| T::real(self.coefficients[i]))
@@ -39,7 +44,9 @@ impl<R: Rule> Pass<R> {
 /// inside the loop over the weights would keep the compiler from using vectors.
 pub(super) trait Formed: Copy + Sync {
     /// Whether c is the point of the evaluation.
-    const AT_POINT: bool = false;
+    fn at_point(self) -> bool {
+        false
+    }
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T;
 }
 
@@ -70,7 +77,9 @@ impl Formed for Square {
     }
 }
 impl Formed for Displacement {
-    const AT_POINT: bool = true;
+    fn at_point(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn of<T: Real>(self, mean: T, gradient: T, c: T) -> T {
         (c - mean) * gradient
@@ -78,9 +87,12 @@ impl Formed for Displacement {
 }
 
 impl Formed for Relaxed {
-    const AT_POINT: bool = true;
+    fn at_point(self) -> bool {
+        true
+    }
     #[inline(always)]
     fn of<T: Real>(self, _: T, gradient: T, w: T) -> T {
+        // Not (1-w²)ĝ: that would take a constant, converted at every weight.
         gradient - w * w * gradient
     }
 }
@@ -154,6 +166,7 @@ impl<R: Rule> Elementwise for Ascend<R> {
     fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (mean, gradient, norm, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
+        // From the mean, even where ĝ₁ was taken at a sample, as Bayesian SAM is published.
         write(0, mean + self.0.rule.adversarial(k, gradient, norm, delta, state));
         write(1, gradient.abs());
     }

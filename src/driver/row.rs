@@ -1,4 +1,5 @@
-//! What every row says of itself, whatever its arithmetic.
+//! What every row says about itself, whatever its arithmetic. Its equations are in [`Rule`](crate::rule::Rule) or
+//! [`BlockRule`](crate::rule::BlockRule).
 
 use super::arithmetic::Arithmetic;
 use crate::posterior::Posterior;
@@ -47,7 +48,7 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
     /// What [`Optimizer::posterior`](crate::Optimizer::posterior) returns; [`NoPosterior`] for rows without one.
     type Posterior: MaybePosterior;
 
-    /// Starts a [`Builder`](crate::Builder). The crate's rows have it, and its methods, without this trait in scope.
+    /// Starts a [`Builder`](crate::Builder). On the crate's own rows this works without the trait in scope.
     fn builder(self) -> super::Builder<Self> {
         super::Builder::new(self)
     }
@@ -86,6 +87,7 @@ pub(super) fn shared<R: Row>(row: &R) -> (Expectation, Statistic) {
 }
 
 /// The posterior of rows that have none, such as SGD, whose covariance is fixed by assumption.
+// The private field keeps anyone from making one, so a row without a posterior can only return the error.
 #[derive(Debug)]
 pub struct NoPosterior(());
 
@@ -94,7 +96,7 @@ pub trait MaybePosterior: Sized {
     /// Whether it is a posterior.
     const EXISTS: bool;
 
-    /// It as a trait object.
+    /// The posterior as a trait object.
     ///
     /// # Errors
     /// If there is none.

@@ -1,4 +1,5 @@
-//! What an elementwise row has to say: its update as pure functions of the numbers at one weight.
+//! What an elementwise row has to say: its update as pure functions of the numbers at one weight. Neither tensors nor
+//! the driver appear here; rows over blocks are in `block_rule.rs`.
 
 use super::row::{NoPosterior, Row, When, none};
 use crate::kernel::{Pack, Real};
@@ -13,7 +14,8 @@ pub struct Site<T> {
     pub mean: T,
     /// ĝ, the gradient of the loss (without the prior), averaged over samples and micro-batches.
     pub gradient: T,
-    /// The row's [`Statistic`](crate::Statistic), averaged likewise; 0 for [`Statistic::Unused`](crate::Statistic::Unused).
+    /// The row's [`Statistic`](crate::Statistic), averaged likewise; 0 for
+    /// [`Statistic::Unused`](crate::Statistic::Unused).
     pub curvature: T,
     /// m₀, the mean of the prior.
     pub prior_mean: T,
@@ -23,11 +25,11 @@ pub struct Site<T> {
 
 /// An elementwise row: its update as pure functions of numbers.
 ///
-/// The update is written once over [`Real`] and runs on raw memory and on tensors alike. Implement this trait and [`Row`]
-/// to add a row of your own; everything else comes with the driver.
+/// The update is written once over [`Real`] and runs on raw memory and on tensors alike. Implement this trait and
+/// [`Row`] to add a row of your own; everything else comes with the driver.
 ///
-/// `State<T>` is `[T; N]` with one element per name in [`Row::STATE`], `Coefficients<T>` likewise holds what is the
-/// same for all weights of a parameter: computed in f64 once a step and rounded once.
+/// `State<T>` is `[T; N]` with one element per name in [`Row::STATE`]. `Coefficients<T>` holds what is the same for all
+/// weights of a parameter, computed in f64 once a step and rounded once.
 ///
 /// A row that limits each weight's step:
 ///
@@ -107,13 +109,15 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
         let _ = (k, delta, state);
         T::real(f64::INFINITY)
     }
-    /// Where the loss is evaluated: from the mean (of binary rows, λ), the noise z of the row's [`Link`] and its sign, ±1.
+    /// Where the loss is evaluated: from the mean (λ in binary rows), the noise z of the row's [`Link`] and its sign,
+    /// ±1.
     fn point<T: Real>(&self, k: Self::Coefficients<T>, mean: T, z: T, sign: T, delta: T, state: Self::State<T>) -> T {
         mean + sign * z / self.precision(k, delta, state).sqrt()
     }
-    /// ε of [`Expectation::Adversarial`](crate::Expectation::Adversarial) at one weight: how far from the mean the second
-    /// evaluation takes place. `gradient` is ĝ₁, that of the first evaluation, and `norm` is ‖ĝ₁‖₂ over all trainable
-    /// parameters, or infinite if it vanishes, so that ĝ₁/‖ĝ₁‖ is then 0. Rows with another expectation are not asked.
+    /// ε of [`Expectation::Adversarial`](crate::Expectation::Adversarial) at one weight: how far from the mean the
+    /// second evaluation takes place. `gradient` is ĝ₁, that of the first evaluation, and `norm` is ‖ĝ₁‖₂ over all
+    /// trainable parameters, or infinite if it vanishes, so that ĝ₁/‖ĝ₁‖ is then 0. Rows with another expectation are
+    /// not asked.
     fn adversarial<T: Real>(
         &self,
         k: Self::Coefficients<T>,

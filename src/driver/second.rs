@@ -1,4 +1,6 @@
 //! Second derivatives of the loss within blocks of parameters, by differentiating the gradient once more.
+//!
+//! Curvature that comes from layers that record is in [`crate::curvature`].
 
 use crate::{Result, Statistic};
 use tch::{Kind, Tensor};
@@ -19,6 +21,7 @@ pub(super) fn differentiate(
     probe: impl Fn(usize, usize) -> Result<Tensor>,
 ) -> Result<Derivatives> {
     let all: Vec<&Tensor> = blocks.iter().flatten().copied().collect();
+    // The gradient is to be differentiated in turn, so it needs a graph of its own.
     let found = Tensor::f_run_backward(&[loss], &all, true, true)?;
     let mut rest = found.iter();
     let mut second = Vec::with_capacity(blocks.len());
@@ -29,15 +32,18 @@ pub(super) fn differentiate(
             if !x.requires_grad() {
                 return Ok(gradient.zeros_like());
             }
+            // Kept: the next row or probe goes through the same graph.
             flat(block, &Tensor::f_run_backward(&[x], block, true, false)?.iter().collect::<Vec<_>>())
         };
         let n = gradient.size()[0];
         let rows = || (0..n).map(|i| product(gradient.f_get(i)?));
         let empty = || gradient.detach().zeros_like();
         second.push(vec![match statistic {
+            // `stack` refuses an empty list.
             Statistic::Hessian if n == 0 => empty().f_reshape([0, 0])?,
             Statistic::Hessian => {
                 let h = Tensor::f_stack(&rows().collect::<Result<Vec<_>>>()?, 0)?;
+                // Symmetric except for rounding; a Cholesky factorization would read only one half of it.
                 (&h + h.tr()) * 0.5
             }
             Statistic::Hutchinson { probes } => {
@@ -50,11 +56,13 @@ pub(super) fn differentiate(
             }
             _ if n == 0 => empty(),
             _ => {
+                // A backward pass gives a whole row, and there is no cheaper way to one element of it.
                 let diagonal = rows().enumerate().map(|(i, row)| Ok(row?.f_get(i as i64)?));
                 Tensor::f_stack(&diagonal.collect::<Result<Vec<_>>>()?, 0)?
             }
         }]);
     }
+    // Detached, or the graph of the second derivatives would live as long as the gradient.
     let gradient = found.into_iter().map(|g| g.defined().then(|| g.detach())).collect();
     Ok(Derivatives { gradient, second })
 }

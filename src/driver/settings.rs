@@ -1,4 +1,6 @@
-//! What can be read and changed between steps.
+//! What can be read and changed between steps. A change is checked for all parameters before the first of them has it.
+//!
+//! What is chosen once and for all is in `builder.rs`.
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, check_lr};
@@ -27,9 +29,10 @@ impl<R: Row> Optimizer<R> {
         self.lr * self.schedule.factor(self.steps)
     }
 
-    /// One state tensor by its name in [`Row::STATE`](crate::rule::Row::STATE), for example `state("fc.weight", "hess")`,
-    /// of the parameter of this name or of the block that it is in: a handle to the optimizer's own memory. `None` if
-    /// there is no such parameter or state, or if the row has no use for it (the momentum of SGD without momentum).
+    /// One state tensor by its name in [`Row::STATE`](crate::rule::Row::STATE), for example
+    /// `state("fc.weight", "hess")`, of the parameter of this name or of the block that it is in: a handle to the
+    /// optimizer's own memory. `None` if there is no such parameter or state, or if the row has no use for it (the
+    /// momentum of SGD without momentum).
     pub fn state(&self, parameter: &str, name: &str) -> Option<Tensor> {
         let i = R::STATE.iter().position(|s| *s == name)?;
         let leaf = self.params.leaves().iter().position(|l| l.names.iter().any(|n| n == parameter))?;
@@ -43,6 +46,7 @@ impl<R: Row> Optimizer<R> {
     /// A learning rate out of range; nothing has changed then.
     pub fn set_lr(&mut self, lr: f64) -> Result<()> {
         check_lr(lr)?;
+        // Also for variables that are created later.
         self.lr = lr;
         self.units.iter_mut().for_each(|unit| unit.lr = lr);
         Ok(())
@@ -100,8 +104,8 @@ impl<R: Row> Optimizer<R> {
         Ok(())
     }
 
-    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later have the group's
-    /// settings as they were built.
+    /// Changes any hyper-parameter of the parameters of one group. Variables that are created later get the settings
+    /// that the group was built with.
     ///
     /// # Errors
     /// A group without a parameter, a row with one block of all weights, and as [`Optimizer::configure`].
@@ -130,14 +134,10 @@ impl<R: Row> Optimizer<R> {
         let changed = |row: R| {
             let row = change(row);
             row.validate()?;
-            if shared(&row) == base {
-                Ok(row)
-            } else {
-                Err(Error::Parameters(
-                    "how often and where the loss is evaluated is fixed when the optimizer is built".to_owned(),
-                ))
-            }
+            let fixed = "how often and where the loss is evaluated is fixed when the optimizer is built";
+            if shared(&row) == base { Ok(row) } else { Err(Error::Parameters(fixed.to_owned())) }
         };
+        // The base as well: variables that are created later get it.
         changed(self.config)?;
         let rows = self.units.iter().map(|unit| {
             let group = self.params.leaves()[unit.members[0]].group;

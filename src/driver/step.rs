@@ -1,4 +1,8 @@
 //! One step: perturb → closure → differentiate → estimate → update.
+//!
+//! Here is what all rows do alike, and everything that can fail of one evaluation. What a sample, a statistic or an
+//! update is for one weight or one block is in `weights.rs` and `blocks.rs`; running means over evaluations are in
+//! `sums.rs`. The stations share `Begun` and `Found`, which no other file needs, so they stay in one file.
 
 use super::arithmetic::{Arithmetic, Plan, Sample, Step};
 use super::blocks::{PROBES, probe};
@@ -17,7 +21,7 @@ use tch::{Kind, Tensor};
 
 /// Which point of an evaluation the weights are at.
 enum Point {
-    /// The first of two: its gradient is for the ascent to the second alone.
+    /// The first of two: its gradient only serves to find the second.
     First,
     /// The only one, or the second, with the statistic that the first has given.
     Last { statistics: Vec<Vec<Tensor>> },
@@ -41,7 +45,7 @@ impl Begun {
     }
 }
 
-/// What was found at a point: a loss that is to be differentiated, or derivatives that were computed elsewhere.
+/// What was found at a point: a loss to be differentiated, or derivatives that were computed elsewhere.
 ///
 /// A loss is a [`Tensor`] or a `Result<Tensor, E>`, see [`IntoTensor`].
 #[derive(Debug)]
@@ -91,12 +95,13 @@ struct Found {
 }
 
 impl<R: Row> Optimizer<R> {
-    /// Picks up new variables and looks at all before anything is done with them.
+    /// Picks up new variables, and checks all of them before they are used.
     pub(super) fn prepare(&mut self) -> Result<()> {
         self.params.refresh();
         self.params.check()?;
         let known = self.units.len();
         self.extend()?;
+        // A new variable may be used outside of the tapped layers, so the check is due again.
         self.taps_checked &= self.units.len() == known;
         R::Arithmetic::follow(&mut self.units, &self.params);
         Ok(())
@@ -116,9 +121,11 @@ impl<R: Row> Optimizer<R> {
     ) -> Result<Sums> {
         let mut sums = Sums::default();
         let each = self.config.expectation().evaluations();
+        // Saturating: a wrapped product would quietly evaluate less than was asked for.
         let evaluations = each.saturating_mul(chunks as u64);
         for k in 0..evaluations {
             let mut loss = || closure((k / each) as usize);
+            // Numbered on from what was accumulated, so that no two evaluations of a step share their noise.
             let mut begun = self.begin(self.sums.evaluations + k)?;
             if begun.is_first() {
                 let outcome = loss().into();
@@ -126,6 +133,8 @@ impl<R: Row> Optimizer<R> {
             }
             let outcome = loss().into();
             let mut one = self.end(begun, outcome)?;
+            // Now, because the next evaluation takes place elsewhere. That of a single one is formed inside of the
+            // update, which saves a pass over the weights.
             if evaluations > 1 {
                 R::Arithmetic::form(&self.units, &self.params, &mut one)?;
             }
@@ -136,6 +145,7 @@ impl<R: Row> Optimizer<R> {
 
     /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
     pub(super) fn keep(&mut self, mut sums: Sums) -> Result<f64> {
+        // The update that could form it comes after further evaluations, at other points.
         if sums.evaluations == 1 {
             R::Arithmetic::form(&self.units, &self.params, &mut sums)?;
         }
@@ -147,12 +157,13 @@ impl<R: Row> Optimizer<R> {
     /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
     pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
         if self.sums.weight == 0.0 {
+            // Nothing to merge with, so a single evaluation reaches the update to the bit.
             let formed = sums.evaluations > 1;
             return self.apply(sums, formed);
         }
         let before = self.sums.shallow_clone();
         self.keep(sums)?;
-        // An update that fails leaves what was accumulated before, and not this micro-batch.
+        // A failed update leaves what was accumulated before it, without this micro-batch.
         self.apply_kept().inspect_err(|_| self.sums = before)
     }
 
@@ -165,8 +176,10 @@ impl<R: Row> Optimizer<R> {
 
     fn apply(&mut self, mut sums: Sums, formed: bool) -> Result<f64> {
         let step = step_of(&self.params, &self.schedule, self.steps);
+        // Here as well as in `prepare`: weights may have been loaded since the evaluations.
         R::Arithmetic::follow(&mut self.units, &self.params);
         R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
+        // Counted last, so that a repeated step has the same noise as the one that failed.
         self.steps += 1;
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
@@ -190,6 +203,8 @@ impl<R: Row> Optimizer<R> {
     fn begun(&self, k: u64, point: Point, guard: Perturbed) -> Begun {
         let tapped = self.config.statistic().is_tapped();
         let look = tapped && !self.taps_checked;
+        // Batch normalization, under which examples have no gradients of their own, shows in buffers that move. They
+        // are copied only for the first look.
         let buffers = if look { Buffers::new(&self.params) } else { Buffers::default() };
         Begun { point, guard, k, recording: tapped.then(Recording::start), buffers }
     }
@@ -197,11 +212,12 @@ impl<R: Row> Optimizer<R> {
     /// From the loss at the first point to the second point of the same evaluation: moves the variables to m+ε.
     pub(super) fn ascend(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
         let (k, first) = (begun.k, self.end(begun, outcome)?);
-        // The norm that was found by the check is the one before clipping.
+        // The check has computed the norm already, but the one before clipping.
         let known = self.check_finite && self.clip.is_none();
         let gradients = || first.gradients.iter().flatten();
         let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
-        // Below, squares have lost their digits: no direction, no ascent. A NaN comes out by the loss at the second point.
+        // The squares of smaller numbers are subnormal in f64 and have lost their digits: no direction, so no ascent. A
+        // NaN fails the comparison too, and is found by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
         let step = step_of(&self.params, &self.schedule, self.steps);
         let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, &first.gradients, norm)?;
@@ -211,15 +227,17 @@ impl<R: Row> Optimizer<R> {
     /// Ends an evaluation: the variables hold the mean again afterwards.
     pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
         let Begun { point, guard, k, recording, buffers } = begun;
+        // From here on any early return drops the guard, which brings the mean back.
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let found = match outcome {
             Outcome::Loss(loss) => {
                 let loss = loss?;
                 buffers.unchanged()?;
                 let loss = Loss::new(loss, self.steps)?;
+                // While the variables are still at the point: libtorch refuses a graph once their memory was exchanged.
                 let found = self.differentiate(&loss, &tape, k);
                 drop(guard);
-                // The closure may have changed the variables, and what is kept now has to fit them in the update.
+                // The closure may have converted the variables, and what is kept now must fit them in the update.
                 self.params.check()?;
                 found?
             }
@@ -230,6 +248,7 @@ impl<R: Row> Optimizer<R> {
             }
         };
         let mut sums = self.checked(found)?;
+        // What SAM's first point gave takes the place of what the second would.
         if let Point::Last { statistics } = point
             && !statistics.is_empty()
         {
@@ -242,18 +261,17 @@ impl<R: Row> Optimizer<R> {
     fn given(&self, given: Derivatives) -> Result<Found> {
         let statistic = self.config.statistic();
         if statistic.is_second_order() || matches!(statistic, Statistic::KroneckerFisher(_)) {
-            return Err(Error::Loss(format!(
-                "derivatives were given to a row that needs {statistic:?} as well; hand over the loss"
-            )));
+            let problem =
+                format!("derivatives were given to a row that needs {statistic:?} as well; hand over the loss");
+            return Err(Error::Loss(problem));
         }
         let count = self.params.len();
         let squares = if statistic.is_tapped() { count } else { 0 };
-        if given.gradients.len() != count || given.squares.len() != squares {
+        let (g, s) = (given.gradients.len(), given.squares.len());
+        if (g, s) != (count, squares) {
             return Err(Error::Parameters(format!(
-                "{} gradients and {} squares were given: expected {count} and {squares}, one per parameter in the order \
-                 of params().names()",
-                given.gradients.len(),
-                given.squares.len(),
+                "{g} gradients and {s} squares were given: expected {count} and {squares}, one per parameter in the \
+                 order of params().names()"
             )));
         }
         for (i, leaf) in self.params.leaves().iter().enumerate() {
@@ -271,6 +289,7 @@ impl<R: Row> Optimizer<R> {
         if given.examples == Some(0) {
             return Err(Error::Loss("derivatives of 0 examples were given: expected at least one".to_owned()));
         }
+        // A computed loss is checked by `Loss::new`; this one has not been seen by anyone.
         if !given.loss.is_finite() {
             return Err(Error::NonFiniteLoss { value: given.loss, step: self.steps });
         }
@@ -290,12 +309,13 @@ impl<R: Row> Optimizer<R> {
         let leaves = self.params.leaves();
         let trained: Vec<(usize, &Leaf)> = leaves.iter().enumerate().filter(|(_, leaf)| leaf.trainable()).collect();
         if trained.is_empty() {
-            // A backward pass with respect to nothing would accumulate into every variable's `.grad`.
+            // Given no inputs, a backward pass accumulates into every variable's `.grad`.
             return Err(Error::Parameters("the closure has frozen all of them".to_owned()));
         }
         let named: Vec<(&str, &Tensor)> = trained.iter().map(|(_, leaf)| (leaf.name(), &leaf.tensor)).collect();
         let inputs: Vec<&Tensor> = named.iter().map(|(_, t)| *t).collect();
         let places = || trained.iter().map(|(i, _)| *i);
+        // libtorch leaves the gradient of an unused input undefined, and most methods panic on such a tensor.
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
         let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
         let this = &*self;
@@ -307,12 +327,13 @@ impl<R: Row> Optimizer<R> {
             Statistic::Fisher(Labels::Observed) => {
                 let found =
                     curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &named, !self.taps_checked)?;
-                // Without a tape nothing was compared: the losses were differentiated one by one.
+                // Without taps nothing was compared, since the losses were differentiated one by one.
                 checked = !found.mixed && (self.taps_checked || !tape.taps().is_empty());
                 let squares = spread(n, places(), found.squares);
                 (spread(n, places(), found.gradient), self.of_units(squares))
             }
             Statistic::Fisher(by) => {
+                // The graph is kept: the columns of the output are differentiated after the loss.
                 let gradient = backward(true)?;
                 let found = curvature::ggn(tape, &named, !self.taps_checked, vectors(by))?;
                 checked = !found.mixed;
@@ -321,6 +342,7 @@ impl<R: Row> Optimizer<R> {
             Statistic::KroneckerFisher(by) => {
                 let vectors = (by != Labels::Observed).then(|| vectors(by));
                 let found = curvature::kfac(&loss.mean, tape, &named, !self.taps_checked, vectors)?;
+                // `kfac` refuses what it cannot explain, so there is no mixture to look for again.
                 checked = true;
                 let mut factors = spread(n, places(), found.factors);
                 let of = |unit: &super::Unit<R>| factors[unit.members[0]].take().map_or_else(Vec::new, Vec::from);
@@ -331,6 +353,7 @@ impl<R: Row> Optimizer<R> {
                 let tensors: Vec<Vec<&Tensor>> =
                     blocks.iter().map(|b| b.iter().map(|i| &leaves[*i].tensor).collect()).collect();
                 let found = second::differentiate(&loss.mean, &tensors, statistic, |b, p| {
+                    // Each evaluation has its own range of probes.
                     let sample = PROBES + k * crate::statistic::PROBES as u64 + p as u64;
                     let kind = R::Arithmetic::kind(&leaves[blocks[b][0]]);
                     probe(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
@@ -356,6 +379,7 @@ impl<R: Row> Optimizer<R> {
         if unit.leaves(&self.params).all(Leaf::trainable) {
             return Ok(second);
         }
+        // Among the weights of the whole block, one after the other, as the second derivatives are laid out.
         let positions = unit.leaves(&self.params).map(|leaf| {
             Tensor::full([leaf.tensor.numel() as i64], i64::from(leaf.trainable()), (Kind::Int64, leaf.tensor.device()))
         });
@@ -371,12 +395,14 @@ impl<R: Row> Optimizer<R> {
         second.into_iter().map(embed).collect()
     }
 
-    /// Standard normals for the labels of output `i` in evaluation number `k`: of the optimizer's seed (0 where its noise
-    /// was given as tensors), at samples that no perturbation reaches.
+    /// Standard normals for the labels of output `i` in evaluation number `k`: from the optimizer's seed (0 where its
+    /// noise was given as tensors), at sample numbers that no perturbation reaches.
     fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
+        // Outputs have no place among the parameters, so each gets 2³² groups of normals to itself.
         let at = Draw { step: self.steps, sample: PROBES + k, parameter: i, group: (i as u64) << 32 };
+        // In f64, because the kernel draws no half-precision normals and outputs may have that kind.
         kernel::tensor(Field::Noise { seed, at }, &z.detach().to_kind(Kind::Double).contiguous())
     }
 
@@ -385,6 +411,7 @@ impl<R: Row> Optimizer<R> {
         let _no_grad = tch::no_grad_guard();
         let Found { loss, examples, mut gradients, mut statistics } = found;
         for (leaf, t) in self.params.leaves().iter().zip(&mut gradients) {
+            // Again, because the closure may have frozen it since.
             *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
         }
         for (unit, all) in self.units.iter().zip(&mut statistics) {
@@ -394,6 +421,8 @@ impl<R: Row> Optimizer<R> {
             }
         }
         let name = |i: usize| self.params.leaves()[i].name();
+        // Before clipping, which divides by the norm and would spread a NaN to every gradient; and diagnostics report
+        // the unclipped norm.
         let gradient_norm = self
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
         if let Some(clip) = self.clip {
@@ -418,7 +447,7 @@ impl<R: Row> Optimizer<R> {
         let total = kernel::sum_of_squares(named.clone().map(|(_, t)| t));
         if !total.is_finite() {
             for (name, t) in named {
-                // The squares of large finite numbers overflow as well.
+                // The sum is also infinite where the squares of large but finite numbers overflow.
                 if let Some(value) = kernel::first_non_finite(t) {
                     return Err(Error::NonFiniteGradient { what, name: name.to_owned(), value, step: self.steps });
                 }
@@ -428,13 +457,14 @@ impl<R: Row> Optimizer<R> {
     }
 }
 
-/// The step that comes next. Not a method of the optimizer, because its units are lent out beside it.
+/// The next step. Not a method, because callers borrow the optimizer's units mutably beside it.
 pub(super) fn step_of<'a>(params: &'a Params, schedule: &Schedule, number: u64) -> Step<'a> {
     Step { params, number, lr_factor: schedule.factor(number) }
 }
 
 /// A gradient in the layout and kind of the parameter's state.
 fn dense(g: Tensor, kind: Kind) -> Tensor {
+    // The kernel reads plain memory, and takes tensors of one kind only; embeddings give sparse gradients.
     let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
     if g.kind() == kind { g } else { g.to_kind(kind) }
 }

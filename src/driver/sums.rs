@@ -1,4 +1,6 @@
 //! Running means over the evaluations of one step: samples and micro-batches.
+//!
+//! Means and not sums, so that neither their size nor a checkpoint depends on how many evaluations there were.
 
 use crate::params::Leaf;
 use crate::{Error, Result};
@@ -17,7 +19,7 @@ pub struct Sums {
     pub gradient_norm: f64,
     /// Whether weights count examples.
     pub per_example: bool,
-    /// Mean gradient of each parameter; `None` where the loss has not depended on it.
+    /// Mean gradient of each parameter; `None` where no loss has depended on it yet.
     pub gradients: Vec<Option<Tensor>>,
     /// Mean statistics of each unit; none where the loss has not depended on it.
     pub statistics: Vec<Vec<Tensor>>,
@@ -55,6 +57,7 @@ impl Sums {
         if other.weight == 0.0 {
             return Ok(());
         }
+        // Taken over as it is, so that one evaluation is not rounded by a mean of itself.
         if self.weight == 0.0 {
             let evaluations = self.evaluations;
             *self = other;
@@ -62,6 +65,7 @@ impl Sums {
             return Ok(());
         }
         self.check(other.per_example)?;
+        // Incremental, so that no sum grows with the number of evaluations.
         let share = other.weight / (self.weight + other.weight);
         let _no_grad = tch::no_grad_guard();
         mean(&mut self.gradients, other.gradients, share);
@@ -81,7 +85,8 @@ impl Sums {
     }
 }
 
-/// a ← (1-share)·a + share·b, with zero for what is missing in one of them.
+/// a ← (1-share)·a + share·b. What one of them lacks counts as zero, because a loss that does not depend on a parameter
+/// has that gradient.
 fn mean(a: &mut Vec<Option<Tensor>>, mut b: Vec<Option<Tensor>>, share: f64) {
     // A variable may have been created between the two.
     let n = a.len().max(b.len());

@@ -1,4 +1,4 @@
-//! An optimizer whose row was chosen at run time.
+//! An optimizer whose row was chosen at run time: no more than the methods of [`Optimizer`] as a trait object.
 
 use super::row::{MaybePosterior, Row};
 use super::{Diagnostics, Optimizer};
@@ -10,8 +10,8 @@ use tch::Tensor;
 
 /// Every [`Optimizer`], whatever its row: what a training loop calls, as a trait object.
 ///
-/// [`AnyRow`](crate::AnyRow) builds one from a configuration. Calls have the meaning of the methods of [`Optimizer`] that
-/// they are named after.
+/// [`AnyRow`](crate::AnyRow) builds one from a configuration. Calls have the meaning of the methods of [`Optimizer`]
+/// that they are named after.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -103,6 +103,8 @@ impl<R: Row> Train for Optimizer<R> {
         R::NAME
     }
     fn step(&mut self, closure: &mut dyn FnMut() -> Result<Tensor>) -> Result<f64> {
+        // The inherent methods by their path, so that no reader has to know that they win over the trait's of the same
+        // name.
         Optimizer::step(self, closure)
     }
     fn step_chunks(&mut self, chunks: usize, closure: &mut dyn FnMut(usize) -> Result<Tensor>) -> Result<f64> {

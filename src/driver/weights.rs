@@ -1,4 +1,7 @@
 //! The arithmetic of single weights: each pass of a row over all its tensors at once, by the kernel.
+//!
+//! Here is what the driver asks of elementwise rows ([`Arithmetic`]): which tensors and numbers each pass reads, and
+//! where it writes. What a pass computes at one weight is in `programs.rs`, how it runs in [`crate::kernel`].
 
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
@@ -7,7 +10,7 @@ use super::sums::Sums;
 use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
-use crate::{Error, Labels, Link, Result, Statistic};
+use crate::{Error, Labels, Link, Result, Statistic, check};
 use tch::{Kind, Tensor};
 
 /// What is kept of one parameter.
@@ -17,9 +20,9 @@ pub struct Slot {
     mean: Option<Tensor>,
     /// One tensor per name in [`Row::STATE`] that the row keeps.
     state: Vec<Option<Tensor>>,
-    /// δ of a prior that is tensors.
+    /// δ of a prior that consists of tensors.
     delta: Option<Tensor>,
-    /// The point of an evaluation away from the mean, kept for the next one to be written there.
+    /// The point of an evaluation away from the mean. The memory is kept for the next one.
     point: Option<Tensor>,
     /// Position in the noise.
     noise_group: u64,
@@ -40,6 +43,7 @@ impl Slot {
 
     /// A point as the variable can hold it: itself, or rounded where weights are of less precision.
     fn value(&self, leaf: &Leaf, point: &Tensor) -> Tensor {
+        // The variable takes this memory over, so it has to be of the variable's kind.
         if self.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
     }
 }
@@ -77,29 +81,31 @@ impl<R: Rule> Unit<R> {
         match (&self.kept.delta, &self.prior) {
             (Some(delta), _) => Field::Tensor(delta),
             (None, PriorOf::Isotropic(prior)) => Field::Number(delta(*prior, &self.row)),
+            // Never read: `configure` has a tensor for every diagonal prior. A NaN would show.
             (None, PriorOf::Gaussian(_)) => Field::Number(f64::NAN),
         }
     }
 
-    /// The mean; where half-precision or binary weights were changed from outside (loaded, re-initialised), so is it.
+    /// The mean, with the weights that were changed from outside (loaded, re-initialised) where it is kept apart.
     fn weights_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.kept.mean else { return leaf.tensor.shallow_clone() };
         mean_now(self.row.link(), mean, leaf)
     }
 
-    /// Takes over what [`Unit::weights_now`] finds, and makes binary weights what they are by their link.
+    /// Takes over what [`Unit::weights_now`] finds, and sets binary weights to what their link makes of it.
     fn follow(&mut self, leaf: &Leaf) {
         let link = self.row.link();
         let Some(mean) = &mut self.kept.mean else { return };
         let _no_grad = tch::no_grad_guard();
         let weight = |mean: &Tensor| link.weight(mean).to_kind(leaf.tensor.kind());
-        // Not written without need: a graph may have been recorded at them.
+        // Not written without need: a graph may have been recorded at these weights.
         if weight(mean).equal(&leaf.tensor) {
             return;
         }
         let now = mean_now(link, mean, leaf);
         mean.copy_(&now);
         if link != Link::Identity && leaf.trainable() {
+            // A second handle, because `copy_` asks for `&mut`; it is the same memory and version counter.
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
@@ -107,91 +113,46 @@ impl<R: Rule> Unit<R> {
 
 fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
     let _no_grad = tch::no_grad_guard();
+    // Compared as the last update left it, rounded to the variable's kind: only a weight that differs from that was
+    // changed by someone else.
     let unchanged = link.weight(mean).to_kind(leaf.tensor.kind()).eq_tensor(&leaf.tensor);
     mean.where_self(&unchanged, &link.learned(&leaf.tensor.to_kind(mean.kind())))
 }
 
-/// A pass with the statistic as a type: a choice inside the loop over the weights would keep the compiler from using vectors.
-trait ByStatistic {
-    fn run<S: Formed>(self, statistic: S);
+/// Evaluates an expression with the statistic that the row forms from gradient and point, as a value of a type of its
+/// own: a choice inside the loop over the weights would keep the compiler from using vectors. The guards are constants of
+/// the row `R`, so that only the passes of [`Rule::FORMED`] are compiled.
+macro_rules! by_statistic {
+    ($statistic:expr, |$s:ident| $pass:expr) => {
+        match $statistic {
+            Statistic::SquaredGradient if const { forms::<R>(0) } => by_statistic!(@ Square, $s, $pass),
+            Statistic::Price if const { forms::<R>(1) } => by_statistic!(@ Displacement, $s, $pass),
+            Statistic::Relaxed if const { forms::<R>(2) } => by_statistic!(@ Relaxed, $s, $pass),
+            _ => by_statistic!(@ Given, $s, $pass),
+        }
+    };
+    (@ $type:ident, $s:ident, $pass:expr) => {{
+        let $s = $type;
+        $pass
+    }};
 }
 
-/// Runs it with what the row makes of gradient and point. The conditions are constants of the row, so that only the
-/// passes of [`Rule::FORMED`] are compiled.
-fn by_statistic<R: Rule>(statistic: Statistic, pass: impl ByStatistic) {
-    if const { forms::<R>(0) } && statistic == FORMED[0] {
-        pass.run(Square);
-    } else if const { forms::<R>(1) } && statistic == FORMED[1] {
-        pass.run(Displacement);
-    } else if const { forms::<R>(2) } && statistic == FORMED[2] {
-        pass.run(Relaxed);
-    } else {
-        pass.run(Given);
-    }
-}
-
-/// The statistics that are formed here, from gradient and point, and do not come with them.
+/// The statistics that are formed here, from gradient and point, instead of coming with the derivatives.
 const FORMED: [Statistic; 3] = [Statistic::SquaredGradient, Statistic::Price, Statistic::Relaxed];
 
-/// Whether the row asks for `FORMED[i]`.
+/// Whether settings of the row can ask for `FORMED[i]`.
 const fn forms<R: Rule>(i: usize) -> bool {
-    let mut k = 0;
+    let (mut k, mut found) = (0, false);
     while k < R::FORMED.len() {
-        let found = match R::FORMED[k] {
+        found |= match R::FORMED[k] {
             Statistic::SquaredGradient => i == 0,
             Statistic::Price => i == 1,
             Statistic::Relaxed => i == 2,
             _ => false,
         };
-        if found {
-            return true;
-        }
         k += 1;
     }
-    false
-}
-
-struct FormPass<'a, R: Rule> {
-    units: &'a [Unit<R>],
-    params: &'a Params,
-    gradients: &'a [Option<Tensor>],
-    formed: &'a [Vec<Tensor>],
-}
-
-impl<R: Rule> ByStatistic for FormPass<'_, R> {
-    fn run<S: Formed>(self, statistic: S) {
-        let all = self.units.iter().zip(self.params.leaves()).zip(self.gradients.iter().zip(self.formed));
-        kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
-            let mean = Field::Tensor(unit.kept.mean(leaf));
-            let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
-            let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
-            Some(Job { f: Form(statistic), inputs, outputs })
-        }));
-    }
-}
-
-struct UpdatePass<'a, R: Rule> {
-    units: &'a [Unit<R>],
-    step: Step<'a>,
-    sums: &'a Sums,
-}
-
-impl<R: Rule> ByStatistic for UpdatePass<'_, R> {
-    fn run<S: Formed>(self, statistic: S) {
-        let leaves = self.step.params.leaves().iter().enumerate();
-        kernel::run(self.units.iter().zip(leaves).filter_map(|(unit, (i, leaf))| {
-            let mean = unit.kept.mean(leaf);
-            let given = || self.sums.statistics.get(i).and_then(|s| s.first());
-            let c = if S::AT_POINT { unit.kept.point.as_ref() } else { given() };
-            let c = c.map_or(Field::Number(0.0), Field::Tensor);
-            let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
-            Some(Job {
-                f: Update { pass: unit.pass(1, self.step.lr_factor), statistic },
-                inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
-                outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
-            })
-        }));
-    }
+    found
 }
 
 impl<R: Rule> Arithmetic<R> for Weights {
@@ -219,6 +180,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         leaf.state_kind()
     }
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
+        // Frozen parameters get a unit too, so that unit i always belongs to parameter i.
         for i in units.len()..params.len() {
             let leaf = &params.leaves()[i];
             let (row, lr) = plan.settings(leaf)?;
@@ -229,12 +191,14 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let initial = row.initial(prior.is_posterior());
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
+                // libtorch refuses to fill an f32 tensor with such a number, and tch would panic on that.
                 if kind == Kind::Float && !(x as f32).is_finite() {
                     let problem = format!("its initial state `{name}` = {x:e} is beyond f32");
                     return Err(Error::parameter(leaf.name(), problem));
                 }
             }
             let _no_grad = tch::no_grad_guard();
+            // Half precision would swallow small steps, and binary weights are not what is learned.
             let apart = row.link() != Link::Identity || leaf.tensor.kind() != kind;
             let kept = Slot {
                 mean: apart.then(|| row.link().learned(&leaf.tensor.to_kind(kind))),
@@ -265,6 +229,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         unit.kept.delta = unit.prior.diagonal().map(|(_, precision)| precision / ess);
         for i in 0..R::STATE.len() {
             let keeps = unit.row.keeps(i);
+            // Only on a change: a state that goes on must not be reset.
             if keeps != unit.kept.state[i].is_some() {
                 let (initial, leaf) = (unit.initial(i), unit.leaf(params));
                 unit.kept.state[i] = keeps.then(|| unit.kept.mean(leaf).detach().full_like(initial));
@@ -279,10 +244,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
     fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed> {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
+        // All noise before the first write: given tensors may be missing or have another shape.
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
             let draw = Draw { step: step.number, sample: sample.draw, parameter, group: unit.kept.noise_group };
             let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
+            // The kernel draws nothing but normals; other noise is made from them as a tensor.
             noise.push(match unit.row.link() {
                 Link::Identity => z,
                 link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
@@ -294,6 +261,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
         kernel::run(moved.clone().map(|(unit, leaf, z, point)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
             Job {
+                // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn
+                // with.
                 f: Perturb(unit.pass(1, step.lr_factor)),
                 inputs: unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]),
                 outputs: [Some(point)].into_iter().collect(),
@@ -307,6 +276,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
             unit.kept.make_point(leaf);
         }
+        // It takes as much memory as the gradients, so only where the row asks for it.
         let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
         let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
         let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();
@@ -332,7 +302,15 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let _no_grad = tch::no_grad_guard();
         let formed: Vec<Vec<Tensor>> =
             sums.gradients.iter().map(|g| g.iter().map(Tensor::empty_like).collect()).collect();
-        by_statistic::<R>(statistic, FormPass { units, params, gradients: &sums.gradients, formed: &formed });
+        by_statistic!(statistic, |s| {
+            let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
+            kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
+                let mean = Field::Tensor(unit.kept.mean(leaf));
+                let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
+                let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
+                Some(Job { f: Form(s), inputs, outputs })
+            }));
+        });
         sums.statistics = formed;
         Ok(())
     }
@@ -340,11 +318,28 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
+        // What was formed is read like a statistic that came with the derivatives. Nothing below can fail.
         let statistic = if formed { Statistic::Unused } else { statistic };
-        by_statistic::<R>(statistic, UpdatePass { units, step, sums });
+        by_statistic!(statistic, |statistic| {
+            kernel::run(units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
+                let mean = unit.kept.mean(leaf);
+                let given = || sums.statistics.get(i).and_then(|s| s.first());
+                let c = if statistic.at_point() { unit.kept.point.as_ref() } else { given() };
+                // Rows without a statistic read a zero, which takes no memory.
+                let c = c.map_or(Field::Number(0.0), Field::Tensor);
+                let gradient = Field::Tensor(sums.gradient(i, leaf)?);
+                Some(Job {
+                    f: Update { pass: unit.pass(1, step.lr_factor), statistic },
+                    inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
+                    // In place: the kernel reads all inputs at a position before it writes there.
+                    outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
+                })
+            }));
+        });
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
+                    // Rounded only here; the mean itself keeps its digits from step to step.
                     leaf.tensor.shallow_clone().copy_(&unit.row.link().weight(mean));
                 }
                 // The kernel writes to raw memory, which libtorch does not see.
@@ -378,10 +373,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
     fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let (link, leaf) = (unit.row.link(), unit.leaf(params));
+        // A frozen variable of a binary row is a plain weight that the row has never written to.
         if link == Link::Identity || leaf.trainable() {
             leaf.tensor.shallow_clone().copy_(&link.weight(mean));
         }
         if let Some(own) = &mut unit.kept.mean {
+            // In place, so that handles from `Optimizer::state` and the variables stay what they are.
             own.copy_(mean);
         }
         for (i, t) in state {
@@ -393,15 +390,14 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let params = step.params;
         let trained: Vec<(&Unit<R>, &Leaf)> =
             units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
+        // Copies: a posterior must not move with the next step.
         let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
         R::Posterior::of_weights(means.collect(), &|i, mean| {
             let (unit, _) = trained[i];
-            if unit.row.effective_sample_size().is_none() {
-                let expected = "the effective sample size, for a posterior: .ess(60_000.0)";
-                return Err(Error::HyperParameter { name: "ess", value: "not set".to_owned(), expected });
-            }
+            check::ess(unit.row.effective_sample_size())?;
             let precision = mean.detach().empty_like();
             kernel::run([Job {
+                // After the last update (t = steps), and not in the next one.
                 f: Precision(unit.pass(0, step.lr_factor)),
                 inputs: unit.with_state([unit.delta()]),
                 outputs: [Some(&precision)].into_iter().collect(),

@@ -1,9 +1,8 @@
-//! How far a merge is from what joint training would find. What belongs here needs the model and its loss.
+//! How far a merge is from what joint training would find: what needs the model and its loss, not only tensors.
 
 use super::Tensors;
 use crate::gradient::IntoTensor;
-use crate::params::Leaf;
-use crate::params::Perturbed;
+use crate::params::{Leaf, Perturbed};
 use crate::posterior::in_model;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
@@ -20,7 +19,7 @@ fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
     let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
     for (variable, value) in in_model(params, values)? {
-        // A tied variable is exchanged once.
+        // A tied variable is exchanged once: a second exchange would keep the first value as the original.
         if !changes.iter().any(|(other, _)| other.is_set_to(&variable)) {
             changes.push((variable, value));
         }
@@ -40,10 +39,12 @@ fn value<L: IntoTensor>(loss: &mut dyn FnMut() -> L) -> Result<f64> {
 fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn FnMut() -> L) -> Result<Vec<Tensor>> {
     let _guard = enter(params, weights)?;
     let variables: Vec<&Tensor> = params.leaves().iter().filter(|l| l.trainable()).map(|l| &l.tensor).collect();
+    // Whatever the caller has set: this needs a graph.
     let loss = tch::with_grad(|| loss().into_tensor())?;
     if !loss.defined() || loss.numel() != 1 || !loss.requires_grad() {
         return Err(Error::Loss("expected one number with a graph back to the weights".to_owned()));
     }
+    // While the guard lives: libtorch refuses the graph once the weights were exchanged back.
     let gradients = Tensor::f_run_backward(&[loss], &variables, false, false)?;
     Ok(gradients.iter().map(|g| g.detach().copy()).collect())
 }
@@ -120,6 +121,7 @@ pub fn barrier<L: IntoTensor>(
     }
     let (first, last) = (losses[0], losses[points - 1]);
     let above = t.iter().zip(&losses).map(|(t, loss)| loss - ((1.0 - t) * first + t * last));
+    // `f64::max` drops a NaN, which has to show.
     let height = above.fold(0.0, |highest: f64, x| if x.is_nan() { x } else { highest.max(x) });
     Ok(Barrier { t, loss: losses, height })
 }

@@ -34,9 +34,10 @@ pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result
 /// that are possible, if `q` has less precision in some direction than is to be taken.
 pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     check::positive("weight", weight)?;
-    // A sum has no limit, so it fails only if the two do not fit together, and says so.
+    // A sum has no limit, so it fails only if the two do not fit together, with an error that says so.
     combine(&[(1.0, q), (1.0, part)])?;
     let (largest, what) = q.limit(part)?;
+    // At the limit itself a direction would have no precision at all.
     if weight >= largest {
         return Err(Error::Removal { what, weight, largest });
     }

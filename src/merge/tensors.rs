@@ -1,4 +1,6 @@
 //! Merging named tensors: their part of the checks, and tensors as inputs and output of the engine.
+//!
+//! What is computed is in [`blr_merge`], which sees slices of numbers and names.
 
 use super::Method;
 use crate::{Error, Result};
@@ -132,6 +134,7 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
         if let Some((name, _)) = model.tensors.iter().find(|(_, t)| !t.defined()) {
             return Err(Error::parameter(name, format!("it is undefined in model `{}`", model.name)));
         }
+        // Before anything is computed, so that an error does not come after minutes of work.
         same_tensors((pattern.name, &expected), (model.name, &shapes(model.tensors)))?;
         if !method.needs_curvature() {
             continue;
@@ -160,6 +163,7 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
     let mut merged = Tensors::new();
     let mut done: Vec<(&Tensor, &str)> = Vec::new();
     for (name, like) in pattern.tensors {
+        // Same memory, offset and shape: a tied tensor, which has to stay one.
         if let Some((_, first)) = done.iter().find(|(t, _)| t.is_set_to(like)) {
             let tied = merged[*first].shallow_clone();
             merged.insert(name.clone(), tied);
@@ -191,11 +195,13 @@ fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[M
     let base = base.map(source).transpose()?;
     let models = models.iter().map(source).collect::<Result<Vec<_>>>()?;
     let parts = base.iter().chain(&models).flat_map(|(x, h)| std::iter::once(x).chain(h));
+    // One f64 input is enough: rounding it first would lose what it was kept in f64 for.
     let wide = parts.into_iter().any(|t| t.kind() == Kind::Double);
     let kind = if wide { Kind::Double } else { Kind::Float };
     let mut sources = Sources { base, models, kind, name };
     let merged = if wide { run::<f64>(plan, like, &mut sources) } else { run::<f32>(plan, like, &mut sources) }?;
     let merged = merged.f_to_kind(like.kind())?;
+    // After the conversion: a sum may fit into f32 and overflow f16.
     if merged.isfinite().all().int64_value(&[]) == 0 {
         return Err(Error::parameter(name, format!("the merge has numbers that are too large for {:?}", like.kind())));
     }
@@ -203,9 +209,8 @@ fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[M
 }
 
 fn run<T: Number + Element>(plan: &Plan, like: &Tensor, sources: &mut Sources) -> Result<Tensor> {
-    let len = like.numel();
+    let (len, name) = (like.numel(), sources.name);
     let mut values = Values(Vec::with_capacity(len));
-    let name = sources.name;
     engine::merge::<T, Error>(plan, name, len, sources, &mut values)?;
     Ok(Tensor::f_from_slice(&values.0)?)
 }

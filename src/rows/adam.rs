@@ -20,7 +20,8 @@ config! {
     /// The posterior precision ess·(√(v/(1-β₂ᵗ)) + δ) is a heuristic: √v has the units of a curvature only up to the
     /// scale of the gradient noise. It needs [`Adam::ess`].
     ///
-    /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of `torch.optim.Adam`.
+    /// Sources: Kingma and Ba (2015); Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.2; semantics of
+    /// `torch.optim.Adam`.
     pub struct Adam {
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -64,9 +65,12 @@ impl Rule for Adam {
         Self::STATE[state] != "square_max" || self.amsgrad
     }
     fn coefficients(&self, when: When) -> [f64; 8] {
+        // t = 0 asks for the precision before the first step, where 1-β⁰ would be 0.
         let debias = |beta: f64| if when.t == 0 { 1.0 } else { 1.0 - beta.powf(when.t as f64) };
         let rate = when.lr / debias(self.beta1);
+        // Without ess nobody is given a precision, but the coefficient must be some number.
         let ess = self.ess.unwrap_or(f64::INFINITY);
+        // The correction outside of the root, √v/√(1-β₂ᵗ), as in libtorch: √(v/(1-β₂ᵗ)) rounds differently.
         let debias2 = debias(self.beta2).sqrt().recip();
         [ess, debias2, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps]
     }

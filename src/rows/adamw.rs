@@ -38,6 +38,7 @@ impl AdamW {
     /// Adam's part of the update.
     fn adam(&self) -> Adam {
         let AdamW { beta1, beta2, eps, amsgrad, weight_decay: _, ess } = *self;
+        // The decay acts on the weights here, and must not enter the gradient as well.
         Adam { beta1, beta2, eps, amsgrad, weight_decay: 0.0, ess }
     }
 }
@@ -74,7 +75,7 @@ impl Rule for AdamW {
         [a, b, c, d, e, f, g, h, 1.0 - when.lr * self.weight_decay]
     }
     fn update<T: Real>(&self, [a, b, c, d, e, f, g, h, keep]: [T; 9], x: Site<T>, state: [T; 3]) -> (T, [T; 3]) {
-        // The coupled pull of a prior, if there is one, is taken at the old mean like the gradient.
+        // The pull of a prior, if there is one, is taken at the old mean like the gradient; so Adam gets δ = 0.
         let pulled = x.gradient + x.delta * (x.mean - x.prior_mean);
         let decayed = Site { mean: keep * x.mean, gradient: pulled, delta: T::real(0.0), ..x };
         self.adam().update([a, b, c, d, e, f, g, h], decayed, state)

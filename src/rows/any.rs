@@ -1,4 +1,7 @@
-//! A row that is chosen at run time.
+//! A row that is chosen at run time: its name and settings as one serde value.
+//!
+//! The list of rows at `any_row!` is the only thing here that changes with a new row. The optimizer that comes of it is
+//! a [`Train`].
 
 use super::{
     Adam, AdamW, BayesBiNN, BayesianSam, DiagonalNewton, Evon, FullVon, Ivon, Newton, NoisyKfac, RmsProp, Sam,
@@ -48,6 +51,7 @@ macro_rules! any_row {
 
             /// The row of this name, with its defaults.
             pub fn named(name: &str) -> Option<Self> {
+                // Files are written under `NAME`; the same row must not have another name in a configuration.
                 $(const { assert!(str_eq($Row::NAME, $name), "AnyRow has a row under another name") };)*
                 match name {
                     $($name => Some(AnyRow::$Row($Row::default())),)*
@@ -66,7 +70,12 @@ macro_rules! any_row {
             ///
             /// # Errors
             /// As [`Builder::build`](crate::Builder::build).
-            pub fn build_with(&self, options: BuildOptions, params: impl Into<Params>, lr: f64) -> Result<Box<dyn Train>> {
+            pub fn build_with(
+                &self,
+                options: BuildOptions,
+                params: impl Into<Params>,
+                lr: f64,
+            ) -> Result<Box<dyn Train>> {
                 match *self {
                     $(AnyRow::$Row(row) => boxed(row, options, params.into(), lr),)*
                 }
@@ -110,7 +119,7 @@ any_row! {
     NoisyKfac "noisy_kfac"
 }
 
-/// `==` of texts, in a constant.
+/// `==` of texts; that of `str` cannot be used in a constant.
 const fn str_eq(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut i = 0;
@@ -159,10 +168,13 @@ impl<'de> Deserialize<'de> for AnyRow {
                 AnyRow::named(name).ok_or_else(|| E::unknown_variant(name, AnyRow::NAMES))
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> std::result::Result<AnyRow, A::Error> {
+                // Derived code reads the settings, so that unknown names and fields are reported as everywhere in
+                // serde.
                 Full::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(AnyRow::from)
             }
         }
 
+        // Either form may come, so this takes a format that describes itself, as JSON and TOML do.
         deserializer.deserialize_any(NameOrSettings)
     }
 }

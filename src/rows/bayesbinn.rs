@@ -22,14 +22,14 @@ config! {
     /// λ ← λ - α b/(1-β₁ᵗ)
     /// ```
     ///
-    /// with N = ess and κ the weight of KL(q‖prior), 1 in Bayes' rule. Unlike the Gaussian rows, the loss is multiplied by
-    /// N, so that α in (0, 1] is the ρ of the Bayesian learning rule.
+    /// with N = ess and κ the weight of KL(q‖prior), 1 in Bayes' rule. Unlike the Gaussian rows, the loss is multiplied
+    /// by N, so that α in (0, 1] is the ρ of the Bayesian learning rule.
     ///
-    /// The variables hold the mean tanh λ ([`Link::Tanh`]): set them to ±1 (`w.sign()`) before the optimizer is built to
-    /// start at λ = ±`natural_init` as the paper does, or leave small numbers in them to start near the uniform
+    /// The variables hold the mean tanh λ ([`Link::Tanh`]): set them to ±1 (`w.sign()`) before the optimizer is built
+    /// to start at λ = ±`natural_init` as the paper does, or leave small numbers in them to start near the uniform
     /// distribution. Samples and the mode are the posterior's: [`MeanFieldBernoulli::perturb`],
-    /// [`MeanFieldBernoulli::perturb_to_mode`]. Give the optimizer binary weights only, by
-    /// [`Params`](crate::Params) or a store of their own; a [`Prior`](crate::Prior) is an error.
+    /// [`MeanFieldBernoulli::perturb_to_mode`]. Give the optimizer binary weights only, by [`Params`](crate::Params) or
+    /// a store of their own; a [`Prior`](crate::Prior) is an error.
     ///
     /// The gradient estimate is biased for τ > 0 and noisy for τ → 0 (at λ = 0 and τ = 1 the mean of 1-w² is 2/3 where
     /// an unbiased scale has 1).
@@ -107,16 +107,18 @@ impl Rule for BayesBiNN {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let debias = if self.debias { 1.0 - self.beta1.powf(when.t as f64) } else { 1.0 };
+        // 1 and ½ are among the coefficients, because a constant in `update` would be converted at every weight.
         let (tau, ess) = (self.relaxation, self.ess.unwrap_or(f64::NAN));
         let rate = when.lr / debias;
         [1.0 / tau, ess / tau, self.eps, 1.0, 0.5, self.beta1, 1.0 - self.beta1, rate, self.prior_natural]
     }
     fn point<T: Real>(&self, [inverse_tau, ..]: [T; 9], lambda: T, d: T, sign: T, _: T, _: [T; 1]) -> T {
+        // d is odd about u = ½, so the minus gives the noise of 1-u.
         ((lambda + sign * d) * inverse_tau).tanh()
     }
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let [_, n_over_tau, eps, one, half, beta1, fresh, rate, lambda0] = k;
-        // 1-μ² = sech²λ from the half angle, t = tanh(λ/2): where μ rounds to 1 in f32, t does not.
+        // 1-μ² = sech²λ by the half angle, t = tanh(λ/2): where μ = tanh λ rounds to 1 in f32, t does not yet.
         let t = (half * x.mean).tanh();
         let sech = (one - t * t) / (one + t * t);
         // N s ĝ; the curvature statistic is (1-w²)ĝ.
@@ -135,7 +137,8 @@ mod tests {
         Site { mean: lambda, gradient, curvature: (1.0 - w * w) * gradient, prior_mean: 0.0, delta }
     }
 
-    /// λ = ½ ln 3, so μ = ½ and 1-μ² = ¾; w = ½ as well, so with τ = ½ and ε = ¼: s = 1/(½·1) = 2 and N s ĝ = 4·2·3 = 24.
+    /// λ = ½ ln 3, so μ = ½ and 1-μ² = ¾; w = ½ as well, so with τ = ½ and ε = ¼: s = 1/(½·1) = 2 and N s ĝ = 4·2·3 =
+    /// 24.
     #[test]
     fn one_step_by_hand() {
         let rule = BayesBiNN::default().ess(4.0).relaxation(0.5).eps(0.25).beta1(0.5).prior_natural(1.0);

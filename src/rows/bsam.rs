@@ -8,8 +8,9 @@ use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 config! {
     /// Bayesian sharpness-aware minimization: SAM with a perturbation and a step that follow the posterior's variance.
     ///
-    /// Row of the table: Gaussian with diagonal covariance; stochastic approximation, the expectation of the loss relaxed
-    /// to its best concave upper bound (the maximum of SAM), Hessian by √s·|ĝ₁| at a sample, slow-moving averages.
+    /// Row of the table: Gaussian with diagonal covariance; stochastic approximation, the expectation of the loss
+    /// relaxed to its best concave upper bound (the maximum of SAM), Hessian by √s·|ĝ₁| at a sample, slow-moving
+    /// averages.
     ///
     /// ```text
     /// e ~ N(0, 1/(λs))                   λ = ess, s = h+δ+γ
@@ -18,15 +19,16 @@ config! {
     /// ĝ = ∇L(m+ε)                        at the mean, not at the sample; on the same batch
     /// b ← β₁ b + (1-β₁) (ĝ + δ(m-m₀))
     /// h ← β₂ h + (1-β₂) √s |ĝ₁|          the same as  s ← β₂ s + (1-β₂) (√s |ĝ₁| + δ + γ)
-    /// m ← m - α b/s                      released code: the s of before
+    /// m ← m - α b/s                      released code: the old s
     /// ```
     ///
     /// The posterior is N(m, 1/(λs)); the damping γ limits noise and step and so is part of it. Over the chunks of
-    /// [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ and |ĝ₁| are averaged,
-    /// each with an e of its own. There is no bias correction.
+    /// [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ and |ĝ₁| are
+    /// averaged, each with an e of its own. There is no bias correction.
     ///
-    /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at the mean.
-    /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior, and damping.
+    /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at
+    /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior,
+    /// and damping.
     ///
     /// Two forms: [`BayesianSam::iclr2023`], the algorithm of the paper, which is the default, and
     /// [`BayesianSam::released`], that of its code.
@@ -59,7 +61,7 @@ impl BayesianSam {
         BayesianSam::default()
     }
 
-    /// As in the code that was released with the paper: the s of before the update divides the step.
+    /// As in the code that was released with the paper: the s from before the update divides the step.
     pub fn released() -> Self {
         BayesianSam::default().precision_in_step(PrecisionInStep::Old)
     }
@@ -80,7 +82,7 @@ impl Row for BayesianSam {
         check::rate("beta2", self.beta2)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("damping", self.damping)?;
-        // Where the gradient vanishes, h does so too.
+        // Where the gradient vanishes, h goes to zero, and s must not.
         check::positive("weight_decay + damping", self.weight_decay + self.damping)
     }
     fn expectation(&self) -> Expectation {
@@ -110,6 +112,7 @@ impl Rule for BayesianSam {
         let [_, gamma, lr, _, beta1, fresh, r] = k;
         let old = h + x.delta + gamma;
         let b = beta1 * b + fresh * (x.gradient + x.delta * (x.mean - x.prior_mean));
+        // √s with the s that the sample was drawn with, whichever one divides the step.
         let h = h + r * (old.sqrt() * x.curvature - h);
         let s = match self.precision_in_step {
             PrecisionInStep::New => h + x.delta + gamma,

@@ -1,4 +1,6 @@
-//! What the files of rows share: the macros that make settings of a row, and pieces of full-covariance rows.
+//! What the files of rows share: the macros that make the settings of a row, and pieces of rows with a full covariance.
+//!
+//! Arithmetic that a paper states stays in the file of its row, even where two rows agree.
 
 use crate::driver::{BlockRule, Learned};
 use crate::posterior::FullGaussian;
@@ -14,6 +16,7 @@ macro_rules! config {
     }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+        // A setting left out of a configuration has its default; a misspelt one must not.
         #[serde(default, deny_unknown_fields)]
         pub struct $Name {
             $($(#[$doc])* pub $field: $type,)*
@@ -26,6 +29,7 @@ macro_rules! config {
         impl $Name {
             $($(#[$doc])*
             #[must_use]
+            // `into` is for the `via` fields, where it wraps a number into an option.
             #[allow(clippy::useless_conversion)]
             pub fn $field(mut self, $field: $crate::rows::common::config!(@arg $type $(, $arg)?)) -> Self {
                 self.$field = $field.into();
@@ -35,8 +39,8 @@ macro_rules! config {
             /// Builds the optimizer for these parameters with this learning rate α ≥ 0, as
             /// `tch::nn::Adam::default().build(&vs, lr)` does.
             ///
-            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which moves on by
-            /// that.
+            /// Without [`noise`](Self::noise) the seed of the noise is drawn from libtorch's generator, which advances
+            /// it.
             ///
             /// # Errors
             /// As [`Builder::build`](crate::Builder::build).
@@ -44,8 +48,8 @@ macro_rules! config {
                 self.builder().build(params, lr)
             }
             /// Uses this prior instead of the isotropic one of the weight decay: `.prior(&posterior)`, or a
-            /// [`Prior`](crate::Prior). Needs the row's `ess`, to put the prior's precision on the scale of the mean loss
-            /// (δ = P₀/ess). As [`Builder::prior`](crate::Builder::prior).
+            /// [`Prior`](crate::Prior). Needs the row's `ess`, to put the prior's precision on the scale of the mean
+            /// loss (δ = P₀/ess). As [`Builder::prior`](crate::Builder::prior).
             pub fn prior(self, prior: impl Into<crate::Prior>) -> crate::Builder<Self> {
                 self.builder().prior(prior)
             }
@@ -81,7 +85,8 @@ macro_rules! config {
 }
 pub(super) use config;
 
-/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and `ess`.
+/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and
+/// `ess`.
 macro_rules! fields {
     (@ weight_decay) => {
         fn isotropic_delta(&self) -> f64 {
@@ -129,9 +134,33 @@ pub(super) fn initial_hessian(mean: &Tensor, prior: &BlockPrior, hess_init: f64)
 
 /// N(m, (λ(H + Δ))⁻¹)
 pub(super) fn full_posterior<R: BlockRule>(blocks: Vec<Learned<R>>) -> Result<FullGaussian> {
+    // A joint row has one block.
     let Some(Learned { row, means, state, prior, .. }) = blocks.into_iter().next() else {
         return Err(Error::Posterior("it has no parameter".to_owned()));
     };
     let ess = check::ess(row.effective_sample_size())?;
     FullGaussian::new(means, &(prior.add_to(&state[0], 1.0)? * ess))
+}
+
+/// What the tests of block rows share.
+#[cfg(test)]
+pub(super) mod testing {
+    use crate::driver::Row;
+    use tch::Tensor;
+
+    /// Equal to rounding, elements in row-major order.
+    #[track_caller]
+    pub fn close(a: &Tensor, b: &[f64]) {
+        let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
+        assert!(error < 1e-15, "{a} and not {b:?}");
+    }
+
+    /// Each configuration is refused, and the error names the field.
+    #[track_caller]
+    pub fn refused<R: Row, const N: usize>(all: [(R, &str); N]) {
+        for (bad, field) in all {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.contains(&format!("`{field}`")), "{e}");
+        }
+    }
 }

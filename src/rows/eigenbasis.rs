@@ -1,4 +1,8 @@
-//! The basis in which a Kronecker-factored second moment of the gradients is diagonal.
+//! The basis in which a Kronecker-factored second moment of the gradients is diagonal: its state, how it follows the
+//! gradients, rotations into it and back.
+//!
+//! For rows that keep the moments themselves (Evon, Soap). The factors of noisy K-FAC come from layers, and are in
+//! `noisy_kfac.rs`.
 
 use crate::driver::{BlockRule, Learned};
 use crate::linalg::{into_basis, out_of_basis};
@@ -21,8 +25,8 @@ impl<'a> Eigenbasis<'a> {
         Eigenbasis(state)
     }
 
-    /// Zero moments, and the prior's bases where it has some, otherwise identities; vectors, and sides with more than
-    /// `max_dim` rows or only one, are not rotated.
+    /// Zero moments, with the prior's bases where it has some and identities elsewhere. Vectors are not rotated, nor
+    /// are sides with more than `max_dim` rows or only one.
     pub(super) fn initial(mean: &Tensor, max_dim: i64, prior: &BlockPrior) -> Vec<Tensor> {
         let like = (mean.kind(), mean.device());
         let n = |side: usize| match mean.size()[..] {
@@ -32,6 +36,7 @@ impl<'a> Eigenbasis<'a> {
         let zero = |side| Tensor::zeros([n(side); 2], like);
         let bases = prior.bases();
         let basis = |side: usize| {
+            // The prior may rotate a side that `max_dim` leaves as it is here.
             let own = bases[side].filter(|q| q.size() == [n(side); 2]);
             own.map_or_else(|| Tensor::eye(n(side), like), Tensor::copy)
         };
@@ -52,7 +57,7 @@ impl<'a> Eigenbasis<'a> {
         self.basis(1)
     }
 
-    /// The diagonal of a prior's Δ in this basis: δ, 0-dim, of an isotropic one.
+    /// The diagonal of a prior's Δ in this basis; a 0-dim δ for an isotropic prior.
     pub(super) fn delta(&self, prior: &BlockPrior, shape: &[i64]) -> Result<Tensor> {
         prior.in_basis(self.left(), self.right(), shape)
     }
@@ -76,12 +81,13 @@ impl<'a> Eigenbasis<'a> {
         ])
     }
 
-    /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with weight
-    /// 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one, by a step
-    /// of the power method and orthogonalization, which costs less and keeps the order of the vectors.
+    /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with
+    /// weight 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one,
+    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors.
     pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
+            // A copy at first, because the moments belong to the driver's running means.
             new.push(if t <= 1 { fresh.copy() } else { old.f_lerp(fresh, 1.0 - beta)? });
         }
         for side in 0..2 {
@@ -90,7 +96,8 @@ impl<'a> Eigenbasis<'a> {
             new.push(if !follows {
                 basis.shallow_clone()
             } else if t <= 1 {
-                // Descending.
+                // Descending, as the power method would sort them in time. The row's second moments belong to one
+                // vector each and are not permuted with them.
                 linalg::eigen(moment)?.1.f_flip([1])?
             } else {
                 linalg::nearer_eigenvectors(moment, basis)?
@@ -99,8 +106,8 @@ impl<'a> Eigenbasis<'a> {
         Ok(new)
     }
 
-    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state tensors;
-    /// `precision(learned, delta)` with the prior's δ in that basis.
+    /// The Gaussian with this precision in the basis of each block, which starts at number `first` of the state
+    /// tensors; `precision(learned, delta)` with the prior's δ in that basis.
     pub(super) fn posterior<R: BlockRule>(
         blocks: Vec<Learned<R>>,
         first: usize,

@@ -26,18 +26,18 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity basis,
-    /// and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter of fewer
-    /// than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
+    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity
+    /// basis, and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter
+    /// of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
     /// [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
     ///
     /// The published code orthogonalizes the step by default; this row does not, so that it remains a Newton step.
     ///
-    /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML 2020)
-    /// for the precision that stays positive.
+    /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML
+    /// 2020) for the precision that stays positive.
     ///
-    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and the
-    /// basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
+    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and
+    /// the basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
     pub struct Evon {
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
@@ -88,10 +88,7 @@ impl Row for Evon {
         check::rate("beta_basis", self.beta_basis)?;
         check::count("frequency", self.frequency as usize)?;
         check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
-        self.expectation.validate()?;
-        let sampled = self.expectation != Expectation::Delta;
-        let expected = "an expectation with samples: Price's estimate is zero at the mean";
-        check::that("expectation", self.expectation, sampled, expected)?;
+        self.expectation.check_sampled()?;
         self.hess_clip.map_or(Ok(()), |kappa| check::positive("hess_clip", kappa))?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
@@ -119,6 +116,7 @@ impl BlockRule for Evon {
     /// e'G', GGᵀ, GᵀG
     fn statistics(&self, x: &Evaluated, state: &[Tensor]) -> Result<Vec<Tensor>> {
         let basis = Eigenbasis::of(&state[BASIS..]);
+        // As it was drawn: rotating e there and back would only add rounding.
         let rotated = x.rotated.map_or_else(|| basis.rotate(x.displacement), |e| Ok(e.shallow_clone()))?;
         let mut all = vec![rotated * basis.rotate(x.gradient)?];
         all.extend(basis.moments(x.gradient)?);
@@ -130,15 +128,19 @@ impl BlockRule for Evon {
         let delta = basis.delta(x.prior, &h.size())?;
         let s = h + &delta;
         let f = &x.statistics[0] * check::ess(self.ess)?;
+        // Clipped in units of h+δ, which therefore comes last.
         let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
+        // The second-order term keeps h+δ above half of its value, whatever the sign of f.
         let change = (f - h) * r;
         let h = h + &change + change.square() * 0.5 / s;
         let b = b * self.beta1 + x.gradient * (1.0 - self.beta1);
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
+        // One rotation for both, since it is linear; and the new precision divides.
         let step = basis.rotate(&(&b * debias + x.prior.pull(x.mean)?))? / (&h + delta);
         let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
         let mean = x.mean - basis.back(&step)? * when.lr;
         let mut state = vec![b, h];
+        // Last: no step may use a basis that has seen its gradient.
         state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
         Ok((mean, state))
     }
@@ -151,13 +153,14 @@ impl BlockRule for Evon {
 
 #[cfg(test)]
 mod tests {
+    use super::super::common::testing::refused;
     use super::*;
 
     #[test]
     fn values_out_of_range_are_named() {
         let rule = Evon::default().ess(10.0);
         rule.validate().unwrap();
-        for (bad, field) in [
+        refused([
             (Evon::default(), "ess"),
             (rule.weight_decay(-1.0), "weight_decay"),
             (rule.hess_init(0.0), "hess_init"),
@@ -169,9 +172,6 @@ mod tests {
             (rule.expectation(Expectation::Delta), "expectation"),
             (rule.hess_clip(0.0), "hess_clip"),
             (rule.clip_radius(-1.0), "clip_radius"),
-        ] {
-            let e = bad.validate().unwrap_err().to_string();
-            assert!(e.contains(&format!("`{field}`")), "{e}");
-        }
+        ]);
     }
 }

@@ -42,14 +42,14 @@ config! {
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-4.
         weight_decay: f64 = 1e-4;
         /// Where the expectations are evaluated, with samples: [`Expectation::MonteCarlo`], or
-        /// [`Expectation::Antithetic`] at twice the cost and without noise from the gradient at the mean in f. Default one
-        /// Monte-Carlo sample.
+        /// [`Expectation::Antithetic`] at twice the cost and without noise from the gradient at the mean in f. Default
+        /// one Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// How E_q\[∇²L\] is estimated: by [`Statistic::Price`], without bias and of either sign, the default; or by
         /// [`Statistic::SquaredGradient`], f = κ·ĝ², which is biased.
         hessian: Statistic = Statistic::Price;
-        /// κ > 0, factor on squared gradients; default ess, as in the published code. 1 is Adam's second moment, the batch
-        /// size an estimate of the empirical Fisher information.
+        /// κ > 0, factor on squared gradients; default ess, as in the published code. 1 is Adam's second moment, the
+        /// batch size an estimate of the empirical Fisher information.
         square_scale: Option<f64> = None, via f64;
         /// Clip radius ξ > 0 on the preconditioned step, so that no weight moves by more than α c ξ; default: none.
         clip_radius: Option<f64> = None, via f64;
@@ -95,8 +95,12 @@ impl Rule for Ivon {
         [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
+        // `validate` has refused a row without it.
         let ess = self.ess.unwrap_or(f64::NAN);
+        // A number for all weights, also under a prior of tensors, so that directions of high precision keep small
+        // steps.
         let c = if self.rescale_lr { self.hess_init + self.weight_decay } else { 1.0 };
+        // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let r = 1.0 - self.beta2;
         let scale = self.square_scale.filter(|_| self.hessian == Statistic::SquaredGradient).unwrap_or(ess);
@@ -107,9 +111,11 @@ impl Rule for Ivon {
         let [_, scale, lr, beta1, fresh, debias, r, half_r2, xi] = k;
         let f = match self.hessian {
             Statistic::SquaredGradient => x.curvature * scale,
+            // The precision that e was drawn with. Any other would bias h.
             _ => x.curvature * (scale * (h + x.delta)),
         };
         let b = beta1 * b + fresh * x.gradient;
+        // The last term makes h+δ at least half of what it was, for any f, since S(1 + x + x²/2) ≥ S/2.
         let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / (h + x.delta);
         let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / (h + x.delta);
         (x.mean - lr * v.min(xi).max(-xi), [b, h])

@@ -1,4 +1,6 @@
-//! A mixture of Gaussians, learned together.
+//! A mixture of Gaussians, learned together: one variable's components move in one step, each by its own samples.
+//!
+//! Not a row of the driver, whose variables hold a single mean.
 
 use crate::kernel::{self, Draw};
 use crate::{DiagonalGaussian, Error, Expectation, Mixture, Result, check};
@@ -6,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Natural-gradient variational inference with a mixture of K diagonal Gaussians, for functions of few weights.
 ///
-/// Row of the table: mixture of Gaussians; with [`Expectation::Delta`] multimodal optimization. Each component follows the
-/// derivatives of b = ℓ + ln q at its own samples, which push it downhill and away from the others:
+/// Row of the table: mixture of Gaussians; with [`Expectation::Delta`] multimodal optimization. Each component follows
+/// the derivatives of b = ℓ + ln q at its own samples, which push it downhill and away from the others:
 ///
 /// ```text
 /// q(θ) = Σ_c π_c N(θ | m_c, 1/s_c)           b(θ) = ℓ(θ) + ln q(θ),  ℓ = -ln p(data, θ): a sum, not a mean
@@ -18,8 +20,8 @@ use tch::{Device, Kind, Tensor};
 /// ```
 ///
 /// E_c is taken at m_c ([`Expectation::Delta`]), at samples of each component, or at nodes that the caller gives
-/// ([`MixtureOfGaussians::step_at`]). A stationary point of exact expectations is one of E_q\[b\], the negative evidence
-/// lower bound. The Hessian is exact, by one backward pass per weight.
+/// ([`MixtureOfGaussians::step_at`]). A stationary point of exact expectations is one of E_q\[b\], the negative
+/// evidence lower bound. The Hessian is exact, by one backward pass per weight.
 ///
 /// ```
 /// use tch::{Kind, Tensor};
@@ -38,10 +40,11 @@ use tch::{Device, Kind, Tensor};
 /// # }
 /// ```
 ///
-/// It is not driven by [`Optimizer`](crate::Optimizer), whose variables hold one mean, because a step evaluates the loss at K.
+/// It is not driven by [`Optimizer`](crate::Optimizer), whose variables hold one mean: a step here evaluates the loss
+/// around K means.
 ///
 /// Sources: Lin, Khan and Schmidt, *Fast and Simple Natural-Gradient Variational Inference with Mixture of
-/// Exponential-family Approximations* (ICML 2019), which samples from q where this samples from each component (the
+/// Exponential-family Approximations* (ICML 2019), which samples from q, while this samples from each component (the
 /// expectations are the same); Lin, Schmidt and Khan (ICML 2020) for the precision; Khan and Rue (2023), section 3.2.
 #[derive(Debug)]
 pub struct MixtureOfGaussians {
@@ -59,8 +62,8 @@ pub struct MixtureOfGaussians {
 }
 
 impl MixtureOfGaussians {
-    /// Components at these means (`[K, d]`, copied), of one precision > 0 and equal weights. ρ = 0.1, ρ_π = 0.1, ten samples
-    /// per component and step, seed 0.
+    /// Components at these means (`[K, d]`, copied), of one precision > 0 and equal weights. ρ = 0.1, ρ_π = 0.1, ten
+    /// samples per component and step, seed 0.
     ///
     /// # Errors
     /// Means of another shape or not finite, a precision out of range.
@@ -123,7 +126,7 @@ impl MixtureOfGaussians {
         self.log_weight.exp()
     }
 
-    /// The mixture over one parameter `name` of shape `[d]`.
+    /// The mixture over one parameter, named `name`, of shape `[d]`.
     ///
     /// # Errors
     /// A weight that has become zero.
@@ -143,12 +146,12 @@ impl MixtureOfGaussians {
         (normal.sum_dim_intlist(2, false, None::<Kind>) + &self.log_weight).logsumexp(1, false)
     }
 
-    /// One step: `loss` maps points `[n, d]` (f64, on the CPU) to ℓ of each, `[n]`. Returns E_q\[b\] as estimated before the
-    /// step: the negative evidence lower bound, in nats.
+    /// One step: `loss` maps points `[n, d]` (f64, on the CPU) to ℓ of each, `[n]`. Returns E_q\[b\] as estimated
+    /// before the step: the negative evidence lower bound, in nats.
     ///
     /// # Errors
-    /// A step size or expectation out of range, a loss of another shape or without a graph, a loss or derivative that is
-    /// not finite. Nothing has changed then.
+    /// A step size or expectation out of range, a loss of another shape or without a graph, a loss or derivative that
+    /// is not finite. Nothing has changed then.
     pub fn step(&mut self, loss: impl FnOnce(&Tensor) -> Tensor) -> Result<f64> {
         self.expectation.validate()?;
         let size = self.mean.size();
@@ -167,8 +170,8 @@ impl MixtureOfGaussians {
         self.follow(loss, &Tensor::cat(&nodes, 0), &share)
     }
 
-    /// As [`MixtureOfGaussians::step`] with expectations over N(0, 1)ᵈ by quadrature: nodes z `[n, d]` and their shares `[n]`,
-    /// of sum 1.
+    /// As [`MixtureOfGaussians::step`] with expectations over N(0, 1)ᵈ by quadrature: nodes z `[n, d]` and their shares
+    /// `[n]`, of sum 1.
     ///
     /// # Errors
     /// As [`MixtureOfGaussians::step`], and nodes of another shape.
@@ -176,11 +179,8 @@ impl MixtureOfGaussians {
         let size = self.mean.size();
         let (z, share) = (z.to_kind(Kind::Double), share.to_kind(Kind::Double));
         if z.dim() != 2 || z.size()[1] != size[1] || share.size() != z.size()[..1] {
-            let (z, share) = (z.size(), share.size());
-            return Err(Error::Posterior(format!(
-                "nodes {z:?} with shares {share:?}: expected [n, {}] and [n]",
-                size[1]
-            )));
+            let (z, share, d) = (z.size(), share.size(), size[1]);
+            return Err(Error::Posterior(format!("nodes {z:?} with shares {share:?}: expected [n, {d}] and [n]")));
         }
         self.follow(loss, &z.unsqueeze(1).expand([-1, size[0], -1], false), &share)
     }
@@ -199,10 +199,12 @@ impl MixtureOfGaussians {
         }
         let b = l.to_kind(Kind::Double) + self.log_density(&theta);
         let backward = |y: &Tensor| -> Result<Tensor> {
+            // Points do not interact, so one pass for their sum gives the derivatives at each.
             let total = y.sum(Kind::Double);
             if !total.requires_grad() {
                 return Ok(theta.detach().zeros_like());
             }
+            // Twice differentiable, and kept, because the Hessian takes another pass per weight.
             let found = Tensor::f_run_backward(&[&total], &[&theta], true, true)?;
             Ok(found.into_iter().next().filter(Tensor::defined).unwrap_or_else(|| theta.detach().zeros_like()))
         };
@@ -210,7 +212,7 @@ impl MixtureOfGaussians {
         let hessian: Vec<Tensor> =
             (0..weights).map(|j| Ok(backward(&gradient.select(1, j))?.select(1, j).detach())).collect::<Result<_>>()?;
         let _no_grad = tch::no_grad_guard();
-        // E_c: over the nodes.
+        // E_c, over the nodes of each component.
         let expect = |x: &Tensor| {
             let x = x.detach().reshape(points.as_slice());
             (x * share.reshape([-1, 1, 1])).sum_dim_intlist(0, false, None::<Kind>)
@@ -227,9 +229,11 @@ impl MixtureOfGaussians {
                 return Err(Error::NonFiniteGradient { what, name: "theta".to_owned(), value, step: self.steps });
             }
         }
+        // Everything is checked by now. The old precision divides, as published, so the mean comes first.
         self.mean = &self.mean - &g / &self.precision * self.lr;
         let change = h * self.lr;
         self.precision = &self.precision + &change + change.square() / &self.precision * 0.5;
+        // Normalized as logarithms: a weight may be tiny, and must not underflow on its way.
         self.log_weight = (&self.log_weight - b * self.weight_lr).log_softmax(0, Kind::Double);
         self.steps += 1;
         Ok(objective)

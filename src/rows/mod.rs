@@ -1,4 +1,10 @@
 //! The rows of the table, one file each; their options.
+//!
+//! A file has the settings of a row, its equations in the documentation, and the same equations as an implementation of
+//! [`Rule`](crate::rule::Rule) or [`BlockRule`](crate::rule::BlockRule). What rows share is in `common.rs` (macros,
+//! pieces of rows with a full covariance) and `eigenbasis.rs`; everything that is not arithmetic of one weight or block
+//! is the driver's. [`MixtureOfGaussians`] and [`MultiIvon`] are in the table and not rows of the driver; their
+//! documentation says why.
 
 mod any;
 mod common;

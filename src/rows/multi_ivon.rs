@@ -1,15 +1,16 @@
-//! Several runs of IVON as one mixture.
+//! Several runs of IVON as one mixture. Their training is that of [`Ivon`]; only building, stepping and joining are
+//! here.
 
 use super::ivon::Ivon;
 use crate::gradient::IntoTensor;
 use crate::{Error, Mixture, Optimizer, Params, Philox, Result};
 
-/// Independent runs of [`Ivon`] over several copies of a model, whose posteriors make a [`Mixture`] of equal weights: each
-/// run finds a mode of its own, and the mixture knows what they disagree about.
+/// Independent runs of [`Ivon`] over several copies of a model, whose posteriors make a [`Mixture`] of equal weights:
+/// each run finds a mode of its own, and the mixture expresses where they disagree.
 ///
-/// Each copy is a store of its own with the same names and shapes, and with initial weights of its own; the noise of
-/// member i has seed `seed` + i. The members share nothing while they are trained, so they may as well be trained one
-/// after the other, by any row with a posterior: [`Mixture::equal`]. Each is an [`Optimizer`] of its own.
+/// Each copy is a separate store with the same names and shapes but different initial weights; the noise of member i
+/// has seed `seed` + i. The members share nothing while they are trained, so they may as well be trained one after the
+/// other, by any row with a posterior: [`Mixture::equal`]. Each is a separate [`Optimizer`].
 ///
 /// Source: the winning entry of the NeurIPS 2021 competition on approximate inference in Bayesian deep learning.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ impl MultiIvon {
         lr: f64,
         seed: u64,
     ) -> Result<Self> {
+        // A seed is a name and not a quantity, so it may wrap around.
         let build = |(i, copy): (usize, P)| config.noise(Philox { seed: seed.wrapping_add(i as u64) }).build(copy, lr);
         let members = copies.into_iter().enumerate().map(build).collect::<Result<Vec<_>>>()?;
         if members.is_empty() {

@@ -1,4 +1,4 @@
-//! Newton's method, and its running average: the Gaussian rows of the delta method.
+//! Newton's method, with the full Hessian and with its diagonal: the Gaussian rows of the delta method.
 
 use super::common::{config, fields, full_posterior, initial_hessian};
 use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
@@ -19,16 +19,17 @@ config! {
     /// m ← m - α S⁻¹ (ĝ + δm)
     /// ```
     ///
-    /// With the defaults α = 1 and β₂ = 0 (a step of size ρ = 1) a quadratic loss is solved in one step. At the minimum the
-    /// posterior N(m, (λS)⁻¹) is Laplace's approximation; it has the Hessian of the point that the last step started
-    /// from. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon), whose
-    /// improved rule keeps it positive.
+    /// With the defaults α = 1 and β₂ = 0 (a step of size ρ = 1) a quadratic loss is solved in one step. At the minimum
+    /// the posterior N(m, (λS)⁻¹) is Laplace's approximation; its Hessian is that of the point where the last step
+    /// started. Where S is not positive definite the step is an error; raise δ, or take [`FullVon`](crate::FullVon),
+    /// whose improved rule keeps it positive.
     ///
     /// The Hessian takes a backward pass for each weight, and its factorization n³/3 operations.
     ///
     /// Source: Khan and Rue, *The Bayesian Learning Rule* (2023), section 1.3.
     pub struct Newton {
-        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
+        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default:
+        /// none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
         weight_decay: f64 = 0.0;
@@ -90,7 +91,8 @@ config! {
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.4; Hutchinson (1989) for the estimate.
     pub struct DiagonalNewton {
-        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default: none.
+        /// Effective sample size λ > 0, usually the number of training examples; only needed for a posterior. Default:
+        /// none.
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 0.
         weight_decay: f64 = 0.0;
@@ -108,6 +110,7 @@ impl DiagonalNewton {
     /// h + δ, if it is positive.
     fn precision(h: &Tensor, prior: &BlockPrior) -> Result<Tensor> {
         let precision = h + prior.in_basis(None, None, &h.size())?;
+        // libtorch refuses the minimum of an empty tensor.
         if precision.numel() > 0 && precision.min().double_value(&[]) <= 0.0 {
             let problem = format!("its smallest element is {:e}", precision.min().double_value(&[]));
             let what = "the Hessian's diagonal with the prior".to_owned();
@@ -126,6 +129,7 @@ impl Row for DiagonalNewton {
 
     fn validate(&self) -> Result<()> {
         let Self { ess, weight_decay, hess_init, beta2, .. } = *self;
+        // The fields that both have, with the same ranges.
         Newton { ess, weight_decay, hess_init, beta2 }.validate()?;
         match self.hessian {
             Statistic::HessianDiagonal => Ok(()),
@@ -156,14 +160,11 @@ impl BlockRule for DiagonalNewton {
         let mut entries = Vec::new();
         for Learned { row, means, state, prior, .. } in blocks {
             let precision = Self::precision(&state[0], prior)? * check::ess(row.ess)?;
-            let mut first = 0;
-            let entry = move |(name, mean): (String, Tensor)| {
-                let n = mean.numel() as i64;
-                first += n;
-                let s = precision.narrow(0, first - n, n).reshape(mean.size());
-                (name, mean, s)
-            };
-            entries.extend(means.into_iter().map(entry));
+            let sizes: Vec<i64> = means.iter().map(|(_, mean)| mean.numel() as i64).collect();
+            for ((name, mean), s) in means.into_iter().zip(precision.split_with_sizes(sizes, 0)) {
+                let s = s.reshape(mean.size());
+                entries.push((name, mean, s));
+            }
         }
         DiagonalGaussian::new(entries)
     }
@@ -171,14 +172,15 @@ impl BlockRule for DiagonalNewton {
 
 #[cfg(test)]
 mod tests {
+    use super::super::common::testing::{close, refused};
     use super::*;
 
     fn row(x: &[f64]) -> Tensor {
         Tensor::from_slice(x)
     }
 
-    /// H ← ½·2I + ½[[3, 1], [1, 3]] = [[2.5, ½], [½, 2.5]], S = H + ½I = [[3, ½], [½, 3]], u = (1, 2) + ½(2, -2) = (2, 1),
-    /// S⁻¹u = (5.5, 2)/8.75.
+    /// H ← ½·2I + ½[[3, 1], [1, 3]] = [[2.5, ½], [½, 2.5]], S = H + ½I = [[3, ½], [½, 3]], u = (1, 2) + ½(2, -2) = (2,
+    /// 1), S⁻¹u = (5.5, 2)/8.75.
     #[test]
     fn one_step_by_hand() {
         let rule = Newton::default().weight_decay(0.5).hess_init(2.0).beta2(0.5);
@@ -188,7 +190,6 @@ mod tests {
         let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
         let when = When { t: 1, lr: 0.25 };
         let (m, state) = rule.update(when, &x, &rule.initial(&mean, prior)).unwrap();
-        let close = |a: &Tensor, b: &[f64]| assert!((a.reshape([-1]) - row(b)).abs().max().double_value(&[]) < 1e-15);
         close(&m, &[2.0 - 0.25 * 5.5 / 8.75, -2.0 - 0.25 * 2.0 / 8.75]);
         close(&state[0], &[2.5, 0.5, 0.5, 2.5]);
 
@@ -201,15 +202,12 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
-        for (bad, field) in [
+        refused([
             (Newton::default().ess(0.0), "ess"),
             (Newton::default().weight_decay(f64::NAN), "weight_decay"),
             (Newton::default().hess_init(-1.0), "hess_init"),
             (Newton::default().beta2(1.0), "beta2"),
-        ] {
-            let e = bad.validate().unwrap_err().to_string();
-            assert!(e.contains(&format!("`{field}`")), "{e}");
-        }
+        ]);
         let none = DiagonalNewton::default().hessian(Statistic::Hutchinson { probes: 0 });
         assert!(none.validate().unwrap_err().to_string().contains("`probes`"));
         assert!(DiagonalNewton::default().beta2(1.0).validate().is_err());

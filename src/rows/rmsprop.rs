@@ -70,6 +70,7 @@ impl Rule for RmsProp {
         }
     }
     fn coefficients(&self, when: When) -> [f64; 6] {
+        // As in Adam: nobody is given a precision without ess.
         let ess = self.ess.unwrap_or(f64::INFINITY);
         [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]
     }
@@ -79,7 +80,7 @@ impl Rule for RmsProp {
         let v = decay * v + fresh * u * u;
         let (mean, scale) = if self.centered {
             let mean = decay * mean + fresh * u;
-            // Never negative but for rounding, which a constant gradient brings out.
+            // A variance, so only rounding makes it negative; a constant gradient does, and the root would be NaN.
             (mean, (v - mean * mean).max(T::real(0.0)))
         } else {
             (mean, v)

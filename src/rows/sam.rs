@@ -7,8 +7,8 @@ use crate::{Expectation, Real, Result, check};
 config! {
     /// Sharpness-aware minimization over SGD with momentum.
     ///
-    /// Row of the table: Gaussian with fixed covariance, stochastic approximation; the expectation of the loss over that
-    /// Gaussian is relaxed to its best concave upper bound, which puts a maximum in its place.
+    /// Row of the table: Gaussian with fixed covariance, stochastic approximation; the expectation of the loss over
+    /// that Gaussian is relaxed to its best concave upper bound, which puts a maximum in its place.
     ///
     /// ```text
     /// ĝ₁ = ∇L(m)
@@ -19,9 +19,10 @@ config! {
     /// m ← m - α b
     /// ```
     ///
-    /// Two evaluations per step. With [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) each chunk of the batch has an
-    /// ε and a ĝ of its own, and the ĝ are averaged (m-sharpness). With ρ = 0 it is [`Sgd`](crate::Sgd). Its covariance is
-    /// fixed by assumption, not learned, so there is no posterior; [`BayesianSam`](crate::BayesianSam) learns one.
+    /// Two evaluations per step. With [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) each chunk of the batch
+    /// has an ε and a ĝ of its own, and the ĝ are averaged (m-sharpness). With ρ = 0 it is [`Sgd`](crate::Sgd). Its
+    /// covariance is fixed by assumption, not learned, so there is no posterior; [`BayesianSam`](crate::BayesianSam)
+    /// learns one.
     ///
     /// Batch normalization moves its statistics in both evaluations; other normalizations have no such memory.
     ///
@@ -71,6 +72,7 @@ impl Rule for Sam {
         [when.lr, self.momentum, self.rho]
     }
     fn adversarial<T: Real>(&self, [_, _, rho]: [T; 3], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
+        // The quotient first, which is 0 for the infinite norm that stands for a vanishing gradient.
         rho * (gradient / norm)
     }
     fn update<T: Real>(&self, [lr, mu, _]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {

@@ -19,8 +19,8 @@ config! {
     /// m ← m - α u / (√v + η)             η: field `eps`
     /// ```
     ///
-    /// The radius is not scaled by v: that each weight has a radius of its own is what Bayesian SAM adds. With ρ = 0 it is
-    /// [`RmsProp`](crate::RmsProp). The posterior precision ess·(√v + δ) is as heuristic as there, and needs
+    /// The radius is not scaled by v: that each weight has a radius of its own is what Bayesian SAM adds. With ρ = 0 it
+    /// is [`RmsProp`](crate::RmsProp). The posterior precision ess·(√v + δ) is as heuristic as there, and needs
     /// [`SamRmsProp::ess`].
     ///
     /// Sources: Möllenhoff and Khan, *SAM as an Optimal Relaxation of Bayes* (ICLR 2023), and Khan's talks about it.
@@ -69,6 +69,7 @@ impl Rule for SamRmsProp {
         [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.rho]
     }
     fn adversarial<T: Real>(&self, [.., rho]: [T; 6], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
+        // As in SAM: the quotient is 0 where the norm stands for a vanishing gradient.
         rho * (gradient / norm)
     }
     fn update<T: Real>(&self, [_, lr, decay, fresh, eps, _]: [T; 6], x: Site<T>, [v]: [T; 1]) -> (T, [T; 1]) {

@@ -60,6 +60,7 @@ impl Rule for Sgd {
         self.momentum > 0.0
     }
     fn coefficients(&self, when: When) -> [f64; 3] {
+        // As in torch, which starts the buffer with the gradient itself, undampened.
         let fresh = if when.t <= 1 || self.momentum == 0.0 { 1.0 } else { 1.0 - self.dampening };
         [when.lr, self.momentum, fresh]
     }

@@ -2,7 +2,7 @@
 
 use super::common::{config, fields};
 use super::eigenbasis::{EIGENBASIS, Eigenbasis};
-use crate::driver::{Block, BlockRule, Blocks, Evaluated, Learned, Row, When};
+use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
 use crate::posterior::KroneckerGaussian;
 use crate::prior::{BlockPrior, Family};
 use crate::{Result, check};
@@ -12,10 +12,10 @@ config! {
     /// Adam in the eigenbasis of a Kronecker-factored second moment of the gradients.
     ///
     /// Row of the table: Gaussian whose precision is diagonal in a Kronecker-factored basis, one matrix W `[r, c]` per
-    /// parameter; delta method, Hessian by the squared mini-batch gradient in the basis, square-root scaling, slow-moving
-    /// scale vectors. [`Adam`](crate::Adam) is the case of the identity; [`Evon`](crate::Evon) evaluates at samples
-    /// instead, and has Price's estimate of the Hessian in the place of the root. A prime is a rotation into the basis,
-    /// X' = Q_Lᵀ X Q_R:
+    /// parameter; delta method, Hessian by the squared mini-batch gradient in the basis, square-root scaling,
+    /// slow-moving scale vectors. [`Adam`](crate::Adam) is the case of the identity; [`Evon`](crate::Evon) evaluates at
+    /// samples instead, and has Price's estimate of the Hessian in the place of the root. A prime is a rotation into
+    /// the basis, X' = Q_Lᵀ X Q_R:
     ///
     /// ```text
     /// U = ∇L(M) + δM
@@ -27,15 +27,16 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v stay
-    /// as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is not
-    /// permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated.
+    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v
+    /// stay as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is
+    /// not permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
+    /// rotated.
     ///
-    /// δ is a prior as in [`Adam`](crate::Adam), and η none, as in [`AdamW`](crate::AdamW). The published code has η = 0.01 and
-    /// no δ.
+    /// δ is a prior, as in [`Adam`](crate::Adam); η is not, as in [`AdamW`](crate::AdamW). The published code has η =
+    /// 0.01 and no δ.
     ///
-    /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the reason
-    /// given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
+    /// The posterior, a [`KroneckerGaussian`] with precision λ(√(v/(1-β₂ˢ)) + δ) in the basis, is a heuristic for the
+    /// reason given at [`Adam`](crate::Adam). It needs [`Soap::ess`].
     ///
     /// Source: Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam* (ICLR 2025), arXiv:2409.11321.
     pub struct Soap {
@@ -64,7 +65,7 @@ config! {
 const BASIS: usize = 2;
 
 impl Soap {
-    /// √(v/(1-β₂ˢ)) after `t` steps, of which the first has no part in v.
+    /// √(v/(1-β₂ˢ)) after `t` steps; the first does not enter v.
     fn root(&self, v: &Tensor, t: u64) -> Tensor {
         (v / debias(self.beta2, t)).sqrt()
     }
@@ -105,21 +106,21 @@ impl BlockRule for Soap {
         state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
     }
-    fn statistics(&self, _: &Evaluated, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(Vec::new())
-    }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let (b, v) = (&state[0], &state[1]);
         let basis = Eigenbasis::of(&state[BASIS..]);
         let u = x.gradient + x.prior.pull(x.mean)?;
+        // Moments of U, which has the prior's pull in it, so they cannot be averaged over evaluations as Evon's are.
         let turned = basis.updated(&basis.moments(&u)?, self.beta_basis, when.t, self.frequency)?;
         let (mean, mut new) = if when.t <= 1 {
             (x.mean.copy(), vec![b.copy(), v.copy()])
         } else {
+            // b is kept in the weights' coordinates, so it needs no rotation when the basis turns.
             let b = b * self.beta1 + &u * (1.0 - self.beta1);
             let v = v * self.beta2 + basis.rotate(&u)?.square() * (1.0 - self.beta2);
             let step = basis.rotate(&b)? / (self.root(&v, when.t) + self.eps);
             let mean = x.mean - basis.back(&step)? * (when.lr / debias(self.beta1, when.t));
+            // The published code decays after the step, unlike AdamW.
             (mean * (1.0 - when.lr * self.decoupled_decay), vec![b, v])
         };
         new.extend(turned);
@@ -135,25 +136,22 @@ impl BlockRule for Soap {
 
 #[cfg(test)]
 mod tests {
+    use super::super::common::testing::{close, refused};
     use super::*;
 
     fn matrix(x: &[f64]) -> Tensor {
         Tensor::from_slice(x).reshape([1, 2])
     }
 
-    /// A row, so that only its right side turns. First step: U = (2, 0) + ½(2, 2) = (3, 1), and R = UᵀU has the eigenvectors
-    /// (3, 1)/√10 and (-1, 3)/√10. Second step: U = (0, -1) + ½(2, 2) = (1, 0), which is (3, -1)/√10 in the basis,
-    /// v = ¼·(9, 1)/10 and B = ½U = ½(3, -1)'/√10; corrected, √v = (3, 1)/√10 and B' = (3, -1)/√10. With ε = 1/√10 the step is
-    /// (¾, -½) in the basis, ((¾·3 + ½)/√10, (¾ - ½·3)/√10) = (2.75, -0.75)/√10.
+    /// A row, so that only its right side turns. First step: U = (2, 0) + ½(2, 2) = (3, 1), and R = UᵀU has the
+    /// eigenvectors (3, 1)/√10 and (-1, 3)/√10. Second step: U = (0, -1) + ½(2, 2) = (1, 0), which is (3, -1)/√10 in
+    /// the basis, v = ¼·(9, 1)/10 and B = ½U = ½(3, -1)'/√10; corrected, √v = (3, 1)/√10 and B' = (3, -1)/√10. With ε =
+    /// 1/√10 the step is (¾, -½) in the basis, ((¾·3 + ½)/√10, (¾ - ½·3)/√10) = (2.75, -0.75)/√10.
     #[test]
     fn two_steps_by_hand() {
         let ten = 10f64.sqrt();
         let rule = Soap::default().beta1(0.5).beta2(0.75).beta_basis(0.5).weight_decay(0.5).eps(1.0 / ten);
         let rule = rule.decoupled_decay(0.2).ess(10.0);
-        let close = |a: &Tensor, b: &[f64]| {
-            let error = (a.reshape([-1]) - Tensor::from_slice(b)).abs().max().double_value(&[]);
-            assert!(error < 1e-15, "{a} and not {b:?}");
-        };
         let (mean, prior) = (matrix(&[2.0, 2.0]), BlockPrior::isotropic(0.5));
         let step = |t, g: &[f64], state: &[Tensor]| {
             let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[], prior: &prior };
@@ -185,7 +183,7 @@ mod tests {
     fn values_out_of_range_are_named() {
         let rule = Soap::default();
         rule.validate().unwrap();
-        for (bad, field) in [
+        refused([
             (rule.beta1(1.0), "beta1"),
             (rule.beta2(1.0), "beta2"),
             (rule.beta_basis(-0.1), "beta_basis"),
@@ -195,9 +193,6 @@ mod tests {
             (rule.frequency(0), "frequency"),
             (rule.max_dim(-1), "max_dim"),
             (rule.ess(0.0), "ess"),
-        ] {
-            let e = bad.validate().unwrap_err().to_string();
-            assert!(e.contains(&format!("`{field}`")), "{e}");
-        }
+        ]);
     }
 }

@@ -7,8 +7,8 @@ use crate::{Link, Real, Result, check};
 config! {
     /// Straight-through estimator for binary weights.
     ///
-    /// Row of the table: Bernoulli; delta method, stochastic approximation. [`BayesBiNN`](crate::BayesBiNN) with its scale s ≡ 1,
-    /// without the pull of its prior, and with the gradient at the mode instead of a sample.
+    /// Row of the table: Bernoulli; delta method, stochastic approximation. [`BayesBiNN`](crate::BayesBiNN) with its
+    /// scale s ≡ 1, without the pull of its prior, and with the gradient at the mode instead of a sample.
     ///
     /// ```text
     /// ĝ = ∇L(sign λ)
@@ -16,8 +16,8 @@ config! {
     /// λ ← clip( λ - α b, ±ξ )
     /// ```
     ///
-    /// λ are the latent real weights. The variables hold the binary weights sign λ ([`Link::Sign`]); the
-    /// values that they have when the optimizer is built are the first λ. A posterior prior is an error.
+    /// λ are the latent real weights. The variables hold the binary weights sign λ ([`Link::Sign`]); their values when
+    /// the optimizer is built are the first λ. A posterior as prior is an error.
     ///
     /// Sources: Khan and Rue, *The Bayesian Learning Rule* (2023), section 4.5; Courbariaux, Bengio and David,
     /// *BinaryConnect* (NeurIPS 2015), for the clipping.
@@ -63,6 +63,7 @@ impl Rule for Ste {
     }
     fn update<T: Real>(&self, [lr, mu, xi]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let b = mu * b + x.gradient + x.delta * x.mean;
+        // A latent weight far from zero would need many steps to change its sign.
         ((x.mean - lr * b).min(xi).max(-xi), [b])
     }
 }

@@ -24,18 +24,19 @@ config! {
     /// | [`Vadam::vprop`] | β₁ = 0: ĝ + δ(m-m₀) | s | √s + δ + γ, γ = 0 |
     /// | [`Vadam::noisy_adam`] | b/(1-β₁ᵗ) | s | s + δ + γ |
     ///
-    /// The posterior is N(m, 1/(λ(s+δ))): samples are drawn with s itself, neither its root nor ŝ, and without the damping
-    /// γ. ĝ² is an estimate of the curvature for batches of one example only; for larger ones it is too small by up to the
-    /// batch size ([`Von::vogn`](crate::Von::vogn) squares per example, [`Ivon`](crate::Ivon) has no bias). With a prior built
-    /// from a posterior, s starts at 0.
+    /// The posterior is N(m, 1/(λ(s+δ))): samples are drawn with s itself, neither its root nor ŝ, and without the
+    /// damping γ. ĝ² is an estimate of the curvature for batches of one example only; for larger ones it is too small
+    /// by up to the batch size ([`Von::vogn`](crate::Von::vogn) squares per example, [`Ivon`](crate::Ivon) has no
+    /// bias). With a prior built from a posterior, s starts at 0.
     ///
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018),
     /// section 3; Zhang et al., *Noisy Natural Gradient as Variational Inference* (ICML 2018), for noisy Adam.
     pub struct Vadam {
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
-        /// Initial squared gradient s₀ ≥ 0, with s₀+δ > 0; default 0, so that q starts with the prior's precision. The bias
-        /// correction of s is for s₀ = 0: with another one ŝ starts at up to s₀/(1-β₂), so switch `debias_square` off.
+        /// Initial squared gradient s₀ ≥ 0, with s₀+δ > 0; default 0, so that q starts with the prior's precision. The
+        /// bias correction of s is for s₀ = 0: with another one ŝ starts at up to s₀/(1-β₂), so switch `debias_square`
+        /// off.
         square_init: f64 = 0.0;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -106,6 +107,7 @@ impl Rule for Vadam {
         Self::STATE[state] != "momentum" || self.beta1 > 0.0
     }
     fn coefficients(&self, when: When) -> [f64; 8] {
+        // Not at t = 0, the precision before the first step: 1-β⁰ would be 0.
         let debias = |on: bool, beta: f64| if on && when.t > 0 { 1.0 - beta.powf(when.t as f64) } else { 1.0 };
         let rate = when.lr / debias(self.debias, self.beta1);
         let debias2 = debias(self.debias_square, self.beta2).recip();
@@ -116,6 +118,7 @@ impl Rule for Vadam {
         let [_, rate, beta1, fresh1, beta2, fresh2, debias2, gamma] = k;
         let b = beta1 * b + fresh1 * (x.gradient + x.delta * (x.mean - x.prior_mean));
         let s = beta2 * s + fresh2 * x.curvature;
+        // Only the step is corrected for bias; samples are drawn with s itself.
         let scale = if self.square_root { (s * debias2).sqrt() } else { s * debias2 };
         (x.mean - rate * b / (scale + x.delta + gamma), [b, s])
     }

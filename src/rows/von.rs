@@ -1,5 +1,4 @@
-//! VON, the unrestricted engine: where the expectation is taken and how the Hessian is estimated are free, and OGN and
-//! VOGN are two choices.
+//! VON: where the expectation is taken and how the Hessian is estimated are free, and OGN and VOGN are two choices.
 
 use super::common::{config, fields, samples};
 use crate::driver::{Row, Rule, Site, Weights, When};
@@ -47,7 +46,8 @@ config! {
     /// [`Default`] is [`Von::vogn`]. Per-example gradients need tapped layers ([`crate::nn`]) or per-example losses.
     ///
     /// Sources: Khan et al., *Fast and Scalable Bayesian Deep Learning by Weight-Perturbation in Adam* (ICML 2018);
-    /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section 4.4.
+    /// Osawa et al., *Practical Deep Learning with Bayesian Principles* (NeurIPS 2019); Khan and Rue (2023), section
+    /// 4.4.
     pub struct Von {
         /// Effective sample size > 0, usually the number of training examples (`docs/scales.md`), before `augmentation`
         /// and `temperature`. Must be set.
@@ -69,14 +69,15 @@ config! {
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// How E_q\[∇²L\] is estimated, by f:
         ///
-        /// * [`Statistic::Fisher`] of the observed labels, (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example gradients
-        ///   as the papers of VOGN have it. Never negative. The default.
+        /// * [`Statistic::Fisher`] of the observed labels, (1/B) Σᵢ (∇ℓᵢ)²: the Gauss-Newton matrix by per-example
+        ///   gradients as the papers of VOGN have it. Never negative. The default.
         /// * [`Statistic::Fisher`] of exact or sampled labels: the generalized Gauss-Newton matrix. Never negative; the
-        ///   Hessian itself where the model is linear, so that a linear regression gets its exact precision. The closure
-        ///   computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
+        ///   Hessian itself where the model is linear, so that a linear regression gets its exact precision. The
+        ///   closure computes its loss with [`nn::cross_entropy`](crate::nn::cross_entropy),
         ///   [`nn::binary_cross_entropy`](crate::nn::binary_cross_entropy) or
         ///   [`nn::squared_error`](crate::nn::squared_error).
-        /// * [`Statistic::Price`], f = e·ĝ·λ(h+δ+γ): unbiased, of either sign, hence updated along the positive retraction.
+        /// * [`Statistic::Price`], f = e·ĝ·λ(h+δ+γ): unbiased, of either sign, hence updated along the positive
+        ///   retraction.
         hessian: Statistic = Statistic::Fisher(Labels::Observed);
         /// Average or heavy ball; default average.
         momentum: Momentum = Momentum::Average;
@@ -130,7 +131,9 @@ impl Von {
 
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
+        // t = 0 is the posterior before the first step, which has the first step's weight.
         let done = t.saturating_sub(1);
+        // Also without a warm-up, where the quotient would be 0/0.
         let progress = if done >= self.warmup_steps { 1.0 } else { done as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
@@ -153,7 +156,7 @@ impl Row for Von {
         check::rate("beta1", self.beta1)?;
         check::rate("beta2", self.beta2)?;
         check::non_negative("damping", self.damping)?;
-        // The smallest precision: where the gradient of an example vanishes, so does f.
+        // What remains of the precision where every example's gradient vanishes, and f with it, once h₀ is forgotten.
         if self.hess_from_first_batch || self.beta2 == 0.0 {
             check::positive("weight_decay + damping", self.weight_decay + self.damping)?;
         }
@@ -190,7 +193,9 @@ impl Rule for Von {
     }
     fn coefficients(&self, when: When) -> [f64; 9] {
         let tau = self.kl_weight(when.t);
+        // τ enters by λ/τ and τδ alone: tempering is a change of these two.
         let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
+        // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
         let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
@@ -204,9 +209,11 @@ impl Rule for Von {
         let b = beta1 * b + fresh * u;
         let h = match self.hessian {
             Statistic::Price => {
+                // γ included, since it limited the noise as well. Any other factor would bias h.
                 let f = x.curvature * (lambda * old);
                 h + r * (f - h) + half_r2 * (f - h) * (f - h) / old
             }
+            // Squares are never negative, so the plain average keeps h above 0.
             _ => h + r * (x.curvature - h),
         };
         let precision = match self.precision_in_step {

@@ -1,11 +1,13 @@
-//! Pseudo-examples in the place of many.
+//! Pseudo-examples in the place of many: a memory of a fixed number of places with the curvature of all that was seen.
+//!
+//! Selections of real examples are in `stream.rs` and `features.rs`.
 
 use super::error;
-use super::score::{count, random_scores};
+use super::score::random_scores;
 use super::stream::top;
 use crate::continual::{Forward, Memory};
 use crate::likelihood::Likelihood;
-use crate::{IntoTensor, Result, kernel, linalg};
+use crate::{IntoTensor, Result, check, kernel, linalg};
 use tch::{Kind, Tensor};
 
 /// k pseudo-examples uₖ with weights wₖ that have the curvature of all the examples given, for a model that is linear
@@ -61,7 +63,7 @@ pub fn compact<L: IntoTensor>(
     seed: u64,
     forward: impl Fn(&Tensor) -> L,
 ) -> Result<Memory> {
-    count(k)?;
+    check::count("k", k)?;
     let forward = |x: &Tensor| forward(x).into_tensor();
     let _no_grad = tch::no_grad_guard();
     let Some(first) = parts.first() else {
@@ -70,13 +72,14 @@ pub fn compact<L: IntoTensor>(
     let likelihood = first.likelihood();
     let (mut inputs, mut weights, mut curvatures) = (Vec::new(), Vec::new(), Vec::new());
     for (i, part) in parts.iter().enumerate() {
-        check(i, part, first)?;
+        fits(i, part, first)?;
         let x = part.inputs();
         let w = part.weights_or_one()?;
         if w.numel() > 0 && w.min().double_value(&[]) < 0.0 {
             return Err(error(format!("part {i} has a negative weight: pseudo-examples stand for a sum of squares")));
         }
         curvatures.push(curvature(part, &forward)?.to_device(first.inputs().device()));
+        // Parts may come from several devices; a d×d eigenproblem wants f64.
         inputs.push(x.to_device(first.inputs().device()).to_kind(Kind::Double));
         weights.push(w.to_device(first.inputs().device()));
     }
@@ -91,31 +94,35 @@ pub fn compact<L: IntoTensor>(
     }
     // [n, d]
     let rows = &inputs * (&weights * &curvatures).f_sqrt()?.f_unsqueeze(1)?;
+    // Eigenvalues come in ascending order, so the largest are the last.
     let (values, vectors) = linalg::eigen(&rows.f_tr()?.f_matmul(&rows)?)?;
     let rank = (k as i64).min(values.numel() as i64);
     let first_of_them = values.numel() as i64 - rank;
+    // H is a sum of squares, so only rounding makes an eigenvalue negative; its root would be NaN.
     let root = values.f_narrow(0, first_of_them, rank)?.f_clamp_min(0.0)?.f_sqrt()?;
     let axes = vectors.f_narrow(1, first_of_them, rank)? * &root; // V √λ [d, rank]
 
     let drawn = Tensor::from_slice(&top(&random_scores(n as usize, seed), k)?).to_device(rows.device());
     let near = rows.f_index_select(0, &drawn)?; // [k, d]
+    // The orthogonal matrix nearest to a product is that of its singular vectors (Procrustes).
     let (p, _, q) = axes.f_tr()?.f_matmul(&near.f_tr()?)?.f_svd(true, true)?;
     let found = axes.f_matmul(&p.f_matmul(&q.f_tr()?)?)?.f_tr()?; // [k, d]
 
     let size = found.f_square()?.f_sum_dim_intlist(1, true, Kind::Double)?; // wₖ β(uₖ)
-    // What there is no curvature for has no weight and no direction.
+    // Where there is no curvature, there is neither weight nor direction, and 0/0 must not become NaN.
     let u = &found / size.f_sqrt()?.f_clamp_min(f64::MIN_POSITIVE)?;
     let pseudo = Memory::new(&u.to_kind(first.inputs().kind()), likelihood);
+    // β depends on the logit at u, so the weight can only follow the direction.
     let beta = curvature(&pseudo, &forward)?;
     let weights = size.f_squeeze_dim(1)? / beta.f_clamp_min(f64::MIN_POSITIVE)?;
     Ok(memory(&u, &weights))
 }
 
-fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
+fn fits(i: usize, part: &Memory, first: &Memory) -> Result<()> {
     let (x, d) = (part.inputs(), first.inputs().size().get(1).copied());
     if part.likelihood() != first.likelihood() {
-        let likelihoods = (part.likelihood(), first.likelihood());
-        return Err(error(format!("part {i} has the likelihood {:?} and part 0 {:?}", likelihoods.0, likelihoods.1)));
+        let (this, that) = (part.likelihood(), first.likelihood());
+        return Err(error(format!("part {i} has the likelihood {this:?} and part 0 {that:?}")));
     }
     if part.likelihood() == Likelihood::Categorical {
         return Err(error(
@@ -124,9 +131,8 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
         ));
     }
     if part.active_outputs().is_some() {
-        return Err(error(format!(
-            "part {i} names its active outputs: make the memory of each head compact by itself, without naming them"
-        )));
+        let problem = "names its active outputs: make the memory of each head compact by itself, without naming them";
+        return Err(error(format!("part {i} {problem}")));
     }
     if x.dim() != 2 || x.size().get(1).copied() != d || !x.is_floating_point() {
         let (form, d) = (format!("{:?} {:?}", x.kind(), x.size()), d.unwrap_or(0));
@@ -141,11 +147,13 @@ fn check(i: usize, part: &Memory, first: &Memory) -> Result<()> {
 /// β of each example, `[M]`.
 fn curvature(part: &Memory, forward: Forward) -> Result<Tensor> {
     let outputs = part.checked_outputs(forward)?;
+    // A bias would shift the logits of rescaled examples, and their curvature with them.
     let at_zero = forward(&part.inputs().f_narrow(0, 0, 1)?.f_zeros_like()?)?;
     let off = at_zero.f_abs()?.f_max()?.double_value(&[]);
     if off > 0.0 {
         return Err(error(format!(
-            "the outputs for inputs of 0 are {off:e}: the model must be linear in them; for a bias give it a feature of 1"
+            "the outputs for inputs of 0 are {off:e}: the model must be linear in them; for a bias give it a feature \
+             of 1"
         )));
     }
     let (m, size) = (outputs.examples(), outputs.z.size());

@@ -1,8 +1,8 @@
-//! Selections by features.
+//! Selections by features: of examples as points, whatever the model predicts for them. Selections by a score are in
+//! `stream.rs`.
 
 use super::error;
-use super::score::count;
-use crate::{Result, kernel};
+use crate::{Result, check, kernel};
 use tch::{Kind, Tensor};
 
 /// k examples that cover the features `[n, d]`, or all if there are no more: beginning with `first`, always the one
@@ -23,7 +23,7 @@ pub fn k_centre(features: &Tensor, k: usize, first: i64) -> Result<Vec<i64>> {
         chosen.push(next);
         let to_next = (&x - x.f_select(0, next)?).f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?;
         distance = distance.f_minimum(&to_next)?;
-        // Never again, not even where all are at the same place.
+        // Below every distance, so that it is not chosen again even where all examples are in one place.
         let _ = distance.f_select(0, next)?.f_fill_(-1.0)?;
         next = distance.f_argmax(0, false)?.int64_value(&[]);
     }
@@ -43,9 +43,11 @@ pub fn herding(features: &Tensor, k: usize) -> Result<Vec<i64>> {
     let free = Tensor::f_zeros([n], (Kind::Double, x.device()))?;
     let (mut chosen, mut sum) = (Vec::new(), mean.zeros_like());
     while chosen.len() < k.min(n as usize) {
+        // The mean of the choice, had it each example as the next.
         let with = (&x + &sum) / (chosen.len() + 1) as f64;
         let off = (with - &mean).f_square()?.f_sum_dim_intlist(1, false, Kind::Double)? + &free;
         let next = off.f_argmin(0, false)?.int64_value(&[]);
+        // Infinitely far off from now on: added to its distance, it keeps the example from being chosen twice.
         let _ = free.f_select(0, next)?.f_fill_(f64::INFINITY)?;
         sum += x.f_select(0, next)?;
         chosen.push(next);
@@ -54,7 +56,7 @@ pub fn herding(features: &Tensor, k: usize) -> Result<Vec<i64>> {
 }
 
 fn matrix(features: &Tensor, k: usize) -> Result<(Tensor, i64)> {
-    count(k)?;
+    check::count("k", k)?;
     let &[n, _] = &features.size()[..] else {
         return Err(error(format!("the features are {:?}: expected [n, d], a row per example", features.size())));
     };

@@ -6,16 +6,22 @@
 //!
 //! | score | from | |
 //! |---|---|---|
-//! | [`Memory::lambda`](crate::continual::Memory::lambda) | inputs | tr Λᵢ: how undecided the model is (FROMP, K-priors) |
-//! | [`Memory::leverage`](crate::continual::Memory::leverage) | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
-//! | [`Memory::sensitivity`](crate::continual::Memory::sensitivity) | labels too | Σ \|e Λ v\|: how far the model would move without it |
-//! | [`Memory::gradient_norm`](crate::continual::Memory::gradient_norm) | labels | ‖pᵢ - yᵢ‖: EL2N |
-//! | [`Memory::weight_gradient_norm`](crate::continual::Memory::weight_gradient_norm) | labels | ‖Jᵢᵀ(pᵢ - yᵢ)‖: GraNd |
+//! | [`Memory::lambda`] | inputs | tr Λᵢ: how undecided the model is (FROMP, K-priors) |
+//! | [`Memory::leverage`] | inputs, a posterior | tr(Λᵢvᵢ): how much of the example's prediction is its own doing |
+//! | [`Memory::sensitivity`] | labels too | Σ \|e Λ v\|: how far the model would move without it |
+//! | [`Memory::gradient_norm`] | labels | ‖pᵢ - yᵢ‖: EL2N |
+//! | [`Memory::weight_gradient_norm`] | labels | ‖Jᵢᵀ(pᵢ - yᵢ)‖: GraNd |
 //! | [`random_scores`] | nothing | |
+//!
+//! [`Memory::lambda`]: crate::continual::Memory::lambda
+//! [`Memory::leverage`]: crate::continual::Memory::leverage
+//! [`Memory::sensitivity`]: crate::continual::Memory::sensitivity
+//! [`Memory::gradient_norm`]: crate::continual::Memory::gradient_norm
+//! [`Memory::weight_gradient_norm`]: crate::continual::Memory::weight_gradient_norm
 //!
 //! | selection | |
 //! |---|---|
-//! | [`top`], [`class_balanced`] | the highest of all, or of each class equally many |
+//! | [`top`], [`class_balanced`] | the highest of all, or the same number of each class |
 //! | [`TopK`] | the same from a stream |
 //! | [`Reservoir`] | each of a stream with the same probability |
 //! | [`Ring`] | the last of a stream, of each class |
@@ -38,7 +44,8 @@
 //! use tch_blr::nn::{self, Likelihood};
 //! use tch_blr::selection;
 //! # fn main() -> tch_blr::Result<()> {
-//! # let (x, y) = (Tensor::randn([50, 4], (Kind::Float, Device::Cpu)), Tensor::randint(3, [50], (Kind::Int64, Device::Cpu)));
+//! # let x = Tensor::randn([50, 4], (Kind::Float, Device::Cpu));
+//! # let y = Tensor::randint(3, [50], (Kind::Int64, Device::Cpu));
 //! # let vs = VarStore::new(Device::Cpu);
 //! # let net = nn::linear(vs.root(), 4, 3, Default::default());
 //! let past = Memory::new(&x, Likelihood::Categorical).targets(&y);

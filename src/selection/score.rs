@@ -1,10 +1,13 @@
-//! A number for every example.
+//! A number for every example: random, or from what a model predicts for it and how far it is from the label.
+//!
+//! What is done with scores is in `stream.rs`. How far a model would move without an example, in outputs and weights,
+//! is in [`crate::sensitivity`].
 
 use super::error;
 use crate::continual::{Forward, Memory};
 use crate::curvature::{Entries, Linearized, Looked, Pass};
 use crate::likelihood::{Outputs, rows};
-use crate::{DiagonalGaussian, IntoTensor, Params, Result, check, kernel};
+use crate::{DiagonalGaussian, IntoTensor, Params, Result, kernel};
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
@@ -15,6 +18,7 @@ pub fn random_scores(n: usize, seed: u64) -> Tensor {
 /// 52 random bits as a number in (0, 1).
 pub(super) fn uniform(seed: u64, counter: u64) -> f64 {
     let [high, low, ..] = kernel::words(seed, counter);
+    // 52 and not 53 bits, so that the half that keeps 0 and 1 out is exact in f64.
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;
     (bits as f64 + 0.5) / (1u64 << 52) as f64
 }
@@ -98,6 +102,8 @@ impl Memory {
         let pass = Pass::run(&params, || self.seen(&|x| forward(x).into_tensor(), &mut outputs))?;
         let outputs = wide(outputs)?;
         let e = outputs.residual(&self.hard(&outputs)?)?;
+        // ‖Jᵢᵀeᵢ‖² is the kernel of example i with itself if every weight has the variance 1: a one that is expanded
+        // takes no memory.
         let one = Tensor::f_ones([1], (Kind::Double, e.device()))?;
         let trained = params.leaves().iter().filter(|l| l.trainable());
         let ones =
@@ -122,7 +128,7 @@ impl Memory {
     }
 }
 
-/// The outputs that a forward pass has left, in f64 and without their graph.
+/// The outputs that a forward pass has left behind, in f64 and without their graph.
 fn wide(outputs: Option<Outputs>) -> Result<Outputs> {
     let outputs = outputs.ok_or_else(|| error("the model was not run on it"))?;
     outputs.with_values(|z| z.detach().f_to_kind(Kind::Double))
@@ -134,13 +140,9 @@ pub(super) fn numbers(scores: &Tensor) -> Result<Vec<f64>> {
         return Err(error(format!("the scores are {:?}: expected [n], a number per example", scores.size())));
     };
     let numbers: Vec<f64> = Vec::try_from(scores.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous())?;
+    // A NaN has no place in an order, and would be kept or dropped by chance.
     match numbers.iter().position(|s| s.is_nan()) {
         Some(i) => Err(error(format!("the score of example {i} is NaN; look at the weights and at the example"))),
         None => Ok(numbers),
     }
-}
-
-/// k ≥ 1
-pub(super) fn count(k: usize) -> Result<()> {
-    check::count("k", k)
 }

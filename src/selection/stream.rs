@@ -1,8 +1,8 @@
-//! Selections by score, and from a stream.
+//! Selections by score, and from a stream. They know labels and numbers only; scores are in `score.rs`.
 
 use super::error;
-use super::score::{count, numbers, uniform};
-use crate::Result;
+use super::score::{numbers, uniform};
+use crate::{Result, check};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use tch::{Device, Kind, Tensor};
@@ -37,13 +37,14 @@ pub fn class_balanced(scores: &Tensor, classes: &Tensor, k: usize) -> Result<Vec
     Ok(kept.into_items())
 }
 
-/// The k highest scores of a stream, of every class equally many: at any time what [`class_balanced`] would keep of all
-/// that was offered, in k places. With one class it is [`top`].
+/// The k highest scores of a stream, the same number of every class: at any time what [`class_balanced`] would keep of
+/// all that was offered, in k places. With one class it is [`top`].
 ///
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
 /// let mut kept = tch_blr::selection::TopK::new(4)?;
-/// for (i, (class, score)) in [(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.1), (0, 0.6), (1, 0.3), (1, 0.2)].into_iter().enumerate() {
+/// let stream = [(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.1), (0, 0.6), (1, 0.3), (1, 0.2)];
+/// for (i, (class, score)) in stream.into_iter().enumerate() {
 ///     kept.offer(class, score, i)?;
 /// }
 /// assert_eq!(kept.into_items(), [0, 1, 5, 6]);
@@ -93,11 +94,11 @@ impl<T> TopK<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(TopK { k, offered: 0, classes: BTreeMap::new(), len: 0 })
     }
 
-    /// Takes it, and returns what has to go for it: nothing as long as there is room, or itself.
+    /// Takes it, and returns what has to go for it: nothing while there is room, otherwise another item or itself.
     ///
     /// # Errors
     /// A score that is NaN; nothing has changed then.
@@ -105,7 +106,7 @@ impl<T> TopK<T> {
         if score.is_nan() {
             return Err(error(format!("the score of offer {} is NaN", self.offered)));
         }
-        // So that -0 and 0 are equal.
+        // -0 becomes 0: `total_cmp` tells them apart, and equal scores are ordered by arrival.
         let kept = Kept { score: score + 0.0, arrival: self.offered, item };
         self.offered += 1;
         self.classes.entry(class).or_default().push(kept);
@@ -113,7 +114,7 @@ impl<T> TopK<T> {
             self.len += 1;
             return Ok(None);
         }
-        // The largest class gives, of several the one of the largest label.
+        // The largest class gives one up; among several, the one with the largest label.
         let largest = self.classes.iter().max_by_key(|(label, heap)| (heap.len(), **label)).map(|(label, _)| *label);
         Ok(largest.and_then(|label| self.classes.get_mut(&label)).and_then(BinaryHeap::pop).map(|kept| kept.item))
     }
@@ -136,7 +137,7 @@ impl<T> TopK<T> {
 
 /// k of a stream, each of the n offered so far with probability k/n (Vitter 1985, algorithm R).
 ///
-/// Which is a function of the seed and of the number of offers alone, however they are cut into batches.
+/// Which ones is a function of the seed and the number of offers alone, however the stream is cut into batches.
 #[derive(Debug)]
 pub struct Reservoir<T> {
     k: usize,
@@ -151,7 +152,7 @@ impl<T> Reservoir<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize, seed: u64) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(Reservoir { k, seed, offered: 0, items: Vec::new() })
     }
 
@@ -163,6 +164,7 @@ impl<T> Reservoir<T> {
             self.items.push(item);
             return None;
         }
+        // A number below `offered`, by the counter of the offer, so that batches of any size give the same choice.
         let place = (uniform(self.seed, self.offered) * self.offered as f64) as usize;
         match self.items.get_mut(place) {
             Some(kept) => Some(std::mem::replace(kept, item)),
@@ -187,7 +189,8 @@ impl<T> Reservoir<T> {
 /// ```
 /// # fn main() -> tch_blr::Result<()> {
 /// let mut kept = tch_blr::selection::Ring::new(2)?;
-/// let gone: Vec<Option<usize>> = [7, 3, 7, 7, 3].into_iter().enumerate().map(|(i, class)| kept.offer(class, i)).collect();
+/// let classes = [7, 3, 7, 7, 3].into_iter().enumerate();
+/// let gone: Vec<Option<usize>> = classes.map(|(i, class)| kept.offer(class, i)).collect();
 /// assert_eq!(gone, [None, None, None, Some(0), None]);
 /// assert_eq!(kept.into_items(), [1, 4, 2, 3]);
 /// # Ok(())
@@ -205,7 +208,7 @@ impl<T> Ring<T> {
     /// # Errors
     /// k = 0.
     pub fn new(k: usize) -> Result<Self> {
-        count(k)?;
+        check::count("k", k)?;
         Ok(Ring { k, classes: BTreeMap::new() })
     }
 

@@ -1,4 +1,6 @@
-//! A trained model as a Gaussian process on its own data: what each example holds of it.
+//! A trained model as a Gaussian process on its own data: what each example holds of it. The view as a whole (evidence,
+//! duality gap) is in `evidence.rs`, predictions are in `predictive.rs`, and what an example's loss leaves in
+//! `site.rs`.
 
 use super::site::{Sites, number, squares};
 use super::{error, home};
@@ -85,6 +87,7 @@ fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Res
     params.check()?;
     let pass = Pass::run(params, outputs)?;
     let f = pass.z.detach();
+    // One output is `[N]` everywhere here, whichever way the model writes it.
     let f = if matches!(f.size()[..], [_, 1]) { f.f_squeeze_dim(1)? } else { f };
     let weights = params.leaves().iter().filter(|l| l.trainable()).map(|l| l.tensor.numel() as i64).sum();
     within("the Jacobian", &[f.numel() as i64, weights])?;
@@ -156,8 +159,9 @@ impl DualView {
         let zero = Tensor::f_zeros([p], (Kind::Double, Device::Cpu))?;
         let view = Self::new(features, targets, &zero, likelihood, delta)?;
         let _no_grad = tch::no_grad_guard();
-        let step = linalg::solve(&view.factor, &view.pull(&view.sites.alpha)?)?;
-        let d = view.push(&step)?;
+        // From θ = 0 the minimum of a quadratic is one Newton step away, and α is y/σ² there.
+        let step = linalg::solve(&view.factor, &pull(&view.jacobian, &view.sites.alpha)?)?;
+        let d = view.jacobian.f_matmul(&step)?;
         Ok(DualView { weights: step, sites: view.sites.moved(&d)?, ..view })
     }
 
@@ -173,6 +177,7 @@ impl DualView {
         check::positive("delta", delta)?;
         let sites = Sites::of(likelihood, outputs, targets)?;
         let jacobian = features.f_reshape([sites.len(), sites.columns(), -1])?;
+        // The factor of S, not its inverse, which would lose digits where δ is small.
         let factor = precision(&jacobian, &sites.root, delta)?;
         Ok(DualView { delta, jacobian, weights, sites, factor })
     }
@@ -197,7 +202,7 @@ impl DualView {
     /// # Errors
     /// If libtorch fails.
     pub fn representer(&self) -> Result<Tensor> {
-        Ok(self.pull(&self.sites.alpha)? / self.delta)
+        Ok(pull(&self.jacobian, &self.sites.alpha)? / self.delta)
     }
 
     /// The prior's kernel J(x)J(x')ᵀ/δ of two sets of features: `[A, B]`, or `[A, B, C, C]` of C outputs.
@@ -287,7 +292,7 @@ impl DualView {
     /// If libtorch fails.
     pub fn leave_one_out(&self) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        // (I - vRRᵀ)⁻¹v = v + vR(I - RᵀvR)⁻¹Rᵀv, whose middle has the rank of Λ.
+        // (I - vRRᵀ)⁻¹v = v + vR(I - RᵀvR)⁻¹Rᵀv. The middle has the rank of Λ, and needs no inverse of Λ or v.
         let (white, root) = (self.white(&self.jacobian)?, &self.sites.root);
         let v = squares(&white, false)?;
         let shift = v.f_bmm(&self.sites.alpha.f_reshape([self.sites.len(), self.sites.columns(), 1])?)?;
@@ -308,10 +313,8 @@ impl DualView {
         let n = self.sites.len();
         for (k, i) in positions.iter().enumerate() {
             if !(0..n).contains(i) || positions[..k].contains(i) {
-                return Err(error(format!(
-                    "position {i} of {n} examples: expected each of 0 to {} once at most",
-                    n - 1
-                )));
+                let last = n - 1;
+                return Err(error(format!("position {i} of {n} examples: expected each of 0 to {last} once at most")));
             }
         }
         let others: Vec<i64> = (0..n).filter(|i| !positions.contains(i)).collect();
@@ -321,24 +324,14 @@ impl DualView {
         let (theirs, parts) = pick(&gone)?;
         let factor = precision(&jacobian, &sites.root, self.delta)?;
         let step = -linalg::solve(&factor, &pull(&theirs, &parts.alpha)?)?;
-        // The others' parabolas stay as they are, seen from the new weights.
-        let sites = sites.moved(&push(&jacobian, &step)?)?;
+        // The others' parabolas stay as they are, only seen from the new weights.
+        let sites = sites.moved(&jacobian.f_matmul(&step)?)?;
         Ok(DualView { delta: self.delta, jacobian, weights: &self.weights + step, sites, factor })
     }
 
     /// Whether outputs are `[N]`.
     pub(super) fn one(&self) -> bool {
         self.sites.alpha.dim() == 1
-    }
-
-    /// Jx of each example, `[N, C]`.
-    pub(super) fn push(&self, x: &Tensor) -> Result<Tensor> {
-        push(&self.jacobian, x)
-    }
-
-    /// Σ Jᵢᵀaᵢ `[P]`
-    pub(super) fn pull(&self, a: &Tensor) -> Result<Tensor> {
-        pull(&self.jacobian, a)
     }
 
     /// Features of other inputs, `[M, C, P]`.
@@ -356,11 +349,8 @@ impl DualView {
     }
 }
 
-fn push(jacobian: &Tensor, x: &Tensor) -> Result<Tensor> {
-    Ok(jacobian.f_matmul(x)?)
-}
-
-fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
+/// Σ Jᵢᵀaᵢ `[P]`
+pub(super) fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
     Ok(jacobian.f_flatten(0, 1)?.f_tr()?.f_mv(&a.f_reshape([-1])?)?)
 }
 
@@ -368,13 +358,15 @@ fn pull(jacobian: &Tensor, a: &Tensor) -> Result<Tensor> {
 fn precision(jacobian: &Tensor, root: &Tensor, delta: f64) -> Result<Tensor> {
     let p = jacobian.size()[2];
     within("the precision of the weights", &[p, p])?;
+    // ΣJᵀΛJ as a Gram matrix of RᵀJ, which is positive semi-definite up to rounding.
     let each = root.f_transpose(1, 2)?.f_bmm(jacobian)?.f_flatten(0, 1)?;
     let s = each.f_tr()?.f_matmul(&each)? + Tensor::f_eye(p, (Kind::Double, Device::Cpu))? * delta;
     linalg::cholesky("the precision of the weights", &linalg::symmetric(&s)?)
 }
 
-/// Whether a matrix of so many numbers can be meant.
+/// Refuses matrices that are too large to be intended.
 fn within(what: &str, size: &[i64]) -> Result<()> {
+    // Saturating: shapes of a large network overflow the product.
     let numbers = size.iter().fold(1i64, |product, n| product.saturating_mul(*n));
     if numbers <= LARGEST {
         return Ok(());

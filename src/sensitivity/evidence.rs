@@ -1,7 +1,8 @@
-//! What a dual view says of its fit as a whole: how likely the data are under its prior, and how far it is from the
+//! What a dual view says about its fit as a whole: how likely the data are under its prior, and how far it is from the
 //! optimum.
 
 use super::DualView;
+use super::dual::pull;
 use super::site::number;
 use crate::{Result, linalg};
 use tch::{Device, Kind, Tensor};
@@ -31,11 +32,12 @@ impl DualView {
     /// If libtorch fails.
     pub fn log_marginal_likelihood(&self) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
-        let slope = self.pull(&self.sites.alpha)? - &self.weights * self.delta;
+        let slope = pull(&self.jacobian, &self.sites.alpha)? - &self.weights * self.delta;
         let step = linalg::solve(&self.factor, &slope)?;
         let square = self.delta * number(&(&self.weights + &step).f_square()?)?;
+        // ln det(S/δ) as a difference of logarithms: the determinants themselves over- and underflow.
         let volume = linalg::log_det(&self.factor) - step.numel() as f64 * self.delta.ln();
-        self.evidence(&self.push(&step)?, square, volume)
+        self.evidence(&self.jacobian.f_matmul(&step)?, square, volume)
     }
 
     /// The same number by the kernel ((NC)³), without the weights: with K = JJᵀ/δ of all outputs of all examples, the
@@ -54,15 +56,16 @@ impl DualView {
         let k = self.gram(&rows, &rows)?;
         let root = &self.sites.root;
         let (rank, ranks) = (root.size()[2], n * root.size()[2]);
-        // RᵀX of the whole
+        // RᵀX for all examples at once, R being block-diagonal.
         let scaled = |x: &Tensor, columns: i64| {
             let each = root.f_transpose(1, 2)?.f_bmm(&x.f_reshape([n, c, columns])?)?;
             Ok::<_, crate::Error>(each.f_reshape([ranks, columns])?)
         };
         let both = scaled(&scaled(&k, n * c)?.f_tr()?, ranks)?;
+        // I + RᵀKR is at least I, so this needs no jitter, even where K is singular.
         let noise = Tensor::f_eye(ranks, (Kind::Double, Device::Cpu))?;
         let factor = linalg::cholesky("the kernel with the noise", &linalg::symmetric(&(both + noise))?)?;
-        let (f, alpha) = (self.push(&self.weights)?.f_reshape([-1])?, self.sites.alpha.f_reshape([-1])?);
+        let (f, alpha) = (self.jacobian.f_matmul(&self.weights)?.f_reshape([-1])?, self.sites.alpha.f_reshape([-1])?);
         let off = scaled(&(&f - k.f_mv(&alpha)?), 1)?.f_squeeze_dim(1)?;
         let correction = root.f_bmm(&linalg::solve(&factor, &off)?.f_reshape([n, rank, 1])?)?;
         let gamma = alpha + correction.f_reshape([-1])?;
@@ -90,9 +93,9 @@ impl DualView {
     /// If libtorch fails.
     pub fn duality_gap(&self) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
-        let sum = self.sites.conjugate_sum(&self.push(&self.weights)?)?;
+        let sum = self.sites.conjugate_sum(&self.jacobian.f_matmul(&self.weights)?)?;
         let primal = 0.5 * self.delta * number(&self.weights.f_square()?)?;
-        let dual = number(&self.pull(&self.sites.alpha)?.f_square()?)? * 0.5 / self.delta;
+        let dual = number(&pull(&self.jacobian, &self.sites.alpha)?.f_square()?)? * 0.5 / self.delta;
         Ok(sum + primal + dual)
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`Sensitivity`] | how outputs and predictions of each example would change without it, and the leave-one-out loss |
+//! | [`Sensitivity`] | how each example's outputs and predictions would change without it; leave-one-out loss |
 //! | [`Removal`] | how the weights would change without a group of examples, and the posterior without them |
-//! | [`DualView`] | the same from the side of the data: the model as a Gaussian process, its dual variables and evidence |
+//! | [`DualView`] | the same seen from the data: the model as a Gaussian process, its dual variables, evidence |
 //! | [`SupportVectors`] | a model whose sensitivities are zero for all but a few examples |
 //!
 //! Scores by which to select examples are in [`crate::selection`]; the Fisher information and posteriors that a
@@ -36,6 +36,7 @@ fn home(what: &str, t: &Tensor) -> Result<Tensor> {
     if !t.defined() {
         return Err(error(format!("the {what} are undefined")));
     }
+    // Matrices of one number per pair of outputs are small beside the model, and differences of covariances need f64.
     let t = t.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
     match kernel::first_non_finite(&t) {
         Some(value) => Err(error(format!("the {what} are not finite ({value})"))),

@@ -1,4 +1,5 @@
-//! What the model owes to each example: the memory-perturbation equation.
+//! What the model owes to each example: the memory-perturbation equation, one example at a time. A set of examples is
+//! in `removal.rs`, the view from the data in `dual.rs`.
 
 use super::{error, home};
 use crate::fisher::Batch;
@@ -35,12 +36,15 @@ const SMALLEST: f64 = 1e-10;
 /// # Which number for what
 /// | | is large for |
 /// |---|---|
-/// | [`Sensitivity::score`], Σ_c \|e Λ v\| | **uncertain** examples. Where the model is sure, Λ = p(1-p) is nearly zero and no shift of the logits changes the prediction, whether it is right or not |
-/// | [`Sensitivity::shift_size`], ‖v e‖ | **mislabelled** ones. They have errors near 1 where the model is sure of something else, and that is where Λ would hide them |
+/// | [`Sensitivity::score`], Σ_c \|e Λ v\| | **uncertain** examples; where the model is sure, Λ ≈ 0 hides any shift |
+/// | [`Sensitivity::shift_size`], ‖v e‖ | **mislabelled** ones, whose errors are near 1 where Λ would hide them |
 /// | [`Sensitivity::leverage`], tr(Λv) | examples that the model fits because they are there, whatever their label |
 ///
-/// All from the predictions of the mean, or, as sensitivities are followed over a training, [`Sensitivity::averaged`]
-/// ones.
+/// Where the model is sure, Λ = p(1-p) is nearly zero and no shift of the logits changes the prediction, whether it is
+/// right or not. A mislabelled example is one where the model is sure of something else.
+///
+/// All use the predictions of the mean or, as is usual when sensitivities are followed over a training, averaged ones:
+/// [`Sensitivity::averaged`].
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -121,10 +125,13 @@ impl Sensitivity {
         let (mut outputs, mut targets, mut covariance) = (Vec::new(), Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch.into();
+            // The last batch of a loader may be empty.
             if batch.inputs.size().first() == Some(&0) {
                 continue;
             }
             let mut f = Tensor::new();
+            // The posterior runs the model, since it needs the graph; the outputs are taken along, so that one pass
+            // serves both.
             let found = v(&mut || {
                 let z = model(&batch.inputs).into_tensor()?;
                 f = z.detach();
@@ -144,9 +151,9 @@ impl Sensitivity {
         Self::assembled(Outputs::new(likelihood, &outputs?, None)?, targets?, covariance?)
     }
 
-    /// From what is known already: outputs f `[N]` or `[N, C]`, targets as in [`Sensitivity::of`], and v `[N, C, C]` or
-    /// its diagonals `[N, C]`, C = 1 for outputs `[N]`. For posteriors that do not implement [`GaussianPosterior`] and
-    /// for Gaussian processes.
+    /// From quantities that are already known: outputs f `[N]` or `[N, C]`, targets as in [`Sensitivity::of`], and v
+    /// `[N, C, C]` or its diagonals `[N, C]`, C = 1 for outputs `[N]`. For posteriors that do not implement
+    /// [`GaussianPosterior`] and for Gaussian processes.
     ///
     /// # Errors
     /// Other shapes, numbers that are not finite.
@@ -160,27 +167,25 @@ impl Sensitivity {
     fn assembled(outputs: Outputs, targets: Tensor, covariance: Tensor) -> Result<Self> {
         let n = outputs.examples();
         let c = outputs.z.size().get(1).copied().unwrap_or(1);
-        if covariance.size() != [n, c, c] && covariance.size() != [n, c] {
-            return Err(error(format!(
-                "v is {:?} for outputs {:?}: expected [{n}, {c}, {c}], or [{n}, {c}] for diagonals",
-                covariance.size(),
-                outputs.z.size()
-            )));
+        let (v, z) = (covariance.size(), outputs.z.size());
+        if v != [n, c, c] && v != [n, c] {
+            let expected = format!("expected [{n}, {c}, {c}], or [{n}, {c}] for diagonals");
+            return Err(error(format!("v is {v:?} for outputs {z:?}: {expected}")));
         }
         let (logits, errors) = (outputs.shallow_clone(), outputs.residual(&targets)?);
         Ok(Sensitivity { outputs, logits, targets, errors, covariance })
     }
 
-    /// The same with predictions averaged over what the posterior leaves open, for every number that comes of p:
+    /// The same with predictions averaged over what the posterior leaves open, for every number that depends on p:
     ///
     /// ```text
     /// p̄ᵢ = (1/K) Σ_k softmax(f_ik) or sigmoid(f_ik),   f_ik ~ N(fᵢ, vᵢ)         e = p̄ - y,   Λ of p̄
     /// ```
     ///
-    /// So Nickl et al. follow sensitivities over a training, with K = `samples` = 150. An example that the mean is sure
-    /// of while the posterior is not then counts as uncertain. Where v is 0, and for a Gaussian likelihood, whose
-    /// predictions are linear in f, nothing changes; nor do f, v and [`Sensitivity::nll`], which adds shifts to f. A
-    /// function of the arguments: the same seed gives the same draws, and the error falls with 1/√K.
+    /// This is how Nickl et al. follow sensitivities over a training, with K = `samples` = 150. An example that the
+    /// mean is sure of while the posterior is not then counts as uncertain. Where v is 0, and for a Gaussian
+    /// likelihood, whose predictions are linear in f, nothing changes; nor do f, v and [`Sensitivity::nll`], which adds
+    /// shifts to f. A function of the arguments: the same seed gives the same draws, and the error falls with 1/√K.
     ///
     /// # Errors
     /// No samples, a v that is not a covariance matrix.
@@ -189,13 +194,14 @@ impl Sensitivity {
         check::count("samples", samples)?;
         let root = self.root()?;
         let (z, shape) = (columns(&self.outputs.z)?, self.outputs.z.size());
+        // The number of the draw stands where optimizers have their step: one seed, one sequence.
         let draw = |k: usize| -> Result<Tensor> {
             let normals = kernel::normals(seed, Draw { step: k as u64, sample: 0, parameter: 0, group: 0 }, &z);
             Ok((times(&root, &normals)? + &z).f_reshape(&shape)?)
         };
         let likelihood = self.outputs.likelihood;
         let logits = match likelihood {
-            // The mean of the draws is f itself but for their chance.
+            // Linear in f, so the mean of the draws would be f and their noise.
             Likelihood::Gaussian { .. } => self.outputs.z.shallow_clone(),
             Likelihood::Categorical | Likelihood::Bernoulli => logits_of_mean(likelihood, (0..samples).map(draw))?,
         };
@@ -205,7 +211,7 @@ impl Sensitivity {
         Ok(Sensitivity { outputs, logits, targets, errors, covariance })
     }
 
-    /// R with v = RRᵀ, in the form of v. By eigenvectors: v has no Cholesky factor where outputs move together.
+    /// R with v = RRᵀ, in the form of v. By eigenvectors, because v has no Cholesky factor where outputs move together.
     fn root(&self) -> Result<Tensor> {
         let full = self.covariance.dim() == 3;
         let (values, vectors) = if full {
@@ -214,7 +220,7 @@ impl Sensitivity {
         } else {
             (self.covariance.shallow_clone(), None)
         };
-        // Below zero by more than the rounding of what v may have been computed in, f32.
+        // A covariance, except by rounding: v may have been computed in f32.
         let (least, most) = (values.f_amin(1, true)?, values.f_amax(1, true)?);
         let bad = least.f_lt_tensor(&(most.abs() * -1e-5))?.f_nonzero()?;
         if bad.numel() > 0 {
@@ -275,6 +281,7 @@ impl Sensitivity {
             _ => self.covariance.f_unsqueeze(2)? * &r,
         };
         let middle = Tensor::f_eye(r.size()[2], (Kind::Double, Device::Cpu))? - r.f_transpose(1, 2)?.f_bmm(&vr)?;
+        // `_ex` says which examples of the batch fail; without it libtorch raises an error for all.
         let (factor, info) = middle.f_linalg_cholesky_ex(false, false)?;
         let bad = info.f_nonzero()?;
         if bad.numel() > 0 {

@@ -1,4 +1,4 @@
-//! What a dual view predicts of other inputs.
+//! What a dual view predicts for other inputs, with the two parts of its uncertainty.
 
 use super::site::squares;
 use super::{DualView, error, home};
@@ -6,7 +6,7 @@ use crate::Result;
 use crate::likelihood::Outputs;
 use tch::Tensor;
 
-/// What a [`DualView`] predicts of M other inputs.
+/// What a [`DualView`] predicts for M other inputs.
 #[derive(Debug)]
 pub struct DualPrediction {
     /// f `[M]` or `[M, C]`

@@ -1,4 +1,5 @@
-//! A set of examples that leaves a posterior.
+//! A set of examples that leaves a posterior: their gradients and curvature as one sum. Single examples are in
+//! `perturbation.rs`.
 
 use super::error;
 use crate::fisher::{Batch, DiagonalFisher, Fisher};
@@ -42,7 +43,9 @@ impl Removal {
         let zero = |l: &&Leaf| (l.name().to_owned(), l.tensor.detach().zeros_like().to_kind(Kind::Double));
         let mut gradient: Vec<(String, Tensor)> = trained.iter().map(zero).collect();
         for batch in &batches {
+            // Also where the caller has gradients off, as in an evaluation.
             let z = tch::with_grad(|| model(&batch.inputs).into_tensor())?;
+            // Detached: e is a constant in Σ zᵀe, whose gradient is then Jᵀe.
             let f = Outputs::new(likelihood, &z.detach(), None)?;
             f.check_finite()?;
             let errors = f.residual(&f.targets(batch.targets.as_ref())?)?;
@@ -53,6 +56,7 @@ impl Removal {
             }
             for (g, (_, sum)) in Tensor::f_run_backward(&[total], &leaves, false, false)?.into_iter().zip(&mut gradient)
             {
+                // Undefined where no output depends on the parameter; nothing else may be asked of such a tensor.
                 if g.defined() {
                     let _ = sum.f_add_(&g)?;
                 }
@@ -70,7 +74,7 @@ impl Removal {
         q.solve(&self.gradient)
     }
 
-    /// The posterior without them, of the seed of the given one. Its mean is exact for linear regression with one
+    /// The posterior without them, with the seed of the given one. Its mean is exact for linear regression with one
     /// weight, and wherever S is truly diagonal.
     ///
     /// # Errors
@@ -80,6 +84,7 @@ impl Removal {
         let mut entries = Vec::new();
         for name in q.names() {
             let Some((mean, s)) = q.mean(name).zip(q.precision(name)) else { continue };
+            // In f64: a precision without most of its examples is a small difference.
             let part = |t: &Tensor| t.f_to_device(s.device())?.f_to_kind(Kind::Double);
             let at = |of: Option<&Tensor>| of.map_or_else(|| s.f_zeros_like(), |t| t.f_to_device(s.device()));
             let f = part(&at(self.curvature.get(name))?)?;
@@ -87,22 +92,18 @@ impl Removal {
             for (what, t) in [("curvature", &f), ("gradient", &g)] {
                 if t.size() != s.size() {
                     let (theirs, ours) = (t.size(), s.size());
-                    return Err(Error::parameter(
-                        name,
-                        format!("the {what} has shape {theirs:?} and the posterior {ours:?}"),
-                    ));
+                    let problem = format!("the {what} has shape {theirs:?} and the posterior {ours:?}");
+                    return Err(Error::parameter(name, problem));
                 }
             }
             let left = part(&s)? - f;
             if left.numel() > 0 && left.min().double_value(&[]) <= 0.0 {
                 let smallest = left.min().double_value(&[]);
-                return Err(Error::parameter(
-                    name,
-                    format!(
-                        "without the examples its smallest precision is {smallest:e}: the posterior holds less \
-                         curvature than they have here; take shift(..), which leaves the precision"
-                    ),
-                ));
+                let problem = format!(
+                    "without the examples its smallest precision is {smallest:e}: the posterior holds less curvature \
+                     than they have here; take shift(..), which leaves the precision"
+                );
+                return Err(Error::parameter(name, problem));
             }
             let moved = part(&mean)? + g / &left;
             entries.push((name.to_owned(), moved.to_kind(mean.kind()), left.to_kind(s.kind())));

@@ -1,4 +1,4 @@
-//! Losses to second order in the outputs: what an example leaves in a Gaussian posterior.
+//! Losses to second order in the outputs: what an example leaves in a Gaussian posterior. No weights appear here.
 
 use super::error;
 use crate::likelihood::{Likelihood, Outputs, conjugates, rows};
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 /// ```
 ///
 /// Λ has no inverse for a softmax, where adding a constant to all logits changes nothing; nothing here asks for one.
-/// "Its shape" below is that of the outputs the model has, `[N]` or `[N, C]`.
+/// "Its shape" below is the shape of the model's outputs, `[N]` or `[N, C]`.
 #[derive(Debug)]
 pub(super) struct Sites {
     pub likelihood: Likelihood,
@@ -73,6 +73,7 @@ impl Sites {
     /// Λd
     fn bend(&self, d: &Tensor) -> Result<Tensor> {
         let d = d.f_reshape([self.len(), self.columns(), 1])?;
+        // By the root, which one output has in the same shape as several.
         Ok(self.root.f_bmm(&self.root.f_transpose(1, 2)?.f_bmm(&d)?)?.f_reshape(self.alpha.size())?)
     }
 

@@ -66,12 +66,13 @@ impl SupportVectors {
         let row = |i: usize| &rows[i * p as usize..(i + 1) * p as usize];
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let signs: Vec<f64> = y.iter().map(|y| 2.0 * y - 1.0).collect();
+        // Plain slices: a tensor operation per coordinate would take longer than its arithmetic.
         let (mut alpha, mut theta) = (vec![0.0f64; y.len()], vec![0.0f64; p as usize]);
         let mut gap = f64::INFINITY;
         for _ in 0..rounds {
             for (i, alpha) in alpha.iter_mut().enumerate() {
                 let (x, square) = (row(i), dot(row(i), row(i)));
-                // The maximum of D along this coordinate; without features the loss is 1 whatever θ is.
+                // The maximum of D along this coordinate. An example without features has the loss 1 whatever θ is.
                 let best = if square > 0.0 { *alpha + (1.0 - signs[i] * dot(x, &theta)) * delta / square } else { 1.0 };
                 let best = best.clamp(0.0, 1.0);
                 let change = (best - *alpha) * signs[i] / delta;
@@ -80,13 +81,15 @@ impl SupportVectors {
             }
             let (signs, alpha) = (Tensor::from_slice(&signs), Tensor::from_slice(&alpha));
             let machine = SupportVectors { features: features.shallow_clone(), signs, delta, alpha };
+            // From α alone, so that the rounding that θ has accumulated does not count.
             gap = machine.duality_gap()?;
             if gap <= tolerance {
                 return Ok(machine);
             }
         }
         Err(error(format!(
-            "after {rounds} rounds the duality gap of the machine is {gap:e}: allow more rounds or a gap above {tolerance:e}"
+            "after {rounds} rounds the duality gap of the machine is {gap:e}: allow more rounds or a gap above \
+             {tolerance:e}"
         )))
     }
 
