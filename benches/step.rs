@@ -8,8 +8,9 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use std::hint::black_box;
 use tch::Device;
 use tch::nn::{Module, VarStore};
+use tch_blr::nn::cross_entropy;
 use tch_blr::rule::Row;
-use tch_blr::{Adam, AdamW, Ivon, Labels, Philox, RmsProp, Sgd, Statistic, Von};
+use tch_blr::{Adam, AdamW, Evon, Ivon, Labels, NoisyKfac, Philox, RmsProp, Sgd, Statistic, Von};
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
@@ -69,14 +70,18 @@ impl Measure for Whole<'_, '_> {
         let (x, y) = common::images(128);
         let mut opt = row.builder().noise(Philox { seed: 0 }).build(&vs, lr).expect("valid settings");
         self.group.bench_function(name, |b| {
-            b.iter(|| black_box(opt.step(|| net.forward(&x).cross_entropy_for_logits(&y)).expect("a finite loss")));
+            b.iter(|| black_box(opt.step(|| cross_entropy(&net.forward(&x), &y)).expect("a finite loss")));
         });
     }
 }
 
 fn whole(c: &mut Criterion) {
     let mut group = c.benchmark_group("step/whole-mlp-784-256-256-10");
-    Whole { group: &mut group }.rows();
+    let mut whole = Whole { group: &mut group };
+    whole.rows();
+    // Rows over blocks have no part of their own to time with gradients given.
+    whole.row("evon", Evon::default().ess(1e4), 1e-2);
+    whole.row("noisy_kfac", NoisyKfac::default().ess(1e4), 1e-3);
     group.finish();
 }
 

@@ -84,8 +84,8 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
     /// `[T; K]`: what [`Rule::coefficients`] computes; K is at most 16.
     type Coefficients<T: Real>: Pack<T>;
 
-    /// Which of [`Statistic::SquaredGradient`], [`Statistic::Price`] and [`Statistic::Relaxed`] settings of this row can ask
-    /// for: the driver compiles a pass over the weights for each.
+    /// Which of [`Statistic::SquaredGradient`], [`Statistic::Price`] and [`Statistic::Relaxed`] settings of this row can
+    /// ask for: the driver compiles a pass over the weights for each.
     const FORMED: &'static [Statistic] = &[];
 
     /// What the variables hold: the mean that is learned itself, or binary weights.

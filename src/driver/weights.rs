@@ -120,8 +120,8 @@ fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
 }
 
 /// Evaluates an expression with the statistic that the row forms from gradient and point, as a value of a type of its
-/// own: a choice inside the loop over the weights would keep the compiler from using vectors. The guards are constants of
-/// the row `R`, so that only the passes of [`Rule::FORMED`] are compiled.
+/// own: a choice inside the loop over the weights would keep the compiler from using vectors. The guards are constants
+/// of the row `R`, so that only the passes of [`Rule::FORMED`] are compiled.
 macro_rules! by_statistic {
     ($statistic:expr, |$s:ident| $pass:expr) => {
         match $statistic {
