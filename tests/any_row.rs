@@ -99,7 +99,7 @@ fn every_row_trains_saves_and_resumes_behind_the_trait() {
                 q.save(dir.path().join("posterior")).unwrap();
             }
             Err(e) => {
-                assert!(["sgd", "sam", "ste"].contains(name) && e.to_string().contains("no posterior"), "{name}: {e}")
+                assert!(["sgd", "sam", "ste"].contains(name) && e.to_string().contains("no posterior"), "{name}: {e}");
             }
         }
     }

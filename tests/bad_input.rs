@@ -338,8 +338,11 @@ fn pairs_of_points() {
     refused(opt.perturbed().unwrap().backward(none()), &first);
     refused(opt.perturbed().unwrap().ascend(none()), &["0 gradients", "expected 4"]);
     let second = opt.perturbed().unwrap().ascend(net.losses()).unwrap();
-    refused(second.ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
-    refused(adam.perturbed().unwrap().ascend(net.losses()), &["loss", "no first of two points", "Evaluation::step"]);
+    refused(second.ascend(net.losses()), &["loss", "not at the first of two points", "Evaluation::step"]);
+    refused(
+        adam.perturbed().unwrap().ascend(net.losses()),
+        &["loss", "not at the first of two points", "Evaluation::step"],
+    );
     refused(opt.step_chunks(0, |_| net.losses()), &["chunks", "0", "at least 1"]);
     assert_eq!(Snapshot::of(&opt, &net.vs), before);
     opt.step(|| net.losses()).unwrap();

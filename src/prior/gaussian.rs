@@ -1,7 +1,7 @@
 //! A Gaussian prior on one block of weights: what a step and a checkpoint need of it. Which posterior a block's prior
 //! is cut from is in the module above.
 
-use crate::linalg::matrix_shape;
+use crate::linalg::{self, matrix_shape};
 use crate::posterior::BlockPrecision;
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -260,15 +260,47 @@ impl BlockPrior {
                 let precision = take("precision", shape)?.reshape([r, c]);
                 // A file may come from anyone. An isotropic prior is not stored here, so every element must be a
                 // precision.
-                if precision.numel() > 0 && precision.to_kind(Kind::Double).min().double_value(&[]) <= 0.0 {
+                if precision.gt(0.0).all().int64_value(&[]) == 0 {
                     return Err(Error::Posterior("tensor `prior.precision` is not positive everywhere".to_owned()));
                 }
                 let left = left.then(|| take("left", &[r, r])).transpose()?;
                 let right = right.then(|| take("right", &[c, c])).transpose()?;
                 Precision::Block(BlockPrecision { left, right, precision })
             }
-            Layout::Full => Precision::Full(take("precision", &[r * c; 2])?),
+            Layout::Full => {
+                let precision = take("precision", &[r * c; 2])?;
+                // For its error: a step would fail on such a matrix only later, without naming the file.
+                let _ = linalg::cholesky("tensor `prior.precision`", &precision.to_kind(Kind::Double))?;
+                Precision::Full(precision)
+            }
         };
         Ok(BlockPrior { mean: Some(mean), precision })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file may come from anyone: what is no precision is refused, NaN included.
+    #[test]
+    fn a_stored_precision_is_checked() {
+        let restore = |layout, elements: [f32; 4]| {
+            let precision = Tensor::from_slice(&elements);
+            let zeros = Tensor::zeros([2], tch::kind::FLOAT_CPU);
+            let size = if let Layout::Full = layout { 4 } else { 2 };
+            BlockPrior::restore(layout, &[2], |name, shape| {
+                Ok(if name == "mean" { zeros.copy() } else { precision.narrow(0, 0, size).reshape(shape) })
+            })
+        };
+        let diagonal = Layout::Block { left: false, right: false };
+        restore(diagonal, [1.0, 2.0, 0.0, 0.0]).unwrap();
+        restore(Layout::Full, [2.0, 1.0, 1.0, 2.0]).unwrap();
+        for bad in [0.0, -1.0, f32::NAN] {
+            let e = restore(diagonal, [1.0, bad, 0.0, 0.0]).unwrap_err().to_string();
+            assert!(e.contains("prior.precision") && e.contains("not positive"), "{e}");
+            let e = restore(Layout::Full, [bad, 1.0, 1.0, bad]).unwrap_err().to_string();
+            assert!(e.contains("prior.precision"), "{e}");
+        }
     }
 }
