@@ -1,4 +1,5 @@
-//! The oracle is a backward pass for every example.
+//! The oracle is a backward pass for every example. One file, however long: every kind of layer is held to the same
+//! oracle by the same few functions.
 
 use super::*;
 use crate::nn::{Linear, conv2d, embedding, group_norm, layer_norm, linear};
