@@ -28,7 +28,8 @@ impl Usps {
         let refuse = |problem: String| format!("{}: {problem}", path.display());
         let mut text = String::new();
         let file = File::open(&path).map_err(|e| refuse(e.to_string()))?;
-        flate2::read::GzDecoder::new(file).read_to_string(&mut text).map_err(|e| refuse(e.to_string()))?;
+        let unpacked = flate2::read::GzDecoder::new(file).read_to_string(&mut text);
+        unpacked.map_err(|e| refuse(format!("truncated or not gzip ({e})")))?;
         let numbers = text.split_whitespace().map(str::parse::<f64>).collect::<Result<Vec<_>, _>>();
         let numbers = numbers.map_err(|e| refuse(e.to_string()))?;
         if numbers.is_empty() || numbers.len() % (PIXELS as usize + 1) != 0 {
