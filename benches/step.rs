@@ -81,7 +81,8 @@ fn whole(c: &mut Criterion) {
     whole.rows();
     // Rows over blocks have no part of their own to time with gradients given.
     whole.row("evon", Evon::default().ess(1e4), 1e-2);
-    whole.row("noisy_kfac", NoisyKfac::default().ess(1e4), 1e-3);
+    // Damped, since on targets that are noise its factors vanish and the steps grow.
+    whole.row("noisy_kfac", NoisyKfac::default().ess(1e4).damping(0.1), 1e-3);
     group.finish();
 }
 
