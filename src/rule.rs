@@ -9,7 +9,7 @@
 
 pub use crate::driver::{
     Block, BlockRule, Blocks, Decay, DeltaRule, Displaced, Evaluated, Learned, MaybePosterior, NoPosterior, OfWeights,
-    Row, Rule, Site, Weights, When,
+    Row, Rule, Site, Start, Weights, When,
 };
 pub use crate::kernel::{Pack, Real};
 pub use crate::link::Link;

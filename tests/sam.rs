@@ -9,7 +9,7 @@ use support::{EXAMPLES, F32, F64, Net, Snapshot, assert_close, bits, rows, wave_
 use support::{all_close, close, given, params, state, values, weight};
 use tch::{Device, Kind, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
-use tch_blr::rule::{NoPosterior, Real, Row, Rule, Site, Weights, When};
+use tch_blr::rule::{NoPosterior, Real, Row, Rule, Site, Start, Weights, When};
 use tch_blr::{
     Adam, BayesianSam, Derivatives, Error, Expectation, Ivon, Params, Philox, RmsProp, Sam, SamRmsProp, Sgd, Statistic,
     Von,
@@ -403,7 +403,7 @@ impl Rule for Odd {
     type State<T: Real> = [T; 0];
     type Coefficients<T: Real> = [T; 0];
     const FORMED: &'static [Statistic] = &[Statistic::Price];
-    fn initial(&self, _: bool) -> [f64; 0] {
+    fn initial(&self, _: Start) -> [f64; 0] {
         []
     }
     fn coefficients(&self, _: When) -> [f64; 0] {

@@ -64,6 +64,13 @@ impl<R: Row> Builder<R> {
         }
     }
 
+    /// Changes settings of the row, for all parameters: `Ivon::auto(ess, steps).map(|c| c.samples(2))`.
+    #[must_use]
+    pub fn map(mut self, change: impl FnOnce(R) -> R) -> Self {
+        self.config = change(self.config);
+        self
+    }
+
     /// Uses this prior in place of the isotropic one of the weight decay: a posterior (`.prior(&q)`) or a [`Prior`].
     ///
     /// Parameters are matched by name. A parameter that only one of the two sides has is an error of

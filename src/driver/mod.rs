@@ -46,7 +46,7 @@ pub use builder::Builder;
 pub use diagnostics::{Diagnostics, Sigma};
 pub use evaluation::Evaluation;
 pub use row::{Decay, MaybePosterior, NoPosterior, Row, When};
-pub use rule::{DeltaRule, OfWeights, Rule, Site};
+pub use rule::{DeltaRule, OfWeights, Rule, Site, Start};
 pub use step::{Derivatives, Outcome};
 pub use train::Train;
 

@@ -23,6 +23,15 @@ pub struct Site<T> {
     pub delta: T,
 }
 
+/// What a parameter's state may start from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Start {
+    /// Whether the prior is a posterior, with a precision of its own.
+    pub posterior_prior: bool,
+    /// Root mean square of the parameter's weights when the optimizer first saw them; 0 of an empty parameter.
+    pub rms: f64,
+}
+
 /// An elementwise row: its update as pure functions of numbers.
 ///
 /// The update is written once over [`Real`] and runs on raw memory and on tensors alike. Implement this trait and
@@ -36,7 +45,7 @@ pub struct Site<T> {
 /// ```
 /// use serde::{Deserialize, Serialize};
 /// use tch_blr::Result;
-/// use tch_blr::rule::{DeltaRule, NoPosterior, Real, Row, Rule, Site, Weights, When};
+/// use tch_blr::rule::{DeltaRule, NoPosterior, Real, Row, Rule, Site, Start, Weights, When};
 ///
 /// #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 /// struct Limited {
@@ -57,7 +66,7 @@ pub struct Site<T> {
 ///     type State<T: Real> = [T; 0];
 ///     type Coefficients<T: Real> = [T; 2];
 ///
-///     fn initial(&self, _: bool) -> [f64; 0] {
+///     fn initial(&self, _: Start) -> [f64; 0] {
 ///         []
 ///     }
 ///     fn coefficients(&self, when: When) -> [f64; 2] {
@@ -92,8 +101,8 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
     fn link(&self) -> Link {
         Link::Identity
     }
-    /// State before the first update; `posterior_prior` says that the prior is a posterior with a precision of its own.
-    fn initial(&self, posterior_prior: bool) -> Self::State<f64>;
+    /// State before the first update.
+    fn initial(&self, start: Start) -> Self::State<f64>;
     /// Whether these settings keep the state `STATE[state]`. A state that is not kept costs no memory: an update reads
     /// its initial value, and what it makes of it is dropped.
     fn keeps(&self, state: usize) -> bool {

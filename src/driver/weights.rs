@@ -5,7 +5,7 @@
 
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
-use super::rule::{OfWeights, Rule};
+use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
 use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Pack};
 use crate::params::{Leaf, Params, Perturbed};
@@ -26,6 +26,7 @@ pub struct Slot {
     point: Option<Tensor>,
     /// Position in the noise.
     noise_group: u64,
+    start: Start,
 }
 
 impl Slot {
@@ -58,7 +59,7 @@ impl<R: Rule> Unit<R> {
     }
 
     fn initial(&self, i: usize) -> f64 {
-        self.row.initial(self.prior.is_posterior()).get(i)
+        self.row.initial(self.kept.start).get(i)
     }
 
     /// Inputs of a pass: the given ones, then the state.
@@ -109,6 +110,12 @@ impl<R: Rule> Unit<R> {
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
+}
+
+/// Root mean square of all elements.
+fn rms(t: &Tensor) -> f64 {
+    let _no_grad = tch::no_grad_guard();
+    (kernel::sum_of_squares([t]) / t.numel().max(1) as f64).sqrt()
 }
 
 fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
@@ -188,7 +195,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let of = |prior: &crate::Prior| prior.of(&[leaf], &shape, kind, row.effective_sample_size());
             let prior = plan.prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
             Self::admits(&prior, &row)?;
-            let initial = row.initial(prior.is_posterior());
+            let start = Start { posterior_prior: prior.is_posterior(), rms: rms(&leaf.tensor) };
+            let initial = super::prior::in_row(&prior, row).initial(start);
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
                 // libtorch refuses to fill an f32 tensor with such a number, and tch would panic on that.
@@ -206,6 +214,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 delta: None,
                 point: None,
                 noise_group: params.noise_group(i),
+                start,
             };
             let mut unit = Unit { members: vec![i], row, lr, steps: 0, prior, kept };
             Self::configure(&mut unit, params, row);

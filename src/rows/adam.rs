@@ -1,7 +1,7 @@
 //! Adam: RMSprop with momentum and bias correction.
 
 use super::common::{config, fields};
-use crate::driver::{DeltaRule, Row, Rule, Site, Weights, When};
+use crate::driver::{DeltaRule, Row, Rule, Site, Start, Weights, When};
 use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
@@ -58,7 +58,7 @@ impl Rule for Adam {
     type State<T: Real> = [T; 3];
     type Coefficients<T: Real> = [T; 8];
 
-    fn initial(&self, _: bool) -> [f64; 3] {
+    fn initial(&self, _: Start) -> [f64; 3] {
         [0.0; 3]
     }
     fn keeps(&self, state: usize) -> bool {

@@ -2,7 +2,7 @@
 
 use super::adam::Adam;
 use super::common::{config, fields};
-use crate::driver::{Decay, DeltaRule, Row, Rule, Site, Weights, When};
+use crate::driver::{Decay, DeltaRule, Row, Rule, Site, Start, Weights, When};
 use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
@@ -64,8 +64,8 @@ impl Rule for AdamW {
     type State<T: Real> = [T; 3];
     type Coefficients<T: Real> = [T; 9];
 
-    fn initial(&self, posterior_prior: bool) -> [f64; 3] {
-        self.adam().initial(posterior_prior)
+    fn initial(&self, start: Start) -> [f64; 3] {
+        self.adam().initial(start)
     }
     fn keeps(&self, state: usize) -> bool {
         self.adam().keeps(state)

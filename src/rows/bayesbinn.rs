@@ -1,7 +1,7 @@
 //! BayesBiNN: binary weights, learned at relaxed samples of a Bernoulli posterior.
 
 use super::common::{config, fields, samples};
-use crate::driver::{Decay, Row, Rule, Site, Weights, When};
+use crate::driver::{Decay, Row, Rule, Site, Start, Weights, When};
 use crate::{Expectation, Link, MeanFieldBernoulli, Real, Result, Statistic, check};
 
 config! {
@@ -99,7 +99,7 @@ impl Rule for BayesBiNN {
     fn link(&self) -> Link {
         Link::Tanh { largest: self.natural_init }
     }
-    fn initial(&self, _: bool) -> [f64; 1] {
+    fn initial(&self, _: Start) -> [f64; 1] {
         [0.0]
     }
     fn keeps(&self, _: usize) -> bool {

@@ -1,9 +1,10 @@
 //! bSAM: SAM whose radius is the uncertainty of each weight.
 
+use super::auto::{self, StepLength};
 use super::common::{config, fields};
 use super::von::PrecisionInStep;
-use crate::driver::{Row, Rule, Site, Weights, When};
-use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
+use crate::driver::{Row, Rule, Site, Start, Weights, When};
+use crate::{Builder, DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
     /// Bayesian sharpness-aware minimization: SAM with a perturbation and a step that follow the posterior's variance.
@@ -19,7 +20,7 @@ config! {
     /// ĝ = ∇L(m+ε)                        at the mean, not at the sample; on the same batch
     /// b ← β₁ b + (1-β₁) (ĝ + δ(m-m₀))
     /// h ← β₂ h + (1-β₂) √s |ĝ₁|          the same as  s ← β₂ s + (1-β₂) (√s |ĝ₁| + δ + γ)
-    /// m ← m - α b/s                      released code: the old s
+    /// m ← m - α b/s                      released code: the old s; StepLength::Adam: d in place of s
     /// ```
     ///
     /// The posterior is N(m, 1/(λs)); the damping γ limits noise and step and so is part of it. Over the chunks of
@@ -42,6 +43,9 @@ config! {
         rho: f64 = 0.01;
         /// Initial Hessian h₀ ≥ 0; default 0.9. A published s₀ is h₀ = s₀-δ-γ.
         hess_init: f64 = 0.9;
+        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
+        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
         /// β₂ in [0, 1), decay of the Hessian average; default 0.999.
@@ -52,6 +56,8 @@ config! {
         damping: f64 = 0.1;
         /// Which s divides the step; default the new one.
         precision_in_step: PrecisionInStep = PrecisionInStep::New;
+        /// What divides the step of the mean; default [`StepLength::Newton`]: s.
+        step_length: StepLength = StepLength::Newton;
     }
 }
 
@@ -65,11 +71,27 @@ impl BayesianSam {
     pub fn released() -> Self {
         BayesianSam::default().precision_in_step(PrecisionInStep::Old)
     }
+
+    /// Bayesian SAM where `lr` means what Adam's does and nothing else has to be found, as
+    /// [`Ivon::auto`](crate::Ivon::auto): `ess` is the number of training examples, `steps` the number of updates
+    /// planned.
+    ///
+    /// Noise that starts at a twentieth of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-3/steps, the
+    /// prior N(0, 1), a warm-up over a tenth of the steps and a cosine to 0.
+    pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
+        BayesianSam::iclr2023()
+            .ess(ess)
+            .weight_decay(1.0 / ess)
+            .relative_noise(auto::RELATIVE_NOISE)
+            .beta2(auto::beta2(steps))
+            .step_length(auto::STEP_LENGTH)
+            .schedule(auto::schedule(steps))
+    }
 }
 
 impl Row for BayesianSam {
     const NAME: &'static str = "bsam";
-    const STATE: &'static [&'static str] = &["momentum", "hess"];
+    const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
     fields!(weight_decay ess);
@@ -82,6 +104,8 @@ impl Row for BayesianSam {
         check::rate("beta2", self.beta2)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("damping", self.damping)?;
+        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
+        self.step_length.validate()?;
         // Where the gradient vanishes, h goes to zero, and s must not.
         check::positive("weight_decay + damping", self.weight_decay + self.damping)
     }
@@ -94,22 +118,27 @@ impl Row for BayesianSam {
 }
 
 impl Rule for BayesianSam {
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 7];
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 11];
 
-    fn initial(&self, posterior_prior: bool) -> [f64; 2] {
-        [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
+    fn initial(&self, start: Start) -> [f64; 3] {
+        let (ess, rest) = (self.ess.unwrap_or(f64::NAN), self.weight_decay + self.damping);
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess, rest), 0.0]
     }
-    fn coefficients(&self, when: When) -> [f64; 7] {
+    fn keeps(&self, state: usize) -> bool {
+        state < 2 || self.step_length.has_squares()
+    }
+    fn coefficients(&self, when: When) -> [f64; 11] {
         let ess = self.ess.unwrap_or(f64::NAN);
         let lr = when.lr;
-        [ess, self.damping, lr, self.rho, self.beta1, 1.0 - self.beta1, 1.0 - self.beta2]
+        let [d0, d1, d2, d3] = self.step_length.coefficients(when.t);
+        [ess, self.damping, lr, self.rho, self.beta1, 1.0 - self.beta1, 1.0 - self.beta2, d0, d1, d2, d3]
     }
-    fn adversarial<T: Real>(&self, [_, gamma, _, rho, ..]: [T; 7], gradient: T, _: T, delta: T, [_, h]: [T; 2]) -> T {
-        rho * gradient / (h + delta + gamma)
+    fn adversarial<T: Real>(&self, [_, gamma, _, rho, ..]: [T; 11], g: T, _: T, delta: T, [_, h, _]: [T; 3]) -> T {
+        rho * g / (h + delta + gamma)
     }
-    fn update<T: Real>(&self, k: [T; 7], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
-        let [_, gamma, lr, _, beta1, fresh, r] = k;
+    fn update<T: Real>(&self, k: [T; 11], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
+        let [ess, gamma, lr, _, beta1, fresh, r, divisor @ ..] = k;
         let old = h + x.delta + gamma;
         let b = beta1 * b + fresh * (x.gradient + x.delta * (x.mean - x.prior_mean));
         // √s with the s that the sample was drawn with, whichever one divides the step.
@@ -118,9 +147,10 @@ impl Rule for BayesianSam {
             PrecisionInStep::New => h + x.delta + gamma,
             PrecisionInStep::Old => old,
         };
-        (x.mean - lr * b / s, [b, h])
+        let (d, square) = self.step_length.divisor(divisor, x, (ess, x.delta, s), square);
+        (x.mean - lr * b / d, [b, h, square])
     }
-    fn precision<T: Real>(&self, [ess, gamma, ..]: [T; 7], delta: T, [_, h]: [T; 2]) -> T {
+    fn precision<T: Real>(&self, [ess, gamma, ..]: [T; 11], delta: T, [_, h, _]: [T; 3]) -> T {
         ess * (h + delta + gamma)
     }
 }
@@ -136,12 +166,12 @@ mod tests {
         let rule = BayesianSam::iclr2023().ess(8.0).rho(0.5).beta1(0.5).beta2(0.75).damping(1.0);
         for (rule, s) in [(rule, 5.0), (rule.precision_in_step(PrecisionInStep::Old), 4.0)] {
             let k = rule.coefficients(When { t: 2, lr: 0.1 });
-            assert_eq!(rule.precision(k, 1.0, [1.0, 2.0]), 8.0 * 4.0);
-            assert_eq!(rule.adversarial(k, 3.0, 99.0, 1.0, [1.0, 2.0]), 0.375);
+            assert_eq!(rule.precision(k, 1.0, [1.0, 2.0, 0.0]), 8.0 * 4.0);
+            assert_eq!(rule.adversarial(k, 3.0, 99.0, 1.0, [1.0, 2.0, 0.0]), 0.375);
             let site = Site { mean: 3.0, gradient: 1.0, curvature: 3.0, prior_mean: 1.0, delta: 1.0 };
-            let (m, state) = rule.update(k, site, [1.0, 2.0]);
+            let (m, state) = rule.update(k, site, [1.0, 2.0, 0.0]);
             assert!((m - (3.0 - 0.1 * 2.0 / s)).abs() < 1e-15, "{m}");
-            assert_eq!((state, rule.precision(k, 1.0, state)), ([2.0, 3.0], 8.0 * 5.0));
+            assert_eq!((state, rule.precision(k, 1.0, state)), ([2.0, 3.0, 0.0], 8.0 * 5.0));
         }
     }
 

@@ -1,8 +1,9 @@
 //! IVON: improved variational online Newton.
 
+use super::auto::{self, StepLength};
 use super::common::{config, fields, samples};
-use crate::driver::{Row, Rule, Site, Weights, When};
-use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
+use crate::driver::{Row, Rule, Site, Start, Weights, When};
+use crate::{Builder, DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
     /// Improved variational online Newton.
@@ -16,14 +17,16 @@ config! {
     /// f = e ĝ λ(h+δ)                     averaged over samples
     /// b ← β₁ b + (1-β₁) ĝ
     /// h ← h + r(f-h) + ½ r²(f-h)²/(h+δ)  r = 1-β₂; so h+δ never falls below half its value
+    /// h+δ ≤ max_growth · (h+δ of before) if set
     /// m ← m - α c · clip( (b/(1-β₁ᵗ) + δ(m-m₀)) / (h+δ), ±ξ )
     /// ```
     ///
-    /// with c = h₀+δ if the learning rate is rescaled (default), else 1. The posterior is N(m, 1/(λ(h+δ))).
+    /// with c = h₀+δ if the learning rate is rescaled (default), else 1; with [`StepLength::Adam`] d takes the place of
+    /// h+δ there, and c is 1. The posterior is N(m, 1/(λ(h+δ))).
     /// With a prior built from a posterior, δ and m₀ are its tensors, h starts at 0 (so q starts with the precision of
     /// the prior) and c keeps the scalars h₀ and `weight_decay`, so that stiff directions stay stable.
     ///
-    /// Starting values (Shen et al. 2024, appendix A): ess = number of examples; h₀ from 0.01 to 1, and small enough
+    /// [`Ivon::auto`] starts without a search. Starting values of the plain row (Shen et al. 2024, appendix A): ess = number of examples; h₀ from 0.01 to 1, and small enough
     /// together with ess that σ₀ = 1/√(λ(h₀+δ)) is not negligible; lr as large as stays stable, with linear warm-up
     /// and cosine decay; β₂ so close to 1 that noise in f averages out, yet 1/(1-β₂) shorter than the training, or
     /// h never leaves h₀ (see [`Diagnostics`](crate::Diagnostics)). Avoid batch normalization.
@@ -35,6 +38,9 @@ config! {
         ess: Option<f64> = None, via f64;
         /// Initial Hessian h₀ > 0; default 1.
         hess_init: f64 = 1.0;
+        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
+        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
         /// β₂ in [0, 1), decay of the Hessian average; default 0.99999.
@@ -55,14 +61,53 @@ config! {
         clip_radius: Option<f64> = None, via f64;
         /// Divide the gradient average by 1-β₁ᵗ; default on.
         debias: bool = true;
-        /// Multiply the learning rate by h₀+δ, which makes it comparable to SGD's; default on.
+        /// Multiply the learning rate by h₀+δ, which makes it comparable to SGD's; default on. Nothing to multiply with
+        /// [`StepLength::Adam`].
         rescale_lr: bool = true;
+        /// Factor > 1 by which h+δ may at most grow in one step, beside the half to which it may at most fall: a single
+        /// large f then cannot end a run. Default: none.
+        max_growth: Option<f64> = None, via f64;
+        /// What divides the step of the mean; default [`StepLength::Newton`].
+        step_length: StepLength = StepLength::Newton;
+    }
+}
+
+impl Ivon {
+    /// IVON where `lr` means what Adam's does and nothing else has to be found: `ess` is the number of training examples
+    /// (of labels, where the loss is a mean over several per example), `steps` the number of updates planned.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::Ivon;
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// let mut opt = Ivon::auto(60_000.0, 4_000).build(&vs, 0.01)?;
+    /// opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Noise that starts at a twentieth of each parameter's scale (`relative_noise` 0.05), [`StepLength::Adam`] with β
+    /// 0.99, `max_growth` 2, β₂ = 1-3/steps, the prior N(0, 1) (`weight_decay` 1/ess), and the schedule: warm-up over a
+    /// tenth of the steps, cosine to 0 at the last. [`Builder::map`] changes settings. The rule of the precision and
+    /// the fixed points are IVON's. `docs/tuning.md` says where it comes from.
+    pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
+        Ivon::default()
+            .ess(ess)
+            .weight_decay(1.0 / ess)
+            .relative_noise(auto::RELATIVE_NOISE)
+            .beta2(auto::beta2(steps))
+            .max_growth(2.0)
+            .step_length(auto::STEP_LENGTH)
+            .schedule(auto::schedule(steps))
     }
 }
 
 impl Row for Ivon {
     const NAME: &'static str = "ivon";
-    const STATE: &'static [&'static str] = &["momentum", "hess"];
+    const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
     fields!(weight_decay ess expectation);
@@ -77,6 +122,9 @@ impl Row for Ivon {
         let known = matches!(self.hessian, Statistic::Price | Statistic::SquaredGradient);
         check::that("hessian", self.hessian, known, "Price or SquaredGradient")?;
         self.square_scale.map_or(Ok(()), |scale| check::positive("square_scale", scale))?;
+        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
+        self.max_growth.map_or(Ok(()), |x| check::that("max_growth", x, x.is_finite() && x > 1.0, "a number > 1"))?;
+        self.step_length.validate()?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
     fn statistic(&self) -> Statistic {
@@ -87,28 +135,36 @@ impl Row for Ivon {
 samples!(Ivon);
 
 impl Rule for Ivon {
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 9];
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 14];
     const FORMED: &'static [Statistic] = &[Statistic::SquaredGradient, Statistic::Price];
 
-    fn initial(&self, posterior_prior: bool) -> [f64; 2] {
-        [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
+    fn initial(&self, start: Start) -> [f64; 3] {
+        let ess = self.ess.unwrap_or(f64::NAN);
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess, self.weight_decay), 0.0]
     }
-    fn coefficients(&self, when: When) -> [f64; 9] {
+    fn keeps(&self, state: usize) -> bool {
+        state < 2 || self.step_length.has_squares()
+    }
+    fn coefficients(&self, when: When) -> [f64; 14] {
         // `validate` has refused a row without it.
         let ess = self.ess.unwrap_or(f64::NAN);
         // A number for all weights, also under a prior of tensors, so that directions of high precision keep small
         // steps.
-        let c = if self.rescale_lr { self.hess_init + self.weight_decay } else { 1.0 };
+        let rescaled = self.rescale_lr && self.step_length == StepLength::Newton;
+        let c = if rescaled { self.hess_init + self.weight_decay } else { 1.0 };
         // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let r = 1.0 - self.beta2;
         let scale = self.square_scale.filter(|_| self.hessian == Statistic::SquaredGradient).unwrap_or(ess);
         let xi = self.clip_radius.unwrap_or(f64::INFINITY);
-        [ess, scale, when.lr * c, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi]
+        let growth = self.max_growth.unwrap_or(f64::INFINITY);
+        let [d0, d1, d2, d3] = self.step_length.coefficients(when.t);
+        let lr = when.lr * c;
+        [ess, scale, lr, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi, growth, d0, d1, d2, d3]
     }
-    fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
-        let [_, scale, lr, beta1, fresh, debias, r, half_r2, xi] = k;
+    fn update<T: Real>(&self, k: [T; 14], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
+        let [ess, scale, lr, beta1, fresh, debias, r, half_r2, xi, growth, divisor @ ..] = k;
         let f = match self.hessian {
             Statistic::SquaredGradient => x.curvature * scale,
             // The precision that e was drawn with. Any other would bias h.
@@ -116,11 +172,14 @@ impl Rule for Ivon {
         };
         let b = beta1 * b + fresh * x.gradient;
         // The last term makes h+δ at least half of what it was, for any f, since S(1 + x + x²/2) ≥ S/2.
-        let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / (h + x.delta);
-        let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / (h + x.delta);
-        (x.mean - lr * v.min(xi).max(-xi), [b, h])
+        let old = h + x.delta;
+        let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / old;
+        let h = if self.max_growth.is_some() { h.min(growth * old - x.delta) } else { h };
+        let (d, square) = self.step_length.divisor(divisor, x, (ess, x.delta, h + x.delta), square);
+        let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / d;
+        (x.mean - lr * v.min(xi).max(-xi), [b, h, square])
     }
-    fn precision<T: Real>(&self, [ess, ..]: [T; 9], delta: T, [_, h]: [T; 2]) -> T {
+    fn precision<T: Real>(&self, [ess, ..]: [T; 14], delta: T, [_, h, _]: [T; 3]) -> T {
         ess * (h + delta)
     }
 }
@@ -144,9 +203,9 @@ mod tests {
             (rule.hessian(Statistic::SquaredGradient).square_scale(4.0), 0.4 * v),
         ] {
             let k = rule.coefficients(When { t: 2, lr: 0.1 });
-            let (m, state) = rule.update(k, site, [1.0, 1.0]);
+            let (m, state) = rule.update(k, site, [1.0, 1.0, 0.0]);
             assert!((m - (2.0 - step)).abs() < 1e-15, "{m}");
-            assert_eq!(state, [2.0, 1.5625]);
+            assert_eq!(state, [2.0, 1.5625, 0.0]);
             assert_eq!(rule.precision(k, 1.0, state), 2.0 * 2.5625);
         }
     }

@@ -7,6 +7,7 @@
 //! documentation says why.
 
 mod any;
+mod auto;
 mod common;
 mod eigenbasis;
 
@@ -33,6 +34,7 @@ mod von;
 pub use adam::Adam;
 pub use adamw::AdamW;
 pub use any::{AnyRow, BuildOptions};
+pub use auto::StepLength;
 pub use bayesbinn::BayesBiNN;
 pub use bsam::BayesianSam;
 pub use evon::Evon;

@@ -1,7 +1,7 @@
 //! RMSprop: diagonal Gaussian, delta method, squared gradients for the Hessian, square-root scaling.
 
 use super::common::{config, fields};
-use crate::driver::{DeltaRule, Row, Rule, Site, Weights, When};
+use crate::driver::{DeltaRule, Row, Rule, Site, Start, Weights, When};
 use crate::{DiagonalGaussian, Real, Result, check};
 
 config! {
@@ -59,7 +59,7 @@ impl Rule for RmsProp {
     type State<T: Real> = [T; 3];
     type Coefficients<T: Real> = [T; 6];
 
-    fn initial(&self, _: bool) -> [f64; 3] {
+    fn initial(&self, _: Start) -> [f64; 3] {
         [0.0; 3]
     }
     fn keeps(&self, state: usize) -> bool {

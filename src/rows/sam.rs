@@ -1,7 +1,7 @@
 //! SAM: sharpness-aware minimization.
 
 use super::common::{config, fields};
-use crate::driver::{NoPosterior, Row, Rule, Site, Weights, When};
+use crate::driver::{NoPosterior, Row, Rule, Site, Start, Weights, When};
 use crate::{Expectation, Real, Result, check};
 
 config! {
@@ -62,7 +62,7 @@ impl Rule for Sam {
     type State<T: Real> = [T; 1];
     type Coefficients<T: Real> = [T; 3];
 
-    fn initial(&self, _: bool) -> [f64; 1] {
+    fn initial(&self, _: Start) -> [f64; 1] {
         [0.0]
     }
     fn keeps(&self, _: usize) -> bool {

@@ -1,7 +1,7 @@
 //! SAM over RMSprop.
 
 use super::common::{config, fields};
-use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::driver::{Row, Rule, Site, Start, Weights, When};
 use crate::{DiagonalGaussian, Expectation, Real, Result, check};
 
 config! {
@@ -61,7 +61,7 @@ impl Rule for SamRmsProp {
     type State<T: Real> = [T; 1];
     type Coefficients<T: Real> = [T; 6];
 
-    fn initial(&self, _: bool) -> [f64; 1] {
+    fn initial(&self, _: Start) -> [f64; 1] {
         [0.0]
     }
     fn coefficients(&self, when: When) -> [f64; 6] {

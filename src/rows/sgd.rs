@@ -1,7 +1,7 @@
 //! Stochastic gradient descent: Gaussian with fixed covariance, delta method.
 
 use super::common::{config, fields};
-use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Weights, When};
+use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Start, Weights, When};
 use crate::{Real, Result, check};
 
 config! {
@@ -53,7 +53,7 @@ impl Rule for Sgd {
     type State<T: Real> = [T; 1];
     type Coefficients<T: Real> = [T; 3];
 
-    fn initial(&self, _: bool) -> [f64; 1] {
+    fn initial(&self, _: Start) -> [f64; 1] {
         [0.0]
     }
     fn keeps(&self, _: usize) -> bool {

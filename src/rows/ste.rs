@@ -1,7 +1,7 @@
 //! Straight-through estimator: binary weights, delta method.
 
 use super::common::{config, fields};
-use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Weights, When};
+use crate::driver::{DeltaRule, NoPosterior, Row, Rule, Site, Start, Weights, When};
 use crate::{Link, Real, Result, check};
 
 config! {
@@ -52,7 +52,7 @@ impl Rule for Ste {
     fn link(&self) -> Link {
         Link::Sign
     }
-    fn initial(&self, _: bool) -> [f64; 1] {
+    fn initial(&self, _: Start) -> [f64; 1] {
         [0.0]
     }
     fn keeps(&self, _: usize) -> bool {

@@ -1,7 +1,7 @@
 //! Vadam, Vprop and noisy Adam: Adam and RMSprop at samples of the posterior.
 
 use super::common::{config, fields, samples};
-use crate::driver::{Row, Rule, Site, Weights, When};
+use crate::driver::{Row, Rule, Site, Start, Weights, When};
 use crate::{DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
 config! {
@@ -100,8 +100,8 @@ impl Rule for Vadam {
     type Coefficients<T: Real> = [T; 8];
     const FORMED: &'static [Statistic] = &[Statistic::SquaredGradient];
 
-    fn initial(&self, posterior_prior: bool) -> [f64; 2] {
-        [0.0, if posterior_prior { 0.0 } else { self.square_init }]
+    fn initial(&self, start: Start) -> [f64; 2] {
+        [0.0, if start.posterior_prior { 0.0 } else { self.square_init }]
     }
     fn keeps(&self, state: usize) -> bool {
         Self::STATE[state] != "momentum" || self.beta1 > 0.0

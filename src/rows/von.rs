@@ -1,8 +1,9 @@
 //! VON: where the expectation is taken and how the Hessian is estimated are free, and OGN and VOGN are two choices.
 
+use super::auto::{self, StepLength};
 use super::common::{config, fields, samples};
-use crate::driver::{Row, Rule, Site, Weights, When};
-use crate::{DiagonalGaussian, Expectation, Labels, Real, Result, Statistic, check};
+use crate::driver::{Row, Rule, Site, Start, Weights, When};
+use crate::{Builder, DiagonalGaussian, Expectation, Labels, Real, Result, Statistic, check};
 
 /// How [`Von`] averages gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,7 +38,8 @@ config! {
     /// m ← m - α (b/(1-β₁ᵗ) [+ δ_τ(m-m₀)]) / (h+δ_τ+γ)
     /// ```
     ///
-    /// The prior's pull stands in one of the two brackets. The damping γ limits the noise as well as the step, so it is
+    /// The prior's pull stands in one of the two brackets. With [`StepLength::Adam`] d takes the place of h+δ_τ+γ in the
+    /// last line. The damping γ limits the noise as well as the step, so it is
     /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the
     /// first step to τ after `warmup_steps` steps.
     ///
@@ -56,6 +58,9 @@ config! {
         weight_decay: f64 = 1e-4;
         /// Initial Hessian h₀ ≥ 0, with h₀+δ+γ > 0; default 1.
         hess_init: f64 = 1.0;
+        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
+        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        relative_noise: Option<f64> = None, via f64;
         /// Let the first mini-batch's f replace h₀, which then only sets the noise of the first step.
         /// Needs δ+γ > 0. Default off.
         hess_from_first_batch: bool = false;
@@ -87,6 +92,8 @@ config! {
         prior_in_momentum: bool = false;
         /// Which precision divides the step; default the new one.
         precision_in_step: PrecisionInStep = PrecisionInStep::New;
+        /// What divides the step of the mean; default [`StepLength::Newton`]: a precision.
+        step_length: StepLength = StepLength::Newton;
         /// Temperature τ > 0, the weight of KL(q‖prior) against the data; default 1.
         temperature: f64 = 1.0;
         /// Fraction in (0, 1] of the temperature at which the warm-up of the KL weight starts; default 1. Without
@@ -129,6 +136,21 @@ impl Von {
             .warmup_from(0.1)
     }
 
+    /// VOGN where `lr` means what Adam's does and nothing else has to be found, as [`Ivon::auto`](crate::Ivon::auto):
+    /// `ess` is the number of training examples, `steps` the number of updates planned.
+    ///
+    /// Noise that starts at a twentieth of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-3/steps, the
+    /// prior N(0, 1), a warm-up over a tenth of the steps and a cosine to 0.
+    pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
+        Von::vogn()
+            .ess(ess)
+            .weight_decay(1.0 / ess)
+            .relative_noise(auto::RELATIVE_NOISE)
+            .beta2(auto::beta2(steps))
+            .step_length(auto::STEP_LENGTH)
+            .schedule(auto::schedule(steps))
+    }
+
     /// τ in the t-th step.
     fn kl_weight(&self, t: u64) -> f64 {
         // t = 0 is the posterior before the first step, which has the first step's weight.
@@ -137,11 +159,16 @@ impl Von {
         let progress = if done >= self.warmup_steps { 1.0 } else { done as f64 / self.warmup_steps as f64 };
         self.temperature * (self.warmup_from + (1.0 - self.warmup_from) * progress)
     }
+
+    /// λ at a temperature, which enters by λ/τ and τδ alone: tempering is a change of these two.
+    fn lambda(&self, tau: f64) -> f64 {
+        self.effective_sample_size().unwrap_or(f64::NAN) / tau
+    }
 }
 
 impl Row for Von {
     const NAME: &'static str = "von";
-    const STATE: &'static [&'static str] = &["momentum", "hess"];
+    const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
     fields!(weight_decay expectation);
@@ -161,6 +188,8 @@ impl Row for Von {
             check::positive("weight_decay + damping", self.weight_decay + self.damping)?;
         }
         check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
+        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
+        self.step_length.validate()?;
         self.expectation.validate()?;
         let noisy = !self.expectation.is_adversarial();
         check::that("expectation", self.expectation, noisy, "Delta, MonteCarlo or Antithetic: it has no perturbation")?;
@@ -184,25 +213,30 @@ impl Row for Von {
 samples!(Von);
 
 impl Rule for Von {
-    type State<T: Real> = [T; 2];
-    type Coefficients<T: Real> = [T; 9];
+    type State<T: Real> = [T; 3];
+    type Coefficients<T: Real> = [T; 13];
     const FORMED: &'static [Statistic] = &[Statistic::Price];
 
-    fn initial(&self, posterior_prior: bool) -> [f64; 2] {
-        [0.0, if posterior_prior { 0.0 } else { self.hess_init }]
+    fn initial(&self, start: Start) -> [f64; 3] {
+        let tau = self.kl_weight(0);
+        let (lambda, rest) = (self.lambda(tau), tau * self.weight_decay + self.damping);
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, lambda, rest), 0.0]
     }
-    fn coefficients(&self, when: When) -> [f64; 9] {
+    fn keeps(&self, state: usize) -> bool {
+        state < 2 || self.step_length.has_squares()
+    }
+    fn coefficients(&self, when: When) -> [f64; 13] {
         let tau = self.kl_weight(when.t);
-        // τ enters by λ/τ and τδ alone: tempering is a change of these two.
-        let lambda = self.effective_sample_size().unwrap_or(f64::NAN) / tau;
         // Infinite at t = 0, where only the precision is asked for.
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
         let fresh = if self.momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - self.beta1 };
         let r = if self.hess_from_first_batch && when.t <= 1 { 1.0 } else { 1.0 - self.beta2 };
-        [lambda, tau, self.damping, when.lr, self.beta1, fresh, debias, r, 0.5 * r * r]
+        let [d0, d1, d2, d3] = self.step_length.coefficients(when.t);
+        let (lambda, half_r2) = (self.lambda(tau), 0.5 * r * r);
+        [lambda, tau, self.damping, when.lr, self.beta1, fresh, debias, r, half_r2, d0, d1, d2, d3]
     }
-    fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b, h]: [T; 2]) -> (T, [T; 2]) {
-        let [lambda, tau, gamma, lr, beta1, fresh, debias, r, half_r2] = k;
+    fn update<T: Real>(&self, k: [T; 13], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
+        let [lambda, tau, gamma, lr, beta1, fresh, debias, r, half_r2, divisor @ ..] = k;
         let (delta, old) = (tau * x.delta, h + tau * x.delta + gamma);
         let pull = delta * (x.mean - x.prior_mean);
         let u = if self.prior_in_momentum { x.gradient + pull } else { x.gradient };
@@ -221,9 +255,10 @@ impl Rule for Von {
             PrecisionInStep::Old => old,
         };
         let g = if self.prior_in_momentum { b * debias } else { b * debias + pull };
-        (x.mean - lr * g / precision, [b, h])
+        let (d, square) = self.step_length.divisor(divisor, x, (lambda, delta, precision), square);
+        (x.mean - lr * g / d, [b, h, square])
     }
-    fn precision<T: Real>(&self, [lambda, tau, gamma, ..]: [T; 9], delta: T, [_, h]: [T; 2]) -> T {
+    fn precision<T: Real>(&self, [lambda, tau, gamma, ..]: [T; 13], delta: T, [_, h, _]: [T; 3]) -> T {
         lambda * (h + tau * delta + gamma)
     }
 }
@@ -238,10 +273,10 @@ mod tests {
     }
 
     /// Second step from b = 1, h = 1 at m = 3, m₀ = 1, so that the prior pulls with 1·2; ĝ = 3.
-    fn second(rule: Von, curvature: f64) -> (f64, [f64; 2], f64) {
+    fn second(rule: Von, curvature: f64) -> (f64, [f64; 3], f64) {
         let site = Site { mean: 3.0, gradient: 3.0, curvature, prior_mean: 1.0, delta: 0.5 };
         let k = rule.coefficients(When { t: 2, lr: 0.1 });
-        let (m, state) = rule.update(k, site, [1.0, 1.0]);
+        let (m, state) = rule.update(k, site, [1.0, 1.0, 0.0]);
         (m, state, rule.precision(k, 0.5, state))
     }
 
@@ -258,10 +293,10 @@ mod tests {
             // f = 3: h ← 1 + ½·2
             let (m, state, precision) = second(rule, 3.0);
             assert!((m - (3.0 - 0.1 * step)).abs() < 1e-15, "{m}");
-            assert_eq!((state, precision), ([b, 2.0], 8.0 * 4.0));
+            assert_eq!((state, precision), ([b, 2.0, 0.0], 8.0 * 4.0));
         }
         // f = ⅛·8·3 = 3: h ← 1 + ½·2 + ⅛·4/3
-        let (_, [_, h], _) = second(von.hessian(Statistic::Price), 0.125);
+        let (_, [_, h, _], _) = second(von.hessian(Statistic::Price), 0.125);
         assert!((h - (2.0 + 0.5 / 3.0)).abs() < 1e-15, "{h}");
     }
 

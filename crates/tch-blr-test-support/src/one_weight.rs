@@ -3,7 +3,7 @@
 use crate::compare::values;
 use crate::quadrature::Quadrature;
 use tch::Tensor;
-use tch_blr::rule::{Row, Rule, Site, When};
+use tch_blr::rule::{Row, Rule, Site, Start, When};
 use tch_blr::{Optimizer, Params};
 
 /// A trainable f64 vector.
@@ -37,7 +37,7 @@ pub fn retracted(h: f64, new: f64, s: f64, r: f64) -> f64 {
 pub fn with_exact_expectations<R: Rule>(rule: R, lr: f64, steps: u64, gradient: impl Fn(f64) -> f64) -> (f64, f64) {
     let quadrature = Quadrature::new(60);
     let delta = rule.isotropic_delta();
-    let (mut mean, mut state) = (0.0, rule.initial(false));
+    let (mut mean, mut state) = (0.0, rule.initial(Start { posterior_prior: false, rms: 0.0 }));
     for t in 1..=steps {
         let k = rule.coefficients(When { t, lr });
         let sigma = 1.0 / rule.precision(k, delta, state).sqrt();

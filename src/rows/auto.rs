@@ -1,0 +1,100 @@
+//! A start that needs no search: what `Ivon::auto`, `Von::auto` and `BayesianSam::auto` share.
+//!
+//! `docs/tuning.md` has the derivation, what else was tried, and the figures.
+
+use crate::driver::{Site, Start};
+use crate::{Real, Result, Schedule, check};
+
+/// How long a step of the mean is. The rule leaves that free: any positive factor per weight on the natural gradient
+/// has the same fixed points, and touches neither precision nor noise.
+///
+/// ```text
+/// m ← m - α (b̂ + δ(m-m₀)) / d          b̂ the average of gradients
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum StepLength {
+    /// d = h+δ (and γ), the natural gradient with one learning rate, as the papers have it. The default.
+    Newton,
+    /// d = √(v̂ + δ/λ), with v ← βv + (1-β)(ĝ + δ(m-m₀))² and v̂ = v/(1-βᵗ): α is the length of a weight's typical
+    /// step, as in Adam, whatever the scale of loss and precision.
+    ///
+    /// δ/λ is the mean square of the prior's pull δ(m-m₀) over the prior. Without it, a weight that no example speaks
+    /// about would go to m₀ at full speed.
+    Adam {
+        /// β in [0, 1)
+        beta: f64,
+    },
+}
+
+/// β, 1-β, 1/(1-βᵗ), and the smallest divisor.
+pub(super) type Divisor<T> = [T; 4];
+
+impl StepLength {
+    pub(super) fn validate(self) -> Result<()> {
+        match self {
+            StepLength::Newton => Ok(()),
+            StepLength::Adam { beta } => check::rate("step_length beta", beta),
+        }
+    }
+    /// Whether v is kept.
+    pub(super) fn has_squares(self) -> bool {
+        self != StepLength::Newton
+    }
+    pub(super) fn coefficients(self, t: u64) -> Divisor<f64> {
+        match self {
+            StepLength::Newton => [0.0; 4],
+            // Weights without gradient and prior have 0/0. Squares of gradients below 1e-15 vanish in f32 anyway.
+            StepLength::Adam { beta } => [beta, 1.0 - beta, 1.0 / (1.0 - beta.powf(t as f64)), 1e-15],
+        }
+    }
+    /// d and the new v, from λ and δ as they are in the step, and the precision h+δ (and γ) that Newton's divides by.
+    #[inline(always)]
+    pub(super) fn divisor<T: Real>(
+        self,
+        [beta, fresh, debias, least]: Divisor<T>,
+        x: Site<T>,
+        (lambda, delta, precision): (T, T, T),
+        v: T,
+    ) -> (T, T) {
+        match self {
+            StepLength::Newton => (precision, v),
+            StepLength::Adam { .. } => {
+                let g = x.gradient + delta * (x.mean - x.prior_mean);
+                let v = beta * v + fresh * g * g;
+                ((debias * v + delta / lambda).sqrt().max(least), v)
+            }
+        }
+    }
+}
+
+/// h₀: as given, or such that σ₀ = 1/√(λ(h₀+δ)) is `relative` times the root mean square of the parameter's weights.
+/// `rest` is what the precision holds beside h: δ, and γ.
+pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda: f64, rest: f64) -> f64 {
+    match relative {
+        // q starts with the precision of the prior.
+        _ if start.posterior_prior => 0.0,
+        None => given,
+        Some(r) => {
+            let sigma = r * start.rms.max(SMALLEST_SCALE);
+            (1.0 / (lambda * sigma * sigma) - rest).max(0.0)
+        }
+    }
+}
+
+/// What counts as the scale of weights that start at zero: biases, the second factor of an adapter.
+const SMALLEST_SCALE: f64 = 0.01;
+/// σ₀ over the weights' own scale.
+pub(super) const RELATIVE_NOISE: f64 = 0.05;
+/// β of the squared gradients: with Adam's 0.999 a run of some hundred steps is over before it has seen a change.
+pub(super) const STEP_LENGTH: StepLength = StepLength::Adam { beta: 0.99 };
+
+/// β₂ of a run over this many steps, after which e⁻³ of h₀ is left.
+pub(super) fn beta2(steps: u64) -> f64 {
+    (1.0 - 3.0 / steps as f64).max(0.0)
+}
+
+/// A tenth of the steps to warm up, then a cosine to 0.
+pub(super) fn schedule(steps: u64) -> Schedule {
+    Schedule::WarmupCosine { warmup: steps / 10, total: steps }
+}
