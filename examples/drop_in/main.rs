@@ -6,14 +6,18 @@
 //! `table.rs`; `text.rs` is what the two models of characters share. Every other file is one program.
 
 mod convnet;
+mod gan;
 mod gpt;
+mod linear;
 mod lstm;
 mod optimizer;
 mod policy;
 mod program;
+mod resnet;
 mod scores;
 mod seq2seq;
 mod table;
+mod tabular;
 mod text;
 mod vae;
 
@@ -25,13 +29,17 @@ use std::path::{Path, PathBuf};
 use table::Run;
 use tch_blr_examples::{Outcome, data, output};
 
-pub(crate) const PROGRAMS: [(&str, Load); 6] = [
+pub(crate) const PROGRAMS: [(&str, Load); 10] = [
+    ("linear", linear::load),
     ("convnet", convnet::load),
+    ("resnet", resnet::load),
     ("lstm", lstm::load),
     ("gpt", gpt::load),
     ("seq2seq", seq2seq::load),
     ("vae", vae::load),
+    ("gan", gan::load),
     ("policy", policy::load),
+    ("tabular", tabular::load),
 ];
 
 /// Programs of the kinds that users of tch run, each trained by optimizers chosen by name: prints one table.
