@@ -1,0 +1,112 @@
+//! Programs of the kinds that users of tch run, each trained by optimizers chosen by name.
+//!
+//! `cargo run --release --example drop_in [-- --program NAME --optimizer NAME --seeds N ..]`
+//!
+//! What stays the same from program to program is here and in `optimizer.rs` (what a name means), `scores.rs` and
+//! `table.rs`; `text.rs` is what the two models of characters share. Every other file is one program.
+
+mod convnet;
+mod gan;
+mod gpt;
+mod linear;
+mod lstm;
+mod optimizer;
+mod policy;
+mod program;
+mod resnet;
+mod scores;
+mod seq2seq;
+mod table;
+mod tabular;
+mod text;
+mod vae;
+
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use optimizer::{Job, NAMES};
+use program::Load;
+use std::path::{Path, PathBuf};
+use table::Run;
+use tch_blr_examples::{Outcome, data, output};
+
+pub(crate) const PROGRAMS: [(&str, Load); 10] = [
+    ("linear", linear::load),
+    ("convnet", convnet::load),
+    ("resnet", resnet::load),
+    ("lstm", lstm::load),
+    ("gpt", gpt::load),
+    ("seq2seq", seq2seq::load),
+    ("vae", vae::load),
+    ("gan", gan::load),
+    ("policy", policy::load),
+    ("tabular", tabular::load),
+];
+
+/// Programs of the kinds that users of tch run, each trained by optimizers chosen by name: prints one table.
+///
+/// Every optimizer has the number of examples and of steps, and a learning rate; nothing is tuned. Reads MNIST, CIFAR-10,
+/// UCI and Shakespeare from $TCH_BLR_DATA; programs whose data are not there are skipped, those on digits draw their
+/// own.
+#[derive(Parser)]
+pub(crate) struct Arguments {
+    /// What to train; may be repeated [default: all]
+    #[arg(long = "program", value_name = "NAME", value_parser = PossibleValuesParser::new(PROGRAMS.map(|(name, _)| name)))]
+    programs: Vec<String>,
+    /// What to train it with; may be repeated [default: own, adam, ivon, bsam, vogn]
+    #[arg(long = "optimizer", value_name = "NAME", value_parser = PossibleValuesParser::new(NAMES))]
+    optimizers: Vec<String>,
+    /// Runs of each pair, with the seeds 0, 1, ..
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Factor on Adam's learning rate, and on those that mean the same
+    #[arg(long, default_value_t = 1.0)]
+    lr_scale: f64,
+    /// A few steps of each, to see that it runs
+    #[arg(long)]
+    quick: bool,
+    /// Where a JSON file of each run and the table go
+    #[arg(long, default_value = "target/drop_in")]
+    folder: PathBuf,
+}
+
+fn main() -> Outcome {
+    let arguments = Arguments::parse();
+    // Times of a step are comparable, and two suites can run side by side.
+    tch::set_num_threads(1);
+    let runs = run(&arguments, data::folder().as_deref())?;
+    let table = table::markdown(&runs);
+    println!("\n{table}");
+    output::write(&arguments.folder.join("table.md"), &table)
+}
+
+/// Trains every pair, and leaves out programs that lack their data.
+///
+/// # Errors
+/// If the files cannot be written. A training that fails is a result.
+pub(crate) fn run(arguments: &Arguments, data: Option<&Path>) -> Outcome<Vec<Run>> {
+    let default = || NAMES[..5].iter().map(ToString::to_string).collect();
+    let optimizers = if arguments.optimizers.is_empty() { default() } else { arguments.optimizers.clone() };
+    let asked = |name: &str| arguments.programs.is_empty() || arguments.programs.iter().any(|asked| asked == name);
+    output::create(&arguments.folder)?;
+    let mut runs = Vec::new();
+    for (name, load) in PROGRAMS.into_iter().filter(|(name, _)| asked(name)) {
+        let program = match load(data) {
+            Ok(program) => program,
+            Err(why) => {
+                println!("{name}: skipped, {why}");
+                continue;
+            }
+        };
+        for optimizer in &optimizers {
+            for seed in 0..arguments.seeds {
+                let job = Job { optimizer, seed, lr_scale: arguments.lr_scale, quick: arguments.quick };
+                let run = Run::of(name, &*program, &job);
+                println!("{run}");
+                let file = arguments.folder.join(format!("{name}-{optimizer}-{seed}.json"));
+                output::write(&file, &(serde_json::to_string_pretty(&run)? + "\n"))?;
+                runs.push(run);
+            }
+        }
+    }
+    Ok(runs)
+}

@@ -1,0 +1,144 @@
+//! What the name of an optimizer means, and the one line that all of them are stepped by.
+
+use crate::program::Plan;
+use std::time::Instant;
+use tch::nn::{self, VarStore};
+use tch::{TchError, Tensor};
+use tch_blr::rule::Row;
+use tch_blr::{Adam, BayesianSam, Builder, Error, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
+
+/// Every name; the first five are the table's unless others are asked for.
+pub(crate) const NAMES: [&str; 6] = ["own", "adam", "ivon", "bsam", "vogn", "ivon-tuned"];
+
+/// One training: an optimizer, a seed, and what else the command line says.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// One of [`NAMES`].
+    pub(crate) optimizer: &'a str,
+    pub(crate) seed: u64,
+    /// Factor on the learning rates that mean Adam's.
+    pub(crate) lr_scale: f64,
+    pub(crate) quick: bool,
+}
+
+impl Job<'_> {
+    /// Posterior samples behind each averaged prediction.
+    pub(crate) fn samples(&self) -> usize {
+        if self.quick { 2 } else { 32 }
+    }
+
+    /// Steps to train for.
+    pub(crate) fn steps(&self, plan: &Plan) -> u64 {
+        if self.quick { 3 } else { plan.steps }
+    }
+
+    /// A seed for each of a run's uses of randomness, such as an epoch's order.
+    pub(crate) fn stream(&self, use_: u64) -> u64 {
+        self.seed << 32 | use_
+    }
+
+    /// A model's store, with libtorch's generator at the seed: whatever the optimizer, the weights start alike.
+    pub(crate) fn store(&self) -> VarStore {
+        tch::manual_seed(self.seed as i64);
+        VarStore::new(tch::Device::Cpu)
+    }
+
+    /// The optimizer of the name, which knows what the plan says.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub(crate) fn optimizer(&self, plan: &Plan, vs: &VarStore) -> Result<Trainer> {
+        let (n, steps) = (plan.examples as f64, self.steps(plan));
+        let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps };
+        let adam_lr = plan.adam_lr * self.lr_scale;
+        let row = match self.optimizer {
+            "own" => return plan.own.build(vs, schedule),
+            "adam" => self.row(Adam::default().builder(), schedule, vs, adam_lr),
+            "ivon" => self.row(Ivon::default().ess(n).builder(), schedule, vs, 0.1),
+            "bsam" => self.row(BayesianSam::default().ess(n).builder(), schedule, vs, 0.5),
+            "vogn" => self.row(Von::vogn().ess(n).builder(), schedule, vs, 1e-3),
+            // By hand what a start of its own should find: `ivon-auto` and its like go here, with `adam_lr`.
+            "ivon-tuned" => {
+                let row = Ivon::default().ess(n).hess_init(0.1).beta2(1.0 - 3.0 / steps.max(4) as f64);
+                self.row(row.builder().clip_grad_norm(1.0), schedule, vs, 0.5)
+            }
+            other => unreachable!("{other} is not in NAMES"),
+        };
+        Ok(Trainer::new(Kind::Row(row?)))
+    }
+
+    fn row<R: Row>(&self, row: Builder<R>, schedule: Schedule, vs: &VarStore, lr: f64) -> Result<Box<dyn Train>> {
+        Ok(Box::new(row.schedule(schedule).noise(Philox { seed: self.seed }).build(vs, lr)?))
+    }
+}
+
+/// One of tch's optimizers, as programs of its kind use it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own {
+    pub(crate) build: fn(&VarStore, f64) -> std::result::Result<nn::Optimizer, TchError>,
+    pub(crate) lr: f64,
+    /// Whether such programs warm up and decay the learning rate.
+    pub(crate) scheduled: bool,
+}
+
+impl Own {
+    fn build(self, vs: &VarStore, schedule: Schedule) -> Result<Trainer> {
+        let schedule = if self.scheduled { schedule } else { Schedule::Constant };
+        Ok(Trainer::new(Kind::Tch { optimizer: (self.build)(vs, self.lr)?, lr: self.lr, schedule }))
+    }
+}
+
+enum Kind {
+    Tch { optimizer: nn::Optimizer, lr: f64, schedule: Schedule },
+    Row(Box<dyn Train>),
+}
+
+/// An optimizer of any name, and the time that it has taken.
+pub(crate) struct Trainer {
+    kind: Kind,
+    steps: u64,
+    seconds: f64,
+}
+
+impl Trainer {
+    fn new(kind: Kind) -> Self {
+        Trainer { kind, steps: 0, seconds: 0.0 }
+    }
+
+    /// One step; the loss, a mean over the batch, is computed inside.
+    ///
+    /// # Errors
+    /// If it is not finite, and those of the row.
+    pub(crate) fn step(&mut self, mut loss: impl FnMut() -> Tensor) -> Result<f64> {
+        let started = Instant::now();
+        let value = match &mut self.kind {
+            Kind::Row(row) => row.step(&mut || Ok(loss()))?,
+            Kind::Tch { optimizer, lr, schedule } => {
+                optimizer.set_lr(*lr * schedule.factor(self.steps));
+                let loss = loss();
+                let value = loss.double_value(&[]);
+                if !value.is_finite() {
+                    return Err(Error::NonFiniteLoss { value, step: self.steps });
+                }
+                optimizer.backward_step(&loss);
+                value
+            }
+        };
+        self.steps += 1;
+        self.seconds += started.elapsed().as_secs_f64();
+        Ok(value)
+    }
+
+    /// What was learned about the weights, of rows that learn more than a point.
+    pub(crate) fn posterior(&self) -> Option<Box<dyn Posterior>> {
+        match &self.kind {
+            Kind::Row(row) => row.posterior().ok(),
+            Kind::Tch { .. } => None,
+        }
+    }
+
+    /// Mean time of a step.
+    pub(crate) fn seconds_per_step(&self) -> f64 {
+        self.seconds / self.steps as f64
+    }
+}
