@@ -4,6 +4,7 @@
 //! change between steps is in `settings.rs`.
 
 use super::arithmetic::{Arithmetic, check_lr};
+use super::compiled::Compiled;
 use super::row::Row;
 use super::{Optimizer, sums::Sums};
 use crate::gradient::Clip;
@@ -24,6 +25,8 @@ pub struct Builder<R: Row> {
     schedule: Schedule,
     clip: Option<Clip>,
     check_finite: bool,
+    /// Of this builder and of the optimizer that it makes.
+    compiled: &'static Compiled<R>,
 }
 
 /// From settings and a learning rate to other ones.
@@ -61,6 +64,7 @@ impl<R: Row> Builder<R> {
             schedule: Schedule::Constant,
             clip: None,
             check_finite: true,
+            compiled: Compiled::HERE,
         }
     }
 
@@ -171,14 +175,17 @@ impl<R: Row> Builder<R> {
     /// one block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the
     /// model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
-        let Builder { config, prior, noise, overrides, schedule, clip, check_finite } = self;
+        (self.compiled.build)(self, params.into(), lr)
+    }
+
+    pub(super) fn built(self, params: Params, lr: f64) -> Result<Optimizer<R>> {
+        let Builder { config, prior, noise, overrides, schedule, clip, check_finite, compiled } = self;
         check_lr(lr)?;
         config.validate()?;
         config.statistic().check(config.expectation())?;
         R::Arithmetic::check(&config)?;
         schedule.validate()?;
         clip.map_or(Ok(()), Clip::validate)?;
-        let params = params.into();
         params.check()?;
         params.check_overlap()?;
         prior.as_ref().map_or(Ok(()), |prior| prior.check(&params, R::NAME, R::Arithmetic::family()))?;
@@ -196,6 +203,7 @@ impl<R: Row> Builder<R> {
             steps: 0,
             sums: Sums::default(),
             last: None,
+            compiled,
             taps_checked: false,
         };
         // The memory of the state is taken last, after everything that is cheap to refuse.

@@ -85,6 +85,10 @@ impl<R: Row> Optimizer<R> {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        (self.compiled.save)(self, path.as_ref())
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         let mut units = Vec::new();
         for (u, unit) in self.units.iter().enumerate() {
@@ -131,7 +135,7 @@ impl<R: Row> Optimizer<R> {
             accumulated: Accumulated { weight, evaluations, loss, per_example, gradients },
             units,
         };
-        checkpoint::save(path.as_ref(), &form::<R>(), &tensors, &content)
+        checkpoint::save(path, &form::<R>(), &tensors, &content)
     }
 
     /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
@@ -144,7 +148,10 @@ impl<R: Row> Optimizer<R> {
     /// A file that cannot be read, is broken, or belongs to another row; parameters that are missing, extra or of
     /// another shape or kind. Nothing has changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        (self.compiled.load)(self, path.as_ref())
+    }
+
+    pub(super) fn read(&mut self, path: &Path) -> Result<()> {
         let at_file = |e: Error| match e {
             e @ Error::File { .. } => e,
             e => Error::file(path, e),

@@ -51,6 +51,10 @@ impl<R: Row> Optimizer<R> {
     /// Before the first update since the optimizer was built (a checkpoint does not hold the last loss), and as
     /// [`Optimizer::posterior`].
     pub fn diagnostics(&self) -> Result<Diagnostics> {
+        (self.compiled.diagnostics)(self)
+    }
+
+    pub(super) fn diagnosed(&self) -> Result<Diagnostics> {
         let Some(last) = self.last else {
             let problem = "there is nothing to diagnose before the first step after building or loading";
             return Err(Error::Posterior(problem.to_owned()));

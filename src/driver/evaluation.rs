@@ -52,7 +52,7 @@ impl<'a, R: Row> Evaluation<'a, R> {
     pub fn ascend(self, outcome: impl Into<Outcome>) -> Result<Self> {
         // Taken by value: on an error the evaluation is dropped, and with it the mean comes back.
         let Evaluation { optimizer, begun } = self.at_first(true)?;
-        let begun = optimizer.ascend(begun, outcome.into())?;
+        let begun = (optimizer.compiled.ascend)(optimizer, begun, outcome.into())?;
         Ok(Evaluation { optimizer, begun })
     }
 
@@ -80,8 +80,7 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// shapes, and as [`Optimizer::step`]. Nothing has changed then.
     pub fn step(self, outcome: impl Into<Outcome>) -> Result<f64> {
         let Evaluation { optimizer, begun } = self.at_first(false)?;
-        let sums = optimizer.end(begun, outcome.into())?;
-        optimizer.finish(sums)
+        (optimizer.compiled.step)(optimizer, begun, outcome.into())
     }
 
     /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples,
@@ -91,7 +90,6 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// As [`Evaluation::step`].
     pub fn backward(self, outcome: impl Into<Outcome>) -> Result<f64> {
         let Evaluation { optimizer, begun } = self.at_first(false)?;
-        let sums = optimizer.end(begun, outcome.into())?;
-        optimizer.keep(sums)
+        (optimizer.compiled.backward)(optimizer, begun, outcome.into())
     }
 }

@@ -3,7 +3,7 @@
 //! One step of [`Optimizer::step`], and the file of each station:
 //!
 //! ```text
-//! step_chunks          mod.rs         the public loop: prepare, evaluate, finish
+//! step_chunks          compiled.rs    the loop: prepare, evaluate, finish
 //! ├─ prepare           step.rs        late variables, checks; weights that were changed from outside
 //! ├─ evaluate          step.rs        for each point of the row's expectation:
 //! │  ├─ begin          step.rs        tape on; perturb: the variables go to m+e
@@ -27,6 +27,7 @@ mod block_rule;
 mod blocks;
 mod builder;
 mod checkpoint;
+mod compiled;
 mod diagnostics;
 mod evaluation;
 mod prior;
@@ -53,8 +54,9 @@ pub use train::Train;
 use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::Noise;
 use crate::posterior::Posterior;
-use crate::{Error, Params, Prior, Result, Schedule, check};
+use crate::{Params, Prior, Result, Schedule};
 use arithmetic::Unit;
+use compiled::Compiled;
 use sums::Sums;
 use tch::Tensor;
 
@@ -97,6 +99,7 @@ pub struct Optimizer<R: Row> {
     /// Evaluations since the last update.
     sums: Sums,
     last: Option<Last>,
+    compiled: &'static Compiled<R>,
     /// Whether what the tape gives was compared with the true gradient, and batch-norm was looked for.
     taps_checked: bool,
 }
@@ -148,11 +151,8 @@ impl<R: Row> Optimizer<R> {
     ///
     /// # Errors
     /// No chunk, and as [`Optimizer::step`].
-    pub fn step_chunks<L: IntoTensor>(&mut self, chunks: usize, closure: impl FnMut(usize) -> L) -> Result<f64> {
-        check::count("chunks", chunks)?;
-        self.prepare()?;
-        let sums = self.evaluate(chunks, closure)?;
-        self.finish(sums)
+    pub fn step_chunks<L: IntoTensor>(&mut self, chunks: usize, mut closure: impl FnMut(usize) -> L) -> Result<f64> {
+        (self.compiled.step_chunks)(self, chunks, &mut |k| closure(k).into_tensor())
     }
 
     /// Evaluates the loss of one micro-batch at fresh samples and keeps the gradients for the next
@@ -163,9 +163,7 @@ impl<R: Row> Optimizer<R> {
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn accumulate<L: IntoTensor>(&mut self, mut closure: impl FnMut() -> L) -> Result<f64> {
-        self.prepare()?;
-        let sums = self.evaluate(1, |_| closure())?;
-        self.keep(sums)
+        (self.compiled.accumulate)(self, &mut |_| closure().into_tensor())
     }
 
     /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
@@ -173,11 +171,7 @@ impl<R: Row> Optimizer<R> {
     /// # Errors
     /// If nothing was accumulated, or parameters changed kind or device.
     pub fn update(&mut self) -> Result<f64> {
-        if self.sums.weight == 0.0 {
-            return Err(Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned()));
-        }
-        self.params.check()?;
-        self.apply_kept()
+        (self.compiled.update)(self)
     }
 
     /// Perturbs the weights for a loop that cannot use a closure: compute the loss while the returned guard lives, and
@@ -204,15 +198,16 @@ impl<R: Row> Optimizer<R> {
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn perturbed(&mut self) -> Result<Evaluation<'_, R>> {
-        self.prepare()?;
-        let begun = self.begin(self.sums.evaluations)?;
+        let begun = (self.compiled.perturbed)(self)?;
         Ok(Evaluation::new(self, begun))
     }
 }
 
+// The bounds of this block and the next are on the methods: there the compiler says what to write instead.
+
 /// tch's own forms, for the rows that evaluate the loss at the mean only.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// # use tch::{nn, Device, Tensor};
 /// # use tch_blr::Ivon;
 /// # fn f(loss: Tensor, vs: nn::VarStore) -> tch_blr::Result<()> {
@@ -221,12 +216,15 @@ impl<R: Row> Optimizer<R> {
 /// # Ok(())
 /// # }
 /// ```
-impl<R: DeltaRule> Optimizer<R> {
+impl<R: Row> Optimizer<R> {
     /// Updates the weights from a loss (0-dim, or 1-D per example) that was computed at the current weights.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.step(|| loss.shallow_clone())
     }
 
@@ -234,7 +232,10 @@ impl<R: DeltaRule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.backward_step_clipped(loss, Clip::Value(max))
     }
 
@@ -242,7 +243,10 @@ impl<R: DeltaRule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.backward_step_clipped(loss, Clip::Norm(max))
     }
 
@@ -250,7 +254,7 @@ impl<R: DeltaRule> Optimizer<R> {
         clip.validate()?;
         // For one step only, and put back also after an error.
         let usual = self.clip.replace(clip);
-        let result = self.backward_step(loss);
+        let result = self.step(|| loss.shallow_clone());
         self.clip = usual;
         result
     }
@@ -258,7 +262,7 @@ impl<R: DeltaRule> Optimizer<R> {
 
 /// Rows with a posterior.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// # use tch::{nn, Device};
 /// # use tch_blr::Sgd;
 /// # fn f(vs: nn::VarStore) -> tch_blr::Result<()> {
@@ -267,7 +271,7 @@ impl<R: DeltaRule> Optimizer<R> {
 /// # Ok(())
 /// # }
 /// ```
-impl<R: Row<Posterior: Posterior>> Optimizer<R> {
+impl<R: Row> Optimizer<R> {
     /// The posterior over the trainable parameters: an owned copy, in f64 for f64 weights (and in all rows with a full
     /// covariance) and otherwise in f32. Its precision is that of q itself, for example ess·(h+δ+γ), and not divided by
     /// ess; each row's documentation has the formula. Frozen parameters are not in it.
@@ -279,13 +283,16 @@ impl<R: Row<Posterior: Posterior>> Optimizer<R> {
     /// # Errors
     /// No effective sample size (RMSprop and Adam have none by default), or a precision that is not positive (Adam
     /// before its first step) or not positive definite.
-    pub fn posterior(&self) -> Result<R::Posterior> {
+    pub fn posterior(&self) -> Result<R::Posterior>
+    where
+        R::Posterior: Posterior,
+    {
         self.posterior_or_none()
     }
 }
 
 impl<R: Row> Optimizer<R> {
     fn posterior_or_none(&self) -> Result<R::Posterior> {
-        R::Arithmetic::posterior(&self.units, step::step_of(&self.params, &self.schedule, self.steps))
+        (self.compiled.posterior)(self)
     }
 }

@@ -142,6 +142,11 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
 
 /// Rows that evaluate the loss once, at the mean (delta method), and need nothing but its gradient, so that tch's own
 /// `backward_step(&loss)` suffices: SGD, RMSprop, Adam, AdamW.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot step from a loss that is computed already",
+    label = "this row needs the loss at points of its own choice",
+    note = "write `opt.step(|| loss)`, with the forward pass and the loss computed inside of the closure"
+)]
 pub trait DeltaRule: Rule {}
 
 /// A posterior over single weights, independent under it: what an elementwise row can have.

@@ -6,6 +6,7 @@
 
 use super::arithmetic::{Arithmetic, Plan, Sample, Step};
 use super::blocks::{PROBES, probe};
+use super::compiled::Closure;
 use super::row::Row;
 use super::second;
 use super::sums::Sums;
@@ -28,7 +29,7 @@ enum Point {
 }
 
 /// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
-pub(super) struct Begun {
+pub struct Begun {
     point: Point,
     guard: Perturbed,
     /// Number of the evaluation.
@@ -114,25 +115,19 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// The evaluations of the chunks of one micro-batch. The statistics of a single one are left unformed.
-    pub(super) fn evaluate<L: IntoTensor>(
-        &mut self,
-        chunks: usize,
-        mut closure: impl FnMut(usize) -> L,
-    ) -> Result<Sums> {
+    pub(super) fn evaluate(&mut self, chunks: usize, closure: &mut Closure) -> Result<Sums> {
         let mut sums = Sums::default();
         let each = self.config.expectation().evaluations();
         // Saturating: a wrapped product would quietly evaluate less than was asked for.
         let evaluations = each.saturating_mul(chunks as u64);
         for k in 0..evaluations {
-            let mut loss = || closure((k / each) as usize);
+            let mut loss = || Outcome::Loss(closure((k / each) as usize));
             // Numbered on from what was accumulated, so that no two evaluations of a step share their noise.
             let mut begun = self.begin(self.sums.evaluations + k)?;
             if begun.is_first() {
-                let outcome = loss().into();
-                begun = self.ascend(begun, outcome)?;
+                begun = self.ascend(begun, loss())?;
             }
-            let outcome = loss().into();
-            let mut one = self.end(begun, outcome)?;
+            let mut one = self.end(begun, loss())?;
             // Now, because the next evaluation takes place elsewhere. That of a single one is formed inside of the
             // update, which saves a pass over the weights.
             if evaluations > 1 {

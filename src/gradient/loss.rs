@@ -5,6 +5,12 @@ use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
 /// What a closure may return: a [`Tensor`], or a `Result<Tensor, E>` whose error ends the call.
+#[diagnostic::on_unimplemented(
+    message = "expected one `Tensor` or `Result<Tensor, E>`, found `{Self}`",
+    label = "the closure returns `{Self}`",
+    note = "a closure returns one tensor, in a step the loss; what else it computes leaves by a variable: \
+            `let mut logits = None;` before, and `logits = Some(z.detach());` inside"
+)]
 pub trait IntoTensor {
     /// The tensor, or the closure's own error as [`Error::Closure`].
     ///

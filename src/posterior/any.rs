@@ -35,6 +35,12 @@ pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
 /// # Ok(())
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a posterior",
+    label = "there is no posterior here",
+    note = "SGD, SAM and STE have none, because their covariance is fixed by assumption; train with `Ivon`, `Von` or another \
+            row that has one"
+)]
 pub trait Posterior: Any + Debug + Send {
     /// Names of the parameters, in order.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;

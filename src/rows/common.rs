@@ -86,7 +86,7 @@ macro_rules! config {
 pub(super) use config;
 
 /// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and
-/// `ess`.
+/// `ess`; and what has the driver of the row compiled in this crate, so that every row uses it.
 macro_rules! fields {
     (@ weight_decay) => {
         fn isotropic_delta(&self) -> f64 {
@@ -106,7 +106,15 @@ macro_rules! fields {
             self.expectation
         }
     };
-    ($($field:ident)*) => { $($crate::rows::common::fields!(@ $field);)* };
+    ($($field:ident)*) => {
+        // The default, once more: not being generic, this one is compiled in this crate, and with it the driver of the
+        // row (`driver/compiled.rs`). Inlined elsewhere, it would take the driver along.
+        #[inline(never)]
+        fn builder(self) -> $crate::Builder<Self> {
+            $crate::Builder::new(self)
+        }
+        $($crate::rows::common::fields!(@ $field);)*
+    };
 }
 pub(super) use fields;
 
