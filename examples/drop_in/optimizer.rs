@@ -8,7 +8,7 @@ use tch_blr::rule::Row;
 use tch_blr::{Adam, BayesianSam, Builder, Error, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
 
 /// Every name; the first five are the table's unless others are asked for.
-pub(crate) const NAMES: [&str; 6] = ["own", "adam", "ivon", "bsam", "vogn", "ivon-tuned"];
+pub(crate) const NAMES: [&str; 9] = ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn", "ivon-tuned"];
 
 /// One training: an optimizer, a seed, and what else the command line says.
 #[derive(Debug)]
@@ -57,6 +57,9 @@ impl Job<'_> {
             "ivon" => self.row(Ivon::default().ess(n).builder(), schedule, vs, 0.1),
             "bsam" => self.row(BayesianSam::default().ess(n).builder(), schedule, vs, 0.5),
             "vogn" => self.row(Von::vogn().ess(n).builder(), schedule, vs, 1e-3),
+            "ivon-auto" => return self.auto(Ivon::auto(n, steps), vs),
+            "bsam-auto" => return self.auto(BayesianSam::auto(n, steps), vs),
+            "vogn-auto" => return self.auto(Von::auto(n, steps), vs),
             // By hand what a start of its own should find: `ivon-auto` and its like go here, with `adam_lr`.
             "ivon-tuned" => {
                 let row = Ivon::default().ess(n).hess_init(0.1).beta2(1.0 - 3.0 / steps.max(4) as f64);
@@ -65,6 +68,11 @@ impl Job<'_> {
             other => unreachable!("{other} is not in NAMES"),
         };
         Ok(Trainer::new(Kind::Row(row?)))
+    }
+
+    fn auto<R: Row>(&self, row: Builder<R>, vs: &VarStore) -> Result<Trainer> {
+        let row = row.noise(Philox { seed: self.seed }).build(vs, 0.01 * self.lr_scale)?;
+        Ok(Trainer::new(Kind::Row(Box::new(row))))
     }
 
     fn row<R: Row>(&self, row: Builder<R>, schedule: Schedule, vs: &VarStore, lr: f64) -> Result<Box<dyn Train>> {

@@ -85,13 +85,13 @@ pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda:
 /// What counts as the scale of weights that start at zero: biases, the second factor of an adapter.
 const SMALLEST_SCALE: f64 = 0.01;
 /// σ₀ over the weights' own scale.
-pub(super) const RELATIVE_NOISE: f64 = 0.05;
+pub(super) const RELATIVE_NOISE: f64 = 0.03;
 /// β of the squared gradients: with Adam's 0.999 a run of some hundred steps is over before it has seen a change.
 pub(super) const STEP_LENGTH: StepLength = StepLength::Adam { beta: 0.99 };
 
-/// β₂ of a run over this many steps, after which e⁻³ of h₀ is left.
+/// β₂ of a run over this many steps: at its end e⁻¹ of h₀ is left, and the rest was learned.
 pub(super) fn beta2(steps: u64) -> f64 {
-    (1.0 - 3.0 / steps as f64).max(0.0)
+    (1.0 - 1.0 / steps as f64).max(0.0)
 }
 
 /// A tenth of the steps to warm up, then a cosine to 0.

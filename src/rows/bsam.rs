@@ -76,7 +76,7 @@ impl BayesianSam {
     /// [`Ivon::auto`](crate::Ivon::auto): `ess` is the number of training examples, `steps` the number of updates
     /// planned.
     ///
-    /// Noise that starts at a twentieth of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-3/steps, the
+    /// Noise that starts at 3 % of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-1/steps, the
     /// prior N(0, 1), a warm-up over a tenth of the steps and a cosine to 0.
     pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
         BayesianSam::iclr2023()

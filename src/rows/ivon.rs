@@ -89,8 +89,8 @@ impl Ivon {
     /// # }
     /// ```
     ///
-    /// Noise that starts at a twentieth of each parameter's scale (`relative_noise` 0.05), [`StepLength::Adam`] with β
-    /// 0.99, `max_growth` 2, β₂ = 1-3/steps, the prior N(0, 1) (`weight_decay` 1/ess), and the schedule: warm-up over a
+    /// Noise that starts at 3 % of each parameter's scale (`relative_noise` 0.03), [`StepLength::Adam`] with β
+    /// 0.99, `max_growth` 2, β₂ = 1-1/steps, the prior N(0, 1) (`weight_decay` 1/ess), and the schedule: warm-up over a
     /// tenth of the steps, cosine to 0 at the last. [`Builder::map`] changes settings. The rule of the precision and
     /// the fixed points are IVON's. `docs/tuning.md` says where it comes from.
     pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
