@@ -9,7 +9,7 @@ use std::path::Path;
 use support::{F32, F64, Net, Separable, Snapshot, bits, refused, rows::posterior, wave_at};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_blr::rows::Momentum;
+use tch_blr::rows::{Momentum, StepLength};
 use tch_blr::rule::Rule;
 use tch_blr::{
     Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, Ivon, Optimizer, Params,
@@ -212,6 +212,7 @@ rows! {
         ess: POSITIVE,
         weight_decay: NON_NEGATIVE,
         hess_init: NON_NEGATIVE,
+        relative_noise: POSITIVE,
         hess_from_first_batch: ANY,
         beta1: RATE,
         beta2: RATE,
@@ -222,6 +223,7 @@ rows! {
         debias: BELOW,
         prior_in_momentum: ANY,
         precision_in_step: ANY,
+        step_length: BELOW,
         temperature: POSITIVE,
         warmup_from: POSITIVE,
         warmup_steps: ANY,
@@ -231,6 +233,7 @@ rows! {
         let adversarial = Expectation::Adversarial { sampled: true };
         vec![
             (good.warmup_from(1.5), "warmup_from", "1.5"),
+            (good.step_length(StepLength::Adam { beta: -0.1 }), "step_length beta", "-0.1"),
             (Von::vogn(), "ess", "not set"),
             (Von::ogn(), "ess", "not set"),
             (good.expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"),
@@ -249,6 +252,7 @@ rows! {
     ivon: Ivon = good_ivon(), {
         ess: POSITIVE,
         hess_init: POSITIVE,
+        relative_noise: POSITIVE,
         beta1: RATE,
         beta2: RATE,
         weight_decay: NON_NEGATIVE,
@@ -258,6 +262,8 @@ rows! {
         clip_radius: POSITIVE,
         debias: ANY,
         rescale_lr: ANY,
+        max_growth: POSITIVE,
+        step_length: BELOW,
     } |good| {
         vec![
             (Ivon::default(), "ess", "not set"),
@@ -265,6 +271,8 @@ rows! {
             (good.expectation(Expectation::Delta), "expectation", "Delta"),
             (good.samples(0), "samples", "0"),
             (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
+            (good.max_growth(1.0), "max_growth", "1.0"),
+            (good.step_length(StepLength::Adam { beta: 1.0 }), "step_length beta", "1.0"),
         ]
     };
 
@@ -287,12 +295,15 @@ rows! {
         ess: POSITIVE,
         rho: NON_NEGATIVE,
         hess_init: NON_NEGATIVE,
+        relative_noise: POSITIVE,
         beta1: RATE,
         beta2: RATE,
         weight_decay: NON_NEGATIVE,
         damping: NON_NEGATIVE,
         precision_in_step: ANY,
+        step_length: BELOW,
     } |good| vec![
+        (good.step_length(StepLength::Adam { beta: f64::NAN }), "step_length beta", "NaN"),
         (BayesianSam::iclr2023(), "ess", "not set"),
         (BayesianSam::released(), "ess", "not set"),
         (good.weight_decay(0.0).damping(0.0), "weight_decay + damping", "0.0"),

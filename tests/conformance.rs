@@ -49,6 +49,7 @@ suite!(
     sgd sgd_nesterov sgd_prior rmsprop adam adam_amsgrad adam_prior adamw
     vadam vprop noisy_adam
     ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
+    ivon_auto vogn_auto bsam_auto ivon_auto_prior
     sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
     evon evon_prior soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
 );

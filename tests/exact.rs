@@ -9,6 +9,7 @@ use support::{
     Quadrature, all_close, close, given, mean_and_error, params, state, values, weight, with_exact_expectations,
 };
 use tch::{Kind, Tensor};
+use tch_blr::rows::StepLength;
 use tch_blr::rule::Row;
 use tch_blr::rule::Rule;
 use tch_blr::{Adam, DiagonalGaussian, Expectation, Ivon, Optimizer, Philox, RmsProp, Sgd, Statistic, Vadam, Von};
@@ -189,6 +190,8 @@ fn ivon() -> Ivon {
     Ivon::default().ess(1.0).weight_decay(1.0).beta1(0.0).rescale_lr(false)
 }
 
+const ADAM: StepLength = StepLength::Adam { beta: 0.9 };
+
 #[test]
 fn with_exact_expectations_the_best_gaussian_is_found() {
     let von = Von::default().ess(1.0).weight_decay(1.0).hessian(Statistic::Price);
@@ -196,6 +199,9 @@ fn with_exact_expectations_the_best_gaussian_is_found() {
         for (mean, precision) in [
             with_exact_expectations(ivon().beta2(0.9), 0.1, 1500, p.gradient),
             with_exact_expectations(von.beta2(0.9), 0.1, 1500, p.gradient),
+            // How long a step is does not decide where steps end.
+            with_exact_expectations(ivon().beta2(0.9).step_length(ADAM).max_growth(2.0), 0.1, 1500, p.gradient),
+            with_exact_expectations(von.beta2(0.9).step_length(ADAM), 0.1, 1500, p.gradient),
         ] {
             close(mean, p.mean, 1e-8);
             close(precision, p.precision, 1e-8);

@@ -13,10 +13,10 @@ use tch_blr::{
 /// S before and after a step whose curvature estimate is f, and a bound on the rounding of S after it.
 fn retract<R>(rule: R, h: f64, delta: f64, r: f64, curvature: f64, f: f64) -> (f64, f64, f64)
 where
-    R: Rule<State<f64> = [f64; 2]>,
+    R: Rule<State<f64> = [f64; 3]>,
 {
     let site = Site { mean: 0.0, gradient: 0.0, curvature, prior_mean: 0.0, delta };
-    let (mean, [_, new]) = rule.update(rule.coefficients(When { t: 1, lr: 0.0 }), site, [0.0, h]);
+    let (mean, [_, new, _]) = rule.update(rule.coefficients(When { t: 1, lr: 0.0 }), site, [0.0, h, 0.0]);
     assert_eq!(mean, 0.0, "with a learning rate of 0 the mean stays");
     let s = h + delta;
     let terms = h.abs() + delta + r * (f - h).abs() + 0.5 * (r * (f - h)).powi(2) / s;

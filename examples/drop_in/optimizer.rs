@@ -8,7 +8,8 @@ use tch_blr::rule::Row;
 use tch_blr::{Adam, BayesianSam, Builder, Error, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
 
 /// Every name; the first five are the table's unless others are asked for.
-pub(crate) const NAMES: [&str; 9] = ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn", "ivon-tuned"];
+pub(crate) const NAMES: [&str; 9] =
+    ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn", "ivon-tuned"];
 
 /// One training: an optimizer, a seed, and what else the command line says.
 #[derive(Debug)]

@@ -98,3 +98,41 @@ pub(super) fn beta2(steps: u64) -> f64 {
 pub(super) fn schedule(steps: u64) -> Schedule {
     Schedule::WarmupCosine { warmup: steps / 10, total: steps }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// v ← ¾·2 + ¼·(3 + ½(5-1))² = 1.5 + 6.25; t = 1, so v̂ = 4v; d² = 31 + ½/2.
+    #[test]
+    fn a_divisor_by_hand() {
+        let adam = StepLength::Adam { beta: 0.75 };
+        let site = Site { mean: 5.0, gradient: 3.0, curvature: 0.0, prior_mean: 1.0, delta: 0.5 };
+        let (d, v) = adam.divisor(adam.coefficients(1), site, (2.0, 0.5, 99.0), 2.0);
+        assert!((v, (d * d - 31.25_f64).abs() < 1e-14) == (7.75, true), "{d} {v}");
+        let newton = StepLength::Newton;
+        assert_eq!(newton.divisor(newton.coefficients(1), site, (2.0, 0.5, 99.0), 2.0), (99.0, 2.0));
+    }
+
+    /// Neither gradient nor prior: the step is 0/d with a d that is not zero.
+    #[test]
+    fn nothing_to_go_by_is_no_step() {
+        let adam = STEP_LENGTH;
+        let site = Site { mean: 5.0_f32, gradient: 0.0, curvature: 0.0, prior_mean: 0.0, delta: 0.0 };
+        let k = adam.coefficients(1).map(|x| x as f32);
+        assert_eq!(0.0 / adam.divisor(k, site, (100.0, 0.0, 1.0), 0.0).0, 0.0);
+    }
+
+    #[test]
+    fn noise_is_relative_to_the_weights() {
+        let start = |rms| Start { posterior_prior: false, rms };
+        // σ₀ = 0.1·2: 1/(100·0.04) - 0.05
+        assert!((hess_init(7.0, Some(0.1), start(2.0), 100.0, 0.05) - 0.2).abs() < 1e-15);
+        // Weights that start at zero count as 0.01, and a stiff prior leaves nothing for h₀.
+        assert!((hess_init(7.0, Some(0.1), start(0.0), 100.0, 0.0) / 1e4 - 1.0).abs() < 1e-12);
+        assert_eq!(hess_init(7.0, Some(0.1), start(2.0), 100.0, 9.0), 0.0);
+        assert_eq!(hess_init(7.0, None, start(2.0), 100.0, 0.05), 7.0);
+        let posterior = Start { posterior_prior: true, rms: 2.0 };
+        assert_eq!(hess_init(7.0, Some(0.1), posterior, 100.0, 0.05), 0.0);
+    }
+}

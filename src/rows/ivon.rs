@@ -210,13 +210,28 @@ mod tests {
         }
     }
 
+    /// f = 50·2·2 = 200 would take h+δ from 2 to 101 + ½·99.5²·2 in one step; growth by 3 leaves 6. In the step of Adam's
+    /// length d² = (½·0 + ½·4²)/¾ + 1/2.
+    #[test]
+    fn growth_and_step_length_by_hand() {
+        let rule = Ivon::default().ess(2.0).beta1(0.5).beta2(0.5).max_growth(3.0);
+        let rule = rule.step_length(StepLength::Adam { beta: 0.5 });
+        let site = Site { mean: 2.0, gradient: 3.0, curvature: 50.0, prior_mean: 1.0, delta: 1.0 };
+        let (m, state) = rule.update(rule.coefficients(When { t: 2, lr: 0.1 }), site, [1.0, 1.0, 0.0]);
+        assert_eq!(state, [2.0, 5.0, 8.0]);
+        let d = (8.0 / 0.75 + 0.5_f64).sqrt();
+        assert!((m - (2.0 - 0.1 * (2.0 / 0.75 + 1.0) / d)).abs() < 1e-15, "{m}");
+    }
+
     /// Shen et al. (2024) and their `ivon-opt`, where learning rate and ess have no default.
     #[test]
     fn defaults_are_those_of_the_paper() {
         let Ivon { ess, hess_init, beta1, beta2, weight_decay, expectation, .. } = Ivon::default();
         assert_eq!((ess, hess_init, beta1, beta2, weight_decay), (None, 1.0, 0.9, 0.99999, 1e-4));
         assert_eq!(expectation, Expectation::MonteCarlo { samples: 1 });
-        let Ivon { hessian, clip_radius, debias, rescale_lr, .. } = Ivon::default();
+        let Ivon { hessian, clip_radius, debias, rescale_lr, relative_noise, max_growth, step_length, .. } =
+            Ivon::default();
+        assert_eq!((relative_noise, max_growth, step_length), (None, None, StepLength::Newton));
         assert_eq!((hessian, clip_radius), (Statistic::Price, None));
         assert!(debias && rescale_lr);
     }
