@@ -99,6 +99,22 @@ pub enum Error {
         /// Every weight below this leaves a posterior.
         largest: f64,
     },
+    /// A sum of posteriors takes more precision away than it adds.
+    #[error(
+        "combining leaves {short} of {of} precisions not positive, the least in {what}: with all negative weights times \
+         a factor below {largest:e} there would be none; or combine clamp_information(&q, &prior) in place of each q, \
+         whose information beyond its prior is never negative"
+    )]
+    Combine {
+        /// Which parameter or matrix.
+        what: String,
+        /// How many elements, or directions of a matrix.
+        short: usize,
+        /// Number of weights.
+        of: usize,
+        /// Every factor below this on the negative weights leaves a posterior.
+        largest: f64,
+    },
     /// Noise was asked for at a position where none was given.
     #[error("noise: {0}")]
     Noise(String),

@@ -172,7 +172,7 @@ pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
     DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    NaturalSum, Posterior, Predictive, combine,
+    NaturalSum, Posterior, Predictive, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{

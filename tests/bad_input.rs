@@ -637,7 +637,9 @@ fn posteriors() {
     refused(q.kl(&other_shape), &["`w`", "select"]);
     refused(tch_blr::combine::<tch_blr::DiagonalGaussian>(&[]), &["at least one"]);
     refused(tch_blr::combine(&[(1.0, &q), (f64::NAN, &q)]), &["weight", "NaN"]);
-    refused(tch_blr::combine(&[(1.0, &q), (-2.0, &q)]), &["`w`", "not positive"]);
+    refused(tch_blr::combine(&[(1.0, &q), (-2.0, &q)]), &["`w`", "2 of 2", "below 5e-1", "clamp_information"]);
+    refused(tch_blr::combine(&[(0.0, &q), (-2.0, &q)]), &["a weight > 0"]);
+    refused(tch_blr::clamp_information(&q, &other_shape), &["`w`", "select"]);
     assert_eq!(net.weights.iter().map(bits).collect::<Vec<_>>(), before);
 }
 

@@ -7,7 +7,9 @@ use tch_blr::merge::{
     Keep, Method, Model, NaturalSum, Rescale, TaskVectors, Tensors, barrier, federated, gradient_matching,
     gradient_mismatch, largest_removal, merge, remove, sweep,
 };
-use tch_blr::{DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, combine};
+use tch_blr::{
+    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, clamp_information, combine,
+};
 
 /// A model of two tensors in f64.
 fn model(seed: i64) -> Tensors {
@@ -62,7 +64,7 @@ fn gradient_matching_is_a_sum_of_natural_parameters() {
     let h0 = map(&curvature(0), |h| h + 0.5);
     let h = [curvature(1), curvature(2), map(&curvature(3), |h| h.clamp_max(1.0))];
     let given: Vec<Model> = weighted(&models, &weights).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
-    let method = Method::GradientMatching { delta: 0.0 };
+    let method = Method::GradientMatching { delta: 0.0, clamp: false };
     let merged = merge(method, Some(&Model::new("base", &base).curvature(&h0)), &given).unwrap();
 
     // The formula, written with tensors.
@@ -116,7 +118,7 @@ fn without_curvature_of_the_base_it_is_fisher_averaging() {
     let small = map(&base, |t| t.ones_like() * 1e-13);
     let given: Vec<Model> = weighted(&models, &[0.3, 0.9]).into_iter().zip(&h).map(|(m, h)| m.curvature(h)).collect();
     let base = Model::new("base", &base).curvature(&small);
-    let matched = merge(Method::GradientMatching { delta: 0.0 }, Some(&base), &given).unwrap();
+    let matched = merge(Method::GradientMatching { delta: 0.0, clamp: false }, Some(&base), &given).unwrap();
     close(&matched, &merge(Method::Fisher, None, &given).unwrap(), 1e-10);
 }
 
@@ -323,6 +325,13 @@ fn kronecker(seed: i64) -> KroneckerGaussian {
     KroneckerGaussian::new([p]).unwrap()
 }
 
+/// In another basis than [`kronecker`].
+fn elsewhere() -> KroneckerGaussian {
+    let (mean, precision) = (randn(&[3, 4], 1), Tensor::ones([3, 4], F64));
+    let p = KroneckerParameter { name: "w".to_owned(), mean, left: None, right: None, precision };
+    KroneckerGaussian::new([p]).unwrap()
+}
+
 #[test]
 fn kronecker_posteriors_in_one_basis_add() {
     let (a, b, c) = (kronecker(10), kronecker(20), kronecker(30));
@@ -334,15 +343,114 @@ fn kronecker_posteriors_in_one_basis_add() {
     let back = remove(&sum, &b, 2.0).unwrap();
     assert!(far(&back.full().unwrap(), &fa) < 1e-12);
 
-    let other = KroneckerParameter {
-        name: "w".to_owned(),
-        mean: randn(&[3, 4], 1),
-        left: None,
-        right: None,
-        precision: Tensor::ones([3, 4], F64),
-    };
-    let e = gradient_matching(&a, &[(1.0, &KroneckerGaussian::new([other]).unwrap())]).unwrap_err();
+    let e = gradient_matching(&a, &[(1.0, &elsewhere())]).unwrap_err();
     assert!(matches!(&e, Error::Parameter { name, problem } if name == "w" && problem.contains("bases")), "{e}");
+}
+
+// Tasks that end with less precision than their prior
+
+/// Rounding cancels in none of these: all numbers are sums of few powers of two.
+#[test]
+fn clamped_information_by_hand() {
+    let q = |m: &[f64], s: &[f64]| posterior(&one(m), &one(s));
+    let q0 = q(&[0.5; 4], &[2.0; 4]);
+    let [a, b] = [q(&[1.0, 2.0, -1.0, 3.0], &[4.0, 1.5, 1.0, 2.0]), q(&[0.0, 1.0, 0.0, 0.25], &[6.0, 4.0, 0.5, 8.0])];
+    match combine(&[(1.0, &a), (1.0, &b), (-1.0, &q0)]) {
+        // The third element: 1 + 0.5 - 2.
+        Err(Error::Combine { what, short: 1, of: 4, largest: 0.75 }) => assert_eq!(what, "parameter `w`"),
+        other => panic!("{other:?}"),
+    }
+    assert!(combine(&[(1.0, &a), (1.0, &b), (-0.75, &q0)]).is_err());
+    assert!(combine(&[(1.0, &a), (1.0, &b), (-0.75 * (1.0 - 1e-9), &q0)]).is_ok());
+
+    let [ca, cb] = [&a, &b].map(|q| clamp_information(&q.shallow_clone().with_seed(7), &q0).unwrap());
+    assert_eq!(values(&ca.precision("w").unwrap()), [4.0, 2.0, 2.0, 2.0]);
+    let expected = q(&[1.0, 2.0, -1.0, 3.0], &[4.0, 2.0, 2.0, 2.0]).with_seed(7);
+    assert_eq!(ca.sample(0).unwrap(), expected.sample(0).unwrap());
+    let merged = gradient_matching(&q0, &[(1.0, &ca), (1.0, &cb)]).unwrap();
+    assert_eq!(values(&merged.precision("w").unwrap()), [8.0, 4.0, 2.0, 8.0]);
+    // (4·1 + 6·0 - 1)/8; (2·2 + 4·1 - 1)/4; where neither task has information θ₀ + Σ d; and where one is at its prior's.
+    assert_eq!(values(&merged.mean("w").unwrap()), [3.0 / 8.0, 7.0 / 4.0, -2.0 + 0.5, (6.0 + 2.0 - 1.0) / 8.0]);
+    // A single task keeps its mean, and half of it goes half the way where it weighs nothing.
+    let alone = gradient_matching(&q0, &[(1.0, &cb)]).unwrap();
+    assert_eq!(values(&alone.mean("w").unwrap()), values(&b.mean("w").unwrap()));
+    let half = gradient_matching(&q0, &[(0.5, &ca)]).unwrap();
+    assert_eq!(values(&half.mean("w").unwrap())[2], 0.5 + 0.5 * (-1.0 - 0.5));
+    // A posterior with information everywhere is left alone.
+    let more = q(&[1.0; 4], &[2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(clamp_information(&more, &q0).unwrap().kl(&more).unwrap(), 0.0);
+}
+
+/// Posteriors are gradient matching with H⁺ of named tensors, which takes H ≥ 0 only; and of precisions with `clamp`.
+#[test]
+fn clamped_posteriors_and_tensors_merge_alike() {
+    let (m, s) = ([model(0), model(1), model(2)], [0, 1, 2].map(|i| map(&curvature(i), |h| h + 0.2)));
+    let [q0, q1, q2] = [0, 1, 2].map(|i| posterior(&m[i], &s[i]));
+    // 1.7 posteriors less 0.7 priors: here and there the prior has more.
+    let few = gradient_matching(&q0, &[(1.0, &q1), (0.7, &q2)]).unwrap_err();
+    assert!(matches!(few, Error::Combine { of: 17, .. }), "{few}");
+    let [c1, c2] = [&q1, &q2].map(|q| clamp_information(q, &q0).unwrap());
+    let expected = means(&gradient_matching(&q0, &[(1.0, &c1), (0.7, &c2)]).unwrap());
+
+    let h = [1, 2].map(|i| s[i].iter().map(|(n, s_i)| (n.clone(), (s_i - &s[0][n]).relu())).collect::<Tensors>());
+    let base = Model::new("base", &m[0]);
+    let by_curvature = [Model::new("a", &m[1]).curvature(&h[0]), Model::new("b", &m[2]).curvature(&h[1]).weight(0.7)];
+    let method = |clamp| Method::GradientMatching { delta: 0.0, clamp };
+    close(&merge(method(false), Some(&base.curvature(&s[0])), &by_curvature).unwrap(), &expected, 1e-13);
+    let by_precision = [Model::new("a", &m[1]).precision(&s[1]), Model::new("b", &m[2]).precision(&s[2]).weight(0.7)];
+    close(&merge(method(true), Some(&base.precision(&s[0])), &by_precision).unwrap(), &expected, 1e-13);
+
+    let e = merge(method(false), Some(&base.precision(&s[0])), &by_precision).unwrap_err();
+    let taken = |n: &str| (&s[1][n] + &s[2][n] * 0.7) / (&s[0][n] * 0.7);
+    let short = taken("a").le(1.0).sum(Kind::Int64).int64_value(&[]);
+    let says =
+        format!("`a`: merging leaves {short} of its 12 precisions not positive: with all negative weights times");
+    assert!(short > 0 && e.to_string().contains(&says) && e.to_string().contains("`clamp`"), "{says} {e}");
+    let factor: f64 = e.to_string().split("below ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((factor / taken("a").min().double_value(&[]) - 1.0).abs() < 1e-12, "{factor}");
+}
+
+/// In whatever coordinates: with S₀ = I and S = diag(1 + λ) a matrix is clamped element by element.
+#[test]
+fn information_of_matrices_is_clamped_along_its_own_axes() {
+    let t = randn(&[4, 4], 3) + Tensor::eye(4, F64) * 2.0;
+    let in_coordinates = |m: &[f64; 4], s: [f64; 4]| {
+        let mean = t.inverse().mv(&Tensor::from_slice(m));
+        FullGaussian::new([("w", mean)], &t.tr().matmul(&Tensor::from_slice(&s).diag(0)).matmul(&t)).unwrap()
+    };
+    let m = [0.3, -1.0, 2.0, 0.7];
+    let q0 = in_coordinates(&[0.0; 4], [1.0; 4]);
+    let clamped = clamp_information(&in_coordinates(&m, [3.0, 0.25, 1.5, 0.9]), &q0).unwrap();
+    assert!(far(&clamped, &in_coordinates(&m, [3.0, 1.0, 1.5, 1.0])) < 1e-12);
+    // And the sum of two such tasks exists where without it there is none, in two of four directions.
+    let [a, b] = [in_coordinates(&m, [3.0, 0.25, 0.5, 0.9]), in_coordinates(&m, [2.0, 0.5, 0.25, 0.9])];
+    match combine(&[(1.0, &a), (1.0, &b), (-1.0, &q0)]) {
+        Err(Error::Combine { short: 2, of: 4, largest, .. }) => assert!((largest - 0.75).abs() < 1e-12, "{largest}"),
+        other => panic!("{other:?}"),
+    }
+    let [a, b] = [a, b].map(|q| clamp_information(&q, &q0).unwrap());
+    let merged = combine(&[(1.0, &a), (1.0, &b), (-1.0, &q0)]).unwrap();
+    let twice = [0.3 * 5.0 / 4.0, -2.0, 4.0, 1.4];
+    assert!(far(&merged, &in_coordinates(&twice, [4.0, 1.0, 1.0, 1.0])) < 1e-12);
+    // Where nothing is negative, every bit stays.
+    let more = in_coordinates(&m, [3.0, 1.25, 1.5, 1.9]);
+    assert_eq!(far(&clamp_information(&more, &q0).unwrap(), &more), 0.0);
+
+    // A diagonal matrix, and a Kronecker basis written out.
+    let (p, q) = (
+        posterior(&model(0), &map(&curvature(0), |h| h + 0.3)),
+        posterior(&model(1), &map(&curvature(1), |h| h + 0.3)),
+    );
+    let whole = clamp_information(&q.full().unwrap(), &p.full().unwrap()).unwrap();
+    assert!(far(&whole, &clamp_information(&q, &p).unwrap().full().unwrap()) < 1e-12);
+    let (p, q) = (kronecker(10), kronecker(20));
+    let whole = clamp_information(&q.full().unwrap(), &p.full().unwrap()).unwrap();
+    let ours = clamp_information(&q, &p).unwrap().full().unwrap();
+    assert!(far(&whole, &ours) < 1e-12 && far(&ours, &q.full().unwrap()) > 0.1);
+    let e = clamp_information(&q, &elsewhere()).unwrap_err();
+    assert!(matches!(&e, Error::Parameter { name, problem } if name == "w" && problem.contains("bases")), "{e}");
+    let other = FullGaussian::new([("v", Tensor::zeros([4], F64))], &Tensor::eye(4, F64)).unwrap();
+    assert!(matches!(clamp_information(&more, &other), Err(Error::Posterior(_))));
 }
 
 // Removal

@@ -131,7 +131,7 @@ fn posteriors_stay_posteriors() {
             }
         }
     };
-    let method = Method::GradientMatching { delta: 0.0 };
+    let method = Method::GradientMatching { delta: 0.0, clamp: false };
     let merged = merge_files(method, Some(&FileModel::new(at("q0"))), &files, at("out"), &mut quiet).unwrap();
     assert!(merged.posterior);
     same("out", &combine(&[(1.0 - 0.8, &q[0]), (0.5, &q[1]), (0.3, &q[2])]).unwrap());

@@ -49,5 +49,5 @@ pub use blr_merge::{
     diff_files, merge_files, remove_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
-pub use posteriors::{NaturalSum, federated, gradient_matching, largest_removal, remove};
+pub use posteriors::{NaturalSum, clamp_information, federated, gradient_matching, largest_removal, remove};
 pub use tensors::{Model, Tensors, merge};

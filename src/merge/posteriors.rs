@@ -1,8 +1,8 @@
 //! Merging as sums of natural parameters: gradient matching, removal and federation, for every posterior whose
 //! `combine` is exact.
 
-pub use crate::posterior::NaturalSum;
-use crate::posterior::combine;
+use crate::posterior::{Limit, combine};
+pub use crate::posterior::{NaturalSum, clamp_information};
 use crate::{Error, Result, check};
 
 /// Gradient matching of posteriors q_t that were learned with the prior q₀ = `base`, each of weight a_t:
@@ -14,9 +14,14 @@ use crate::{Error, Result, check};
 /// Its mean is θ₀ + Σ a_t H̄⁻¹(H₀+H_t)(θ_t-θ₀), see [`crate::merge`]. For quadratic losses it is exactly the posterior
 /// of joint training on Σ a_t L_t. With all a_t = 1 it is the posterior of all data; a_t < 0 takes a task away.
 ///
+/// A task may end with less precision than its prior in some elements, as IVON's do. With
+/// [`clamp_information(q_t, q₀)`](clamp_information) in place of each q_t the result is that of H_t⁺ = max(H_t, 0), and
+/// exists for all a_t ≥ 0.
+///
 /// # Errors
-/// Posteriors with different parameters; weights that are not finite, or so negative that the precision is not positive
-/// definite; [`KroneckerGaussian`](crate::KroneckerGaussian)s in different bases.
+/// Those of [`combine`]: posteriors with different parameters, weights that are not finite,
+/// [`KroneckerGaussian`](crate::KroneckerGaussian)s in different bases; [`Error::Combine`] if the precision is not
+/// positive definite, whose factor is that of the negative terms of the sum above.
 pub fn gradient_matching<Q: NaturalSum>(base: &Q, tasks: &[(f64, &Q)]) -> Result<Q> {
     let rest = 1.0 - tasks.iter().map(|(a, _)| a).sum::<f64>();
     let mut terms = vec![(rest, base)];
@@ -36,7 +41,7 @@ pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
     check::positive("weight", weight)?;
     // A sum has no limit, so it fails only if the two do not fit together, with an error that says so.
     combine(&[(1.0, q), (1.0, part)])?;
-    let (largest, what) = q.limit(part)?;
+    let Limit { largest, what, .. } = q.limit(part)?;
     // At the limit itself a direction would have no precision at all.
     if weight >= largest {
         return Err(Error::Removal { what, weight, largest });
@@ -51,7 +56,7 @@ pub fn remove<Q: NaturalSum>(q: &Q, part: &Q, weight: f64) -> Result<Q> {
 /// Different parameters, or bases that differ.
 pub fn largest_removal<Q: NaturalSum>(q: &Q, part: &Q) -> Result<f64> {
     combine(&[(1.0, q), (1.0, part)])?;
-    q.limit(part).map(|(largest, _)| largest)
+    Ok(q.limit(part)?.largest)
 }
 
 /// A round on the server: combines the posteriors of clients that all started from `prior`, and counts that prior once.

@@ -15,10 +15,25 @@ pub trait NaturalSum: Posterior + Sized + sealed::Sealed {
     #[doc(hidden)]
     fn natural_sum(first: &Self, weighted: &[(f64, &Self)]) -> Result<Self>;
 
-    /// The supremum of the w for which S - w S' is positive definite, with S' from `part`, and what becomes singular
-    /// there; infinite if every w will do, and at least 0. The two must have a sum.
+    /// How much of S', the precision of `part`, can be taken from S. The two must have a sum.
     #[doc(hidden)]
-    fn limit(&self, part: &Self) -> Result<(f64, String)>;
+    fn limit(&self, part: &Self) -> Result<Limit>;
+
+    /// [`clamp_information`] of this posterior.
+    #[doc(hidden)]
+    fn clamped(&self, prior: &Self) -> Result<Self>;
+}
+
+/// Where S - w S' stops being positive definite.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Limit {
+    /// The supremum of the w for which it is; infinite if every w will do, and at least 0.
+    pub largest: f64,
+    /// What becomes singular there.
+    pub what: String,
+    /// In how many elements, or directions of a matrix, S - S' is not positive.
+    pub short: usize,
 }
 
 mod sealed {
@@ -50,10 +65,12 @@ mod sealed {
 /// # }
 /// ```
 ///
+/// A precision that was learned by an estimate of either sign, such as IVON's, may end below that of its prior in some
+/// elements, and then this sum may have no positive precision there: [`clamp_information`] is for that.
+///
 /// # Errors
-/// No posterior, different parameters (for [`FullGaussian`]s also in another order) or bases, a weight that is not
-/// finite, a precision that is not positive definite in the end: [`Error::Parameter`] with the name of the parameter
-/// for [`DiagonalGaussian`]s, [`Error::NotPositiveDefinite`] otherwise.
+/// No posterior, no weight > 0, different parameters (for [`FullGaussian`]s also in another order) or bases, a weight
+/// that is not finite; [`Error::Combine`] if the sum's precision is not positive definite.
 pub fn combine<Q: NaturalSum>(weighted: &[(f64, &Q)]) -> Result<Q> {
     let Some((_, first)) = weighted.first() else {
         return Err(Error::Posterior("combine needs at least one".to_owned()));
@@ -61,17 +78,100 @@ pub fn combine<Q: NaturalSum>(weighted: &[(f64, &Q)]) -> Result<Q> {
     if let Some((w, _)) = weighted.iter().find(|(w, _)| !w.is_finite()) {
         return Err(Error::Posterior(format!("the weight {w} is not finite")));
     }
+    if weighted.iter().all(|(w, _)| *w <= 0.0) {
+        return Err(Error::Posterior("combine needs a weight > 0".to_owned()));
+    }
     let _no_grad = tch::no_grad_guard();
-    Q::natural_sum(first, weighted)
+    Q::natural_sum(first, weighted).map_err(|e| match e {
+        Error::NotPositiveDefinite { .. } => shortage(weighted).unwrap_or(e),
+        e => e,
+    })
 }
 
-/// The smallest of the elementwise s/s', over parameters.
-fn smallest_ratio<'a>(pairs: impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>) -> (f64, String) {
-    let ratios = pairs.filter(|(_, s, _)| s.numel() > 0).map(|(name, s, part)| {
-        let part = part.to_device(s.device()).to_kind(Kind::Double);
-        (smallest(&(s.to_kind(Kind::Double) / part)), format!("parameter `{name}`"))
-    });
-    ratios.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::INFINITY, String::new()))
+/// Why a sum has no positive precision: the positive terms, and how much of the negative ones can be taken from them.
+fn shortage<Q: NaturalSum>(weighted: &[(f64, &Q)]) -> Option<Error> {
+    let of_sign = |sign: f64| {
+        let terms: Vec<(f64, &Q)> =
+            weighted.iter().filter(|(w, _)| w * sign > 0.0).map(|(w, q)| (w * sign, *q)).collect();
+        Q::natural_sum(terms.first()?.1, &terms).ok()
+    };
+    let (added, taken) = (of_sign(1.0)?, of_sign(-1.0)?);
+    let Limit { largest, what, short } = added.limit(&taken).ok()?;
+    Some(Error::Combine { what, short, of: added.len(), largest })
+}
+
+/// The posterior `q`, learned with `prior`, whose information beyond that prior is taken as at least 0.
+///
+/// A task adds the information Λ = S - S₀ to its prior N(m₀, S₀⁻¹). The curvature of a loss, or a noisy estimate of it,
+/// can be negative, and then Λ < 0: the task would take away what the prior knows. Here Λ⁺ = max(Λ, 0) stands in for
+/// it, and the mean m stays:
+///
+/// ```text
+/// S⁺ = S₀ + Λ⁺            m⁺ = m
+/// ```
+///
+/// A [`combine`] of tasks k and their prior, with weights a_k ≥ 0 and 1 - Σ a_k, then always has a precision:
+///
+/// ```text
+/// S = S₀ + Σ a_k Λ_k⁺     S m = S₀ m₀ + Σ a_k [ Λ_k⁺ m_k + S₀ (m_k - m₀) ]
+/// ```
+///
+/// The bracket is what task k adds to the natural parameter. The loss of a task is seen as a parabola around m_k whose
+/// slope there, -S₀(m_k - m₀), is what held m_k against the prior. Where Λ_k⁺ = 0 only the slope is left: the element
+/// weighs nothing, and moves as in task arithmetic. A single task of weight 1 keeps its mean, and the result is
+/// continuous in S. (This is gradient matching with H_k = Λ_k⁺, see [`crate::merge`].)
+///
+/// * [`DiagonalGaussian`]: element by element.
+/// * [`KroneckerGaussian`]: element by element in the basis, which must be the same.
+/// * [`FullGaussian`]: by the eigenvalues λ of L₀⁻¹ Λ L₀⁻ᵀ = U diag(λ) Uᵀ with S₀ = L₀L₀ᵀ, the information in units of
+///   the prior's: Λ⁺ = L₀ U diag(max(λ, 0)) Uᵀ L₀ᵀ, in whatever units the weights are.
+///
+/// Where nothing is negative, the result is `q` in every bit.
+///
+/// ```
+/// use tch::Tensor;
+/// use tch_blr::{DiagonalGaussian, Error, clamp_information, combine};
+/// # fn main() -> tch_blr::Result<()> {
+/// let t = |x: [f64; 2]| Tensor::from_slice(&x);
+/// let q = |m, s| DiagonalGaussian::new([("w", t(m), t(s))]);
+/// // In the second element both tasks have less precision than their prior.
+/// let (q0, a, b) = (q([0.0, 0.0], [2.0, 2.0])?, q([1.0, 0.5], [3.0, 0.5])?, q([2.0, 0.25], [5.0, 1.0])?);
+/// let e = combine(&[(1.0, &a), (1.0, &b), (-1.0, &q0)]).unwrap_err();
+/// assert!(matches!(e, Error::Combine { short: 1, of: 2, largest: 0.75, .. }));
+///
+/// let (a, b) = (clamp_information(&a, &q0)?, clamp_information(&b, &q0)?);
+/// let merged = combine(&[(1.0, &a), (1.0, &b), (-1.0, &q0)])?;
+/// assert_eq!(merged.precision("w").unwrap(), t([6.0, 2.0]));
+/// assert_eq!(merged.mean("w").unwrap(), t([13.0 / 6.0, 0.75]));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Different parameters, or bases that differ.
+pub fn clamp_information<Q: NaturalSum>(q: &Q, prior: &Q) -> Result<Q> {
+    let _no_grad = tch::no_grad_guard();
+    q.clamped(prior)
+}
+
+/// By the elementwise s/s', over parameters.
+fn limit<'a>(pairs: impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>) -> Limit {
+    let mut limit = Limit { largest: f64::INFINITY, what: String::new(), short: 0 };
+    for (name, s, part) in pairs {
+        let ratio = s.to_kind(Kind::Double) / part.to_device(s.device()).to_kind(Kind::Double);
+        limit.short += usize::try_from(ratio.le(1.0).sum(Kind::Int64).int64_value(&[])).expect("a count");
+        let smallest = smallest(&ratio);
+        if smallest < limit.largest {
+            (limit.largest, limit.what) = (smallest, format!("parameter `{name}`"));
+        }
+    }
+    limit
+}
+
+/// A sum that is not positive in an element.
+fn not_positive(name: &str, least: f64) -> Error {
+    let problem = format!("an element becomes {least:e}");
+    Error::NotPositiveDefinite { what: format!("the combined precision of `{name}`"), problem }
 }
 
 impl NaturalSum for DiagonalGaussian {
@@ -93,10 +193,7 @@ impl NaturalSum for DiagonalGaussian {
             let least = smallest(&precision);
             // Written so that a NaN fails, too.
             if least.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
-                let problem = format!(
-                    "combining gives it a precision of {least:e}, which is not positive; use smaller negative weights"
-                );
-                return Err(Error::parameter(&e.name, problem));
+                return Err(not_positive(&e.name, least));
             }
             Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
         });
@@ -105,10 +202,20 @@ impl NaturalSum for DiagonalGaussian {
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(first.seed))
     }
 
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
+    fn limit(&self, part: &Self) -> Result<Limit> {
         let pair = |e: &Entry| part.entry(&e.name).map(|other| &other.precision);
         let pairs = self.entries.iter().filter_map(|e| Some((e.name.as_str(), &e.precision, pair(e)?)));
-        Ok(smallest_ratio(pairs))
+        Ok(limit(pairs))
+    }
+
+    fn clamped(&self, prior: &Self) -> Result<Self> {
+        self.same_parameters(prior)?;
+        let entries = self.entries.iter().map(|e| {
+            let least = &prior.entry(&e.name).expect("same_parameters() has seen to it").precision;
+            let least = least.to_device(e.mean.device()).to_kind(e.mean.kind());
+            (e.name.clone(), e.mean.copy(), e.precision.maximum(&least))
+        });
+        Ok(DiagonalGaussian::sharing(entries)?.with_seed(self.seed))
     }
 }
 
@@ -129,36 +236,75 @@ impl NaturalSum for FullGaussian {
         Ok(FullGaussian { parameters: first.parameters.clone(), mean, precision, factor, seed: first.seed })
     }
 
-    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ with S = L Lᵀ.
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
+    /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ.
+    fn limit(&self, part: &Self) -> Result<Limit> {
         let what = "the precision matrix".to_owned();
         if self.is_empty() {
-            return Ok((f64::INFINITY, what));
+            return Ok(Limit { largest: f64::INFINITY, what, short: 0 });
         }
-        let half = linalg::forward(&self.factor, &part.precision.f_to_device(self.factor.device())?)?;
-        // Symmetric up to rounding, and eigvalsh reads only one triangle.
-        let ratio = linalg::symmetric(&linalg::forward(&self.factor, &half.f_tr()?)?)?;
-        let largest = ratio.f_linalg_eigvalsh("L")?.max().double_value(&[]);
+        let ratios = self.ratio(&part.precision)?.f_linalg_eigvalsh("L")?;
         // S - wS' = L(I - wR)Lᵀ is positive definite until w reaches 1 over R's largest eigenvalue.
-        Ok((1.0 / largest, what))
+        let short = ratios.ge(1.0).sum(Kind::Int64).int64_value(&[]);
+        Ok(Limit {
+            largest: 1.0 / ratios.max().double_value(&[]),
+            what,
+            short: usize::try_from(short).expect("a count"),
+        })
+    }
+
+    fn clamped(&self, prior: &Self) -> Result<Self> {
+        self.same_parameters(prior)?;
+        let with = |precision: Tensor, factor: Tensor| {
+            let (parameters, mean) = (self.parameters.clone(), self.mean.copy());
+            Ok(FullGaussian { parameters, mean, precision, factor, seed: self.seed })
+        };
+        if !self.is_empty() {
+            // L₀⁻¹ S L₀⁻ᵀ = I + U diag(λ) Uᵀ, and S⁺ adds L₀ U diag(max(-λ, 0)) Uᵀ L₀ᵀ to S.
+            let (ratios, axes) = linalg::eigen(&prior.ratio(&self.precision)?)?;
+            let missing = (-ratios + 1.0).clamp_min(0.0);
+            // Not for zeros: a posterior that lacks nothing keeps its bits.
+            if missing.max().double_value(&[]) > 0.0 {
+                let out = prior.factor.f_matmul(&(axes * missing.f_sqrt()?))?.f_to_device(self.mean.device())?;
+                let precision = &self.precision + out.f_matmul(&out.f_tr()?)?;
+                let factor = linalg::cholesky("the precision with clamped information", &precision)?;
+                return with(precision, factor);
+            }
+        }
+        with(self.precision.copy(), self.factor.copy())
+    }
+}
+
+impl FullGaussian {
+    /// L⁻¹ S' L⁻ᵀ with S = L Lᵀ
+    fn ratio(&self, part: &Tensor) -> Result<Tensor> {
+        let half = linalg::forward(&self.factor, &part.f_to_device(self.factor.device())?)?;
+        // Symmetric up to rounding, and LAPACK reads only one triangle.
+        linalg::symmetric(&linalg::forward(&self.factor, &half.f_tr()?)?)
+    }
+}
+
+impl KroneckerGaussian {
+    /// The same parameters, in the same bases.
+    fn same_bases(&self, other: &Self) -> Result<()> {
+        self.same_parameters(other)?;
+        for p in &self.parameters {
+            let other = other.parameter(&p.name).expect("same_parameters() has seen to it");
+            if !same_basis(p.left.as_ref(), other.left.as_ref()) || !same_basis(p.right.as_ref(), other.right.as_ref())
+            {
+                return Err(Error::parameter(
+                    &p.name,
+                    "the bases of its precision differ, so that the result has no such form; take full() of each",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
 impl NaturalSum for KroneckerGaussian {
     fn natural_sum(first: &Self, weighted: &[(f64, &Self)]) -> Result<Self> {
         for (_, q) in weighted {
-            first.same_parameters(q)?;
-            for p in &first.parameters {
-                let other = q.parameter(&p.name).expect("same_parameters() has seen to it");
-                if !same_basis(p.left.as_ref(), other.left.as_ref())
-                    || !same_basis(p.right.as_ref(), other.right.as_ref())
-                {
-                    return Err(Error::parameter(
-                        &p.name,
-                        "the bases of its precision differ, so that the sum has no such form; combine full() of each",
-                    ));
-                }
-            }
+            first.same_bases(q)?;
         }
         let parameters = first.parameters.iter().map(|p| {
             // In the basis the elements are independent Gaussians.
@@ -173,9 +319,7 @@ impl NaturalSum for KroneckerGaussian {
                 precision += s;
             }
             if smallest(&precision) <= 0.0 {
-                let problem = format!("an element in the basis becomes {:e}", smallest(&precision));
-                let what = format!("the combined precision of `{}`", p.name);
-                return Err(Error::NotPositiveDefinite { what, problem });
+                return Err(not_positive(&p.name, smallest(&precision)));
             }
             let mean = like.out(&(precision_mean / matrix(&precision)))?;
             let kind = p.mean.kind();
@@ -190,9 +334,25 @@ impl NaturalSum for KroneckerGaussian {
         Ok(Self::new(parameters.collect::<Result<Vec<_>>>()?)?.with_seed(first.seed))
     }
 
-    fn limit(&self, part: &Self) -> Result<(f64, String)> {
+    fn limit(&self, part: &Self) -> Result<Limit> {
         let pair = |p: &KroneckerParameter| part.parameter(&p.name).map(|other| &other.precision);
         let pairs = self.parameters.iter().filter_map(|p| Some((p.name.as_str(), &p.precision, pair(p)?)));
-        Ok(smallest_ratio(pairs))
+        Ok(limit(pairs))
+    }
+
+    fn clamped(&self, prior: &Self) -> Result<Self> {
+        self.same_bases(prior)?;
+        let parameters = self.parameters.iter().map(|p| {
+            let least = &prior.parameter(&p.name).expect("same_bases() has seen to it").precision;
+            let least = least.to_device(p.mean.device()).to_kind(p.mean.kind());
+            KroneckerParameter {
+                name: p.name.clone(),
+                mean: p.mean.shallow_clone(),
+                left: p.left.as_ref().map(Tensor::shallow_clone),
+                right: p.right.as_ref().map(Tensor::shallow_clone),
+                precision: p.precision.maximum(&least),
+            }
+        });
+        Ok(Self::new(parameters)?.with_seed(self.seed))
     }
 }

@@ -50,6 +50,10 @@ pub enum Method {
     GradientMatching {
         /// Added to H₀; ≥ 0, by default 10⁻¹². Elements without any curvature then follow task arithmetic.
         delta: f64,
+        /// Whether posteriors' H_k = s_k - H₀ is taken as max(H_k, 0); by default it is taken as it is. The precision
+        /// of a posterior that was learned by an estimate of either sign may be below its prior's in some elements.
+        /// Such an H_k is then 0: the element of that model weighs nothing, and moves as in task arithmetic.
+        clamp: bool,
     },
     /// The weighted sum of the natural parameters of diagonal Gaussians, as `tch_blr::combine` computes it. Weights may
     /// be negative, as long as every merged precision is positive.
@@ -131,10 +135,10 @@ impl Method {
         Method::TaskVectors(TaskVectors { lambda, keep, elect_signs: true, normalize: true })
     }
 
-    /// [`Method::GradientMatching`] with the default δ.
+    /// [`Method::GradientMatching`] with the default δ, exact in H_k of either sign.
     pub fn gradient_matching() -> Self {
         // Too small to count beside curvature that data gave an element, and in f64 safe to divide by.
-        Method::GradientMatching { delta: 1e-12 }
+        Method::GradientMatching { delta: 1e-12, clamp: false }
     }
 
     /// Whether it starts from a base model.
@@ -205,7 +209,7 @@ impl Method {
                     ));
                 }
             }
-            Method::GradientMatching { delta } => {
+            Method::GradientMatching { delta, .. } => {
                 Error::unless(delta.is_finite() && *delta >= 0.0, "delta", delta, "a finite number ≥ 0")?;
             }
             Method::Linear { normalize: false } | Method::Combine => {}

@@ -97,6 +97,12 @@ fn errors_say_what_to_do() {
         ("merge --method average a.safetensors broken.safetensors --out m", "broken.safetensors: is not a whole safe"),
         ("merge --method average a.safetensors b.safetensors --lambda 2 --out m", "--lambda has no part"),
         ("merge --method linear a.safetensors b.safetensors --weight 1 --out m", "--weight is given 1 times for 2"),
+        ("merge --method combine a.safetensors b.safetensors --clamp --out m", "--clamp has no part"),
+        (
+            "merge --method gradient-matching --base base.safetensors --base-fisher f0.safetensors a.safetensors \
+             --fisher fa.safetensors --clamp --out m",
+            "--clamp has no part",
+        ),
         ("merge --method ties --base base.safetensors a.safetensors --out m", "needs --density"),
         ("merge --method ties --density 2 --base base.safetensors a.safetensors --out m", "`density` = 2"),
         ("merge --method ties --density 0.5 a.safetensors --out m", "needs the base"),
@@ -138,6 +144,18 @@ fn posteriors_merge_and_part() {
     assert!(e.contains("removing 2.5") && e.contains("weights below 2e0 can"), "{e}");
     assert_eq!(read("without"), [3.0, 3.0]);
     assert!(ok(folder.path(), "inspect q").contains("a posterior: 1 of the tensors are precisions"));
+
+    // 0.25 + 1 - 2 < 0; with the information 0.25 - 2 as 0 the mean is θ₀ + Σ d, and the precision the base's.
+    q("q3", 3.0, 0.25);
+    q("q4", 1.0, 1.0);
+    let merge = "merge --method gradient-matching --delta 0 --base q0 q3 q4 --out less";
+    let e = error(folder.path(), merge);
+    assert!(e.contains("`w`: merging leaves 1 of its 1 precisions not positive") && e.contains("below 6.25e-1"), "{e}");
+    assert!(e.contains("`clamp`") && !folder.path().join("less").exists(), "{e}");
+    ok(folder.path(), &format!("{merge} --clamp"));
+    assert_eq!(read("less"), [0.5 + 2.5 + 0.5, 2.0]);
+    ok(folder.path(), "merge --method gradient-matching --delta 0 --base q0 q1 q2 --out clamped --clamp");
+    assert_eq!(read("clamped"), [2.0, 6.0]);
 }
 
 #[test]

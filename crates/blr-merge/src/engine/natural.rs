@@ -7,18 +7,20 @@ use crate::number::{BLOCK, Number};
 use crate::{Error, Method};
 use rayon::prelude::*;
 
-/// Σ w s θ, Σ w s and Σ w θ of one element, in f64: with negative weights the sums are differences of large numbers.
-type Sums = [f64; 3];
+/// Σ w s θ, Σ w s, Σ w θ and, over the negative w alone, Σ |w| s of one element. In f64: with negative weights the sums
+/// are differences of large numbers.
+type Sums = [f64; 4];
 
 /// Adds a term of weight w and precision s + offset to the sums of every element.
 fn add<T: Number>(sums: &mut [Sums], w: f64, x: &[T], s: &[T], offset: impl Fn(usize) -> f64 + Sync) {
     sums.par_chunks_mut(BLOCK).enumerate().for_each(|(block, sums)| {
-        for (i, [sx, ss, plain]) in sums.iter_mut().enumerate() {
+        for (i, [sx, ss, plain, taken]) in sums.iter_mut().enumerate() {
             let i = block * BLOCK + i;
             let (x, s) = (x[i].wide(), w * (s[i].wide() + offset(i)));
             *sx += s * x;
             *ss += s;
             *plain += w * x;
+            *taken += (-s).max(0.0);
         }
     });
 }
@@ -28,13 +30,17 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
     pub fn natural(&mut self) -> Result<(), E> {
         let plan = self.plan;
         let rest = 1.0 - plan.models.iter().map(|(_, w)| w).sum::<f64>();
-        let delta = if let Method::GradientMatching { delta } = plan.method { delta } else { 0.0 };
+        let (delta, clamp) = match plan.method {
+            Method::GradientMatching { delta, clamp } => (delta, clamp && plan.posteriors),
+            _ => (0.0, false),
+        };
         let fisher = plan.method == Method::Fisher;
         let (mut x, mut s, mut base) = (Vec::new(), Vec::new(), Vec::new());
         let mut sums: Vec<Sums> = Vec::new();
+        let mut shortage = Shortage { elements: 0, largest: f64::INFINITY };
         for at in self.chunks() {
             sums.clear();
-            sums.resize(at.len(), [0.0; 3]);
+            sums.resize(at.len(), [0.0; 4]);
             // H₀, or zero for the methods without a base.
             base.clear();
             base.resize(at.len(), T::zero());
@@ -46,28 +52,69 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
             for (k, (_, w)) in plan.models.iter().enumerate() {
                 self.read(Input::Model(k), at.clone(), &mut x)?;
                 self.read_curvature(Input::Curvature(k), at.clone(), &mut s)?;
+                if clamp {
+                    // max(s_k - H₀, 0) + H₀
+                    update(&mut s, &base, |s, base| *s = s.max(*base));
+                }
                 if plan.posteriors {
                     add(&mut sums, *w, &x, &s, |_| delta);
                 } else {
                     add(&mut sums, *w, &x, &s, |i| base[i].wide() + delta);
                 }
             }
-            let bad = |[_, s, _]: &Sums| !(s.is_finite() && (*s > 0.0 || fisher));
-            if let Some(i) = first(&sums, bad) {
-                let (i, s) = (at.start + i, sums[i][1]);
-                return Err(self.error(format!(
-                    "merging gives element {i} a precision of {s:e}, which is not positive; \
-                     use smaller negative weights"
-                )));
+            shortage.look(&sums, fisher);
+            if shortage.elements > 0 {
+                // Nothing more is written, but the others are counted.
+                continue;
             }
             // Only Fisher averaging gets here with s = 0, where no model has curvature: its limit is the plain average.
             let all = 1.0 - rest;
-            update(&mut x, &sums, |x, [sx, s, plain]| *x = T::from_wide(if *s > 0.0 { sx / s } else { plain / all }));
+            update(&mut x, &sums, |x, [sx, s, plain, _]| {
+                *x = T::from_wide(if *s > 0.0 { sx / s } else { plain / all })
+            });
             self.write(at.start, &x)?;
-            update(&mut x, &sums, |x, [_, s, _]| *x = T::from_wide(*s));
+            update(&mut x, &sums, |x, [_, s, ..]| *x = T::from_wide(*s));
             self.output.precision(at.start, &x)?;
         }
-        Ok(())
+        match shortage.problem(self.len) {
+            None => Ok(()),
+            Some(problem) => Err(self.error(problem)),
+        }
+    }
+}
+
+/// Where a sum has no precision that is positive.
+struct Shortage {
+    elements: usize,
+    /// The supremum of the factors on the negative weights for which all are positive.
+    largest: f64,
+}
+
+impl Shortage {
+    fn look(&mut self, sums: &[Sums], fisher: bool) {
+        let bad = |[_, s, ..]: &Sums| !(s.is_finite() && (*s > 0.0 || fisher));
+        // Almost always there is none, which `first` finds out faster than a loop that counts.
+        if first(sums, bad).is_none() {
+            return;
+        }
+        for [_, s, _, taken] in sums.iter().filter(|sums| bad(sums)) {
+            self.elements += 1;
+            // `min` passes over the NaN of an overflow.
+            self.largest = self.largest.min((s + taken) / taken);
+        }
+    }
+
+    fn problem(&self, len: usize) -> Option<String> {
+        let Shortage { elements, largest } = self;
+        let remedy = if largest.is_finite() {
+            format!(
+                "with all negative weights times a factor below {largest:e} there would be none; or merge posteriors by \
+                 gradient matching with `clamp`, which takes a model's information beyond the base as at least 0"
+            )
+        } else {
+            "expected a precision > 0 in at least one model".to_owned()
+        };
+        (*elements > 0).then(|| format!("merging leaves {elements} of its {len} precisions not positive: {remedy}"))
     }
 }
 

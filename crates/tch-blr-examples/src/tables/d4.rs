@@ -73,7 +73,7 @@ pub fn run(data: &Path) -> Outcome<Vec<Row>> {
         ("average".to_owned(), by(Method::linear())?),
         ("task arithmetic".to_owned(), by(Method::task_arithmetic(1.0))?),
         ("Fisher average".to_owned(), by(Method::Fisher)?),
-        ("gradient matching, diagonal".to_owned(), by(Method::GradientMatching { delta: 0.0 })?),
+        ("gradient matching, diagonal".to_owned(), by(Method::GradientMatching { delta: 0.0, clamp: false })?),
         ("gradient matching, full".to_owned(), full.mean_vector()),
         ("target".to_owned(), target.copy()),
     ]);

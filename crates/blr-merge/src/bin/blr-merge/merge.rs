@@ -105,6 +105,10 @@ pub struct Merge {
     /// Added to the curvature of the base [default: 1e-12].
     #[arg(long)]
     delta: Option<f64>,
+    /// Take the information that a posterior has beyond its base as at least 0, in each weight (gradient-matching of
+    /// posteriors); without it, a merged precision that is not positive is an error.
+    #[arg(long)]
+    clamp: bool,
 }
 
 #[derive(Args)]
@@ -190,6 +194,8 @@ impl Merge {
             ("--fisher", !self.fisher.is_empty(), curved),
             ("--base-fisher", self.base_fisher.is_some(), self.method == GradientMatching),
             ("--delta", self.delta.is_some(), self.method == GradientMatching),
+            // Curvatures in files of their own are never negative.
+            ("--clamp", self.clamp, self.method == GradientMatching && self.fisher.is_empty()),
         ] {
             if given && !used {
                 return Err(format!("{option} has no part in this method; leave it out").into());
@@ -215,10 +221,7 @@ impl Merge {
                 Method::TaskVectors(TaskVectors { lambda, keep, elect_signs, normalize: normalize && elect_signs })
             }
             Fisher => Method::Fisher,
-            GradientMatching => match self.delta {
-                Some(delta) => Method::GradientMatching { delta },
-                None => Method::gradient_matching(),
-            },
+            GradientMatching => Method::GradientMatching { delta: self.delta.unwrap_or(1e-12), clamp: self.clamp },
             Combine => Method::Combine,
         })
     }
