@@ -4,7 +4,6 @@ use super::optimizer::{Job, Own};
 use super::program::{Plan, Program};
 use super::scores::{Better, Measure, Scores};
 use std::f64::consts::PI;
-use std::path::Path;
 use tch::nn::{self, LinearConfig, Module, OptimizerConfig, Path as Names, Sequential};
 use tch::{Kind, Tensor};
 use tch_blr::nn::linear;
@@ -22,15 +21,15 @@ struct Gan {
     centres: Tensor,
 }
 
-pub(crate) fn load(_: Option<&Path>) -> Outcome<Box<dyn Program>> {
+pub(crate) fn program() -> Box<dyn Program> {
     let angle = |k: usize| 2.0 * PI * k as f64 / CLUSTERS as f64;
     let centre = |k: usize| [2.0 * angle(k).cos(), 2.0 * angle(k).sin()];
     let mut rng = Rng::new(0, 3);
     let points: Vec<[f64; 2]> = (0..POINTS).map(|i| centre(i % CLUSTERS).map(|x| x + SD * rng.normal())).collect();
-    Ok(Box::new(Gan {
+    Box::new(Gan {
         points: Tensor::from_slice2(&points).to_kind(Kind::Float),
         centres: Tensor::from_slice2(&(0..CLUSTERS).map(centre).collect::<Vec<_>>()).to_kind(Kind::Float),
-    }))
+    })
 }
 
 fn network(p: &Names, from: i64, to: i64) -> Sequential {

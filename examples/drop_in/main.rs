@@ -35,10 +35,10 @@ pub(crate) const PROGRAMS: [(&str, Load); 10] = [
     ("resnet", resnet::load),
     ("lstm", lstm::load),
     ("gpt", gpt::load),
-    ("seq2seq", seq2seq::load),
+    ("seq2seq", |_| Ok(seq2seq::program())),
     ("vae", vae::load),
-    ("gan", gan::load),
-    ("policy", policy::load),
+    ("gan", |_| Ok(gan::program())),
+    ("policy", |_| Ok(policy::program())),
     ("tabular", tabular::load),
 ];
 
