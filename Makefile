@@ -8,7 +8,7 @@ FLAGS := $(if $(FEATURES),--features $(FEATURES))
 ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics test-large lint bench bench-peers reproduce clean
+.PHONY: help setup demo test test-statistics test-large lint bench bench-peers drop-in reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ bench: setup ## criterion benchmarks, a few minutes
 bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 	-@scripts/peers.sh # without it the peers of tch are measured
 	$(CARGO) bench $(FLAGS) --bench peers
+
+drop-in: setup ## ten programs by five optimizers from three seeds; the table is in target/drop_in/table.md; 40 minutes
+	$(CARGO) run --release $(FLAGS) --example drop_in -- --seeds 3
 
 reproduce: setup ## published numbers, run again
 	$(CARGO) run --release $(FLAGS) --example reproduce

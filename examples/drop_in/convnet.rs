@@ -1,8 +1,8 @@
 //! Convolutions on 6,000 digits, as beginners' programs have them.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program, mini_batches};
-use crate::scores::{Predictions, Scores};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program, mini_batches};
+use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
 use tch::nn::{self, ConvConfig, LinearConfig, Module, OptimizerConfig, Path as Names, Sequential};
@@ -44,7 +44,7 @@ impl Program for Convnet {
             examples: 6000,
             steps: 500,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
-            adam_lr: 1e-3,
+            adam_lr: 3e-3,
             without_vogn: None,
         }
     }

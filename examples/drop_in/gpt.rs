@@ -1,9 +1,9 @@
 //! A transformer of two layers that learns to write, as in min-gpt.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program};
-use crate::scores::Scores;
-use crate::text::{LENGTH, Text};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program};
+use super::scores::Scores;
+use super::text::{LENGTH, Text};
 use std::path::Path;
 use tch::nn::{EmbeddingConfig, Init, LinearConfig, Module, OptimizerConfig, Path as Names};
 use tch::{Kind, Tensor};
@@ -72,7 +72,7 @@ impl Program for Gpt {
             examples: self.0.examples(),
             steps: 800,
             own: Own { build: |vs, lr| tch::nn::AdamW::default().build(vs, lr), lr: 3e-3, scheduled: true },
-            adam_lr: 3e-3,
+            adam_lr: 1e-2,
             without_vogn: None,
         }
     }

@@ -1,8 +1,8 @@
 //! Softmax regression on 6,000 digits.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program, mini_batches};
-use crate::scores::{Predictions, Scores};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program, mini_batches};
+use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
 use tch::nn::{LinearConfig, Module, OptimizerConfig};
@@ -29,8 +29,8 @@ impl Program for Regression {
         Plan {
             examples: 6000,
             steps: 2000,
-            own: Own { build: |vs, lr| tch::nn::Sgd::default().build(vs, lr), lr: 0.1, scheduled: false },
-            adam_lr: 1e-3,
+            own: Own { build: |vs, lr| tch::nn::Sgd::default().build(vs, lr), lr: 0.5, scheduled: false },
+            adam_lr: 3e-3,
             without_vogn: None,
         }
     }

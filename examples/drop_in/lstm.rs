@@ -1,9 +1,9 @@
 //! An LSTM that learns to write, as in char-rnn.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program};
-use crate::scores::Scores;
-use crate::text::Text;
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program};
+use super::scores::Scores;
+use super::text::Text;
 use std::path::Path;
 use tch::nn::{self, Module, OptimizerConfig, RNN};
 use tch_blr_examples::Outcome;

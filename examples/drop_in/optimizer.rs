@@ -1,6 +1,6 @@
 //! What the name of an optimizer means, and the one line that all of them are stepped by.
 
-use crate::program::Plan;
+use super::program::Plan;
 use std::time::Instant;
 use tch::nn::{self, VarStore};
 use tch::{TchError, Tensor};
@@ -33,9 +33,9 @@ impl Job<'_> {
         if self.quick { 3 } else { plan.steps }
     }
 
-    /// A seed for each of a run's uses of randomness, such as an epoch's order.
-    pub(crate) fn stream(&self, use_: u64) -> u64 {
-        self.seed << 32 | use_
+    /// The seed of an epoch's order.
+    pub(crate) fn order(&self, epoch: u64) -> u64 {
+        (self.seed << 32) + epoch
     }
 
     /// A model's store, with libtorch's generator at the seed: whatever the optimizer, the weights start alike.
@@ -49,7 +49,8 @@ impl Job<'_> {
     /// # Errors
     /// As [`Builder::build`].
     pub(crate) fn optimizer(&self, plan: &Plan, vs: &VarStore) -> Result<Trainer> {
-        let (n, steps) = (plan.examples as f64, self.steps(plan));
+        // A quick run is the beginning of a whole one.
+        let (n, steps) = (plan.examples as f64, plan.steps);
         let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps };
         let adam_lr = plan.adam_lr * self.lr_scale;
         let row = match self.optimizer {
@@ -63,7 +64,7 @@ impl Job<'_> {
             "vogn-auto" => return self.auto(Von::auto(n, steps), vs),
             // By hand what a start of its own should find: `ivon-auto` and its like go here, with `adam_lr`.
             "ivon-tuned" => {
-                let row = Ivon::default().ess(n).hess_init(0.1).beta2(1.0 - 3.0 / steps.max(4) as f64);
+                let row = Ivon::default().ess(n).hess_init(0.1).beta2(1.0 - 3.0 / steps as f64);
                 self.row(row.builder().clip_grad_norm(1.0), schedule, vs, 0.5)
             }
             other => unreachable!("{other} is not in NAMES"),

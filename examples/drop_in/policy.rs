@@ -1,9 +1,8 @@
 //! A policy gradient (PPO) that learns to balance a pole on a cart.
 
-use crate::optimizer::{Job, Own, Trainer};
-use crate::program::{Plan, Program};
-use crate::scores::{Better, Measure, Scores};
-use std::path::Path;
+use super::optimizer::{Job, Own, Trainer};
+use super::program::{Plan, Program};
+use super::scores::{Better, Measure, Scores};
 use tch::nn::{self, LinearConfig, Module, OptimizerConfig, Path as Names, Sequential};
 use tch::{Kind, Tensor};
 use tch_blr::Result;
@@ -27,8 +26,8 @@ const CLIP: f64 = 0.2;
 
 struct Policy;
 
-pub(crate) fn load(_: Option<&Path>) -> Outcome<Box<dyn Program>> {
-    Ok(Box::new(Policy))
+pub(crate) fn program() -> Box<dyn Program> {
+    Box::new(Policy)
 }
 
 /// A pole on a cart, which is pushed left or right with 10 N every 20 ms: a cart of 1 kg, a pole of 0.1 kg and 1 m, no
@@ -215,7 +214,7 @@ impl Program for Policy {
             examples: ROUNDS as usize * CARTS * STEPS,
             steps: ROUNDS * UPDATES,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 3e-3, scheduled: false },
-            adam_lr: 3e-3,
+            adam_lr: 1e-2,
             without_vogn: None,
         }
     }
@@ -232,5 +231,41 @@ impl Program for Policy {
         }
         let points = points(&net, &mut rng)?;
         Ok(Scores::new([Measure::of_point("return", Better::Higher, points)], &[&opt]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-15, "{a} {b}");
+    }
+
+    /// From rest: the pole falls back with 10/1.1 / (½ (4/3 - 1/11)) rad/s², which pushes the cart on.
+    #[test]
+    fn a_push_by_hand() {
+        let mut cart = Cart { position: 0.0, speed: 0.0, angle: 0.0, spin: 0.0, steps: 0 };
+        cart.push(true);
+        let turn = -(10.0 / 1.1) / (0.5 * (4.0 / 3.0 - 1.0 / 11.0));
+        close(cart.spin, 0.02 * turn);
+        close(cart.speed, 0.02 * (10.0 / 1.1 - 0.05 * turn / 1.1));
+        assert_eq!((cart.position, cart.angle, cart.steps, cart.done()), (0.0, 0.0, 1, false));
+        let speed = cart.speed;
+        cart.push(false);
+        close(cart.position, 0.02 * speed);
+        assert!(cart.angle < 0.0 && cart.speed < speed);
+    }
+
+    #[test]
+    fn ends() {
+        let at = |position, degrees: f64, steps| {
+            let cart = Cart { position, speed: 0.0, angle: degrees.to_radians(), spin: 0.0, steps };
+            (cart.fallen(), cart.done())
+        };
+        assert_eq!(at(2.39, 11.9, 499), (false, false));
+        assert_eq!(at(-2.41, 0.0, 9), (true, true));
+        assert_eq!(at(0.0, -12.1, 9), (true, true));
+        assert_eq!(at(0.0, 0.0, 500), (false, true));
     }
 }

@@ -1,7 +1,7 @@
 //! What a program is to the suite.
 
-use crate::optimizer::{Job, Own};
-use crate::scores::Scores;
+use super::optimizer::{Job, Own};
+use super::scores::Scores;
 use std::path::Path;
 use tch::Tensor;
 use tch_blr_examples::Outcome;
@@ -25,13 +25,13 @@ pub(crate) type Load = fn(Option<&Path>) -> Outcome<Box<dyn Program>>;
 /// What an optimizer is told about a program.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Number of training examples.
+    /// Number of training examples; of labels, where the loss is a mean over several of each example.
     pub(crate) examples: usize,
     /// Number of steps.
     pub(crate) steps: u64,
     /// What such programs are trained with.
     pub(crate) own: Own,
-    /// Adam's learning rate in such programs.
+    /// Adam's learning rate with warm-up and cosine decay: of 1e-3, 3e-3 and 1e-2 the best.
     pub(crate) adam_lr: f64,
     /// Why there are no per-example gradients for VOGN, if there are none.
     pub(crate) without_vogn: Option<&'static str>,
@@ -44,6 +44,6 @@ pub(crate) fn mini_batches(
     job: &Job,
     plan: &Plan,
 ) -> impl Iterator<Item = (Tensor, Tensor)> {
-    let epoch = move |k: u64| batches(x, y, size, job.stream(k), Last::Drop);
+    let epoch = move |k: u64| batches(x, y, size, job.order(k), Last::Drop);
     (0..).flat_map(epoch).take(job.steps(plan) as usize)
 }

@@ -1,8 +1,8 @@
 //! Residual blocks with batch normalization on 10,000 small pictures of CIFAR-10.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program, mini_batches};
-use crate::scores::{Predictions, Scores};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program, mini_batches};
+use super::scores::{Predictions, Scores};
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::Path;
@@ -31,8 +31,8 @@ pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
     Ok(Box::new(Resnet { train: part("train.safetensors", 10_000)?, test: part("test.safetensors", 2000)? }))
 }
 
-/// The first `n` pictures at half their size, `[N, 3, 16, 16]`, each channel standardised roughly, and their classes. The
-/// file has JPEGs one after the other as `bytes`, where each begins and ends as `offsets`, and `labels`.
+/// The first `n` pictures at half their size, `[N, 3, 16, 16]`, roughly standardised, and their classes. The file has JPEGs
+/// one after the other as `bytes`, where each begins and ends as `offsets`, and `labels`.
 fn read(path: &Path, n: usize) -> Outcome<(Tensor, Tensor)> {
     let file = fs::read(path)?;
     let tensors = SafeTensors::deserialize(&file)?;
@@ -119,7 +119,7 @@ impl Program for Resnet {
             examples: 10_000,
             steps: 400,
             own: Own { build: |vs, lr| tch::nn::sgd(0.9, 0.0, 5e-4, true).build(vs, lr), lr: 0.1, scheduled: true },
-            adam_lr: 3e-3,
+            adam_lr: 1e-2,
             without_vogn: Some("batch norm"),
         }
     }

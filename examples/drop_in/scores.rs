@@ -1,6 +1,6 @@
 //! How good a trained model is.
 
-use crate::optimizer::{Job, Trainer};
+use super::optimizer::{Job, Trainer};
 use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};

@@ -1,10 +1,11 @@
 //! Runs, and the table of them.
 
-use crate::optimizer::Job;
-use crate::program::Program;
-use crate::scores::{Better, Measure, Scores};
+use super::optimizer::Job;
+use super::program::Program;
+use super::scores::{Better, Measure, Scores};
 use serde::Serialize;
 use std::fmt::{self, Write as _};
+use tch_blr_examples::Outcome;
 
 /// What came of a job.
 #[derive(Debug, Serialize)]
@@ -32,7 +33,7 @@ impl Run {
         let without = program.plan().without_vogn.filter(|_| job.optimizer.starts_with("vogn"));
         let ending = match without {
             Some(why) => Ending::Impossible(why),
-            None => program.run(job).map_or_else(|e| Ending::Failed(e.to_string()), Ending::Scored),
+            None => program.run(job).and_then(finite).map_or_else(|e| Ending::Failed(e.to_string()), Ending::Scored),
         };
         let Job { optimizer, seed, lr_scale, .. } = *job;
         Run { program: name, optimizer: optimizer.to_owned(), seed, lr_scale, ending }
@@ -40,6 +41,14 @@ impl Run {
 
     fn scores(&self) -> Option<&Scores> {
         if let Ending::Scored(scores) = &self.ending { Some(scores) } else { None }
+    }
+}
+
+/// An optimizer notices a loss that is not finite; what the last step does to the weights shows here.
+fn finite(scores: Scores) -> Outcome<Scores> {
+    match scores.measures.iter().find(|m| !(m.at_mean.is_finite() && m.averaged.is_none_or(f64::is_finite))) {
+        Some(Measure { name, at_mean, .. }) => Err(format!("{name} is {at_mean} after the last step").into()),
+        None => Ok(scores),
     }
 }
 

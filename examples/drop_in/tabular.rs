@@ -1,8 +1,8 @@
 //! Regression of a table with a small network: the strength of concrete (UCI), the first published split.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program, mini_batches};
-use crate::scores::{Better, Measure, Scores};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program, mini_batches};
+use super::scores::{Better, Measure, Scores};
 use std::f64::consts::PI;
 use std::path::Path;
 use tch::nn::{self, LinearConfig, Module, OptimizerConfig};

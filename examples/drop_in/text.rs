@@ -1,8 +1,8 @@
 //! Shakespeare, character by character: what its models share.
 
-use crate::optimizer::Job;
-use crate::program::Plan;
-use crate::scores::{Predictions, Scores};
+use super::optimizer::Job;
+use super::program::Plan;
+use super::scores::{Predictions, Scores};
 use std::fs;
 use std::path::Path;
 use tch::nn::VarStore;

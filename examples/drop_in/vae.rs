@@ -1,8 +1,8 @@
 //! A variational autoencoder of binary digits.
 
-use crate::optimizer::{Job, Own};
-use crate::program::{Plan, Program, mini_batches};
-use crate::scores::{Better, Measure, Scores};
+use super::optimizer::{Job, Own};
+use super::program::{Plan, Program, mini_batches};
+use super::scores::{Better, Measure, Scores};
 use std::path::Path;
 use tch::nn::{LinearConfig, Module, OptimizerConfig, Path as Names};
 use tch::{Kind, Reduction, Tensor};
@@ -62,7 +62,7 @@ impl Program for Vae {
             examples: 6000,
             steps: 1000,
             own: Own { build: |vs, lr| tch::nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
-            adam_lr: 1e-3,
+            adam_lr: 3e-3,
             without_vogn: None,
         }
     }
