@@ -160,7 +160,7 @@ mod statistic;
 mod storage;
 
 pub use blr_merge;
-pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
+pub use driver::{Advice, Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Spread, Train};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::IntoTensor;

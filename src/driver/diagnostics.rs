@@ -11,12 +11,14 @@ use crate::{Error, Result};
 use std::any::Any;
 use tch::{Kind, Tensor};
 
-/// How a training is going, on the scale of the mean loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How a training is going, on the scale of the mean loss. [`Diagnostics::advice`] puts into words what stands out.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Diagnostics {
     /// Updates so far.
     pub steps: u64,
+    /// Learning rate of the next step, schedule included, of parameters without an override.
+    pub lr: f64,
     /// Mean loss of the last update: an estimate of E_q\[L\].
     pub loss: f64,
     /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for
@@ -29,6 +31,32 @@ pub struct Diagnostics {
     pub kl_per_example: Option<f64>,
     /// The evidence lower bound per example, -(loss + KL/ess); `None` where `kl_per_example` is.
     pub elbo_per_example: Option<f64>,
+    /// Share of the data in the posterior's precision, beside what it started with: 1-β₂ᵗ after t updates, of the
+    /// parameter with the fewest; `None` for rows whose precision is not such an average.
+    pub learned: Option<f64>,
+    /// Standard deviations beside the weights, per parameter; empty where `sigma` is `None`.
+    pub spreads: Vec<Spread>,
+}
+
+/// How far the posterior spreads the weights of a parameter.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Spread {
+    /// Name of the parameter.
+    pub name: String,
+    /// Number of its dimensions.
+    pub dimensions: usize,
+    /// Root mean square of the posterior's standard deviations.
+    pub sigma: f64,
+    /// Root mean square of the weights, at the mean.
+    pub weights: f64,
+}
+
+impl Spread {
+    /// σ over weights; infinite where all weights are 0.
+    pub fn ratio(&self) -> f64 {
+        self.sigma / self.weights
+    }
 }
 
 /// Posterior standard deviations of single weights, over all weights. If min, mean and max stay where they started, the
@@ -61,11 +89,14 @@ impl<R: Row> Optimizer<R> {
         };
         let without = Diagnostics {
             steps: self.steps,
+            lr: self.lr(),
             loss: last.loss,
             gradient_norm: last.gradient_norm,
             sigma: None,
             kl_per_example: None,
             elbo_per_example: None,
+            learned: None,
+            spreads: Vec::new(),
         };
         let (Some(ess), true) = (self.config.effective_sample_size(), R::Posterior::EXISTS) else {
             return Ok(without);
@@ -76,8 +107,17 @@ impl<R: Row> Optimizer<R> {
             sigma: Some(sigma(&*q)),
             kl_per_example: kl,
             elbo_per_example: kl.map(|kl| -(last.loss + kl)),
+            learned: self.learned(),
+            spreads: spreads(&*q),
             ..without
         })
+    }
+
+    /// 1 - β₂ᵗ
+    fn learned(&self) -> Option<f64> {
+        let trained = self.units.iter().filter(|unit| unit.steps > 0);
+        let shares = trained.map(|unit| unit.row.initial_share(unit.steps).map(|start| 1.0 - start));
+        shares.collect::<Option<Vec<_>>>()?.into_iter().reduce(f64::min)
     }
 
     /// KL(q ‖ prior) = E_q[-ln prior] - entropy, for a prior that is a product over the weights.
@@ -125,6 +165,16 @@ fn entropy(q: &dyn Posterior) -> Option<f64> {
 
 fn double(t: &Tensor) -> Tensor {
     t.to_kind(Kind::Double)
+}
+
+fn spreads(q: &dyn Posterior) -> Vec<Spread> {
+    let rms = |squares: &Tensor| squares.mean(Kind::Double).double_value(&[]).sqrt();
+    let of = |name: &str| {
+        let (mean, variance) = (q.mean(name)?, q.variance(name)?);
+        let (sigma, weights) = (rms(&double(&variance)), rms(&double(&mean).square()));
+        (mean.numel() > 0).then(|| Spread { name: name.to_owned(), dimensions: mean.dim(), sigma, weights })
+    };
+    q.names().filter_map(of).collect()
 }
 
 fn sigma(q: &dyn Posterior) -> Sigma {

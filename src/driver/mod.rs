@@ -22,6 +22,7 @@
 //! Here belongs what all rows share. No row is known by name, and no likelihood or layer is looked into: what a loss
 //! has recorded on the tape goes to [`crate::curvature`], and elementwise passes go to [`crate::kernel`].
 
+mod advice;
 mod arithmetic;
 mod block_rule;
 mod blocks;
@@ -41,10 +42,11 @@ mod sums;
 mod train;
 mod weights;
 
+pub use advice::Advice;
 pub use arithmetic::{Arithmetic, Blocks, Weights};
 pub use block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 pub use builder::Builder;
-pub use diagnostics::{Diagnostics, Sigma};
+pub use diagnostics::{Diagnostics, Sigma, Spread};
 pub use evaluation::Evaluation;
 pub use row::{Decay, MaybePosterior, NoPosterior, Row, When};
 pub use rule::{DeltaRule, OfWeights, Rule, Site, Start};

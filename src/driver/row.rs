@@ -75,6 +75,12 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
     fn expectation(&self) -> Expectation {
         Expectation::Delta
     }
+    /// β₂ᵗ, the share of the initial Hessian in the precision after t updates; `None` for rows whose precision is not
+    /// such an average.
+    fn initial_share(&self, t: u64) -> Option<f64> {
+        let _ = t;
+        None
+    }
     /// What an evaluation gives beside the gradient, for the estimate of E_q\[∇²ℓ\]; by default nothing.
     fn statistic(&self) -> Statistic {
         Statistic::Unused

@@ -94,7 +94,7 @@ impl Row for BayesianSam {
     const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay ess);
+    fields!(weight_decay ess beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

@@ -85,8 +85,8 @@ macro_rules! config {
 }
 pub(super) use config;
 
-/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ) and
-/// `ess`; and what has the driver of the row compiled in this crate, so that every row uses it.
+/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ), `ess`, and
+/// `beta2` where that is the decay of an average of Hessians; and what has the driver of the row compiled in this crate, so that every row uses it.
 macro_rules! fields {
     (@ weight_decay) => {
         fn isotropic_delta(&self) -> f64 {
@@ -99,6 +99,11 @@ macro_rules! fields {
     (@ ess) => {
         fn effective_sample_size(&self) -> Option<f64> {
             self.ess
+        }
+    };
+    (@ beta2) => {
+        fn initial_share(&self, t: u64) -> Option<f64> {
+            Some(self.beta2.powf(t as f64))
         }
     };
     (@ expectation) => {

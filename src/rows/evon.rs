@@ -77,7 +77,7 @@ impl Row for Evon {
         &["momentum", "hess", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
     type Arithmetic = Blocks;
     type Posterior = KroneckerGaussian;
-    fields!(weight_decay ess expectation);
+    fields!(weight_decay ess expectation beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

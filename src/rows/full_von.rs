@@ -60,7 +60,7 @@ impl Row for FullVon {
     const STATE: &'static [&'static str] = &["hess"];
     type Arithmetic = Blocks;
     type Posterior = FullGaussian;
-    fields!(weight_decay ess expectation);
+    fields!(weight_decay ess expectation beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

@@ -110,7 +110,7 @@ impl Row for Ivon {
     const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay ess expectation);
+    fields!(weight_decay ess expectation beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

@@ -74,7 +74,7 @@ impl Row for Vadam {
     const STATE: &'static [&'static str] = &["momentum", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay ess expectation);
+    fields!(weight_decay ess expectation beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

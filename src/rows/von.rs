@@ -205,6 +205,9 @@ impl Row for Von {
         check::that("warmup_from", start, start > 0.0 && start <= 1.0, "a number in (0, 1]")?;
         check::positive("augmentation", self.augmentation)
     }
+    fn initial_share(&self, t: u64) -> Option<f64> {
+        Some(if self.hess_from_first_batch && t > 0 { 0.0 } else { self.beta2.powf(t as f64) })
+    }
     fn statistic(&self) -> Statistic {
         self.hessian
     }

@@ -1,0 +1,133 @@
+//! Sentences from the numbers of [`Diagnostics`]: what usually goes wrong, and what to change.
+//!
+//! A rule belongs here if a run can be made that it speaks about (`tests/advice.rs` has one for each), and another like
+//! it that it is silent about.
+
+use super::Diagnostics;
+use std::fmt;
+
+/// Something that the numbers of a training say should be looked at; printed, it is a sentence.
+///
+/// ```
+/// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+/// # use tch_blr::Ivon;
+/// # fn main() -> tch_blr::Result<()> {
+/// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+/// # let vs = nn::VarStore::new(Device::Cpu);
+/// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+/// # let mut opt = Ivon::default().ess(1000.0).build(&vs, 0.1)?;
+/// # opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
+/// for advice in opt.diagnostics()?.advice() {
+///     eprintln!("{advice}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Less than a tenth of the precision was learned.
+    NotLearned {
+        /// Share of the data in the precision's average, 1-β₂ᵗ.
+        learned: f64,
+    },
+    /// σ of a parameter is more than three tenths of its weights.
+    NoiseDominates {
+        /// The parameter with the largest ratio.
+        name: String,
+        /// Root mean squares, σ over weights.
+        ratio: f64,
+    },
+    /// σ is less than a thousandth of the weights, for every parameter.
+    NoNoise {
+        /// The largest ratio.
+        ratio: f64,
+    },
+    /// KL(q ‖ prior)/ess is larger than the loss.
+    PriorDominates {
+        /// KL/ess, in nats.
+        kl_per_example: f64,
+        /// Mean loss of the last update.
+        loss: f64,
+    },
+    /// The learning rate is 0.
+    Stopped,
+    /// Steps were left out because loss or gradient was not finite.
+    Skipped {
+        /// How many.
+        skipped: u64,
+    },
+}
+
+/// Share of the precision that has to be learned.
+const LEARNED: f64 = 0.1;
+/// σ over weights: healthy runs of image and language models lie between 0.003 and 0.03, and from 0.3 on the noise is
+/// all that the loss sees.
+const NOISE: [f64; 2] = [1e-3, 0.3];
+
+impl Diagnostics {
+    /// What stands out in these numbers; nothing if all is well.
+    pub fn advice(&self) -> Vec<Advice> {
+        let mut all = Vec::new();
+        if let Some(learned) = self.learned.filter(|share| *share < LEARNED) {
+            all.push(Advice::NotLearned { learned });
+        }
+        // Of matrices and the like: vectors start at zero more often than not, and grow out of their noise.
+        let matrices = self.spreads.iter().filter(|spread| spread.dimensions > 1);
+        if let Some(widest) = matrices.max_by(|a, b| a.ratio().total_cmp(&b.ratio())) {
+            let ratio = widest.ratio();
+            if ratio > NOISE[1] {
+                all.push(Advice::NoiseDominates { name: widest.name.clone(), ratio });
+            } else if ratio < NOISE[0] {
+                all.push(Advice::NoNoise { ratio });
+            }
+        }
+        if let Some(kl_per_example) = self.kl_per_example.filter(|kl| *kl > self.loss) {
+            all.push(Advice::PriorDominates { kl_per_example, loss: self.loss });
+        }
+        if self.lr == 0.0 {
+            all.push(Advice::Stopped);
+        }
+        if self.skipped > 0 {
+            all.push(Advice::Skipped { skipped: self.skipped });
+        }
+        all
+    }
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Advice::NotLearned { learned } => write!(
+                f,
+                "only {:.1} % of the precision was learned, the rest is its start (hess_init): uncertainties are what \
+                 was typed in. Use `auto(ess, steps)`, train longer, or lower β₂ to about 1-1/steps",
+                100.0 * learned
+            ),
+            Advice::NoiseDominates { name, ratio } => write!(
+                f,
+                "the noise of `{name}` is {:.0} % of its weights: the loss at samples says little about the mean. Raise \
+                 hess_init or ess, or use `auto(ess, steps)`, whose noise is relative to the weights",
+                100.0 * ratio
+            ),
+            Advice::NoNoise { ratio } => write!(
+                f,
+                "σ is at most {ratio:.1e} of the weights, so that samples are as good as the mean: no uncertainty will \
+                 be seen. Lower ess to the number of training examples, or hess_init"
+            ),
+            Advice::PriorDominates { kl_per_example, loss } => write!(
+                f,
+                "KL(q ‖ prior)/ess = {kl_per_example:.3} is larger than the loss, {loss:.3}: the prior weighs more than \
+                 the data. Lower weight_decay, raise ess if there are more examples than that, or temper the prior"
+            ),
+            Advice::Stopped => {
+                f.write_str("the learning rate is 0, so nothing moves: is the schedule shorter than the training?")
+            }
+            Advice::Skipped { skipped } => write!(
+                f,
+                "{skipped} steps were left out, because loss or gradient was not finite: lower the learning rate, or \
+                 the factor of a scaled loss"
+            ),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! `Diagnostics::advice`: a run for each sentence, and one that there is nothing to say about.
+
+use support::{F64, Net, close, params, weight};
+use tch::Kind;
+use tch_blr::{Adam, Advice, Builder, DiagonalGaussian, Ivon, Philox, Posterior, Schedule, Von, rule::Row};
+
+/// What is said after some steps on the small regression.
+fn after<R: Row>(steps: usize, lr: f64, builder: Builder<R>) -> Vec<Advice> {
+    let net = Net::new(F64);
+    let mut opt = builder.noise(Philox { seed: 5 }).build(&net.vs, lr).unwrap();
+    for _ in 0..steps {
+        opt.step(|| net.losses()).unwrap();
+    }
+    opt.diagnostics().unwrap().advice()
+}
+
+/// Small noise, half of it learned, and a prior that the data outweigh.
+fn healthy() -> Ivon {
+    Ivon::default().ess(1e4).hess_init(0.5).beta2(0.98).weight_decay(1e-6)
+}
+
+#[test]
+fn nothing_is_said_about_a_healthy_run() {
+    assert_eq!(after(40, 0.05, healthy().builder()), []);
+    assert_eq!(after(40, 0.01, Adam::default().builder()), [], "and rows of points");
+}
+
+#[test]
+fn the_start_without_a_search_is_healthy() {
+    assert_eq!(after(40, 0.01, Ivon::auto(1e4, 60)), []);
+    assert_eq!(after(40, 0.01, Von::auto(1e4, 60)), []);
+}
+
+#[test]
+fn a_precision_that_was_not_learned() {
+    let advice = after(40, 0.05, healthy().beta2(0.999).builder());
+    let [Advice::NotLearned { learned }] = advice[..] else { panic!("{advice:?}") };
+    close(learned, 1.0 - 0.999_f64.powi(40), 1e-12);
+    assert!(advice[0].to_string().starts_with("only 3.9 % of the precision was learned"), "{}", advice[0]);
+}
+
+/// σ = 1/√(10·0.5), and the weights are of the size 0.5.
+#[test]
+fn noise_as_wide_as_the_weights() {
+    let advice = after(40, 0.05, healthy().ess(10.0).builder());
+    let found = advice.iter().find_map(|a| match a {
+        Advice::NoiseDominates { name, ratio } => Some((name.as_str(), *ratio)),
+        _ => None,
+    });
+    let (name, ratio) = found.unwrap_or_else(|| panic!("{advice:?}"));
+    assert!(name.ends_with("weight") && ratio > 0.3 && ratio < 3.0, "{name} {ratio}");
+}
+
+#[test]
+fn noise_that_nobody_can_see() {
+    let advice = after(40, 0.05, healthy().ess(1e9).weight_decay(1e-9).builder());
+    let [Advice::NoNoise { ratio }] = advice[..] else { panic!("{advice:?}") };
+    // 1/√(10⁹ h) with h near ½, over weights near ½
+    assert!((1e-5..1e-3).contains(&ratio), "{ratio}");
+}
+
+/// A prior of σ = 0.001 around 0, and weights of 0.5: KL is about ½·27·(0.5/0.001)².
+#[test]
+fn a_prior_that_outweighs_the_data() {
+    let net = Net::new(F64);
+    let names: Vec<String> = net.vs.variables().keys().cloned().collect();
+    let of = |name: &String| {
+        let w = &net.vs.variables()[name];
+        (name.clone(), w.zeros_like(), w.full_like(1e6))
+    };
+    let prior = DiagonalGaussian::new(names.iter().map(of)).unwrap();
+    let mut opt = Ivon::auto(1e4, 60).prior(&prior).build(&net.vs, 0.001).unwrap();
+    opt.step(|| net.losses()).unwrap();
+    let diagnostics = opt.diagnostics().unwrap();
+    let said = diagnostics.advice().into_iter().find_map(|a| match a {
+        Advice::PriorDominates { kl_per_example, loss } => Some((kl_per_example, loss)),
+        _ => None,
+    });
+    let (kl, loss) = said.unwrap_or_else(|| panic!("{diagnostics:?}"));
+    assert!(kl > 10.0 * loss && loss == diagnostics.loss && Some(kl) == diagnostics.kl_per_example, "{kl} {loss}");
+}
+
+#[test]
+fn a_schedule_shorter_than_the_training() {
+    let schedule = Schedule::Step { every: 1, factor: 1e-300 };
+    let advice = after(40, 0.05, healthy().schedule(schedule));
+    assert_eq!(advice, [Advice::Stopped]);
+    assert_eq!(after(61, 0.01, Ivon::auto(1e4, 60)), [Advice::Stopped]);
+}
+
+/// The numbers behind the sentences, of two weights with a known posterior.
+#[test]
+fn spreads_are_root_mean_squares() {
+    let w = weight(&[3.0, -4.0]);
+    let mut opt = healthy().build(params(&w), 0.0).unwrap();
+    opt.step(|| (&w * 0.0).sum(Kind::Double)).unwrap();
+    let (q, diagnostics) = (opt.posterior().unwrap(), opt.diagnostics().unwrap());
+    let [spread] = &diagnostics.spreads[..] else { panic!("{diagnostics:?}") };
+    assert_eq!((spread.name.as_str(), spread.dimensions), ("w", 1));
+    close(spread.weights, 12.5_f64.sqrt(), 1e-14);
+    let variance = q.variance("w").unwrap().mean(Kind::Double).double_value(&[]);
+    close(spread.sigma, variance.sqrt(), 1e-14);
+    close(spread.ratio(), (variance / 12.5).sqrt(), 1e-14);
+    close(diagnostics.learned.unwrap(), 0.02, 1e-14);
+}
