@@ -29,7 +29,7 @@ impl Program for Regression {
         Plan {
             examples: 6000,
             steps: 2000,
-            own: Own { build: |vs, lr| tch::nn::Sgd::default().build(vs, lr), lr: 0.5, scheduled: false },
+            own: Own { build: |vs, lr| tch::nn::Sgd::default().build(vs, lr), lr: 0.1, scheduled: false },
             adam_lr: 3e-3,
             without_vogn: None,
         }
