@@ -156,8 +156,9 @@ fn what_goes_wrong_is_a_result() {
         markdown(&runs),
         "| program | measure | own | adam | vogn |\n\
          |---|---|---|---|---|\n\
-         | told | pairs ↑ | 2.00 ± 1.41 / 4.00 ± 2.83 (1 of 3 failed) | (1 of 1 failed) | –, no layers |\n\
-         |  | loss ↓ | -2.00 ± 1.41 (1 of 3 failed) | (1 of 1 failed) | – |\n\
-         |  | ms a step | 12.5 | – | – |\n"
+         | told | pairs ↑ | 2.000 ± 1.414 / 4.000 ± 2.828 (1 of 3 failed) | failed | –, no layers |\n\
+         |  | loss ↓ | -2.000 ± 1.414 (1 of 3 failed) | failed | – |\n\
+         |  | ms a step | 12.5 | – | – |\n\n\
+         At the mean / averaged over samples of the posterior; ± is the standard deviation over the seeds.\n"
     );
 }

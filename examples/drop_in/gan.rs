@@ -58,8 +58,8 @@ fn mean_distance(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 impl Gan {
-    /// Energy distance to the data, 2 E|a-b| - E|a-a'| - E|b-b'| (Székely and Rizzo 2013); the share of good points, those
-    /// within three standard deviations of a centre; and how many clusters have at least a quarter of their share.
+    /// Energy distance to the data, 2 E|a-b| - E|a-a'| - E|b-b'| (Székely and Rizzo 2013); the share of good points,
+    /// those within three standard deviations of a centre; and how many clusters have a quarter of their share or more.
     fn scores(&self, drawn: &Tensor) -> [Measure; 3] {
         let data = &self.points;
         let energy = 2.0 * mean_distance(drawn, data) - mean_distance(drawn, drawn) - mean_distance(data, data);

@@ -31,8 +31,8 @@ pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
     Ok(Box::new(Resnet { train: part("train.safetensors", 10_000)?, test: part("test.safetensors", 2000)? }))
 }
 
-/// The first `n` pictures at half their size, `[N, 3, 16, 16]`, roughly standardised, and their classes. The file has JPEGs
-/// one after the other as `bytes`, where each begins and ends as `offsets`, and `labels`.
+/// The first `n` pictures at half their size, `[N, 3, 16, 16]`, roughly standardised, and their classes. The file has
+/// JPEGs one after the other as `bytes`, where each begins and ends as `offsets`, and `labels`.
 fn read(path: &Path, n: usize) -> Outcome<(Tensor, Tensor)> {
     let file = fs::read(path)?;
     let tensors = SafeTensors::deserialize(&file)?;

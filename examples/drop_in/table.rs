@@ -69,8 +69,7 @@ impl fmt::Display for Run {
     }
 }
 
-/// Programs and their measures from top to bottom, optimizers from left to right, means ± standard deviations over the
-/// seeds: at the mean, and, behind a slash, averaged over samples of the posterior.
+/// Programs and their measures from top to bottom, optimizers from left to right.
 pub(crate) fn markdown(runs: &[Run]) -> String {
     let optimizers = distinct(runs.iter().map(|run| &*run.optimizer));
     let mut table = format!("| program | measure | {} |\n|---|---|", optimizers.join(" | "));
@@ -90,7 +89,7 @@ pub(crate) fn markdown(runs: &[Run]) -> String {
         let first = if measures.is_empty() { program } else { "" };
         line(&mut table, first, "ms a step", optimizers.iter().map(|optimizer| milliseconds(&of(optimizer))));
     }
-    table
+    table + "\nAt the mean / averaged over samples of the posterior; ± is the standard deviation over the seeds.\n"
 }
 
 fn line(table: &mut String, program: &str, measure: &str, cells: impl Iterator<Item = String>) {
@@ -107,18 +106,14 @@ fn cell(runs: &[&Run], row: usize) -> String {
     }
     let measures: Vec<&Measure> = runs.iter().filter_map(|run| Some(&run.scores()?.measures[row])).collect();
     let failed = runs.len() - measures.len();
-    let mut parts = Vec::new();
-    if !measures.is_empty() {
-        parts.push(spread(&measures.iter().map(|m| m.at_mean).collect::<Vec<_>>()));
-        let averaged: Vec<f64> = measures.iter().filter_map(|m| m.averaged).collect();
-        if !averaged.is_empty() {
-            parts.push(format!("/ {}", spread(&averaged)));
-        }
+    if measures.is_empty() {
+        return "failed".to_owned();
     }
-    if failed > 0 {
-        parts.push(format!("({failed} of {} failed)", runs.len()));
-    }
-    parts.join(" ")
+    let averaged: Vec<f64> = measures.iter().filter_map(|m| m.averaged).collect();
+    let at_mean = spread(&measures.iter().map(|m| m.at_mean).collect::<Vec<_>>());
+    let averaged = if averaged.is_empty() { String::new() } else { format!(" / {}", spread(&averaged)) };
+    let failures = if failed == 0 { String::new() } else { format!(" ({failed} of {} failed)", runs.len()) };
+    at_mean + &averaged + &failures
 }
 
 fn milliseconds(runs: &[&Run]) -> String {
@@ -126,15 +121,17 @@ fn milliseconds(runs: &[&Run]) -> String {
     if all.is_empty() { "–".to_owned() } else { format!("{:.1}", mean(&all)) }
 }
 
-/// Three digits or more, mean ± standard deviation (n - 1).
+/// Mean ± standard deviation (n - 1), to four digits or thousandths.
 fn spread(values: &[f64]) -> String {
     let m = mean(values);
-    let digits = (2 - m.abs().max(1e-9).log10().floor() as i32).clamp(0, 3) as usize;
+    let digits = (3 - m.abs().max(1e-9).log10().floor() as i32).clamp(0, 3) as usize;
+    // A training that went astray.
+    let number = |x: f64| if m.abs() < 1e5 { format!("{x:.digits$}") } else { format!("{x:.0e}") };
     if values.len() < 2 {
-        return format!("{m:.digits$}");
+        return number(m);
     }
     let variance = values.iter().map(|x| (x - m).powi(2)).sum::<f64>() / (values.len() - 1) as f64;
-    format!("{m:.digits$} ± {:.digits$}", variance.sqrt())
+    format!("{} ± {}", number(m), number(variance.sqrt()))
 }
 
 fn mean(values: &[f64]) -> f64 {
