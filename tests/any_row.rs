@@ -113,7 +113,7 @@ fn every_row_trains_saves_and_resumes_behind_the_trait() {
 #[test]
 fn options_are_those_of_the_builder() {
     let (ours, theirs) = (net("ivon"), net("ivon"));
-    let schedule = Schedule::WarmupLinear { warmup: 2, total: 9 };
+    let schedule = Schedule::Linear { warmup: 2, stable: 0, total: 9, end: 0.0 };
     let options = BuildOptions {
         prior: Some(Prior::isotropic(20.0)),
         noise: Some(Philox { seed: 8 }.into()),

@@ -551,7 +551,7 @@ fn resumed_run_is_identical<R: Row>(row: &Case<R>) {
         let lr = row.lr;
         let builder = row.builder(&net.vs);
         let builder = if is_joint::<R>() { builder } else { builder.group_lr(1, 0.5 * lr) };
-        let schedule = Schedule::WarmupCosine { warmup: 3, total: 20 };
+        let schedule = Schedule::Cosine { warmup: 3, total: 20, end: 0.0 };
         let mut opt = builder.schedule(schedule).build(&net.vs, lr).unwrap();
         for _ in 0..3 {
             opt.step(|| net.losses()).unwrap();

@@ -214,11 +214,15 @@ fn round_trip<R: Rule + PartialEq>(rule: R) -> Result<(), TestCaseError> {
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    let ends = || (0..1000_u64, 1..1000_u64).prop_map(|(warmup, rest)| (warmup, warmup + rest));
+    let ends = || (0..1000_u64, 1..1000_u64, 0.0..=1.0).prop_map(|(warmup, rest, end)| (warmup, warmup + rest, end));
     prop_oneof![
         Just(Schedule::Constant),
-        ends().prop_map(|(warmup, total)| Schedule::WarmupCosine { warmup, total }),
-        ends().prop_map(|(warmup, total)| Schedule::WarmupLinear { warmup, total }),
+        ends().prop_map(|(warmup, total, end)| Schedule::Cosine { warmup, total, end }),
+        (ends(), 0..1000_u64).prop_map(|((warmup, rest, end), stable)| {
+            Schedule::Linear { warmup, stable, total: stable + rest, end }
+        }),
+        (ends(), 1..4_u64)
+            .prop_map(|((warmup, period, end), growth)| { Schedule::CosineRestarts { warmup, period, growth, end } }),
         (1..100_u64, 0.0..=1.0).prop_map(|(every, factor)| Schedule::Step { every, factor }),
     ]
 }
