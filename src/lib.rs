@@ -163,7 +163,7 @@ pub use blr_merge;
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
-pub use gradient::IntoTensor;
+pub use gradient::{IntoTensor, WithOutput};
 pub(crate) use kernel::Real;
 pub use kernel::{Given, Noise, Philox};
 pub use likelihood::Labels;

@@ -29,6 +29,7 @@ mod builder;
 mod checkpoint;
 mod diagnostics;
 mod evaluation;
+mod output;
 mod prior;
 mod programs;
 mod row;
@@ -210,6 +211,7 @@ impl<R: Row> Optimizer<R> {
     }
 }
 
+// The bound is on each method and not on all, so that the compiler's message for another row is the trait's.
 /// tch's own forms, for the rows that evaluate the loss at the mean only.
 ///
 /// ```compile_fail
@@ -221,12 +223,15 @@ impl<R: Row> Optimizer<R> {
 /// # Ok(())
 /// # }
 /// ```
-impl<R: DeltaRule> Optimizer<R> {
+impl<R: Row> Optimizer<R> {
     /// Updates the weights from a loss (0-dim, or 1-D per example) that was computed at the current weights.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.step(|| loss.shallow_clone())
     }
 
@@ -234,7 +239,10 @@ impl<R: DeltaRule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.backward_step_clipped(loss, Clip::Value(max))
     }
 
@@ -242,11 +250,17 @@ impl<R: DeltaRule> Optimizer<R> {
     ///
     /// # Errors
     /// As [`Optimizer::step`].
-    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<f64> {
+    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         self.backward_step_clipped(loss, Clip::Norm(max))
     }
 
-    fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64> {
+    fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         clip.validate()?;
         // For one step only, and put back also after an error.
         let usual = self.clip.replace(clip);

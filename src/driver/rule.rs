@@ -133,6 +133,11 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
 
 /// Rows that evaluate the loss once, at the mean (delta method), and need nothing but its gradient, so that tch's own
 /// `backward_step(&loss)` suffices: SGD, RMSprop, Adam, AdamW.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` needs more than a loss that was computed at the mean",
+    note = "let the step compute it: `opt.step(|| net.loss(&batch))?`; a loop that cannot use a closure: \
+            `let evaluation = opt.perturbed()?`, then the loss, then `evaluation.step(loss)?`"
+)]
 pub trait DeltaRule: Rule {}
 
 /// A posterior over single weights, independent under it: what an elementwise row can have.
