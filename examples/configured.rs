@@ -28,7 +28,7 @@ struct Arguments {
 const SAMPLE: &str = r#"{
   "row": {"ivon": {"ess": 200.0, "hess_init": 0.5, "weight_decay": 0.005, "beta2": 0.999}},
   "lr": 0.2,
-  "schedule": {"WarmupCosine": {"warmup": 50, "total": 1000}},
+  "schedule": {"Cosine": {"warmup": 50, "total": 1000}},
   "steps": 1000,
   "seed": 0
 }"#;

@@ -63,7 +63,7 @@ fn main() -> Outcome {
     );
     let (laplace, checks) = laplace(&data)?;
     let n = data.train.len() as f64;
-    let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
+    let schedule = Schedule::Cosine { warmup: STEPS / 20, total: STEPS, end: 0.0 };
     let antithetic = Expectation::Antithetic { pairs: 1 };
     let ivon = Ivon::default().ess(n).weight_decay(DELTA / n).hess_init(1.0).beta2(0.999).expectation(antithetic);
     let ivon = sampled("IVON", &data, |net| ivon.schedule(schedule).build(&net.vs, 0.3))?;
@@ -269,7 +269,7 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
     let started = Instant::now();
     let net = Net::new();
     let n = data.train.len() as f64;
-    let schedule = Schedule::WarmupCosine { warmup: STEPS / 20, total: STEPS };
+    let schedule = Schedule::Cosine { warmup: STEPS / 20, total: STEPS, end: 0.0 };
     let mut adam = Adam::default().weight_decay(DELTA / n).schedule(schedule).build(&net.vs, 0.1)?;
     train(&mut adam, &net, data)?;
 

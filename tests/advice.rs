@@ -2,7 +2,7 @@
 
 use support::{F64, Net, close, params, weight};
 use tch::Kind;
-use tch_blr::{Adam, Advice, Builder, DiagonalGaussian, Ivon, Philox, Posterior, Schedule, Von, rule::Row};
+use tch_blr::{Adam, Advice, Builder, DiagonalGaussian, Ivon, Philox, Schedule, Von, rule::Row};
 
 /// What is said after some steps on the small regression.
 fn after<R: Row>(steps: usize, lr: f64, builder: Builder<R>) -> Vec<Advice> {

@@ -369,8 +369,11 @@ fn builder() {
         refused(with().clip_grad_norm(x).build(&net.vs, 0.1), &["clip_grad_norm", &value]);
     }
     for (schedule, parts) in [
-        (Schedule::WarmupCosine { warmup: 5, total: 5 }, ["schedule total", "5"]),
-        (Schedule::WarmupLinear { warmup: 6, total: 5 }, ["schedule total", "5"]),
+        (Schedule::Cosine { warmup: 5, total: 5, end: 0.0 }, ["schedule total", "5"]),
+        (Schedule::Linear { warmup: 2, stable: 3, total: 5, end: 0.0 }, ["schedule total", "5"]),
+        (Schedule::Cosine { warmup: 0, total: 5, end: -1.0 }, ["schedule end", "-1.0"]),
+        (Schedule::Cosine { warmup: 1, total: 5, end: 0.0 }.in_epochs_of(0), ["schedule total", "epochs"]),
+        (Schedule::CosineRestarts { warmup: 0, period: 0, growth: 1, end: 0.0 }, ["schedule period", "0"]),
         (Schedule::Step { every: 0, factor: 0.5 }, ["schedule every", "0"]),
         (Schedule::Step { every: 2, factor: 0.0 }, ["schedule factor", "0.0"]),
         (Schedule::Step { every: 2, factor: f64::NAN }, ["schedule factor", "NaN"]),

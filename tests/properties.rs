@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
-use tch_blr::rows::{Momentum, PrecisionInStep};
+use tch_blr::rows::{Momentum, PrecisionInStep, StepLength};
 use tch_blr::rule::{Row, Rule, Site, When};
 use tch_blr::{
     Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule,
@@ -214,11 +214,15 @@ fn round_trip<R: Rule + PartialEq>(rule: R) -> Result<(), TestCaseError> {
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    let ends = || (0..1000_u64, 1..1000_u64).prop_map(|(warmup, rest)| (warmup, warmup + rest));
+    let ends = || (0..1000_u64, 1..1000_u64, 0.0..=1.0).prop_map(|(warmup, rest, end)| (warmup, warmup + rest, end));
     prop_oneof![
         Just(Schedule::Constant),
-        ends().prop_map(|(warmup, total)| Schedule::WarmupCosine { warmup, total }),
-        ends().prop_map(|(warmup, total)| Schedule::WarmupLinear { warmup, total }),
+        ends().prop_map(|(warmup, total, end)| Schedule::Cosine { warmup, total, end }),
+        (ends(), 0..1000_u64).prop_map(|((warmup, rest, end), stable)| {
+            Schedule::Linear { warmup, stable, total: stable + rest, end }
+        }),
+        (ends(), 1..4_u64)
+            .prop_map(|((warmup, period, end), growth)| { Schedule::CosineRestarts { warmup, period, growth, end } }),
         (1..100_u64, 0.0..=1.0).prop_map(|(every, factor)| Schedule::Step { every, factor }),
     ]
 }
@@ -239,6 +243,7 @@ proptest! {
             1 => Expectation::MonteCarlo { samples },
             _ => Expectation::Antithetic { pairs: samples },
         };
+        let step_length = if on[0] { StepLength::Newton } else { StepLength::Adam { beta: x[0] } };
         round_trip(Sgd { momentum: x[1], dampening: x[2], nesterov: on[0], weight_decay: x[3], ess })?;
         round_trip(RmsProp {
             alpha: x[1], eps: x[2], momentum: x[3], centered: on[0], weight_decay: x[4], ess,
@@ -248,6 +253,7 @@ proptest! {
         round_trip(Ivon {
             ess, hess_init: x[1], beta1: x[2], beta2: x[3], weight_decay: x[4], expectation,
             hessian: if on[0] { Statistic::Price } else { Statistic::SquaredGradient }, square_scale: ess, clip_radius: ess, debias: on[2], rescale_lr: on[3],
+            relative_noise: ess, max_growth: ess, step_length,
         })?;
         round_trip(Von {
             ess, weight_decay: x[1], hess_init: x[2], hess_from_first_batch: on[0], beta1: x[3], beta2: x[4],
@@ -256,13 +262,14 @@ proptest! {
             momentum: if on[2] { Momentum::Average } else { Momentum::HeavyBall },
             debias: on[3], prior_in_momentum: !on[0],
             precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
-            temperature: x[6], warmup_from: x[7], warmup_steps: steps, augmentation: -x[0],
+            temperature: x[6], warmup_from: x[7], warmup_steps: steps, augmentation: -x[0], relative_noise: ess, step_length,
         })?;
         round_trip(Sam { rho: x[1], momentum: x[2], weight_decay: x[3], ess })?;
         round_trip(SamRmsProp { rho: x[1], alpha: x[2], eps: x[3], weight_decay: x[4], ess })?;
         round_trip(BayesianSam {
             ess, rho: x[1], hess_init: x[2], beta1: x[3], beta2: x[4], weight_decay: x[5], damping: x[6],
             precision_in_step: if on[1] { PrecisionInStep::New } else { PrecisionInStep::Old },
+            relative_noise: ess, step_length,
         })?;
     }
 
@@ -359,6 +366,10 @@ proptest! {
         same_on_both(ivon.clip_radius(0.1), Roots::Some, &random)?;
         same_on_both(ivon.samples(2).expectation(Expectation::Antithetic { pairs: 1 }).rescale_lr(false).debias(false), Roots::Some, &random)?;
         same_on_both(ivon.hessian(Statistic::SquaredGradient).square_scale(3.0), Roots::Some, &random)?;
+        let adam = StepLength::Adam { beta: 0.9 };
+        same_on_both(ivon.step_length(adam).max_growth(1.5).relative_noise(0.1), Roots::Some, &random)?;
+        same_on_both(Von::default().ess(10.0).beta2(0.9).step_length(adam), Roots::Some, &random)?;
+        same_on_both(BayesianSam::default().ess(10.0).beta2(0.9).step_length(adam), Roots::Some, &random)?;
         let von = Von::default().ess(10.0).beta2(0.9).damping(0.1).temperature(0.5).warmup_from(0.1).warmup_steps(3);
         same_on_both(von, Roots::Some, &random)?;
         same_on_both(von.expectation(Expectation::Delta).hess_from_first_batch(true), Roots::None, &random)?;

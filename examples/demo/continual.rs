@@ -21,7 +21,7 @@ pub fn run(data: &Digits) -> Outcome<Value> {
     let n = data.train_labels.numel();
     let per_epoch = n.div_ceil(BATCH) as u64;
     let epochs = (STEPS as u64).div_ceil(per_epoch);
-    let schedule = Schedule::WarmupCosine { warmup: per_epoch / 2, total: epochs * per_epoch };
+    let schedule = Schedule::Cosine { warmup: per_epoch / 2, total: epochs * per_epoch, end: 0.0 };
     let (x, y) = (&data.train_images, &data.train_labels);
     let (rotated, rotated_test) = (rotate90(x), rotate90(&data.test_images));
 

@@ -22,7 +22,7 @@ const SHIFT: i64 = 2;
 fn vogn(examples: i64, epochs: u64) -> Builder<Von> {
     let steps = (examples as u64).div_ceil(BATCH as u64);
     let vogn = Von::vogn().ess(examples as f64).hess_init(0.01).damping(1e-3).beta2(0.99);
-    vogn.schedule(Schedule::WarmupCosine { warmup: steps / 2, total: epochs * steps })
+    vogn.schedule(Schedule::Cosine { warmup: steps / 2, total: epochs * steps, end: 0.0 })
 }
 
 fn shifted(images: &Tensor) -> Tensor {

@@ -24,7 +24,7 @@ struct Trained {
 pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
     let n = data.train_labels.numel() as f64;
     let steps = (data.train_labels.numel() as u64).div_ceil(BATCH as u64);
-    let schedule = Schedule::WarmupCosine { warmup: steps, total: EPOCHS * steps };
+    let schedule = Schedule::Cosine { warmup: steps, total: EPOCHS * steps, end: 0.0 };
 
     let adam = |net: &Mlp| Adam::default().schedule(schedule).build(&net.vs, 1e-3);
     let adam = trained("Adam", data, adam, |_| Ok(None))?;

@@ -51,7 +51,7 @@ impl Job<'_> {
     pub(crate) fn optimizer(&self, plan: &Plan, vs: &VarStore) -> Result<Trainer> {
         // A quick run is the beginning of a whole one.
         let (n, steps) = (plan.examples as f64, plan.steps);
-        let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps };
+        let schedule = Schedule::Cosine { warmup: steps / 10, total: steps, end: 0.0 };
         let adam_lr = plan.adam_lr * self.lr_scale;
         let row = match self.optimizer {
             "own" => return plan.own.build(vs, schedule),

@@ -42,7 +42,7 @@ impl Training {
         let per_epoch = (y.numel() as u64).div_ceil(BATCH as u64);
         let epochs = self.steps.div_ceil(per_epoch);
         let total = epochs * per_epoch;
-        let mut opt = self.ivon(y.numel()).schedule(Schedule::WarmupCosine { warmup: total / 10, total });
+        let mut opt = self.ivon(y.numel()).schedule(Schedule::Cosine { warmup: total / 10, total, end: 0.0 });
         if let Some(q) = prior {
             q.copy_mean_to(&net.vs)?;
             opt = opt.prior(q);

@@ -102,7 +102,7 @@ impl Training<'_> {
     /// One epoch of linear warm-up, then cosine.
     fn schedule(&self) -> Schedule {
         let steps = self.data.train_labels.numel().div_ceil(BATCH) as u64;
-        Schedule::WarmupCosine { warmup: steps, total: self.epochs * steps }
+        Schedule::Cosine { warmup: steps, total: self.epochs * steps, end: 0.0 }
     }
 
     fn net(&self, member: u64) -> Mlp {

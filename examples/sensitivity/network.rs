@@ -23,7 +23,7 @@ pub fn network(n: usize, epochs: u64, hess_init: f64) -> Outcome<(Mlp, Optimizer
     tch::manual_seed(0);
     let net = Mlp::new(&SIZES);
     let total = epochs * n.div_ceil(BATCH) as u64;
-    let schedule = Schedule::WarmupCosine { warmup: 100, total };
+    let schedule = Schedule::Cosine { warmup: 100, total, end: 0.0 };
     let opt = ivon(n, total, hess_init).schedule(schedule).build(&net.vs, 0.2)?;
     Ok((net, opt))
 }

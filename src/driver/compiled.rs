@@ -60,6 +60,9 @@ impl<R: Row> Compiled<R> {
         },
         update: |optimizer| {
             if optimizer.sums.weight == 0.0 {
+                if optimizer.sums.evaluations > 0 {
+                    return Ok(f64::NAN);
+                }
                 let problem = "none was evaluated since the last update; call step or accumulate";
                 return Err(Error::Loss(problem.to_owned()));
             }

@@ -19,6 +19,8 @@ pub struct Diagnostics {
     pub steps: u64,
     /// Learning rate of the next step, schedule included, of parameters without an override.
     pub lr: f64,
+    /// As [`Optimizer::skipped`].
+    pub skipped: u64,
     /// Mean loss of the last update: an estimate of E_q\[L\].
     pub loss: f64,
     /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for
@@ -90,6 +92,7 @@ impl<R: Row> Optimizer<R> {
         let without = Diagnostics {
             steps: self.steps,
             lr: self.lr(),
+            skipped: self.skipped(),
             loss: last.loss,
             gradient_norm: last.gradient_norm,
             sigma: None,

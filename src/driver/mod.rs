@@ -31,12 +31,15 @@ mod checkpoint;
 mod compiled;
 mod diagnostics;
 mod evaluation;
+mod from_grad;
+mod output;
 mod prior;
 mod programs;
 mod row;
 mod rule;
 mod second;
 mod settings;
+mod skip;
 mod step;
 mod sums;
 mod train;
@@ -59,6 +62,7 @@ use crate::posterior::Posterior;
 use crate::{Params, Prior, Result, Schedule};
 use arithmetic::Unit;
 use compiled::Compiled;
+use skip::Skips;
 use sums::Sums;
 use tch::Tensor;
 
@@ -97,6 +101,7 @@ pub struct Optimizer<R: Row> {
     schedule: Schedule,
     clip: Option<Clip>,
     check_finite: bool,
+    skips: Skips,
     steps: u64,
     /// Evaluations since the last update.
     sums: Sums,
@@ -168,7 +173,8 @@ impl<R: Row> Optimizer<R> {
         (self.compiled.accumulate)(self, &mut |_| closure().into_tensor())
     }
 
-    /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
+    /// Updates the weights from what was accumulated since the last update, and returns its mean loss; NaN, and nothing
+    /// else, if all of it was left out ([`Builder::skip_non_finite`]).
     ///
     /// # Errors
     /// If nothing was accumulated, or parameters changed kind or device.
@@ -252,7 +258,10 @@ impl<R: Row> Optimizer<R> {
         self.backward_step_clipped(loss, Clip::Norm(max))
     }
 
-    fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64> {
+    fn backward_step_clipped(&mut self, loss: &Tensor, clip: Clip) -> Result<f64>
+    where
+        R: DeltaRule,
+    {
         clip.validate()?;
         // For one step only, and put back also after an error.
         let usual = self.clip.replace(clip);

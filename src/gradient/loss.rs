@@ -6,10 +6,9 @@ use tch::{Kind, Tensor};
 
 /// What a closure may return: a [`Tensor`], or a `Result<Tensor, E>` whose error ends the call.
 #[diagnostic::on_unimplemented(
-    message = "expected one `Tensor` or `Result<Tensor, E>`, found `{Self}`",
-    label = "the closure returns `{Self}`",
-    note = "a closure returns one tensor, in a step the loss; what else it computes leaves by a variable: \
-            `let mut logits = None;` before, and `logits = Some(z.detach());` inside"
+    message = "the closure must return a tensor, and not `{Self}`",
+    note = "a `Tensor`, or a `Result<Tensor, E>` if it may fail; to have more than the loss out of a step, return \
+            `(loss, output)` from the closure of `step_with_output`"
 )]
 pub trait IntoTensor {
     /// The tensor, or the closure's own error as [`Error::Closure`].
@@ -27,7 +26,50 @@ impl IntoTensor for Tensor {
 
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoTensor for std::result::Result<Tensor, E> {
     fn into_tensor(self) -> Result<Tensor> {
-        self.map_err(|e| Error::Closure(e.into()))
+        self.map_err(|e| of_closure(e.into()))
+    }
+}
+
+/// An error that a closure returned, which may itself have been handed one by another closure.
+fn of_closure(e: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    match e.downcast::<Error>().map(|ours| *ours) {
+        // Once is enough: "the closure failed: the closure failed: .." says no more.
+        Ok(closure @ Error::Closure(_)) => closure,
+        Ok(other) => Error::Closure(Box::new(other)),
+        Err(e) => Error::Closure(e),
+    }
+}
+
+/// What the closure of [`Optimizer::step_with_output`](crate::Optimizer::step_with_output) may return: `(loss, output)`,
+/// or a `Result` of it. The loss is what a step's closure returns, the output anything at all.
+#[diagnostic::on_unimplemented(
+    message = "the closure must return `(loss, output)`, and not `{Self}`",
+    note = "`(Tensor, T)`, or a `Result<(Tensor, T), E>` if it may fail; with nothing beside the loss, call `step`"
+)]
+pub trait WithOutput {
+    /// What comes beside the loss.
+    type Output;
+
+    /// Loss and output, or the closure's own error as [`Error::Closure`].
+    ///
+    /// # Errors
+    /// [`Error::Closure`]
+    fn into_parts(self) -> Result<(Tensor, Self::Output)>;
+}
+
+impl<L: IntoTensor, T> WithOutput for (L, T) {
+    type Output = T;
+
+    fn into_parts(self) -> Result<(Tensor, T)> {
+        Ok((self.0.into_tensor()?, self.1))
+    }
+}
+
+impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> WithOutput for std::result::Result<(Tensor, T), E> {
+    type Output = T;
+
+    fn into_parts(self) -> Result<(Tensor, T)> {
+        self.map_err(|e| of_closure(e.into()))
     }
 }
 

@@ -5,5 +5,5 @@ mod clip;
 mod loss;
 
 pub use clip::Clip;
-pub use loss::IntoTensor;
 pub(crate) use loss::Loss;
+pub use loss::{IntoTensor, WithOutput};

@@ -96,7 +96,7 @@ pub(super) fn beta2(steps: u64) -> f64 {
 
 /// A tenth of the steps to warm up, then a cosine to 0.
 pub(super) fn schedule(steps: u64) -> Schedule {
-    Schedule::WarmupCosine { warmup: steps / 10, total: steps }
+    Schedule::Cosine { warmup: steps / 10, total: steps, end: 0.0 }
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl<'a> Learner<'a> {
         let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
         if let Method::Ivon { hess_init, beta2, delta, step } = self.method {
             let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
-            let rule = rule.schedule(Schedule::WarmupCosine { warmup: steps / 20, total: steps });
+            let rule = rule.schedule(Schedule::Cosine { warmup: steps / 20, total: steps, end: 0.0 });
             let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
             let rule = match &self.posterior {
                 Some(q) => rule.prior(Prior::from(q).elsewhere(delta)),
@@ -136,8 +136,11 @@ impl<'a> Learner<'a> {
         }
         let adam = Adam::default().builder();
         let adam = if let Some(max) = self.training.clip { adam.clip_grad_norm(max) } else { adam };
-        let adam =
-            if self.training.decay { adam.schedule(Schedule::WarmupCosine { warmup: 0, total: steps }) } else { adam };
+        let adam = if self.training.decay {
+            adam.schedule(Schedule::Cosine { warmup: 0, total: steps, end: 0.0 })
+        } else {
+            adam
+        };
         Ok(Driver::Adam(adam.build(&self.net.vs, self.training.lr)?))
     }
 
