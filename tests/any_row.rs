@@ -119,6 +119,7 @@ fn options_are_those_of_the_builder() {
         noise: Some(Philox { seed: 8 }.into()),
         schedule,
         clip_grad_norm: Some(0.5),
+        skip_non_finite: true,
     };
     let mut any = row("ivon").build_with(options, &ours.vs, 0.1).unwrap();
     let builder = Ivon::default().ess(1e3).prior(Prior::isotropic(20.0)).noise(Philox { seed: 8 });
@@ -127,6 +128,7 @@ fn options_are_those_of_the_builder() {
         any.step(&mut || Ok(ours.losses())).unwrap();
         known.step(|| theirs.losses()).unwrap();
     }
+    assert!(any.step(&mut || Ok(ours.losses() * f64::NAN)).unwrap().is_nan());
     assert_eq!(any.lr(), known.lr());
     for (a, b) in ours.weights.iter().zip(&theirs.weights) {
         assert_eq!(bits(a), bits(b));

@@ -5,12 +5,12 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::rows::{self, Case};
-use support::{F64, Form, Net, Place, Separable, Snapshot, assert_close, bits, places};
+use support::{F64, Form, Net, Place, Separable, Snapshot, assert_close, bits, places, refused};
 use tch::Tensor;
 use tch_blr::rule::{DeltaRule, MaybePosterior, Row};
 use tch_blr::{
     Adam, AdamW, BayesBiNN, BayesianSam, Error, Evon, Expectation, Ivon, Newton, NoisyKfac, Optimizer, Philox, Prior,
-    RmsProp, Sam, SamRmsProp, Schedule, Sgd, Soap, Train, Vadam, Von,
+    RmsProp, Sam, SamRmsProp, Schedule, Sgd, Soap, Statistic, Train, Vadam, Von,
 };
 
 macro_rules! checks {
@@ -36,8 +36,10 @@ macro_rules! suite {
             settings_apply
             schedule_multiplies_the_learning_rate
             failure_changes_nothing
+            what_is_not_finite_is_left_out
             resumed_run_is_identical
             guard_equals_closure
+            grad_equals_closure
             variables_hold_the_mean
             changes_from_outside_are_taken_over
             other_thread_gives_the_same
@@ -66,8 +68,10 @@ macro_rules! joint {
             settings_of_all_apply
             schedule_multiplies_the_learning_rate
             failure_changes_nothing
+            what_is_not_finite_is_left_out
             resumed_run_is_identical
             guard_equals_closure
+            grad_equals_closure
             variables_hold_the_mean
             changes_from_outside_are_taken_over
             other_thread_gives_the_same
@@ -104,8 +108,10 @@ macro_rules! binary {
             settings_apply
             schedule_multiplies_the_learning_rate
             failure_changes_nothing
+            what_is_not_finite_is_left_out
             resumed_run_is_identical
             guard_equals_closure
+            grad_equals_closure
             variables_hold_the_mean
             other_thread_gives_the_same
             $($further)*
@@ -543,6 +549,60 @@ fn failure_changes_nothing<R: Row>(row: &Case<R>) {
     }
 }
 
+/// On request. A row without noise goes on as if the evaluations had never been; all others at samples of their own.
+fn what_is_not_finite_is_left_out<R: Row>(row: &Case<R>) {
+    for place in places() {
+        let (net, other) = (row.net(place), row.net(place));
+        let mut opt = row.builder(&net.vs).skip_non_finite().build(&net.vs, row.lr).unwrap();
+        let mut twin = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
+        let look = |opt: &Optimizer<R>, net: &Net| {
+            let states = ["first.weight", "first.bias", "second.weight", "second.bias"].map(|name| state(opt, name));
+            (states, net.weights.iter().map(bits).collect::<Vec<_>>(), opt.steps())
+        };
+        let seen = Cell::new(0);
+        for _ in 0..2 {
+            seen.set(0);
+            twin.step(|| {
+                seen.set(seen.get() + 1);
+                other.losses()
+            })
+            .unwrap();
+            opt.step(|| net.losses()).unwrap();
+        }
+        let evaluations = seen.get();
+        let before = look(&opt, &net);
+        let mut skipped = 0;
+        for failure in [Failure::NonFiniteLoss, Failure::NonFiniteGradient] {
+            for failing in [1, evaluations] {
+                let calls = Cell::new(0);
+                let closure = || {
+                    calls.set(calls.get() + 1);
+                    if calls.get() == failing { failure.happen(&net) } else { Ok(net.losses()) }
+                };
+                let loss = opt.step(closure).unwrap();
+                skipped += 1;
+                assert!(loss.is_nan() && opt.skipped() == skipped, "{place:?}: {failure:?} in {failing}: {loss}");
+                assert_eq!(look(&opt, &net), before, "{place:?}: {failure:?} in evaluation {failing}");
+            }
+        }
+        // A micro-batch does not count; and an update of nothing but such micro-batches is none.
+        assert!(opt.accumulate(|| net.losses() * f64::NAN).unwrap().is_nan());
+        assert!(opt.update().unwrap().is_nan());
+        assert_eq!(look(&opt, &net), before, "{place:?}");
+        opt.accumulate(|| net.losses_of(0, 7)).unwrap();
+        opt.accumulate(|| net.losses() * f64::NAN).unwrap();
+        opt.step(|| net.losses_of(7, 5)).unwrap();
+        twin.accumulate(|| other.losses_of(0, 7)).unwrap();
+        twin.step(|| other.losses_of(7, 5)).unwrap();
+        let (after, expected) = (look(&opt, &net), look(&twin, &other));
+        let at_the_mean =
+            matches!(opt.config().expectation(), Expectation::Delta | Expectation::Adversarial { sampled: false });
+        let deterministic = at_the_mean && !matches!(opt.config().statistic(), Statistic::Hutchinson { .. });
+        assert_eq!(after == expected, deterministic, "{place:?}");
+        assert_eq!((after.2, opt.skipped(), opt.diagnostics().unwrap().skipped), (3, 6, 6), "{place:?}");
+    }
+}
+
 fn resumed_run_is_identical<R: Row>(row: &Case<R>) {
     for place in places() {
         let dir = tempfile::tempdir().unwrap();
@@ -674,6 +734,78 @@ fn guard_equals_closure<R: Row>(row: &Case<R>) {
         }
         let nothing = guarded.update().unwrap_err();
         assert!(matches!(nothing, Error::Loss(_)), "{nothing:?}");
+    }
+}
+
+/// A backward pass of the loop's own, of a scaled loss, is the step that a closure makes; or the row says what it needs.
+fn grad_equals_closure<R: Row>(row: &Case<R>) {
+    // A power of two, which rounds nothing.
+    const SCALE: f64 = 1024.0;
+    let mean = |net: &Net| net.losses().mean(None::<tch::Kind>);
+    let backward = |net: &Net| {
+        let loss = mean(net);
+        (&loss * SCALE).backward();
+        loss.double_value(&[])
+    };
+    let more_than_a_gradient = |statistic: Statistic| {
+        use Statistic::{Fisher, Hessian, HessianDiagonal, Hutchinson, KroneckerFisher};
+        matches!(statistic, Fisher(_) | KroneckerFisher(_) | Hessian | HessianDiagonal | Hutchinson { .. })
+    };
+    for place in places() {
+        let (net, other) = (row.net(place), row.net(place));
+        let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let mut by_grad = row.builder(&other.vs).build(&other.vs, row.lr).unwrap();
+        let grads = || other.weights.iter().map(Tensor::grad).filter(Tensor::defined).map(|g| bits(&g)).collect();
+        let before = Snapshot::of(&by_grad, &other.vs);
+        if more_than_a_gradient(opt.config().statistic()) {
+            let evaluation = by_grad.perturbed().unwrap();
+            let loss = backward(&other);
+            refused(evaluation.step_from_grad(loss, SCALE), &["loss", R::NAME, "hand over the loss"]);
+            assert_eq!(Snapshot::of(&by_grad, &other.vs), before, "{place:?}");
+            continue;
+        }
+        refused(by_grad.perturbed().unwrap().backward_from_grad(1.0, 1.0), &["loss", "loss.backward()"]);
+        for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let evaluation = by_grad.perturbed().unwrap();
+            let loss = backward(&other);
+            let taken: Vec<Vec<u8>> = grads();
+            refused(evaluation.backward_from_grad(loss, scale), &["scale", &format!("{scale:?}"), "> 0"]);
+            assert_eq!(grads(), taken, "{place:?}");
+        }
+        let pairs = matches!(opt.config().expectation(), Expectation::Adversarial { .. });
+        let evaluation = by_grad.perturbed().unwrap();
+        let nan = if pairs {
+            evaluation.ascend_from_grad(f64::NAN, 1.0).map(drop)
+        } else {
+            evaluation.backward_from_grad(f64::NAN, 1.0).map(drop)
+        };
+        refused(nan, &["loss is NaN"]);
+        assert_eq!(Snapshot::of(&by_grad, &other.vs), before, "{place:?}");
+        by_grad.zero_grad();
+        for _ in 0..3 {
+            let calls = Cell::new(0);
+            let closure = || {
+                calls.set(calls.get() + 1);
+                mean(&net)
+            };
+            let loss = opt.step(closure).unwrap();
+            let evaluations = calls.get() / if pairs { 2 } else { 1 };
+            for left in (0..evaluations).rev() {
+                let mut evaluation = by_grad.perturbed().unwrap();
+                if pairs {
+                    let first = backward(&other);
+                    evaluation = evaluation.ascend_from_grad(first, SCALE).unwrap();
+                }
+                let one = backward(&other);
+                if left > 0 {
+                    evaluation.backward_from_grad(one, SCALE).unwrap();
+                } else {
+                    assert_eq!(evaluation.step_from_grad(one, SCALE).unwrap(), loss, "{place:?}");
+                }
+                assert!(grads().iter().flatten().all(|byte| *byte == 0), "{place:?}");
+            }
+            assert_eq!(Snapshot::of(&opt, &net.vs).values(), Snapshot::of(&by_grad, &other.vs).values(), "{place:?}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::arithmetic::{Arithmetic, check_lr};
 use super::row::Row;
-use super::{Optimizer, sums::Sums};
+use super::{Optimizer, skip::Skips, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::{Params, Prior, Result, Schedule};
@@ -24,6 +24,7 @@ pub struct Builder<R: Row> {
     schedule: Schedule,
     clip: Option<Clip>,
     check_finite: bool,
+    skip_non_finite: bool,
 }
 
 /// From settings and a learning rate to other ones.
@@ -61,6 +62,7 @@ impl<R: Row> Builder<R> {
             schedule: Schedule::Constant,
             clip: None,
             check_finite: true,
+            skip_non_finite: false,
         }
     }
 
@@ -155,6 +157,20 @@ impl<R: Row> Builder<R> {
         self
     }
 
+    /// Leaves out what is not finite, instead of ending with an error: a step whose loss or gradient is not makes no
+    /// update and returns NaN, and a micro-batch that is not does not count in the mean. Without it, default, both are
+    /// errors.
+    ///
+    /// A step that was left out is none: weights, state, step count, schedule and bias corrections stay. Only its noise
+    /// is spent, so that the next step is at other samples, even on the same batch. What the closure has changed itself
+    /// (batch-norm statistics) is not undone. [`Optimizer::skipped`] counts them, and after 100 without an update in
+    /// between the error is returned after all. A gradient is only looked at with [`Builder::check_finite`].
+    #[must_use]
+    pub fn skip_non_finite(mut self) -> Self {
+        self.skip_non_finite = true;
+        self
+    }
+
     /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that
     /// the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
@@ -164,7 +180,7 @@ impl<R: Row> Builder<R> {
     /// one block of all weights, no trainable parameter, parameters on several devices, a prior that does not fit the
     /// model.
     pub fn build(self, params: impl Into<Params>, lr: f64) -> Result<Optimizer<R>> {
-        let Builder { config, prior, noise, overrides, schedule, clip, check_finite } = self;
+        let Builder { config, prior, noise, overrides, schedule, clip, check_finite, skip_non_finite } = self;
         check_lr(lr)?;
         config.validate()?;
         config.statistic().check(config.expectation())?;
@@ -186,6 +202,7 @@ impl<R: Row> Builder<R> {
             schedule,
             clip,
             check_finite,
+            skips: Skips::new(skip_non_finite),
             steps: 0,
             sums: Sums::default(),
             last: None,

@@ -17,6 +17,8 @@ use tch::{Kind, Tensor};
 pub struct Diagnostics {
     /// Updates so far.
     pub steps: u64,
+    /// As [`Optimizer::skipped`].
+    pub skipped: u64,
     /// Mean loss of the last update: an estimate of E_q\[L\].
     pub loss: f64,
     /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for
@@ -57,6 +59,7 @@ impl<R: Row> Optimizer<R> {
         };
         let without = Diagnostics {
             steps: self.steps,
+            skipped: self.skipped(),
             loss: last.loss,
             gradient_norm: last.gradient_norm,
             sigma: None,

@@ -26,6 +26,10 @@ impl<'a, R: Row> Evaluation<'a, R> {
         Evaluation { optimizer, begun }
     }
 
+    pub(super) fn optimizer(&self) -> &Optimizer<R> {
+        self.optimizer
+    }
+
     /// For the rows that evaluate the loss at two points ([`Sam`](crate::Sam) and its relatives): differentiates the
     /// first loss, and moves the weights to the second point, where they wait for the loss on the same batch.
     ///
@@ -72,7 +76,7 @@ impl<'a, R: Row> Evaluation<'a, R> {
     }
 
     /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) that were
-    /// computed elsewhere (summed over processes, for example). Brings the mean back, updates the weights (with what
+    /// computed elsewhere; those in `.grad` go to [`Evaluation::step_from_grad`]. Brings the mean back, updates the weights (with what
     /// was accumulated before), and returns the mean loss.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ mod builder;
 mod checkpoint;
 mod diagnostics;
 mod evaluation;
+mod from_grad;
 mod output;
 mod prior;
 mod programs;
@@ -36,6 +37,7 @@ mod row;
 mod rule;
 mod second;
 mod settings;
+mod skip;
 mod step;
 mod sums;
 mod train;
@@ -56,6 +58,7 @@ use crate::kernel::Noise;
 use crate::posterior::Posterior;
 use crate::{Error, Params, Prior, Result, Schedule, check};
 use arithmetic::Unit;
+use skip::Skips;
 use sums::Sums;
 use tch::Tensor;
 
@@ -94,6 +97,7 @@ pub struct Optimizer<R: Row> {
     schedule: Schedule,
     clip: Option<Clip>,
     check_finite: bool,
+    skips: Skips,
     steps: u64,
     /// Evaluations since the last update.
     sums: Sums,
@@ -169,12 +173,16 @@ impl<R: Row> Optimizer<R> {
         self.keep(sums)
     }
 
-    /// Updates the weights from what was accumulated since the last update, and returns its mean loss.
+    /// Updates the weights from what was accumulated since the last update, and returns its mean loss; NaN, and nothing
+    /// else, if all of it was left out ([`Builder::skip_non_finite`]).
     ///
     /// # Errors
     /// If nothing was accumulated, or parameters changed kind or device.
     pub fn update(&mut self) -> Result<f64> {
         if self.sums.weight == 0.0 {
+            if self.sums.evaluations > 0 {
+                return Ok(f64::NAN);
+            }
             return Err(Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned()));
         }
         self.params.check()?;

@@ -25,6 +25,8 @@ enum Point {
     First,
     /// The only one, or the second, with the statistic that the first has given.
     Last { statistics: Vec<Vec<Tensor>> },
+    /// The second, of an evaluation that was left out at the first.
+    LeftOut,
 }
 
 /// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
@@ -133,6 +135,10 @@ impl<R: Row> Optimizer<R> {
             }
             let outcome = loss().into();
             let mut one = self.end(begun, outcome)?;
+            if one.is_left_out() {
+                // All of them, for the others are no sample of the step's noise without this one.
+                return Ok(Sums { evaluations, ..one });
+            }
             // Now, because the next evaluation takes place elsewhere. That of a single one is formed inside of the
             // update, which saves a pass over the weights.
             if evaluations > 1 {
@@ -146,7 +152,7 @@ impl<R: Row> Optimizer<R> {
     /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
     pub(super) fn keep(&mut self, mut sums: Sums) -> Result<f64> {
         // The update that could form it comes after further evaluations, at other points.
-        if sums.evaluations == 1 {
+        if sums.evaluations == 1 && !sums.is_left_out() {
             R::Arithmetic::form(&self.units, &self.params, &mut sums)?;
         }
         let loss = sums.loss;
@@ -156,13 +162,17 @@ impl<R: Row> Optimizer<R> {
 
     /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
     pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
-        if self.sums.weight == 0.0 {
+        if self.sums.weight == 0.0 && !sums.is_left_out() {
             // Nothing to merge with, so a single evaluation reaches the update to the bit.
             let formed = sums.evaluations > 1;
-            return self.apply(sums, formed);
+            // What was left out before has no weight, but a place in the noise of this step.
+            return self.apply(sums, formed).inspect(|_| self.sums = Sums::default());
         }
         let before = self.sums.shallow_clone();
         self.keep(sums)?;
+        if self.sums.weight == 0.0 {
+            return Ok(f64::NAN);
+        }
         // A failed update leaves what was accumulated before it, without this micro-batch.
         self.apply_kept().inspect_err(|_| self.sums = before)
     }
@@ -181,6 +191,7 @@ impl<R: Row> Optimizer<R> {
         R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
         // Counted last, so that a repeated step has the same noise as the one that failed.
         self.steps += 1;
+        self.skips.updated();
         self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
     }
@@ -212,6 +223,9 @@ impl<R: Row> Optimizer<R> {
     /// From the loss at the first point to the second point of the same evaluation: moves the variables to m+ε.
     pub(super) fn ascend(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
         let (k, first) = (begun.k, self.end(begun, outcome)?);
+        if first.is_left_out() {
+            return Ok(self.begun(k, Point::LeftOut, Perturbed::default()));
+        }
         // The check has computed the norm already, but the one before clipping.
         let known = self.check_finite && self.clip.is_none();
         let gradients = || first.gradients.iter().flatten();
@@ -226,6 +240,15 @@ impl<R: Row> Optimizer<R> {
 
     /// Ends an evaluation: the variables hold the mean again afterwards.
     pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
+        if matches!(begun.point, Point::LeftOut) {
+            // It was counted at its first point; but the closure's own error is one.
+            return if let Outcome::Loss(Err(e)) = outcome { Err(e) } else { Ok(Sums::left_out()) };
+        }
+        let found = self.found(begun, outcome);
+        self.skips.or_left_out(found)
+    }
+
+    fn found(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
         let Begun { point, guard, k, recording, buffers } = begun;
         // From here on any early return drops the guard, which brings the mean back.
         let tape = recording.map(Recording::finish).unwrap_or_default();
@@ -463,7 +486,7 @@ pub(super) fn step_of<'a>(params: &'a Params, schedule: &Schedule, number: u64) 
 }
 
 /// A gradient in the layout and kind of the parameter's state.
-fn dense(g: Tensor, kind: Kind) -> Tensor {
+pub(super) fn dense(g: Tensor, kind: Kind) -> Tensor {
     // The kernel reads plain memory, and takes tensors of one kind only; embeddings give sparse gradients.
     let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
     if g.kind() == kind { g } else { g.to_kind(kind) }

@@ -26,6 +26,15 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// An evaluation that counts for nothing but its place in the noise.
+    pub(super) fn left_out() -> Self {
+        Sums { evaluations: 1, loss: f64::NAN, ..Sums::default() }
+    }
+
+    pub(super) fn is_left_out(&self) -> bool {
+        self.weight == 0.0
+    }
+
     /// The mean gradient of a parameter that is trained.
     pub(super) fn gradient(&self, i: usize, leaf: &Leaf) -> Option<&Tensor> {
         self.gradients.get(i)?.as_ref().filter(|_| leaf.trainable())
@@ -55,6 +64,7 @@ impl Sums {
 
     pub(super) fn merge(&mut self, other: Sums) -> Result<()> {
         if other.weight == 0.0 {
+            self.evaluations += other.evaluations;
             return Ok(());
         }
         // Taken over as it is, so that one evaluation is not rounded by a mean of itself.

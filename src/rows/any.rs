@@ -22,6 +22,8 @@ pub struct BuildOptions {
     pub schedule: Schedule,
     /// As [`Builder::clip_grad_norm`](crate::Builder::clip_grad_norm).
     pub clip_grad_norm: Option<f64>,
+    /// As [`Builder::skip_non_finite`](crate::Builder::skip_non_finite).
+    pub skip_non_finite: bool,
 }
 
 macro_rules! any_row {
@@ -130,7 +132,7 @@ const fn str_eq(a: &str, b: &str) -> bool {
 }
 
 fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Result<Box<dyn Train>> {
-    let BuildOptions { prior, noise, schedule, clip_grad_norm } = options;
+    let BuildOptions { prior, noise, schedule, clip_grad_norm, skip_non_finite } = options;
     let mut builder = row.builder().schedule(schedule);
     if let Some(prior) = prior {
         builder = builder.prior(prior);
@@ -140,6 +142,9 @@ fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Resu
     }
     if let Some(max) = clip_grad_norm {
         builder = builder.clip_grad_norm(max);
+    }
+    if skip_non_finite {
+        builder = builder.skip_non_finite();
     }
     Ok(Box::new(builder.build(params, lr)?))
 }

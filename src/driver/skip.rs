@@ -1,0 +1,49 @@
+//! Evaluations that are left out because their loss or gradient is not finite.
+
+use super::Optimizer;
+use super::row::Row;
+use super::sums::Sums;
+use crate::{Error, Result};
+
+/// As many as a loss scale of 2¹⁰⁰ takes to be halved to 1, and more than bad luck with the data does.
+const LIMIT: u64 = 100;
+
+/// Whether they are left out, and how many were.
+#[derive(Debug, Default)]
+pub(super) struct Skips {
+    on: bool,
+    total: u64,
+    since_update: u64,
+}
+
+impl Skips {
+    pub(super) fn new(on: bool) -> Self {
+        Skips { on, ..Skips::default() }
+    }
+
+    /// An evaluation as it is, or without any weight if it is one to leave out.
+    pub(super) fn or_left_out(&mut self, found: Result<Sums>) -> Result<Sums> {
+        match found {
+            Err(Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. })
+                if self.on && self.since_update < LIMIT =>
+            {
+                self.total += 1;
+                self.since_update += 1;
+                Ok(Sums::left_out())
+            }
+            found => found,
+        }
+    }
+
+    pub(super) fn updated(&mut self) {
+        self.since_update = 0;
+    }
+}
+
+impl<R: Row> Optimizer<R> {
+    /// Evaluations that were left out since the optimizer was built, because their loss or gradient was not finite
+    /// ([`Builder::skip_non_finite`](crate::Builder::skip_non_finite)).
+    pub fn skipped(&self) -> u64 {
+        self.skips.total
+    }
+}
