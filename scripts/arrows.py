@@ -16,7 +16,7 @@ FLOORS = [
     "kernel",
     "linalg schedule storage gradient family metrics",
     "link params likelihood",
-    "statistic nn",
+    "statistic nn ema",
     "curvature posterior",
     "prior outputs",
     "driver",

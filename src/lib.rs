@@ -117,7 +117,8 @@
 //!
 //! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess:
 //!   `docs/scales.md`, with the numbers of other codes in ours.
-//! * `docs/table.md`: all settings of every row. `docs/porting.md`: from tch and PyTorch. `docs/tch.md`: hazards of
+//! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/porting.md`: every other loop, from tch
+//!   and PyTorch. `docs/table.md`: all settings of every row. `docs/tch.md`: hazards of
 //!   tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
@@ -134,6 +135,7 @@ mod check;
 pub mod continual;
 mod curvature;
 mod driver;
+mod ema;
 mod error;
 mod expectation;
 pub mod family;
@@ -161,6 +163,7 @@ mod storage;
 
 pub use blr_merge;
 pub use driver::{Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Train};
+pub use ema::{Ema, soft_update};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::{IntoTensor, WithOutput};
@@ -191,6 +194,9 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/porting.md")]
 struct Porting;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from_adam.md")]
+struct FromAdam;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
