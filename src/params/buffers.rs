@@ -1,4 +1,5 @@
-//! Watches over what a model keeps beside its parameters: it must not move while the model's curvature is computed.
+//! Watches over what a model keeps beside its parameters: it must not move while the model's curvature is computed, or
+//! while it predicts.
 
 use super::Params;
 use crate::{Error, Result};
@@ -24,24 +25,28 @@ impl Buffers {
         )
     }
 
-    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
-    /// example's loss depends on the whole batch. The buffers get their values back before the error.
-    pub(crate) fn unchanged(self) -> Result<()> {
+    /// Gives those that have moved their values back, and names the first of them.
+    pub(crate) fn restored(self) -> Option<String> {
         let _no_grad = tch::no_grad_guard();
         // Tolerances of zero, but a NaN equals itself: it has not changed.
         let same = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.allclose(b, 0.0, 0.0, true);
-        let changed = self.0.iter().position(|(_, now, before)| !same(now, before));
-        let Some(i) = changed else { return Ok(()) };
+        let changed = self.0.iter().position(|(_, now, before)| !same(now, before))?;
         for (_, now, before) in &self.0 {
             // All of them, not only the first that changed: an error leaves the model as it was.
             now.shallow_clone().copy_(before);
         }
+        Some(self.0[changed].0.clone())
+    }
+
+    /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
+    /// example's loss depends on the whole batch. The buffers get their values back before the error.
+    pub(crate) fn unchanged(self) -> Result<()> {
+        let Some(name) = self.restored() else { return Ok(()) };
         Err(Error::PerExample(format!(
-            "the closure changed the buffer `{}`, as batch normalization in training mode does; each example's loss \
-             then depends on the whole batch, so per-example gradients do not exist. Use group or layer normalization \
-             (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no per-example \
-             gradients",
-            self.0[i].0
+            "the closure changed the buffer `{name}`, as batch normalization in training mode does; each example's \
+             loss then depends on the whole batch, so per-example gradients do not exist. Use group or layer \
+             normalization (tch_blr::nn), run batch normalization with train = false, or choose Ivon, which needs no \
+             per-example gradients"
         )))
     }
 }

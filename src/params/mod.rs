@@ -11,6 +11,7 @@ pub use perturbed::Perturbed;
 
 use crate::{Error, Result, kernel};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::nn::{VarStore, Variables};
 use tch::{CModule, Device, Kind, Tensor};
@@ -18,14 +19,34 @@ use tch::{CModule, Device, Kind, Tensor};
 /// The parameters of a model: ordered, named, grouped; variables that are the same tensor count once.
 ///
 /// Built from a [`VarStore`] (its variables that were created trainable, in that order; later ones are picked up), from
-/// named tensors ([`Params::named`]) or from a TorchScript module ([`Params::from_module`]). Wherever a function takes
-/// `impl Into<Params>`, `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
+/// several ([`Params::of_stores`]), from named tensors ([`Params::named`]) or from a TorchScript module
+/// ([`Params::from_module`]), or from some of those ([`Params::only`]). Wherever a function takes `impl Into<Params>`,
+/// `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
 #[derive(Debug)]
 pub struct Params {
-    store: Option<Arc<Mutex<Variables>>>,
-    /// Trainable variables of the store that have been looked at.
-    seen: usize,
+    stores: Vec<Store>,
+    only: Vec<Only>,
     leaves: Vec<Leaf>,
+}
+
+/// A store that parameters come from.
+#[derive(Debug, Clone)]
+struct Store {
+    variables: Arc<Mutex<Variables>>,
+    /// What its names begin with here: empty, or a name and a dot.
+    prefix: String,
+    /// Trainable variables that have been looked at.
+    seen: usize,
+}
+
+/// Which names are parameters.
+#[derive(Clone)]
+struct Only(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl fmt::Debug for Only {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Only")
+    }
 }
 
 /// One parameter.
@@ -64,6 +85,34 @@ impl Leaf {
     }
 }
 
+impl Store {
+    /// The trainable variables that were created since the last call, with the store's prefix. A leaf may have no name.
+    fn new_variables(&mut self) -> Vec<(String, Leaf)> {
+        let variables = lock(&self.variables);
+        // tch only ever appends to this list, so that its length tells whether there is anything new.
+        if variables.trainable_variables.len() == self.seen {
+            return Vec::new();
+        }
+        // A variable carries no name; the store's names are found by the memory they point at.
+        let mut by_memory: HashMap<usize, Vec<(&String, &Tensor)>> = HashMap::new();
+        for (name, tensor) in &variables.named_variables {
+            by_memory.entry(tensor.data_ptr() as usize).or_default().push((name, tensor));
+        }
+        let new = variables.trainable_variables[self.seen..].iter().map(|variable| {
+            let tensor = &variable.tensor;
+            // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
+            let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
+            let named = candidates.filter(|(_, t)| t.is_set_to(tensor));
+            let mut names: Vec<String> = named.map(|(name, _)| format!("{}{name}", self.prefix)).collect();
+            names.sort();
+            (self.prefix.clone(), Leaf::new(names, tensor.shallow_clone(), variable.group))
+        });
+        let new = new.collect();
+        self.seen = variables.trainable_variables.len();
+        new
+    }
+}
+
 fn lock(store: &Mutex<Variables>) -> MutexGuard<'_, Variables> {
     // Variables are only ever appended, so a panic elsewhere has left nothing half done.
     store.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +124,7 @@ impl Params {
     /// # Errors
     /// Two different tensors under one name; a tensor that is undefined or not a leaf.
     pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
-        let mut params = Params { store: None, seen: 0, leaves: Vec::new() };
+        let mut params = Params::of(Vec::new());
         for (name, tensor) in tensors {
             let name = name.into();
             if params.leaves.iter().any(|l| l.names.contains(&name)) {
@@ -97,6 +146,73 @@ impl Params {
             }
         }
         Ok(params)
+    }
+
+    fn of(stores: Vec<Store>) -> Self {
+        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new() };
+        params.refresh();
+        params
+    }
+
+    /// The parameters of several stores, each under a name of its own: `weight` of the store `actor` is `actor.weight`.
+    /// One optimizer then trains all of them, with one posterior and one checkpoint.
+    ///
+    /// ```
+    /// # use tch::{Device, nn};
+    /// use tch_blr::{Adam, Params};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (actor, critic) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
+    /// # let _nets = [&actor, &critic].map(|vs| nn::linear(vs.root(), 4, 2, Default::default()));
+    /// let params = Params::of_stores([("actor", &actor), ("critic", &critic)])?;
+    /// assert_eq!(params.names().next(), Some("actor.weight"));
+    /// let opt = Adam::default().build(params, 1e-3)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A name that is empty, given twice, or another one with a dot and more behind it: two variables could then have
+    /// the same name.
+    pub fn of_stores<'a, S: Into<String>>(stores: impl IntoIterator<Item = (S, &'a VarStore)>) -> Result<Self> {
+        let of = |(name, vs): (S, &VarStore)| Store { prefix: name.into() + ".", ..Store::from(vs) };
+        let stores: Vec<Store> = stores.into_iter().map(of).collect();
+        for (i, a) in stores.iter().enumerate() {
+            let clashes = |(j, b): (usize, &Store)| i != j && b.prefix.starts_with(&a.prefix);
+            if a.prefix == "." || stores.iter().enumerate().any(clashes) {
+                let name = a.prefix.trim_end_matches('.');
+                let problem =
+                    format!("the store `{name}` needs a name of its own, which none of the others begins with");
+                return Err(Error::Parameters(problem));
+            }
+        }
+        Ok(Params::of(stores))
+    }
+
+    /// Those parameters whose name passes, for example one of two networks in a store. Variables that are created later
+    /// are asked as well; of a tied variable it is enough if one of its names passes.
+    ///
+    /// ```
+    /// # use tch::{Device, nn};
+    /// use tch_blr::{Adam, Ivon, Params};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let _nets = ["body", "head"].map(|name| nn::linear(vs.root() / name, 4, 2, Default::default()));
+    /// let head = |name: &str| name.starts_with("head.");
+    /// let certain = Adam::default().build(Params::from(&vs).only(move |name| !head(name)), 1e-3)?;
+    /// let uncertain = Ivon::default().ess(1000.0).build(Params::from(&vs).only(head), 0.1)?;
+    /// # assert_eq!((certain.params().len(), uncertain.params().len()), (2, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn only(mut self, keep: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        let leaves = std::mem::take(&mut self.leaves);
+        self.only.push(Only(Arc::new(keep)));
+        // Anew, because the places in the noise follow from the parameters before.
+        for leaf in leaves {
+            self.push(leaf);
+        }
+        self
     }
 
     /// The parameters of a TorchScript module, by their names there. Its buffers are not listed.
@@ -127,6 +243,9 @@ impl Params {
     }
 
     fn push(&mut self, mut leaf: Leaf) {
+        if !self.only.iter().all(|Only(keep)| leaf.names.iter().any(|name| keep(name))) {
+            return;
+        }
         // Frozen parameters count too, so that freezing one does not move the noise of those behind it.
         let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
         leaf.noise_group = self.leaves.last().map_or(0, end);
@@ -145,38 +264,22 @@ impl Params {
 
     /// Appends the variables that were created since.
     pub(crate) fn refresh(&mut self) {
-        let Some(store) = self.store.clone() else { return };
-        let variables = lock(&store);
-        // tch only ever appends to this list, so that its length tells whether there is anything new.
-        if variables.trainable_variables.len() == self.seen {
-            return;
-        }
-        // A variable carries no name; the store's names are found by the memory they point at.
-        let mut by_memory: HashMap<usize, Vec<(&String, &Tensor)>> = HashMap::new();
-        for (name, tensor) in &variables.named_variables {
-            by_memory.entry(tensor.data_ptr() as usize).or_default().push((name, tensor));
-        }
-        for variable in &variables.trainable_variables[self.seen..] {
-            let tensor = &variable.tensor;
-            // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
-            let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
-            let mut names: Vec<String> =
-                candidates.filter(|(_, t)| t.is_set_to(tensor)).map(|(name, _)| (*name).clone()).collect();
-            names.sort();
+        // All of them before the first is asked about: `only` may look into the store, whose lock is not re-entrant.
+        let new: Vec<(String, Leaf)> = self.stores.iter_mut().flat_map(Store::new_variables).collect();
+        for (prefix, mut leaf) in new {
             // The store knows variables by name and by handle, in two lists that nothing forces to agree.
-            if names.is_empty() {
-                names.push(format!("unnamed.{}", self.leaves.len()));
+            if leaf.names.is_empty() {
+                leaf.names.push(format!("{prefix}unnamed.{}", self.leaves.len()));
             }
-            match self.leaves.iter_mut().find(|l| l.tensor.is_set_to(tensor)) {
+            match self.leaves.iter_mut().find(|l| l.tensor.is_set_to(&leaf.tensor)) {
                 // Tied; the name it has had so far stays the first.
-                Some(leaf) => {
-                    names.retain(|n| !leaf.names.contains(n));
-                    leaf.names.append(&mut names);
+                Some(known) => {
+                    leaf.names.retain(|n| !known.names.contains(n));
+                    known.names.append(&mut leaf.names);
                 }
-                None => self.push(Leaf::new(names, tensor.shallow_clone(), variable.group)),
+                None => self.push(leaf),
             }
         }
-        self.seen = variables.trainable_variables.len();
     }
 
     /// Errors unless there is something to train, on one device, unchanged in kind, device and shape since it was
@@ -267,24 +370,31 @@ impl Params {
             let value = if value.data_ptr() == l.tensor.data_ptr() { value.copy() } else { value };
             Leaf::new(l.names.clone(), value, l.group)
         });
-        Params { store: None, seen: 0, leaves: copies.collect() }
+        Params { stores: Vec::new(), only: Vec::new(), leaves: copies.collect() }
     }
 
-    /// The store's tensors that are not trained (batch-norm statistics), by name.
+    /// The stores' tensors that are no weights (batch-norm statistics), by name.
     pub(crate) fn buffers(&self) -> Vec<(String, Tensor)> {
-        let Some(store) = &self.store else { return Vec::new() };
-        let variables = lock(store);
-        let trained = |t: &Tensor| self.leaves.iter().any(|l| l.tensor.is_set_to(t));
-        let buffers = variables.named_variables.iter().filter(|(_, t)| !trained(t));
-        buffers.map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+        let of = |store: &Store| {
+            let variables = lock(&store.variables);
+            // Weights of the store that are no parameters here are none, either.
+            let trained = |t: &Tensor| variables.trainable_variables.iter().any(|v| v.tensor.is_set_to(t));
+            let buffers = variables.named_variables.iter().filter(|(_, t)| !trained(t));
+            buffers.map(|(name, t)| (format!("{}{name}", store.prefix), t.shallow_clone())).collect::<Vec<_>>()
+        };
+        self.stores.iter().flat_map(of).collect()
+    }
+}
+
+impl From<&VarStore> for Store {
+    fn from(vs: &VarStore) -> Self {
+        Store { variables: vs.variables_.clone(), prefix: String::new(), seen: 0 }
     }
 }
 
 impl From<&VarStore> for Params {
     fn from(vs: &VarStore) -> Self {
-        let mut params = Params { store: Some(vs.variables_.clone()), seen: 0, leaves: Vec::new() };
-        params.refresh();
-        params
+        Params::of(vec![Store::from(vs)])
     }
 }
 
@@ -300,7 +410,8 @@ impl From<&Params> for Params {
             device: l.device,
             size: l.size.clone(),
         };
-        Params { store: params.store.clone(), seen: params.seen, leaves: params.leaves.iter().map(share).collect() }
+        let leaves = params.leaves.iter().map(share).collect();
+        Params { stores: params.stores.clone(), only: params.only.clone(), leaves }
     }
 }
 
@@ -333,6 +444,57 @@ mod tests {
         params.refresh();
         assert_eq!(params.names().collect::<Vec<_>>(), ["tied", "b", "c", "late"]);
         assert_eq!(params.leaves()[0].names, ["tied", "z.weight", "again"]);
+    }
+
+    #[test]
+    fn several_stores_are_one_set_of_parameters() {
+        let [actor, critic] = [0, 1].map(|_| VarStore::new(Device::Cpu));
+        let w = actor.root().zeros("w", &[5]);
+        let _ = critic.root().set_group(2).zeros("w", &[1]);
+        let _ = critic.root().zeros_no_train("statistics", &[2]);
+        let mut params = Params::of_stores([("actor", &actor), ("critic", &critic)]).unwrap();
+        let names = |params: &Params| params.names().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(names(&params), ["actor.w", "critic.w"]);
+        assert_eq!(params.leaves().iter().map(|l| (l.group, l.noise_group)).collect::<Vec<_>>(), [(0, 0), (2, 1)]);
+        assert!(params.find("actor.w").unwrap().tensor.is_set_to(&w));
+        assert_eq!(params.buffers().into_iter().map(|(n, _)| n).collect::<Vec<_>>(), ["critic.statistics"]);
+        // Late variables go to the end, and a variable of both is one parameter.
+        let _ = actor.root().sub("head").zeros("w", &[1]);
+        let _ = critic.root().add("shared", w, true);
+        params.refresh();
+        assert_eq!(names(&params), ["actor.w", "critic.w", "actor.head.w"]);
+        assert_eq!(params.leaves()[0].names, ["actor.w", "critic.shared"]);
+        assert_eq!(names(&Params::from(&params)), names(&params));
+        for bad in [["", "a"], ["a", "a"], ["a.b", "a"]] {
+            let e = Params::of_stores(bad.into_iter().zip([&actor, &critic])).unwrap_err().to_string();
+            assert!(e.contains("needs a name of its own"), "{e}");
+        }
+        assert_eq!(Params::of_stores([("a", &actor), ("ab", &critic)]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn only_some() {
+        let vs = VarStore::new(Device::Cpu);
+        for (folder, name) in [("a", "w"), ("b", "w"), ("b", "v")] {
+            let _ = vs.root().sub(folder).zeros(name, &[9]);
+        }
+        let _ = vs.root().zeros_no_train("statistics", &[2]);
+        let of_b = |name: &str| name.starts_with("b.");
+        let [mut b, mut rest] = [
+            Params::from(&vs).only(of_b),
+            Params::from(&vs).only(move |name| !of_b(name)).only(|name| name.ends_with('w')),
+        ];
+        let _ = vs.root().sub("b").zeros("late", &[1]);
+        let _ = vs.root().sub("c").zeros("w", &[1]);
+        let _ = vs.root().sub("c").zeros("v", &[1]);
+        b.refresh();
+        rest.refresh();
+        assert_eq!(b.names().collect::<Vec<_>>(), ["b.w", "b.v", "b.late"]);
+        assert_eq!(rest.names().collect::<Vec<_>>(), ["a.w", "c.w"]);
+        // Its own noise starts at the beginning; the weights of the others are no buffers.
+        assert_eq!(b.leaves().iter().map(|l| l.noise_group).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(b.buffers().into_iter().map(|(n, _)| n).collect::<Vec<_>>(), ["statistics"]);
+        assert!(Params::from(&vs).only(|_| false).check().unwrap_err().to_string().contains("none"));
     }
 
     #[test]

@@ -115,9 +115,13 @@ macro_rules! generic_methods {
             /// A mixture takes `samples` of each component, which count by the component's weight, so that what the
             /// components disagree about is in the mutual information.
             ///
+            /// Call the model as for any evaluation, with `train` = false. A dropout that is left on adds its own noise
+            /// to that of the samples.
+            ///
             /// # Errors
-            /// No samples, an output that is not `[B, C]` or not probabilities, the closure's own error, or a posterior
-            /// that does not fit the model.
+            /// No samples, an output that is not `[B, C]` or not probabilities, the closure's own error, a posterior
+            /// that does not fit the model, or batch normalization in training mode: a buffer of the store that moves
+            /// is put back, and named.
             pub fn predict<L: $crate::IntoTensor>(
                 &self,
                 params: impl Into<$crate::Params>,
@@ -125,6 +129,43 @@ macro_rules! generic_methods {
                 probabilities: impl FnMut() -> L,
             ) -> $crate::Result<$crate::Predictive> {
                 $crate::posterior::predictive::predict(self, &params.into(), samples, probabilities)
+            }
+
+            /// [`predict`](#method.predict) for examples that come in batches, in memory for one batch and the
+            /// probabilities of all examples. For each sample in turn `batches` gives all batches, always in the same
+            /// order, and `probabilities` is called with each:
+            ///
+            /// ```
+            /// # use tch::{Device, Kind, Tensor, nn, nn::Module};
+            /// # use tch_blr::Ivon;
+            /// # fn main() -> tch_blr::Result<()> {
+            /// # let vs = nn::VarStore::new(Device::Cpu);
+            /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+            /// # let q = Ivon::default().ess(1000.0).build(&vs, 0.1)?.posterior()?;
+            /// let x = Tensor::randn([50, 4], (Kind::Float, Device::Cpu));
+            /// let mut passes = 0;
+            /// let batches = || {
+            ///     passes += 1; // a place to say how far it is
+            ///     x.split(16, 0)
+            /// };
+            /// let p = q.predict_batches(&vs, 8, batches, |x| net.forward(&x).softmax(-1, Kind::Float))?;
+            /// assert_eq!((p.mean.size(), passes), (vec![50, 3], 8));
+            /// # Ok(())
+            /// # }
+            /// ```
+            ///
+            /// # Errors
+            /// No batches, and as [`predict`](#method.predict).
+            pub fn predict_batches<B: IntoIterator, L: $crate::IntoTensor>(
+                &self,
+                params: impl Into<$crate::Params>,
+                samples: usize,
+                mut batches: impl FnMut() -> B,
+                mut probabilities: impl FnMut(B::Item) -> L,
+            ) -> $crate::Result<$crate::Predictive> {
+                self.predict(params, samples, || {
+                    $crate::posterior::predictive::joined(batches().into_iter().map(&mut probabilities))
+                })
             }
 
             /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits,

@@ -2,6 +2,7 @@
 
 use super::{Posterior, in_model};
 use crate::gradient::IntoTensor;
+use crate::params::Buffers;
 use crate::{Error, Params, Result, check, metrics};
 use tch::{Kind, Tensor};
 
@@ -28,9 +29,10 @@ pub(super) fn predict<L: IntoTensor>(
     check::count("samples", samples)?;
     let strata = q.strata();
     let each = strata.iter().enumerate().flat_map(|(stratum, w)| (0..samples).map(move |k| (stratum, k as u64, *w)));
+    let mut buffers = Some(Buffers::new(params));
     let mut total: Option<(Tensor, Tensor)> = None;
     for (stratum, k, weight) in each {
-        let p = at(params, q.sample_stratum(stratum, k)?, &mut probabilities)?;
+        let p = at(params, q.sample_stratum(stratum, k)?, &mut buffers, &mut probabilities)?;
         if p.dim() != 2 {
             return Err(Error::Posterior(format!(
                 "the closure returned shape {:?}: expected probabilities [B, C]",
@@ -77,20 +79,41 @@ pub(super) fn predict_samples<L: IntoTensor>(
     mut outputs: impl FnMut() -> L,
 ) -> Result<Tensor> {
     check::count("samples", samples)?;
-    let all = (0..samples).map(|k| at(params, q.sample(k as u64)?, &mut outputs)).collect::<Result<Vec<_>>>()?;
+    let mut buffers = Some(Buffers::new(params));
+    let all = (0..samples).map(|k| at(params, q.sample(k as u64)?, &mut buffers, &mut outputs));
+    let all = all.collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_stack(&all, 0)?)
 }
 
-/// The closure's output with this sample in the model's variables, without gradients.
+/// The outputs of all batches, one after the other.
+pub(super) fn joined<L: IntoTensor>(batches: impl IntoIterator<Item = L>) -> Result<Tensor> {
+    let outputs = batches.into_iter().map(IntoTensor::into_tensor).collect::<Result<Vec<_>>>()?;
+    if outputs.is_empty() {
+        return Err(Error::Posterior("there are no batches to predict".to_owned()));
+    }
+    Ok(Tensor::f_cat(&outputs, 0)?)
+}
+
+/// The closure's output with this sample in the model's variables, without gradients. `buffers` are looked at once.
 fn at<L: IntoTensor>(
     params: &Params,
     sample: Vec<(String, Tensor)>,
+    buffers: &mut Option<Buffers>,
     closure: &mut impl FnMut() -> L,
 ) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
     // Until the end of the function, so that also an error of the closure brings the weights back.
     let _guard = in_model::enter(params, sample)?;
-    let output = closure().into_tensor()?;
+    let output = closure().into_tensor();
+    // Before the closure's own error: one that fails may have moved them as well.
+    let moved = buffers.take().and_then(Buffers::restored);
+    let output = output?;
+    if let Some(name) = moved {
+        return Err(Error::Posterior(format!(
+            "the closure changed the buffer `{name}`, as batch normalization in training mode does: predictions would \
+             depend on the batch. Predict with train = false"
+        )));
+    }
     if !output.defined() {
         return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
     }
