@@ -4,7 +4,7 @@
 //! module.
 
 use crate::{Error, Result};
-use blr_merge::storage::{DESCRIPTION, replace};
+use blr_merge::storage::{DESCRIPTION, other_format, replace};
 use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
@@ -89,6 +89,9 @@ pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], conten
 pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTreeMap<String, Tensor>, C)> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
     let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
+    if let Some(other) = other_format(&bytes) {
+        return Err(error(&other));
+    }
     let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
     // The description before the tensors: a file of another form should be named as one, whatever its tensors are.
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;

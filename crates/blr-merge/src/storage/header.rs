@@ -80,6 +80,9 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
     let mut file = BufReader::new(file);
     let mut prefix = [0; PREFIX as usize];
     file.read_exact(&mut prefix).map_err(unreadable)?;
+    if let Some(other) = other_format(&prefix) {
+        return Err(Error::file(path, other));
+    }
     let length = u64::from_le_bytes(prefix);
     if length > rest.min(LONGEST) {
         return Err(invalid(format!("it claims a header of {length} bytes, of which {rest} are there")));
@@ -103,6 +106,15 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
         t.at += PREFIX + length;
     }
     Ok(header)
+}
+
+/// What a file is that begins so, if it is one that people take for a safetensors file; and what to do about it.
+pub fn other_format(beginning: &[u8]) -> Option<&'static str> {
+    // A zip archive. As the length of a header it would be 5·10¹⁷ bytes or more.
+    beginning.starts_with(b"PK\x03\x04").then_some(
+        "is a zip archive, as tch's .ot and PyTorch's .pt are, and not a safetensors file: save the weights under a \
+         name that ends in .safetensors (tch: VarStore::save; Python: safetensors.torch.save_file)",
+    )
 }
 
 /// Checks that every tensor has the bytes that its shape needs, and that they lie one after the other without gaps.

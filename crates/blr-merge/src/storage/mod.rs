@@ -10,7 +10,7 @@ mod weight_file;
 mod writer;
 
 pub use atomic::replace;
-pub use header::StoredTensor;
+pub use header::{StoredTensor, other_format};
 pub use weight_file::WeightFile;
 pub(crate) use weight_file::{INDEX, PIECE};
 pub(crate) use writer::{Entry, FileWriter};
