@@ -1,10 +1,12 @@
 //! Training loops of other shapes than `opt.step(|| loss)`: what they bring out of a step, where their gradients come
 //! from, what they leave out. That every row's steps are the same by each door is in tests/conformance.rs.
 
-use std::cell::Cell;
-use support::{F64, Net, bits, refused};
-use tch::{Kind, Tensor};
-use tch_blr::{AnyRow, Error, Ivon, Philox, Sam, Sgd};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use support::{F64, Net, Snapshot, assert_close, bits, close, refused, values, variable};
+use tch::nn::{ModuleT, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_blr::{Adam, AnyRow, DiagonalGaussian, Error, Ivon, Optimizer, Params, Philox, Sam, Schedule, Sgd};
 
 /// The last of three samples, or the second of two points; and a step is what it is without an output.
 #[test]
@@ -56,4 +58,319 @@ fn a_closure_with_an_output_may_fail() {
     }
     refused(opt.step_with_output(|| (net.losses().mean(Kind::Double).detach(), 1)), &["loss", "no graph"]);
     assert_eq!(opt.steps(), 0);
+}
+
+/// Two halves are one batch: as means that the driver averages, and as gradients that add up in `.grad`, of losses that
+/// the loop has divided or has not.
+#[test]
+fn halves_make_a_batch_by_every_door() {
+    type Step = fn(&mut Optimizer<Adam>, &Net) -> f64;
+    fn half(net: &Net, i: i64) -> Tensor {
+        net.losses_of(6 * i, 6).mean(Kind::Double)
+    }
+    fn sum(net: &Net, divided_by: f64) -> f64 {
+        for i in [0, 1] {
+            (half(net, i) / divided_by).backward();
+        }
+        net.loss()
+    }
+    let doors: [Step; 3] = [
+        |opt, net| {
+            opt.accumulate(|| half(net, 0)).unwrap();
+            opt.step(|| half(net, 1)).unwrap()
+        },
+        |opt, net| {
+            let loss = sum(net, 1.0);
+            opt.step_from_grad(loss, 2.0).unwrap()
+        },
+        |opt, net| {
+            let loss = sum(net, 2.0);
+            opt.step_from_grad(loss, 1.0).unwrap()
+        },
+    ];
+    for door in doors {
+        let [net, whole] = [0, 1].map(|_| Net::new(F64));
+        let build = |net: &Net| Adam::default().build(&net.vs, 0.01).unwrap();
+        let (mut opt, mut expected) = (build(&net), build(&whole));
+        for _ in 0..3 {
+            let loss = expected.step(|| (half(&whole, 0) + half(&whole, 1)) / 2.0).unwrap();
+            close(door(&mut opt, &net), loss, 1e-14);
+            for (a, b) in net.weights.iter().zip(&whole.weights) {
+                assert_close(a, b, 1e-13);
+            }
+        }
+    }
+}
+
+/// No `.grad` is not a `.grad` of zero, which momentum and weight decay go with.
+#[test]
+fn a_parameter_without_grad_is_not_used() {
+    let (a, b) = (support::weight(&[1.0]), support::weight(&[1.0]));
+    let params = Params::named([("a", a.shallow_clone()), ("b", b.shallow_clone())]).unwrap();
+    let mut opt = Sgd::default().weight_decay(0.5).build(params, 1.0).unwrap();
+    (&a * 0.25).sum(Kind::Double).backward();
+    opt.step_from_grad(0.25, 1.0).unwrap();
+    assert_eq!((values(&a), values(&b)), (vec![0.25], vec![1.0]));
+    (&b * 0.25).sum(Kind::Double).backward();
+    opt.step_from_grad(0.25, 1.0).unwrap();
+    assert_eq!((values(&a), values(&b)), (vec![0.125], vec![0.25]));
+    // What was left in .grad is not used where it is not wanted.
+    (&b * 100.0).sum(Kind::Double).backward();
+    opt.zero_grad();
+    (&b * 0.25).sum(Kind::Double).backward();
+    opt.step_from_grad(0.25, 1.0).unwrap();
+    assert_eq!(values(&b), [-0.125]);
+}
+
+/// f16 ends at 2⁻²⁴; gradients below that arrive by way of a scaled loss.
+#[test]
+fn a_scaled_loss_brings_small_gradients_through_half_precision() {
+    let step = |scale: f64| {
+        let vs = support::store((Kind::Half, Device::Cpu));
+        let w = variable(&vs, "w", 0, &Tensor::from_slice(&[1.0, 2.0]));
+        let mut opt = Adam::default().beta1(0.5).build(&vs, 0.0).unwrap();
+        let loss = (w.to_kind(Kind::Float) * 2f64.powi(-30)).sum(Kind::Float);
+        (&loss * scale).backward();
+        opt.step_from_grad(loss.double_value(&[]), scale).unwrap();
+        values(&opt.state("w", "momentum").unwrap())
+    };
+    assert_eq!(step(1.0), [0.0, 0.0]);
+    assert_eq!(step(2f64.powi(20)), [2f64.powi(-31); 2]);
+}
+
+/// A deterministic row ends where it would have without the bad batches, the schedule included.
+#[test]
+fn steps_that_are_left_out_are_none() {
+    let [net, other] = [0, 1].map(|_| Net::new(F64));
+    let schedule = Schedule::Cosine { warmup: 2, total: 8, end: 0.0 };
+    let builder = || Adam::default().schedule(schedule);
+    let mut opt = builder().skip_non_finite().build(&net.vs, 0.01).unwrap();
+    let mut clean = builder().build(&other.vs, 0.01).unwrap();
+    for batch in 0..12 {
+        let bad = batch % 3 == 1;
+        let factor = if bad { f64::INFINITY } else { 1.0 };
+        let loss = opt.step(|| net.losses() * factor).unwrap();
+        if bad {
+            assert!(loss.is_nan());
+        } else {
+            assert_eq!(loss, clean.step(|| other.losses()).unwrap());
+        }
+    }
+    assert_eq!((opt.steps(), opt.skipped(), opt.lr()), (8, 4, clean.lr()));
+    for (a, b) in net.weights.iter().zip(&other.weights) {
+        assert_eq!(bits(a), bits(b));
+    }
+}
+
+/// The next attempt is elsewhere, or a bad sample of a full batch would come again for ever. And a checkpoint between
+/// the two changes nothing.
+#[test]
+fn a_step_that_is_left_out_has_spent_its_noise() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.safetensors");
+    let [net, other] = [0, 1].map(|_| Net::new(F64));
+    let build = |net: &Net| {
+        let ivon = Ivon::default().ess(100.0).samples(2).noise(Philox { seed: 1 }).skip_non_finite();
+        ivon.build(&net.vs, 0.1).unwrap()
+    };
+    let (mut opt, mut resumed) = (build(&net), build(&other));
+    let seen = RefCell::new(Vec::new());
+    let look = |factor: f64| {
+        seen.borrow_mut().push(values(&net.weights[0]));
+        net.losses() * factor
+    };
+    opt.step(|| look(f64::NAN)).unwrap();
+    opt.save(&path).unwrap();
+    resumed.load(&path).unwrap();
+    let losses = [opt.step(|| look(1.0)).unwrap(), resumed.step(|| other.losses()).unwrap()];
+    assert_eq!(losses[0], losses[1]);
+    let seen = seen.into_inner();
+    // The first sample was enough to leave both out.
+    assert_eq!(seen.len(), 3);
+    assert!(seen[0] != seen[1] && seen[0] != seen[2] && seen[1] != seen[2]);
+}
+
+#[test]
+fn too_many_in_a_row_are_an_error() {
+    let net = Net::new(F64);
+    let mut opt = Adam::default().builder().skip_non_finite().build(&net.vs, 0.01).unwrap();
+    for _ in 0..2 {
+        for _ in 0..100 {
+            assert!(opt.step(|| net.losses() * f64::NAN).unwrap().is_nan());
+        }
+        let before = Snapshot::of(&opt, &net.vs);
+        for _ in 0..2 {
+            let error = opt.step(|| net.losses() * f64::NAN).unwrap_err();
+            assert!(matches!(error, Error::NonFiniteLoss { .. }), "{error:?}");
+        }
+        assert_eq!(Snapshot::of(&opt, &net.vs), before);
+        // One that is finite, and they may come again.
+        opt.step(|| net.losses()).unwrap();
+    }
+    assert_eq!(opt.skipped(), 200);
+    // The closure's own error is none of them, and neither is a loss without a graph.
+    opt.step(|| Err::<Tensor, _>("no more data")).unwrap_err();
+    opt.step(|| net.losses().detach() * f64::NAN).unwrap_err();
+}
+
+/// Of a pair of points, the first or the second; by the guard as by the closure.
+#[test]
+fn a_pair_of_points_is_left_out_once() {
+    let net = Net::new(F64);
+    let mut opt = Sam::default().builder().skip_non_finite().build(&net.vs, 0.1).unwrap();
+    let before: Vec<_> = net.weights.iter().map(bits).collect();
+    for (first, second) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::NAN, f64::NAN)] {
+        let evaluation = opt.perturbed().unwrap();
+        let losses = net.losses() * first;
+        let evaluation = evaluation.ascend(losses).unwrap();
+        let losses = net.losses() * second;
+        assert!(evaluation.step(losses).unwrap().is_nan());
+    }
+    assert_eq!((opt.skipped(), opt.steps()), (3, 0));
+    assert_eq!(net.weights.iter().map(bits).collect::<Vec<_>>(), before);
+    // An error at the second point is still one.
+    let evaluation = opt.perturbed().unwrap();
+    let losses = net.losses() * f64::NAN;
+    let evaluation = evaluation.ascend(losses).unwrap();
+    evaluation.step(Err::<Tensor, _>("no more data")).unwrap_err();
+    opt.step(|| net.losses()).unwrap();
+}
+
+/// A loss scale that starts far too high comes down by itself, and costs nothing but its attempts.
+#[test]
+fn a_dynamic_loss_scale_finds_its_size() {
+    let vs = support::store((Kind::Half, Device::Cpu));
+    let w = variable(&vs, "w", 0, &Tensor::from_slice(&[1.0, 2.0]));
+    let mut opt = Sgd::default().builder().skip_non_finite().build(&vs, 0.5).unwrap();
+    let mut scale = 2f64.powi(24);
+    for _ in 0..20 {
+        let loss = (w.to_kind(Kind::Float) * 0.25).sum(Kind::Float);
+        (&loss * scale).backward();
+        if opt.step_from_grad(loss.double_value(&[]), scale).unwrap().is_nan() {
+            scale /= 2.0;
+        }
+    }
+    // f16 ends below 2¹⁶, and the gradient is ¼.
+    assert_eq!((scale, opt.skipped(), opt.steps()), (2f64.powi(17), 7, 13));
+    assert_eq!(values(&w), [1.0 - 13.0 * 0.125, 2.0 - 13.0 * 0.125]);
+}
+
+/// tch's autocast is that of CUDA: on the CPU the closure computes as without it.
+#[test]
+fn autocast_leaves_the_cpu_alone() {
+    let [net, other] = [0, 1].map(|_| Net::new(support::F32));
+    let build = |net: &Net| Ivon::default().ess(100.0).noise(Philox { seed: 1 }).build(&net.vs, 0.1).unwrap();
+    let (mut opt, mut plain) = (build(&net), build(&other));
+    for _ in 0..2 {
+        let loss = opt.step(|| tch::autocast(true, || net.losses())).unwrap();
+        assert_eq!(loss, plain.step(|| other.losses()).unwrap());
+    }
+    for (a, b) in net.weights.iter().zip(&other.weights) {
+        assert_eq!((bits(a), a.kind()), (bits(b), Kind::Float));
+    }
+}
+
+/// One optimizer over two stores, and two over one, are the same as each on its own.
+#[test]
+fn stores_and_optimizers_need_not_go_together() {
+    let net = |vs: &VarStore, name: &str| variable(vs, name, 0, &Tensor::from_slice(&[1.0, -2.0]));
+    let loss = |w: &Tensor| (w - 0.5).square().mean(Kind::Double);
+    let path = |opt: &mut dyn FnMut(), w: [&Tensor; 2]| {
+        (0..3).for_each(|_| opt());
+        w.map(values)
+    };
+    let alone = {
+        let vs = [0, 1].map(|_| support::store(F64));
+        let [a, b] = [0, 1].map(|i| net(&vs[i], "w"));
+        let mut opts = [0, 1].map(|i| Adam::default().build(&vs[i], 0.1).unwrap());
+        path(&mut || [&a, &b].iter().zip(&mut opts).for_each(|(w, opt)| _ = opt.step(|| loss(w)).unwrap()), [&a, &b])
+    };
+    let together = {
+        let vs = [0, 1].map(|_| support::store(F64));
+        let [a, b] = [0, 1].map(|i| net(&vs[i], "w"));
+        let params = Params::of_stores([("a", &vs[0]), ("b", &vs[1])]).unwrap();
+        let mut opt = Adam::default().build(params, 0.1).unwrap();
+        let paths = path(&mut || _ = opt.step(|| loss(&a) + loss(&b)).unwrap(), [&a, &b]);
+        assert_eq!(opt.params().names().collect::<Vec<_>>(), ["a.w", "b.w"]);
+        paths
+    };
+    let apart = {
+        let vs = support::store(F64);
+        let [a, b] = ["a.w", "b.w"].map(|name| net(&vs, name));
+        let of = |folder: &'static str| Params::from(&vs).only(move |name| name.starts_with(folder));
+        let mut opts = ["a.", "b."].map(|folder| Adam::default().build(of(folder), 0.1).unwrap());
+        path(&mut || opts.iter_mut().for_each(|opt| _ = opt.step(|| loss(&a) + loss(&b)).unwrap()), [&a, &b])
+    };
+    assert_eq!(together, alone);
+    assert_eq!(apart, alone);
+}
+
+/// Batches one after the other are the whole, each sample goes through all of them, and the closure's order is theirs.
+#[test]
+fn batches_are_predicted_as_one() {
+    let vs = support::store(F64);
+    let w = variable(&vs, "w", 0, &support::wave(&[4, 3], 0.3));
+    let x = support::wave(&[10, 4], 0.1);
+    let q = Ivon::default().ess(10.0).build(&vs, 0.1).unwrap().posterior().unwrap();
+    let probabilities = |x: &Tensor| x.matmul(&w).softmax(-1, Kind::Double);
+    let whole = q.predict(&vs, 5, || probabilities(&x)).unwrap();
+    let (passes, seen) = (Cell::new(0), RefCell::new(Vec::new()));
+    let batches = || {
+        passes.set(passes.get() + 1);
+        x.split(4, 0)
+    };
+    let forward = |batch: Tensor| {
+        seen.borrow_mut().push((passes.get(), batch.size()[0]));
+        probabilities(&batch)
+    };
+    let ours = q.predict_batches(&vs, 5, batches, forward).unwrap();
+    for (a, b) in [
+        (&ours.mean, &whole.mean),
+        (&ours.entropy, &whole.entropy),
+        (&ours.mutual_information, &whole.mutual_information),
+    ] {
+        assert_close(a, b, 1e-13);
+    }
+    assert_eq!(seen.into_inner(), (1..=5).flat_map(|k| [4, 4, 2].map(|n| (k, n))).collect::<Vec<_>>());
+    // Any posterior, with any iterator.
+    let q: Box<dyn tch_blr::Posterior> = Box::new(q);
+    let three = q.predict_batches(&vs, 2, || (0..3).map(|i| x.narrow(0, i, 1)), |x| Ok::<_, Error>(probabilities(&x)));
+    assert_eq!(three.unwrap().mean.size(), [3, 3]);
+    refused(q.predict_batches(&vs, 2, || 0..0, |_: i32| probabilities(&x)), &["posterior", "no batches"]);
+    refused(q.predict_batches(&vs, 2, || 0..3, |_| Err::<Tensor, _>("no more data")), &["no more data"]);
+}
+
+/// The running statistics are put back, and named; in evaluation mode they may be there.
+#[test]
+fn predictions_in_training_mode_are_refused() {
+    let vs = VarStore::new(Device::Cpu);
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, Default::default());
+    let q = Ivon::default().ess(10.0).build(&vs, 0.1).unwrap().posterior().unwrap();
+    let x = support::wave(&[6, 3], 0.1).to_kind(Kind::Float) * 3.0;
+    let forward = |train: bool| norm.forward_t(&x, train).softmax(-1, Kind::Float);
+    let statistics = || vs.variables().into_iter().filter(|(name, _)| name.contains("running"));
+    let look = || statistics().map(|(name, t)| (name, bits(&t))).collect::<BTreeMap<_, _>>();
+    let before = look();
+    assert_eq!(before.len(), 2);
+    refused(q.predict(&vs, 3, || forward(true)), &["`norm.running_", "train = false"]);
+    refused(q.predict_samples(&vs, 3, || forward(true)), &["`norm.running_", "train = false"]);
+    assert_eq!(look(), before);
+    q.predict(&vs, 3, || forward(false)).unwrap();
+    assert_eq!(look(), before);
+}
+
+/// tch writes zip archives under every name but those that end in .safetensors.
+#[test]
+fn a_file_of_tchs_own_format_is_named_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.ot");
+    let mut net = Net::new(F64);
+    net.vs.save(&path).unwrap();
+    let parts = ["weights.ot", ".ot", ".safetensors", "VarStore::save"];
+    refused(DiagonalGaussian::load(&path), &parts);
+    refused(Sgd::default().build(&net.vs, 0.1).unwrap().load(&path), &parts);
+    let error = tch_blr::blr_merge::WeightFile::open(&path).unwrap_err().to_string();
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    // … and reads them.
+    net.vs.load(&path).unwrap();
 }
