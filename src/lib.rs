@@ -117,9 +117,9 @@
 //!
 //! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess:
 //!   `docs/scales.md`, with the numbers of other codes in ours.
-//! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/porting.md`: every other loop, from tch
-//!   and PyTorch. `docs/table.md`: all settings of every row. `docs/tch.md`: hazards of
-//!   tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
+//! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/tuning.md`: the start without a search,
+//!   and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all settings of
+//!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
@@ -129,7 +129,7 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
-//!   predictions. [`Diagnostics`]: how a training run is going.
+//!   predictions. [`Diagnostics`]: how a training run is going, and advice.
 
 mod check;
 pub mod continual;
@@ -197,6 +197,9 @@ struct Porting;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from_adam.md")]
 struct FromAdam;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/tuning.md")]
+struct Tuning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
