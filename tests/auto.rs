@@ -26,23 +26,25 @@ fn the_scale_of_the_loss_does_not_matter() {
     }
 }
 
-/// σ₀ of every parameter is 3 % of its weights' root mean square, and of 0.01 where they are smaller than that.
+/// The precision of every parameter is that of a noise of 3 % of its weights' root mean square (of 0.01 where they are
+/// smaller than that), and that of the prior N(0, 1).
 #[test]
 fn noise_starts_at_the_weights_own_scale() {
     let (a, b, zero) = (weight(&[3.0, -4.0]), weight(&[0.1, 0.1, 0.1]), weight(&[0.0]));
     let params =
         || Params::named([("a", &a), ("b", &b), ("zero", &zero)].map(|(name, w)| (name, w.shallow_clone()))).unwrap();
-    let sigma = |q: &dyn Posterior, name: &str| values(&q.variance(name).unwrap().sqrt());
+    let precision = |q: &dyn Posterior, name: &str| values(&q.variance(name).unwrap().reciprocal());
     let all: [Box<dyn Posterior>; 3] = [
         Box::new(Ivon::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         Box::new(Von::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
-        // Without its damping, which is part of the precision and would make σ₀ smaller than asked for.
+        // Without its damping, which is part of the precision.
         Box::new(BayesianSam::auto(1e4, 10).map(|c| c.damping(0.0)).build(params(), 0.1).unwrap().posterior().unwrap()),
     ];
     for q in all {
         for (name, scale) in [("a", 12.5_f64.sqrt()), ("b", 0.1), ("zero", 0.01)] {
-            for s in sigma(&*q, name) {
-                close(s / (0.03 * scale), 1.0, 1e-9);
+            let expected = 1.0 + (0.03_f64 * scale).powi(-2);
+            for p in precision(&*q, name) {
+                close(p / expected, 1.0, 1e-12);
             }
         }
     }

@@ -33,6 +33,7 @@ fn quick(optimizers: &[&str], programs: &[&str], folder: &Path, data: Option<&Pa
 
 /// Trained for a few steps, by rows with and without a posterior: finite numbers, and averages only from the former.
 fn trains(programs: &[&str], data: Option<&Path>) {
+    let _alone = support::seeded(0);
     let folder = tempfile::tempdir().unwrap();
     let runs = quick(&["adam", "ivon"], programs, folder.path(), data);
     assert_eq!(runs.len(), 2 * programs.len());
@@ -81,6 +82,7 @@ fn the_program_on_a_table_trains() {
 
 #[test]
 fn programs_without_their_data_are_left_out() {
+    let _alone = support::seeded(0);
     let folder = tempfile::tempdir().unwrap();
     let runs = quick(&["adam"], &["lstm", "gpt", "resnet", "tabular", "policy"], folder.path(), Some(folder.path()));
     assert_eq!(runs.iter().map(|run| run.program).collect::<Vec<_>>(), ["policy"]);
@@ -98,6 +100,7 @@ fn plan() -> Plan {
 /// Weights, and what libtorch draws after them: VAE and GAN take their noise from there.
 #[test]
 fn all_optimizers_start_alike() {
+    let _alone = support::seeded(0);
     let start = |optimizer: &str| {
         let vs = job(optimizer).store();
         let layer = linear(vs.root(), 3, 2, tch::nn::LinearConfig::default());
@@ -111,6 +114,7 @@ fn all_optimizers_start_alike() {
 
 #[test]
 fn a_seed_decides_everything() {
+    let _alone = support::seeded(0);
     let policy = PROGRAMS.iter().find(|(name, _)| *name == "policy").unwrap().1(None).unwrap();
     for name in NAMES {
         let value = || policy.run(&job(name)).unwrap().measures[0].at_mean;
@@ -140,6 +144,7 @@ impl Program for Told {
 
 #[test]
 fn what_goes_wrong_is_a_result() {
+    let _alone = support::seeded(0);
     let told = |optimizer, value| Run::of("told", &Told(value), &job(optimizer));
     // The loss is not finite: in tch's own optimizer and in ours.
     for name in ["own", "adam"] {

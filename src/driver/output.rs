@@ -28,7 +28,7 @@ impl<R: Row> Optimizer<R> {
     ///     let logits = net.forward(&x);
     ///     (logits.cross_entropy_for_logits(&y), logits.detach())
     /// })?;
-    /// println!("{loss:.3}, accuracy {:.3}", metrics::accuracy(&logits, &y)?);
+    /// println!("{loss:.3}, accuracy {:.3}", metrics::accuracy(&logits.softmax(-1, Kind::Float), &y)?);
     /// # Ok(())
     /// # }
     /// ```

@@ -68,17 +68,13 @@ impl StepLength {
     }
 }
 
-/// h₀: as given, or such that σ₀ = 1/√(λ(h₀+δ)) is `relative` times the root mean square of the parameter's weights.
-/// `rest` is what the precision holds beside h: δ, and γ.
-pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda: f64, rest: f64) -> f64 {
+/// h₀: as given, or the one whose noise 1/√(λh₀) is `relative` times the root mean square of the parameter's weights.
+pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda: f64) -> f64 {
     match relative {
         // q starts with the precision of the prior.
         _ if start.posterior_prior => 0.0,
         None => given,
-        Some(r) => {
-            let sigma = r * start.rms.max(SMALLEST_SCALE);
-            (1.0 / (lambda * sigma * sigma) - rest).max(0.0)
-        }
+        Some(r) => 1.0 / (lambda * (r * start.rms.max(SMALLEST_SCALE)).powi(2)),
     }
 }
 
@@ -126,13 +122,12 @@ mod tests {
     #[test]
     fn noise_is_relative_to_the_weights() {
         let start = |rms| Start { posterior_prior: false, rms };
-        // σ₀ = 0.1·2: 1/(100·0.04) - 0.05
-        assert!((hess_init(7.0, Some(0.1), start(2.0), 100.0, 0.05) - 0.2).abs() < 1e-15);
-        // Weights that start at zero count as 0.01, and a stiff prior leaves nothing for h₀.
-        assert!((hess_init(7.0, Some(0.1), start(0.0), 100.0, 0.0) / 1e4 - 1.0).abs() < 1e-12);
-        assert_eq!(hess_init(7.0, Some(0.1), start(2.0), 100.0, 9.0), 0.0);
-        assert_eq!(hess_init(7.0, None, start(2.0), 100.0, 0.05), 7.0);
+        // 1/(100·(0.1·2)²)
+        assert!((hess_init(7.0, Some(0.1), start(2.0), 100.0) - 0.25).abs() < 1e-15);
+        // Weights that start at zero count as 0.01.
+        assert!((hess_init(7.0, Some(0.1), start(0.0), 100.0) / 1e4 - 1.0).abs() < 1e-12);
+        assert_eq!(hess_init(7.0, None, start(2.0), 100.0), 7.0);
         let posterior = Start { posterior_prior: true, rms: 2.0 };
-        assert_eq!(hess_init(7.0, Some(0.1), posterior, 100.0, 0.05), 0.0);
+        assert_eq!(hess_init(7.0, Some(0.1), posterior, 100.0), 0.0);
     }
 }

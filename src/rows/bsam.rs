@@ -43,8 +43,9 @@ config! {
         rho: f64 = 0.01;
         /// Initial Hessian h₀ ≥ 0; default 0.9. A published s₀ is h₀ = s₀-δ-γ.
         hess_init: f64 = 0.9;
-        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
-        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
+        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
+        /// Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -122,8 +123,8 @@ impl Rule for BayesianSam {
     type Coefficients<T: Real> = [T; 11];
 
     fn initial(&self, start: Start) -> [f64; 3] {
-        let (ess, rest) = (self.ess.unwrap_or(f64::NAN), self.weight_decay + self.damping);
-        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess, rest), 0.0]
+        let ess = self.ess.unwrap_or(f64::NAN);
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess), 0.0]
     }
     fn keeps(&self, state: usize) -> bool {
         state < 2 || self.step_length.has_squares()

@@ -38,8 +38,9 @@ config! {
         ess: Option<f64> = None, via f64;
         /// Initial Hessian h₀ > 0; default 1.
         hess_init: f64 = 1.0;
-        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
-        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
+        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
+        /// Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -141,7 +142,7 @@ impl Rule for Ivon {
 
     fn initial(&self, start: Start) -> [f64; 3] {
         let ess = self.ess.unwrap_or(f64::NAN);
-        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess, self.weight_decay), 0.0]
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, ess), 0.0]
     }
     fn keeps(&self, state: usize) -> bool {
         state < 2 || self.step_length.has_squares()

@@ -58,8 +58,9 @@ config! {
         weight_decay: f64 = 1e-4;
         /// Initial Hessian h₀ ≥ 0, with h₀+δ+γ > 0; default 1.
         hess_init: f64 = 1.0;
-        /// r > 0, in place of h₀: for each parameter, h₀ ≥ 0 such that σ₀ = r · rms(w), its weights' root mean square
-        /// when the optimizer first sees them, and no less than 0.01; default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
+        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
+        /// Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// Let the first mini-batch's f replace h₀, which then only sets the noise of the first step.
         /// Needs δ+γ > 0. Default off.
@@ -221,9 +222,8 @@ impl Rule for Von {
     const FORMED: &'static [Statistic] = &[Statistic::Price];
 
     fn initial(&self, start: Start) -> [f64; 3] {
-        let tau = self.kl_weight(0);
-        let (lambda, rest) = (self.lambda(tau), tau * self.weight_decay + self.damping);
-        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, lambda, rest), 0.0]
+        let lambda = self.lambda(self.kl_weight(0));
+        [0.0, auto::hess_init(self.hess_init, self.relative_noise, start, lambda), 0.0]
     }
     fn keeps(&self, state: usize) -> bool {
         state < 2 || self.step_length.has_squares()

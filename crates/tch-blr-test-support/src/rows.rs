@@ -7,7 +7,8 @@ use tch::{Device, Kind};
 use tch_blr::rule::Row;
 use tch_blr::{
     Adam, AdamW, BayesBiNN, BayesianSam, Builder, DiagonalGaussian, DiagonalNewton, Evon, Expectation, FullVon, Ivon,
-    Labels, Newton, NoisyKfac, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Sgd, Soap, Statistic, Ste, Vadam, Von,
+    Labels, Newton, NoisyKfac, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Soap, Statistic, Ste,
+    Vadam, Von,
 };
 
 /// A row's settings for the variables of a store, and a learning rate with which it trains [`Net`].
@@ -90,10 +91,10 @@ rows! { Plain:
         .beta2(0.99).clip_radius(1.0).builder(), 0.2;
     ivon_antithetic: Ivon = |_| Ivon::default().ess(ESS).expectation(Expectation::Antithetic { pairs: 1 }).samples(2).beta2(0.99).debias(false)
         .builder(), 0.2;
-    ivon_auto: Ivon = |_| Ivon::auto(ESS, 200).map(|c| c.samples(2)), 0.05;
-    vogn_auto: Von = |_| Von::auto(ESS, 200), 0.05;
-    bsam_auto: BayesianSam = |_| BayesianSam::auto(ESS, 200), 0.05;
-    ivon_auto_prior: Ivon = |vs| Ivon::auto(ESS, 200).prior(prior(vs)), 0.05;
+    ivon_auto: Ivon = |_| Ivon::auto(ESS, 200).map(|c| c.samples(2)).schedule(Schedule::Constant), 0.05;
+    vogn_auto: Von = |_| Von::auto(ESS, 200).schedule(Schedule::Constant), 0.05;
+    bsam_auto: BayesianSam = |_| BayesianSam::auto(ESS, 200).schedule(Schedule::Constant), 0.05;
+    ivon_auto_prior: Ivon = |vs| Ivon::auto(ESS, 200).prior(prior(vs)).schedule(Schedule::Constant), 0.05;
     ste: Ste = |_| Ste::default().momentum(0.5).builder(), 0.05;
     bayesbinn: BayesBiNN = |_| BayesBiNN::default().ess(100.0).builder(), 0.01;
     bayesbinn_antithetic: BayesBiNN = |_| BayesBiNN::default().ess(100.0).expectation(Expectation::Antithetic { pairs: 1 }).samples(2).relaxation(0.5)
