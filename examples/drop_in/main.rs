@@ -44,8 +44,9 @@ pub(crate) const PROGRAMS: [(&str, Load); 10] = [
 
 /// Programs of the kinds that users of tch run, each trained by optimizers chosen by name: prints one table.
 ///
-/// An optimizer is told the number of examples and of steps, and a learning rate; nothing is tuned. Data are read from
-/// $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and Shakespeare (otherwise these are skipped).
+/// An optimizer is told the number of examples and of steps; only Adam's learning rate is chosen for each program, from
+/// three. Data are read from $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and Shakespeare (otherwise
+/// their programs are skipped).
 #[derive(Parser)]
 pub(crate) struct Arguments {
     /// What to train; may be repeated [default: all]
