@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
     #[arg(long = "program", value_name = "NAME")]
     #[arg(value_parser = PossibleValuesParser::new(PROGRAMS.map(|(name, _)| name)))]
     programs: Vec<String>,
-    /// What to train it with; may be repeated [default: own, adam, ivon, bsam, vogn]
+    /// What to train it with; may be repeated [default: own, adam, ivon-auto, bsam-auto, vogn-auto]
     #[arg(long = "optimizer", value_name = "NAME", value_parser = PossibleValuesParser::new(NAMES))]
     optimizers: Vec<String>,
     /// Runs of each pair, with the seeds 0, 1, ..

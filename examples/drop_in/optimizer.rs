@@ -8,8 +8,7 @@ use tch_blr::rule::Row;
 use tch_blr::{Adam, BayesianSam, Builder, Error, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
 
 /// Every name; the first five are the table's unless others are asked for.
-pub(crate) const NAMES: [&str; 9] =
-    ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn", "ivon-tuned"];
+pub(crate) const NAMES: [&str; 8] = ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn"];
 
 /// One training: an optimizer, a seed, and what else the command line says.
 #[derive(Debug)]
@@ -62,11 +61,6 @@ impl Job<'_> {
             "ivon-auto" => return self.auto(Ivon::auto(n, steps), vs),
             "bsam-auto" => return self.auto(BayesianSam::auto(n, steps), vs),
             "vogn-auto" => return self.auto(Von::auto(n, steps), vs),
-            // By hand what a start of its own should find: `ivon-auto` and its like go here, with `adam_lr`.
-            "ivon-tuned" => {
-                let row = Ivon::default().ess(n).hess_init(0.1).beta2(1.0 - 3.0 / steps as f64);
-                self.row(row.builder().clip_grad_norm(1.0), schedule, vs, 0.5)
-            }
             other => unreachable!("{other} is not in NAMES"),
         };
         Ok(Trainer::new(Kind::Row(row?)))
