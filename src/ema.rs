@@ -359,7 +359,7 @@ mod tests {
     fn targets_follow() {
         let store = |x: [f64; 2]| {
             let vs = VarStore::new(Device::Cpu);
-            let w = vs.root().zeros("net.w", &[2]);
+            let w = vs.root().sub("net").zeros("w", &[2]);
             set(&w, &x);
             (vs, w)
         };
