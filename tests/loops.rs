@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use support::{F64, Net, Snapshot, assert_close, bits, close, refused, values, variable};
-use tch::nn::{ModuleT, VarStore};
+use tch::nn::{BatchNormConfig, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Adam, AnyRow, DiagonalGaussian, Error, Ivon, Optimizer, Params, Philox, Sam, Schedule, Sgd};
 
@@ -344,7 +344,7 @@ fn batches_are_predicted_as_one() {
 #[test]
 fn predictions_in_training_mode_are_refused() {
     let vs = VarStore::new(Device::Cpu);
-    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, tch::nn::BatchNormConfig::default());
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, BatchNormConfig::default());
     let q = Ivon::default().ess(10.0).build(&vs, 0.1).unwrap().posterior().unwrap();
     let x = support::wave(&[6, 3], 0.1).to_kind(Kind::Float) * 3.0;
     let forward = |train: bool| norm.forward_t(&x, train).softmax(-1, Kind::Float);

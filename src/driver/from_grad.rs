@@ -96,8 +96,10 @@ impl<R: Row> Evaluation<'_, R> {
     /// pass (1 if by nothing), and what the gradients are divided by, in the kind of the optimizer's state.
     ///
     /// Each `.grad` is zero afterwards, so that the next backward pass starts anew. A parameter without a `.grad` is
-    /// not used by the loss and stays as it is; one with a `.grad` of zero is. Gradients must have been computed while
-    /// this evaluation lives: an earlier backward pass was not at its weights.
+    /// not used by the loss and stays as it is. One that has had a gradient once has a `.grad` from then on, which tch
+    /// cannot take away: a loss that does not depend on it is then one whose gradient is zero, and weight decay and
+    /// momentum go on. Gradients must have been computed while this evaluation lives: an earlier backward pass was not
+    /// at its weights.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};

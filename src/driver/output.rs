@@ -17,7 +17,7 @@ impl<R: Row> Optimizer<R> {
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-    /// # use tch_blr::{Ivon, metrics};
+    /// # use tch_blr::Ivon;
     /// # fn main() -> tch_blr::Result<()> {
     /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
     /// # let y = Tensor::zeros([8], (Kind::Int64, Device::Cpu));
@@ -28,7 +28,7 @@ impl<R: Row> Optimizer<R> {
     ///     let logits = net.forward(&x);
     ///     (logits.cross_entropy_for_logits(&y), logits.detach())
     /// })?;
-    /// println!("{loss:.3}, accuracy {:.3}", metrics::accuracy(&logits.softmax(-1, Kind::Float), &y)?);
+    /// println!("{loss:.3}, accuracy {:?}", logits.accuracy_for_logits(&y));
     /// # Ok(())
     /// # }
     /// ```

@@ -202,6 +202,11 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     serialize_to_file([("q", view)], None, &small).unwrap();
     let e = merge_files(Method::linear(), None, &[FileModel::new(&small)], &out, &mut quiet).unwrap_err().to_string();
     assert!(e.contains("`q`: its kind F8_E4M3 cannot be merged"), "{e}");
+    // A file of another format, by its beginning and not by its name.
+    let archive = folder.path().join("archive.safetensors");
+    fs::write(&archive, b"PK\x03\x04\0\0\x08\x08 and so on").unwrap();
+    let e = merge_files(Method::linear(), None, &[FileModel::new(&archive)], &out, &mut quiet).unwrap_err().to_string();
+    assert!(e.contains("archive.safetensors") && e.contains(".ot") && e.contains("VarStore::save"), "{e}");
     // Larger than f16 can be.
     let big = model([("w", Stored::f16(&[60_000.0; 2]))]);
     let [path] = files(folder.path(), [("big", &big)]);
