@@ -43,12 +43,10 @@ pub enum Advice {
         /// The largest ratio.
         ratio: f64,
     },
-    /// KL(q ‖ prior)/ess is larger than the loss.
+    /// More than nine tenths of the posterior's precision are the prior's.
     PriorDominates {
-        /// KL/ess, in nats.
-        kl_per_example: f64,
-        /// Mean loss of the last update.
-        loss: f64,
+        /// Mean of σ²P₀ over the weights.
+        share: f64,
     },
     /// The learning rate is 0.
     Stopped,
@@ -61,6 +59,8 @@ pub enum Advice {
 
 /// Share of the precision that has to be learned.
 const LEARNED: f64 = 0.1;
+/// Share of the precision that may be the prior's.
+const PRIOR: f64 = 0.9;
 /// σ over weights: healthy runs of image and language models lie between 0.003 and 0.03, and from 0.3 on the noise is
 /// all that the loss sees.
 const NOISE: [f64; 2] = [1e-3, 0.3];
@@ -82,8 +82,8 @@ impl Diagnostics {
                 all.push(Advice::NoNoise { ratio });
             }
         }
-        if let Some(kl_per_example) = self.kl_per_example.filter(|kl| *kl > self.loss) {
-            all.push(Advice::PriorDominates { kl_per_example, loss: self.loss });
+        if let Some(share) = self.prior_share.filter(|share| *share > PRIOR) {
+            all.push(Advice::PriorDominates { share });
         }
         if self.lr == 0.0 {
             all.push(Advice::Stopped);
@@ -115,10 +115,11 @@ impl fmt::Display for Advice {
                 "σ is at most {ratio:.1e} of the weights, so that samples are as good as the mean: no uncertainty will \
                  be seen. Lower ess to the number of training examples, or hess_init"
             ),
-            Advice::PriorDominates { kl_per_example, loss } => write!(
+            Advice::PriorDominates { share } => write!(
                 f,
-                "KL(q ‖ prior)/ess = {kl_per_example:.3} is larger than the loss, {loss:.3}: the prior weighs more than \
-                 the data. Lower weight_decay, raise ess if there are more examples than that, or temper the prior"
+                "{:.0} % of the precision is the prior's: the data have said little. Lower weight_decay, temper the \
+                 prior if it is a posterior, raise ess if there are more examples than that, or train longer",
+                100.0 * share
             ),
             Advice::Stopped => {
                 f.write_str("the learning rate is 0, so nothing moves: is the schedule shorter than the training?")

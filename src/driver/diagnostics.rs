@@ -36,6 +36,9 @@ pub struct Diagnostics {
     /// Share of the data in the posterior's precision, beside what it started with: 1-β₂ᵗ after t updates, of the
     /// parameter with the fewest; `None` for rows whose precision is not such an average.
     pub learned: Option<f64>,
+    /// Share of the prior in the posterior's precision, the mean of σ²P₀ over the weights: 1 where the data have said
+    /// nothing. `None` where `kl_per_example` is.
+    pub prior_share: Option<f64>,
     /// Standard deviations beside the weights, per parameter; empty where `sigma` is `None`.
     pub spreads: Vec<Spread>,
 }
@@ -99,18 +102,20 @@ impl<R: Row> Optimizer<R> {
             kl_per_example: None,
             elbo_per_example: None,
             learned: None,
+            prior_share: None,
             spreads: Vec::new(),
         };
         let (Some(ess), true) = (self.config.effective_sample_size(), R::Posterior::EXISTS) else {
             return Ok(without);
         };
         let q = self.posterior_or_none()?.boxed()?;
-        let kl = self.kl(&*q).map(|kl| kl / ess);
+        let (kl, prior_share) = self.against_prior(&*q).map(|(kl, share)| (kl / ess, share)).unzip();
         Ok(Diagnostics {
             sigma: Some(sigma(&*q)),
             kl_per_example: kl,
             elbo_per_example: kl.map(|kl| -(last.loss + kl)),
             learned: self.learned(),
+            prior_share,
             spreads: spreads(&*q),
             ..without
         })
@@ -123,20 +128,21 @@ impl<R: Row> Optimizer<R> {
         shares.collect::<Option<Vec<_>>>()?.into_iter().reduce(f64::min)
     }
 
-    /// KL(q ‖ prior) = E_q[-ln prior] - entropy, for a prior that is a product over the weights.
-    fn kl(&self, q: &dyn Posterior) -> Option<f64> {
+    /// KL(q ‖ prior) = E_q[-ln prior] - entropy, and the mean of σ²P₀, for a prior that is a product over the weights.
+    fn against_prior(&self, q: &dyn Posterior) -> Option<(f64, f64)> {
         // In f64 throughout: the two terms are of the size of the number of weights, and nearly cancel.
-        let mut cross = -entropy(q)?;
+        let (mut kl, mut share) = (-entropy(q)?, 0.0);
         for unit in &self.units {
             for leaf in unit.leaves(&self.params).filter(|leaf| leaf.trainable() && leaf.tensor.numel() > 0) {
                 let (m, v) = (double(&q.mean(leaf.name())?), double(&q.variance(leaf.name())?));
                 let (offset, p) = prior_of(unit, &m)?;
+                share += (&v * &p).sum(Kind::Double).double_value(&[]);
                 // Twice the cross-entropy of N(m, v) and the prior at one weight.
                 let each = (v + offset.square()) * &p - p.log() + std::f64::consts::TAU.ln();
-                cross += 0.5 * each.sum(Kind::Double).double_value(&[]);
+                kl += 0.5 * each.sum(Kind::Double).double_value(&[]);
             }
         }
-        Some(cross)
+        Some((kl, share / q.len() as f64))
     }
 }
 

@@ -145,7 +145,8 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot step from a loss that is computed already",
     label = "this row needs the loss at points of its own choice",
-    note = "write `opt.step(|| loss)`, with the forward pass and the loss computed inside of the closure"
+    note = "let the step compute it: `opt.step(|| net.loss(&batch))?`; a loop that cannot use a closure: \
+            `let evaluation = opt.perturbed()?`, then the loss, then `evaluation.step(loss)?`"
 )]
 pub trait DeltaRule: Rule {}
 

@@ -5,15 +5,16 @@
 
 mod buffers;
 mod perturbed;
+mod store;
 
 pub(crate) use buffers::Buffers;
 pub use perturbed::Perturbed;
 
 use crate::{Error, Result, kernel};
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tch::nn::{VarStore, Variables};
+use std::sync::Arc;
+use store::Store;
+use tch::nn::VarStore;
 use tch::{CModule, Device, Kind, Tensor};
 
 /// The parameters of a model: ordered, named, grouped; variables that are the same tensor count once.
@@ -27,16 +28,6 @@ pub struct Params {
     stores: Vec<Store>,
     only: Vec<Only>,
     leaves: Vec<Leaf>,
-}
-
-/// A store that parameters come from.
-#[derive(Debug, Clone)]
-struct Store {
-    variables: Arc<Mutex<Variables>>,
-    /// What its names begin with here: empty, or a name and a dot.
-    prefix: String,
-    /// Trainable variables that have been looked at.
-    seen: usize,
 }
 
 /// Which names are parameters.
@@ -83,39 +74,6 @@ impl Leaf {
     pub(crate) fn state_kind(&self) -> Kind {
         if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
     }
-}
-
-impl Store {
-    /// The trainable variables that were created since the last call, with the store's prefix. A leaf may have no name.
-    fn new_variables(&mut self) -> Vec<(String, Leaf)> {
-        let variables = lock(&self.variables);
-        // tch only ever appends to this list, so that its length tells whether there is anything new.
-        if variables.trainable_variables.len() == self.seen {
-            return Vec::new();
-        }
-        // A variable carries no name; the store's names are found by the memory they point at.
-        let mut by_memory: HashMap<usize, Vec<(&String, &Tensor)>> = HashMap::new();
-        for (name, tensor) in &variables.named_variables {
-            by_memory.entry(tensor.data_ptr() as usize).or_default().push((name, tensor));
-        }
-        let new = variables.trainable_variables[self.seen..].iter().map(|variable| {
-            let tensor = &variable.tensor;
-            // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
-            let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
-            let named = candidates.filter(|(_, t)| t.is_set_to(tensor));
-            let mut names: Vec<String> = named.map(|(name, _)| format!("{}{name}", self.prefix)).collect();
-            names.sort();
-            (self.prefix.clone(), Leaf::new(names, tensor.shallow_clone(), variable.group))
-        });
-        let new = new.collect();
-        self.seen = variables.trainable_variables.len();
-        new
-    }
-}
-
-fn lock(store: &Mutex<Variables>) -> MutexGuard<'_, Variables> {
-    // Variables are only ever appended, so a panic elsewhere has left nothing half done.
-    store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Params {
@@ -174,7 +132,7 @@ impl Params {
     /// A name that is empty, given twice, or another one with a dot and more behind it: two variables could then have
     /// the same name.
     pub fn of_stores<'a, S: Into<String>>(stores: impl IntoIterator<Item = (S, &'a VarStore)>) -> Result<Self> {
-        let of = |(name, vs): (S, &VarStore)| Store { prefix: name.into() + ".", ..Store::from(vs) };
+        let of = |(name, vs): (S, &VarStore)| Store::new(vs, name.into() + ".");
         let stores: Vec<Store> = stores.into_iter().map(of).collect();
         for (i, a) in stores.iter().enumerate() {
             let clashes = |(j, b): (usize, &Store)| i != j && b.prefix.starts_with(&a.prefix);
@@ -375,26 +333,13 @@ impl Params {
 
     /// The stores' tensors that are no weights (batch-norm statistics), by name.
     pub(crate) fn buffers(&self) -> Vec<(String, Tensor)> {
-        let of = |store: &Store| {
-            let variables = lock(&store.variables);
-            // Weights of the store that are no parameters here are none, either.
-            let trained = |t: &Tensor| variables.trainable_variables.iter().any(|v| v.tensor.is_set_to(t));
-            let buffers = variables.named_variables.iter().filter(|(_, t)| !trained(t));
-            buffers.map(|(name, t)| (format!("{}{name}", store.prefix), t.shallow_clone())).collect::<Vec<_>>()
-        };
-        self.stores.iter().flat_map(of).collect()
-    }
-}
-
-impl From<&VarStore> for Store {
-    fn from(vs: &VarStore) -> Self {
-        Store { variables: vs.variables_.clone(), prefix: String::new(), seen: 0 }
+        self.stores.iter().flat_map(Store::buffers).collect()
     }
 }
 
 impl From<&VarStore> for Params {
     fn from(vs: &VarStore) -> Self {
-        Params::of(vec![Store::from(vs)])
+        Params::of(vec![Store::new(vs, String::new())])
     }
 }
 

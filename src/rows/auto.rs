@@ -31,12 +31,6 @@ pub enum StepLength {
 pub(super) type Divisor<T> = [T; 4];
 
 impl StepLength {
-    pub(super) fn validate(self) -> Result<()> {
-        match self {
-            StepLength::Newton => Ok(()),
-            StepLength::Adam { beta } => check::rate("step_length beta", beta),
-        }
-    }
     /// Whether v is kept.
     pub(super) fn has_squares(self) -> bool {
         self != StepLength::Newton
@@ -44,7 +38,8 @@ impl StepLength {
     pub(super) fn coefficients(self, t: u64) -> Divisor<f64> {
         match self {
             StepLength::Newton => [0.0; 4],
-            // Weights without gradient and prior have 0/0. Squares of gradients below 1e-15 vanish in f32 anyway.
+            // Weights without gradient and prior have 0/0; and gradients below 1e-19, whose squares vanish in f32, must
+            // not become steps.
             StepLength::Adam { beta } => [beta, 1.0 - beta, 1.0 / (1.0 - beta.powf(t as f64)), 1e-15],
         }
     }
@@ -93,6 +88,28 @@ pub(super) fn beta2(steps: u64) -> f64 {
 /// A tenth of the steps to warm up, then a cosine to 0.
 pub(super) fn schedule(steps: u64) -> Schedule {
     Schedule::Cosine { warmup: steps / 10, total: steps, end: 0.0 }
+}
+
+/// The settings of `auto` that rows with `relative_noise` and `step_length` share. A macro, because they are fields of
+/// several types.
+macro_rules! settings {
+    ($row:expr, $ess:expr, $steps:expr) => {
+        $row.ess($ess)
+            .weight_decay(1.0 / $ess)
+            .relative_noise($crate::rows::auto::RELATIVE_NOISE)
+            .beta2($crate::rows::auto::beta2($steps))
+            .step_length($crate::rows::auto::STEP_LENGTH)
+    };
+}
+pub(super) use settings;
+
+/// Errors if one of the settings that they share is out of range.
+pub(super) fn validate(relative_noise: Option<f64>, step_length: StepLength) -> Result<()> {
+    relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
+    match step_length {
+        StepLength::Newton => Ok(()),
+        StepLength::Adam { beta } => check::rate("step_length beta", beta),
+    }
 }
 
 #[cfg(test)]

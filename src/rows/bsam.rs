@@ -80,13 +80,7 @@ impl BayesianSam {
     /// Noise that starts at 3 % of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-1/steps, the
     /// prior N(0, 1), a warm-up over a tenth of the steps and a cosine to 0.
     pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
-        BayesianSam::iclr2023()
-            .ess(ess)
-            .weight_decay(1.0 / ess)
-            .relative_noise(auto::RELATIVE_NOISE)
-            .beta2(auto::beta2(steps))
-            .step_length(auto::STEP_LENGTH)
-            .schedule(auto::schedule(steps))
+        auto::settings!(BayesianSam::iclr2023(), ess, steps).schedule(auto::schedule(steps))
     }
 }
 
@@ -105,8 +99,7 @@ impl Row for BayesianSam {
         check::rate("beta2", self.beta2)?;
         check::non_negative("weight_decay", self.weight_decay)?;
         check::non_negative("damping", self.damping)?;
-        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
-        self.step_length.validate()?;
+        auto::validate(self.relative_noise, self.step_length)?;
         // Where the gradient vanishes, h goes to zero, and s must not.
         check::positive("weight_decay + damping", self.weight_decay + self.damping)
     }

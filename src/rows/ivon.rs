@@ -95,14 +95,7 @@ impl Ivon {
     /// tenth of the steps, cosine to 0 at the last. [`Builder::map`] changes settings. The rule of the precision and
     /// the fixed points are IVON's. `docs/tuning.md` says where it comes from.
     pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
-        Ivon::default()
-            .ess(ess)
-            .weight_decay(1.0 / ess)
-            .relative_noise(auto::RELATIVE_NOISE)
-            .beta2(auto::beta2(steps))
-            .max_growth(2.0)
-            .step_length(auto::STEP_LENGTH)
-            .schedule(auto::schedule(steps))
+        auto::settings!(Ivon::default(), ess, steps).max_growth(2.0).schedule(auto::schedule(steps))
     }
 }
 
@@ -123,9 +116,8 @@ impl Row for Ivon {
         let known = matches!(self.hessian, Statistic::Price | Statistic::SquaredGradient);
         check::that("hessian", self.hessian, known, "Price or SquaredGradient")?;
         self.square_scale.map_or(Ok(()), |scale| check::positive("square_scale", scale))?;
-        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
         self.max_growth.map_or(Ok(()), |x| check::that("max_growth", x, x.is_finite() && x > 1.0, "a number > 1"))?;
-        self.step_length.validate()?;
+        auto::validate(self.relative_noise, self.step_length)?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
     fn statistic(&self) -> Statistic {

@@ -143,13 +143,7 @@ impl Von {
     /// Noise that starts at 3 % of each parameter's scale, [`StepLength::Adam`] with β 0.99, β₂ = 1-1/steps, the
     /// prior N(0, 1), a warm-up over a tenth of the steps and a cosine to 0.
     pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
-        Von::vogn()
-            .ess(ess)
-            .weight_decay(1.0 / ess)
-            .relative_noise(auto::RELATIVE_NOISE)
-            .beta2(auto::beta2(steps))
-            .step_length(auto::STEP_LENGTH)
-            .schedule(auto::schedule(steps))
+        auto::settings!(Von::vogn(), ess, steps).schedule(auto::schedule(steps))
     }
 
     /// τ in the t-th step.
@@ -189,8 +183,7 @@ impl Row for Von {
             check::positive("weight_decay + damping", self.weight_decay + self.damping)?;
         }
         check::positive("hess_init + weight_decay + damping", self.hess_init + self.weight_decay + self.damping)?;
-        self.relative_noise.map_or(Ok(()), |r| check::positive("relative_noise", r))?;
-        self.step_length.validate()?;
+        auto::validate(self.relative_noise, self.step_length)?;
         self.expectation.validate()?;
         let noisy = !self.expectation.is_adversarial();
         check::that("expectation", self.expectation, noisy, "Delta, MonteCarlo or Antithetic: it has no perturbation")?;
