@@ -1,7 +1,8 @@
 //! The network, training loop and scores that the examples share.
 
 use crate::batches::{Last, batches};
-use indicatif::{ProgressBar, ProgressStyle};
+pub use indicatif::ProgressBar;
+use indicatif::ProgressStyle;
 use serde_json::{Value, json};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
