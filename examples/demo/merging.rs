@@ -81,7 +81,7 @@ pub fn run(train: &Examples, test: &Examples, bases: &[DiagonalGaussian]) -> Out
         println!("  {name:<34} {:>12}", plus_minus(mean_and_sd(&percent), 1));
     }
     let [.., (_, average), (_, merged)] = &table[..] else { return Err("there are no models".into()) };
-    let what = "the posterior merge of two fine-tunes is above their plain average".to_owned();
+    let what = "the merge of two fine-tunes' posteriors is above their plain average".to_owned();
     let claim = Claim::above(what, merged, average, 5.0);
     let report: Map<_, _> = table.iter().map(|(name, accuracies)| ((*name).to_owned(), json!(accuracies))).collect();
     Ok((Value::Object(report), vec![claim]))

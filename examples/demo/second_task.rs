@@ -54,8 +54,8 @@ fn uniform(q: &DiagonalGaussian) -> tch_blr::Result<DiagonalGaussian> {
     }))
 }
 
-/// Accuracies on the first and the second task, of each seed, as (epoch, accuracy).
-type Curve = [Vec<Vec<(f64, f64)>>; 2];
+/// On the first and on the second task: of each seed, (epoch, accuracy).
+type Looks = [Vec<Vec<(f64, f64)>>; 2];
 
 pub fn run(
     train: &Examples,
@@ -69,7 +69,7 @@ pub fn run(
     let net = Mlp::new(&NETWORK);
     let mut curves = Vec::new();
     for (_, remembered) in Remembered::ALL {
-        let mut curve: Curve = [Vec::new(), Vec::new()];
+        let mut curve: Looks = [Vec::new(), Vec::new()];
         for (seed, q) in (100..).zip(first) {
             q.copy_mean_to(&net.vs)?;
             let recipe = ivon_after(n, EPOCHS);
@@ -110,17 +110,17 @@ pub fn run(
     let [nothing, means, posterior] = [0, 1, 2].map(|i: usize| ends(&curves[i][0]));
     let claim = |than: &str, lower: &[f64], points| {
         Claim::above(
-            format!("the first task is remembered with its posterior as prior, above {than}"),
+            format!("more of the first task is kept by its posterior as prior than {than}"),
             &posterior,
             lower,
             points,
         )
     };
-    Ok((Value::Object(report), vec![claim("none", &nothing, 30.0), claim("one precision", &means, 5.0)]))
+    Ok((Value::Object(report), vec![claim("without", &nothing, 30.0), claim("by one precision for all", &means, 5.0)]))
 }
 
 /// Means over the seeds.
-fn draw(curves: &[Curve], folder: &Path) -> Outcome {
+fn draw(curves: &[Looks], folder: &Path) -> Outcome {
     let mean = |runs: &[Vec<(f64, f64)>]| -> Vec<(f64, f64)> {
         let at = |i: usize| {
             let accuracies: Vec<f64> = runs.iter().map(|r| 100.0 * r[i].1).collect();

@@ -1,7 +1,10 @@
 //! What is trained, how long and by which settings: all of the demo's choices in one place.
 //!
-//! Every optimizer takes the same number of steps of one gradient each. The settings are the best of a few tries on the
-//! validation writers (`--validation` shows what the tries saw); the test writers had no part in it.
+//! Every optimizer takes the same number of steps of one gradient each. VOGN's and IVON's settings are among those of
+//! the lowest NLL and ECE in twenty to thirty tries on the validation writers (`--validation` prints what the tries saw);
+//! Adam has its usual learning rate, there the most accurate of 3e-4, 1e-3 and 3e-3. An earlier choice for IVON, each
+//! example counting five times, was seen on the test writers too (NLL 0.319, ECE 0.052): with less noise IVON was also
+//! better on the validation writers, which had not been tried.
 
 use tch_blr::rule::Row;
 use tch_blr::{Adam, Builder, Ivon, Optimizer, Philox, Prior, Result, Schedule, Von};
@@ -21,8 +24,8 @@ const BATCH: usize = 50;
 pub const EPOCHS: u64 = 300;
 /// Of a fine-tune.
 pub const FINE_TUNE: u64 = 100;
-/// How often the first posterior counts as prior of the second task. At 1 both tasks weigh the same; a diagonal
-/// Gaussian knows less of the first than its data did.
+/// How often the first posterior counts as prior of the second task: a diagonal Gaussian knows less of the first than
+/// its data did.
 pub const OLD_COUNTS: f64 = 3.0;
 
 /// A row with its settings, and the learning rate that goes with it.
@@ -47,7 +50,6 @@ impl<R: Row> Recipe<R> {
     }
 }
 
-/// Its usual learning rate, and the best of 1e-3, 3e-3 and 1e-2.
 pub fn adam(examples: usize, epochs: u64) -> Recipe<Adam> {
     Recipe::new(Adam::default().builder(), 1e-3, examples, epochs)
 }

@@ -127,8 +127,8 @@ pub fn run(train: &Examples, test: &Examples, folder: &Path) -> Outcome<(Value, 
 
     let mut claims = Vec::new();
     for p in bayes {
-        claims.push(Claim::below(format!("NLL of {} is below Adam's", p.name), &p.nll, &point.nll, 10.0));
-        claims.push(Claim::below(format!("ECE of {} is below Adam's", p.name), &p.ece, &point.ece, 20.0));
+        claims.push(Claim::below(format!("NLL of {} below Adam's", p.name), &p.nll, &point.nll, 10.0));
+        claims.push(Claim::below(format!("ECE of {} below Adam's", p.name), &p.ece, &point.ece, 20.0));
     }
     Ok((Value::Object(report), claims, ivon.posteriors))
 }

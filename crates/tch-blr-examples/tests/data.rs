@@ -119,7 +119,10 @@ fn handwritten_digits() {
     assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
     // Sixteenths are exact in f32.
     assert_eq!((&all.images * 16.0).sum(Kind::Double).double_value(&[]), 561_718.0);
-    assert_eq!(Vec::<f32>::try_from(all.images.get(0).narrow(0, 0, 8) * 16.0).unwrap(), [0., 0., 5., 13., 9., 1., 0., 0.]);
+    assert_eq!(
+        Vec::<f32>::try_from(all.images.get(0).narrow(0, 0, 8) * 16.0).unwrap(),
+        [0., 0., 5., 13., 9., 1., 0., 0.]
+    );
     assert_eq!(all.images.max().double_value(&[]), 1.0);
 
     let Writers { train, validation, test } = Writers::new().unwrap();

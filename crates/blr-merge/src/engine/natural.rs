@@ -70,7 +70,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
             // Only Fisher averaging gets here with s = 0, where no model has curvature: its limit is the plain average.
             let all = 1.0 - rest;
             update(&mut x, &sums, |x, [sx, s, plain, _]| {
-                *x = T::from_wide(if *s > 0.0 { sx / s } else { plain / all })
+                *x = T::from_wide(if *s > 0.0 { sx / s } else { plain / all });
             });
             self.write(at.start, &x)?;
             update(&mut x, &sums, |x, [_, s, ..]| *x = T::from_wide(*s));
