@@ -13,13 +13,13 @@ mod uncertainty;
 use clap::Parser;
 use std::path::PathBuf;
 use std::time::Instant;
-use tch_blr_examples::handwritten::Writers;
+use tch_blr_examples::handwritten::Forms;
 use tch_blr_examples::{Outcome, output};
 
 /// The main job: train a network with Adam, VOGN and IVON, see what the posterior knows, learn a second task without
 /// forgetting the first, and merge two fine-tunes.
 ///
-/// The data, 1,797 handwritten digits of 8×8 pixels by 13 people, are part of the program. Writes pictures, and
+/// The data, 1,797 handwritten digits of 8×8 pixels, are part of the program. Writes pictures, and
 /// report.json with every number. Fails, with a line that says why, if what it is there to show does not show. Takes
 /// a minute.
 #[derive(Parser)]
@@ -27,7 +27,7 @@ struct Arguments {
     /// Where pictures and report go
     #[arg(default_value = "target/demo")]
     output_folder: PathBuf,
-    /// Score on the writers on whom the settings were chosen, and leave the test writers alone
+    /// Score on the digits on which the settings were chosen, and leave those for the test alone
     #[arg(long)]
     validation: bool,
 }
@@ -38,13 +38,9 @@ fn main() -> Outcome {
     // Tensors are so small that threads would wait for each other most of the time.
     tch::set_num_threads(1);
     let started = Instant::now();
-    let data = Writers::new()?;
+    let data = Forms::new()?;
     let (train, test) = (data.train, if validation { data.validation } else { data.test });
-    println!(
-        "Data: {} handwritten digits of three people to learn from, {} of others to test on;",
-        train.len(),
-        test.len()
-    );
+    println!("Data: {} handwritten digits to learn from, {} by other people to test on;", train.len(), test.len());
     println!("mean ± standard deviation over {} seeds\n", settings::SEEDS);
 
     println!("1. One network, three optimizers, the same number of gradients each");

@@ -1,4 +1,4 @@
-//! Accuracy and calibration of Adam, VOGN and IVON on writers that they have never seen.
+//! Accuracy and calibration of Adam, VOGN and IVON on digits by people whom they have never seen.
 
 use crate::claims::Claim;
 use crate::settings::{EPOCHS, NETWORK, SAMPLES, SEEDS, adam, fit, ivon, steps, vogn};

@@ -62,28 +62,29 @@ pub fn all() -> Outcome<Examples> {
     Ok(Examples { images, labels: table.select(1, PIXELS as i64).copy() })
 }
 
-/// Parts by other people each: what is learned from a few writers is asked about writers that it has never seen.
+/// Parts by other hands: what is learned from a few people is asked about people that it has never seen.
 ///
-/// Everyone filled in the same form, so that the labels show where the next one begins; the file does not say more.
+/// 13 people filled in 14 forms with the same text, of which some digits are missing here and there; the labels show
+/// where the next one begins. The file does not say who wrote two, so that one person may be in two parts.
 #[derive(Debug)]
-pub struct Writers {
-    /// 386 digits of the first three writers.
+pub struct Forms {
+    /// 386 digits: the first three forms.
     pub train: Examples,
-    /// 390 of the next three: settings are chosen here.
+    /// 390: the next three, on which settings are chosen.
     pub validation: Examples,
-    /// 1,021 of all others.
+    /// 1,021: the other eight.
     pub test: Examples,
 }
 
-impl Writers {
+impl Forms {
     /// # Errors
     /// Those of [`all`].
-    pub fn new() -> Outcome<Writers> {
+    pub fn new() -> Outcome<Forms> {
         let all = all()?;
         let part = |from: i64, to: i64| Examples {
             images: all.images.narrow(0, from, to - from),
             labels: all.labels.narrow(0, from, to - from),
         };
-        Ok(Writers { train: part(0, 386), validation: part(386, 776), test: part(776, EXAMPLES as i64) })
+        Ok(Forms { train: part(0, 386), validation: part(386, 776), test: part(776, EXAMPLES as i64) })
     }
 }
