@@ -16,7 +16,7 @@ help: ## list these targets
 setup: ## find or fetch libtorch
 	@scripts/setup.sh
 
-demo: setup ## train, compare and draw; prints where the pictures and the report are
+demo: setup ## train, compare, draw, and check what it shows; prints where the pictures and the report are
 	$(CARGO) run --release $(FLAGS) --example demo
 
 # The tests run side by side; OpenMP threads of their own would only wait for each other.

@@ -3,77 +3,86 @@
 //! The base knows centred digits. One fine-tune sees shifted 0-4, the other shifted 5-9; wanted is a network for all
 //! shifted digits.
 
+use crate::claims::Claim;
+use crate::settings::{FINE_TUNE, NETWORK, fit, ivon_after, steps};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
-use tch_blr::{Builder, DiagonalGaussian, Schedule, Von, combine};
+use tch_blr::{DiagonalGaussian, clamp_information, combine};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::subset;
-use tch_blr_examples::digits::{Digits, SIDE};
-use tch_blr_examples::model::{Mlp, accuracy, train};
+use tch_blr_examples::handwritten::{Examples, SIDE};
+use tch_blr_examples::model::{Mlp, ProgressBar, accuracy, progress};
+use tch_blr_examples::tables::{mean_and_sd, plus_minus};
 
-const BASE_EPOCHS: u64 = 3;
-/// Images of a fine-tune, at most.
-const FINE_TUNE: i64 = 5000;
-const BATCH: usize = 128;
-/// Pixels to the right and down.
-const SHIFT: i64 = 2;
+const HALVES: [[i64; 5]; 2] = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]];
 
-/// VOGN, whose curvature is never negative: a fine-tune only adds precision, so that any merge has a positive one.
-fn vogn(examples: i64, epochs: u64) -> Builder<Von> {
-    let steps = (examples as u64).div_ceil(BATCH as u64);
-    let vogn = Von::vogn().ess(examples as f64).hess_init(0.01).damping(1e-3).beta2(0.99);
-    vogn.schedule(Schedule::Cosine { warmup: steps / 2, total: epochs * steps, end: 0.0 })
-}
-
+/// A pixel to the right and down, over the edge.
 fn shifted(images: &Tensor) -> Tensor {
     let side = SIDE as i64;
-    images.view([-1, side, side]).roll([SHIFT, SHIFT], [1, 2]).reshape([-1, side * side])
+    // Left, right, top, bottom.
+    let wide = images.view([-1, side, side]).constant_pad_nd([1, 0, 1, 0]);
+    wide.narrow(1, 0, side).narrow(2, 0, side).reshape([-1, side * side])
 }
 
-pub fn run(data: &Digits) -> Outcome<Value> {
-    tch::manual_seed(0);
-    let net = Mlp::new(&[784, 100, 100, 10]);
-    let half = data.train_labels.size()[0] / 2;
-    let [centred, other] = [0, half].map(|start| data.train_images.narrow(0, start, half));
-    let [labels, other_labels] = [0, half].map(|start| data.train_labels.narrow(0, start, half));
-    let (wanted, test) = (shifted(&other), shifted(&data.test_images));
+fn average(a: &DiagonalGaussian, b: &DiagonalGaussian) -> tch_blr::Result<DiagonalGaussian> {
+    DiagonalGaussian::new(a.names().map(|name| {
+        let mean = |q: &DiagonalGaussian| q.mean(name).expect("fine-tunes have the base's parameters");
+        (name.to_owned(), (mean(a) + mean(b)) * 0.5, mean(a).ones_like())
+    }))
+}
 
-    let mut opt = vogn(half, BASE_EPOCHS).build(&net.vs, 0.01)?;
-    train("base on centred digits", &net, &mut opt, (&centred, &labels), (BASE_EPOCHS, BATCH), 0)?;
-    let base = opt.posterior()?;
-
-    let fine_tune = |what: &str, digits: &[i64]| -> Outcome<DiagonalGaussian> {
+/// The base, its fine-tunes and their merges.
+fn models(
+    net: &Mlp,
+    base: &DiagonalGaussian,
+    halves: &[Examples; 2],
+    (seed, bar): (u64, &ProgressBar),
+) -> Outcome<Vec<(&'static str, DiagonalGaussian)>> {
+    let fine_tune = |data: &Examples| -> Outcome<DiagonalGaussian> {
         base.copy_mean_to(&net.vs)?;
-        let chosen = subset(&other_labels, digits);
-        let chosen = chosen.narrow(0, 0, FINE_TUNE.min(chosen.size()[0]));
-        let (x, y) = (wanted.index_select(0, &chosen), other_labels.index_select(0, &chosen));
-        let mut opt = vogn(y.size()[0], 1).prior(&base).build(&net.vs, 0.003)?;
-        train(what, &net, &mut opt, (&x, &y), (1, BATCH), 100)?;
+        let mut opt = ivon_after(data.len(), FINE_TUNE).prior(base).build(net, seed)?;
+        fit((net, &mut opt), data, (FINE_TUNE, seed), bar, |_| Ok(()))?;
         Ok(opt.posterior()?)
     };
-    let low = fine_tune("fine-tune on shifted 0-4", &[0, 1, 2, 3, 4])?;
-    let high = fine_tune("fine-tune on shifted 5-9", &[5, 6, 7, 8, 9])?;
-    let average = DiagonalGaussian::new(low.names().map(|name| {
-        let mean = |q: &DiagonalGaussian| q.mean(name).expect("fine-tunes have the base's parameters");
-        (name.to_owned(), (mean(&low) + mean(&high)) * 0.5, mean(&low).ones_like())
-    }))?;
+    let (low, high) = (fine_tune(&halves[0])?, fine_tune(&halves[1])?);
     // Both contain the base once; so does the merge.
-    let merged = combine(&[(1.0, &low), (1.0, &high), (-1.0, &base)])?;
+    let [a, b] = [&low, &high].map(|q| clamp_information(q, base));
+    let merged = combine(&[(1.0, &a?), (1.0, &b?), (-1.0, base)])?;
+    let average = average(&low, &high)?;
+    Ok(vec![
+        ("base", base.shallow_clone()),
+        ("fine-tune on 0-4", low),
+        ("fine-tune on 5-9", high),
+        ("plain average", average),
+        ("posterior merge", merged),
+    ])
+}
 
-    println!("\n  accuracy on all ten digits, shifted");
-    let mut report = Map::new();
-    let models = [
-        ("base", &base),
-        ("fine-tune on 0-4", &low),
-        ("fine-tune on 5-9", &high),
-        ("plain average", &average),
-        ("posterior merge", &merged),
-    ];
-    for (name, q) in models {
-        q.copy_mean_to(&net.vs)?;
-        let accuracy = accuracy(&net, &test, &data.test_labels)?;
-        println!("  {name:<20} {:>6.2} %", 100.0 * accuracy);
-        report.insert(name.to_owned(), json!(accuracy));
+pub fn run(train: &Examples, test: &Examples, bases: &[DiagonalGaussian]) -> Outcome<(Value, Vec<Claim>)> {
+    let (wanted, test) = (train.with(shifted), test.with(shifted));
+    let halves = HALVES.map(|digits| wanted.at(&subset(&wanted.labels, &digits)));
+    let each: u64 = halves.iter().map(|half| steps(half.len(), FINE_TUNE)).sum();
+    let bar = progress("two fine-tunes, five seeds", bases.len() as u64 * each);
+    let net = Mlp::new(&NETWORK);
+    let mut table: Vec<(&str, Vec<f64>)> = Vec::new();
+    for (seed, base) in (200..).zip(bases) {
+        for (i, (name, q)) in models(&net, base, &halves, (seed, &bar))?.into_iter().enumerate() {
+            q.copy_mean_to(&net.vs)?;
+            if table.len() == i {
+                table.push((name, Vec::new()));
+            }
+            table[i].1.push(accuracy(&net, &test.images, &test.labels)?);
+        }
     }
-    Ok(Value::Object(report))
+    bar.finish_and_clear();
+    println!("  {:<34} {:>12}", "accuracy (%) on shifted digits 0-9", "");
+    for (name, accuracies) in &table {
+        let percent: Vec<f64> = accuracies.iter().map(|a| 100.0 * a).collect();
+        println!("  {name:<34} {:>12}", plus_minus(mean_and_sd(&percent), 1));
+    }
+    let [.., (_, average), (_, merged)] = &table[..] else { return Err("there are no models".into()) };
+    let what = "the merge of two fine-tunes' posteriors is above their plain average".to_owned();
+    let claim = Claim::above(what, merged, average, 5.0);
+    let report: Map<_, _> = table.iter().map(|(name, accuracies)| ((*name).to_owned(), json!(accuracies))).collect();
+    Ok((Value::Object(report), vec![claim]))
 }

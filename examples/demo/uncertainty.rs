@@ -1,118 +1,149 @@
-//! Accuracy and calibration of Adam, VOGN and IVON, at the mean and averaged over the posterior.
+//! Accuracy and calibration of Adam, VOGN and IVON on digits of forms that they have never seen.
 
+use crate::claims::Claim;
+use crate::settings::{EPOCHS, NETWORK, SAMPLES, SEEDS, adam, fit, ivon, steps, vogn};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use tch::{Kind, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Schedule, Von};
-use tch_blr_examples::digits::{Digits, letters};
-use tch_blr_examples::model::{Mlp, Scores, averaged, train};
+use tch_blr::{DiagonalGaussian, Optimizer, Result, metrics};
+use tch_blr_examples::handwritten::Examples;
+use tch_blr_examples::model::{Mlp, ProgressBar, progress};
+use tch_blr_examples::tables::{mean_and_sd, plus_minus};
 use tch_blr_examples::{Outcome, pictures};
 
-const EPOCHS: u64 = 5;
-const BATCH: usize = 128;
-const SAMPLES: usize = 64;
+/// Of the reliability diagram.
+const BINS: usize = 15;
 
-/// Everything that the pictures and the report show of one optimizer.
-struct Trained {
-    name: &'static str,
-    curve: Vec<(f64, f64)>,
-    at_mean: Scores,
-    over_samples: Option<Scores>,
-    posterior: Option<DiagonalGaussian>,
+/// A way to predict, over the seeds.
+struct Predictions {
+    name: String,
+    /// `[N, 10]` of each seed.
+    probabilities: Vec<Tensor>,
+    accuracy: Vec<f64>,
+    nll: Vec<f64>,
+    ece: Vec<f64>,
 }
 
-pub fn run(data: &Digits, folder: &Path) -> Outcome<Value> {
-    let n = data.train_labels.numel() as f64;
-    let steps = (data.train_labels.numel() as u64).div_ceil(BATCH as u64);
-    let schedule = Schedule::Cosine { warmup: steps, total: EPOCHS * steps, end: 0.0 };
-
-    let adam = |net: &Mlp| Adam::default().schedule(schedule).build(&net.vs, 1e-3);
-    let adam = trained("Adam", data, adam, |_| Ok(None))?;
-    let vogn = Von::vogn().ess(n).hess_init(0.01).damping(0.01).weight_decay(2e-5);
-    let vogn =
-        trained("VOGN", data, |net| vogn.schedule(schedule).build(&net.vs, 0.03), |opt| opt.posterior().map(Some))?;
-    let ivon = Ivon::default().ess(n).hess_init(0.1).weight_decay(2e-5).beta2(0.9999);
-    let ivon =
-        trained("IVON", data, |net| ivon.schedule(schedule).build(&net.vs, 0.5), |opt| opt.posterior().map(Some))?;
-    let all = [adam, vogn, ivon];
-
-    println!("\n  {:<28} accuracy     NLL     ECE  OOD AUROC", "");
-    for t in &all {
-        line(&format!("{}, at the mean", t.name), &t.at_mean);
-        if let Some(scores) = &t.over_samples {
-            line(&format!("{}, {SAMPLES} samples", t.name), scores);
-        }
+impl Predictions {
+    fn new(name: String) -> Self {
+        Predictions { name, probabilities: Vec::new(), accuracy: Vec::new(), nll: Vec::new(), ece: Vec::new() }
     }
-    println!("  OOD: letters drawn with the same pen, told from digits by predictive entropy.");
-    draw(&all, folder)?;
 
-    let mut report = Map::new();
-    for t in &all {
-        let over_samples = t.over_samples.as_ref().map(Scores::json);
-        report.insert(
-            t.name.to_owned(),
-            json!({"at_mean": t.at_mean.json(), "over_samples": over_samples, "curve": t.curve}),
+    fn push(&mut self, p: Tensor, labels: &Tensor) -> Result<()> {
+        self.accuracy.push(metrics::accuracy(&p, labels)?);
+        self.nll.push(metrics::nll(&p, labels)?);
+        self.ece.push(metrics::ece(&p, labels, BINS)?);
+        self.probabilities.push(p);
+        Ok(())
+    }
+
+    fn line(&self) {
+        let percent: Vec<f64> = self.accuracy.iter().map(|a| 100.0 * a).collect();
+        let column = |values: &[f64], digits| plus_minus(mean_and_sd(values), digits);
+        println!(
+            "  {:<18} {:>12}   {:>15}   {:>15}",
+            self.name,
+            column(&percent, 1),
+            column(&self.nll, 3),
+            column(&self.ece, 3)
         );
     }
-    Ok(Value::Object(report))
-}
 
-fn trained<R: Row>(
-    name: &'static str,
-    data: &Digits,
-    build: impl Fn(&Mlp) -> tch_blr::Result<Optimizer<R>>,
-    posterior: impl Fn(&Optimizer<R>) -> tch_blr::Result<Option<DiagonalGaussian>>,
-) -> Outcome<Trained> {
-    tch::manual_seed(0);
-    let net = Mlp::new(&[784, 256, 256, 10]);
-    let mut opt = build(&net)?;
-    let curve = train(name, &net, &mut opt, (&data.train_images, &data.train_labels), (EPOCHS, BATCH), 0)?;
-    let letters = letters(2000, 0);
-    let scores = |p: &tch::Tensor, out: &tch::Tensor| Scores::of(p, &data.test_labels, out);
-    let at_mean = scores(&net.probabilities(&data.test_images), &net.probabilities(&letters))?;
-    let posterior = posterior(&opt)?;
-    let over_samples = match &posterior {
-        Some(q) => {
-            let [test, out] = averaged(q, &net, SAMPLES, [&data.test_images, &letters])?;
-            Some(scores(&test, &out)?)
-        }
-        None => None,
-    };
-    Ok(Trained { name, curve, at_mean, over_samples, posterior })
-}
-
-fn line(name: &str, s: &Scores) {
-    let (accuracy, ece) = (100.0 * s.accuracy, s.reliability.ece());
-    println!("  {name:<28} {accuracy:>6.2} %  {:>6.4}  {ece:>6.4}     {:>6.4}", s.nll, s.ood_auroc);
-}
-
-fn draw(all: &[Trained], folder: &Path) -> Outcome<()> {
-    let panel = |y_label: &str, from: f64| {
-        let after = |curve: &[(f64, f64)]| curve.iter().copied().filter(|p| p.0 > from).collect();
-        let series = all.iter().map(|t| (t.name.to_owned(), after(&t.curve))).collect();
-        pictures::Curves { y_label: y_label.to_owned(), series }
-    };
-    let panels = [panel("training loss (nats per example)", 0.0), panel("the same, after the first epoch", 1.0)];
-    pictures::training_curves(&folder.join("training.svg"), "epoch", &panels)?;
-
-    let best = |t: &Trained| t.over_samples.as_ref().unwrap_or(&t.at_mean).reliability.clone();
-    let label = |t: &Trained| match t.over_samples {
-        Some(_) => format!("{}, {SAMPLES} samples", t.name),
-        None => t.name.to_owned(),
-    };
-    let diagrams: Vec<_> = all.iter().map(|t| (label(t), best(t))).collect();
-    pictures::reliability(&folder.join("reliability.svg"), &diagrams)?;
-
-    let mut precisions = Vec::new();
-    for t in all {
-        if let Some(q) = &t.posterior {
-            let mut logs = Vec::new();
-            for name in q.names() {
-                let s = q.precision(name).expect("a name of the posterior");
-                logs.extend(Vec::<f64>::try_from(s.log10().flatten(0, -1).to_kind(tch::Kind::Double))?);
-            }
-            precisions.push((t.name.to_owned(), logs));
-        }
+    fn json(&self) -> Value {
+        json!({"accuracy": self.accuracy, "nll": self.nll, "ece": self.ece})
     }
-    pictures::histograms(&folder.join("precisions.svg"), "log₁₀ of the posterior precision of a weight", &precisions)
+}
+
+/// An optimizer over the seeds: at its mean, averaged over its posterior, and the posteriors.
+struct Trained {
+    name: &'static str,
+    at_mean: Predictions,
+    averaged: Predictions,
+    posteriors: Vec<DiagonalGaussian>,
+}
+
+/// Where the networks are trained and asked.
+struct Task<'a> {
+    train: &'a Examples,
+    test: &'a Examples,
+    bar: &'a ProgressBar,
+}
+
+impl Task<'_> {
+    fn run<R: Row>(
+        &self,
+        name: &'static str,
+        build: impl Fn(&Mlp, u64) -> Result<Optimizer<R>>,
+        posterior: impl Fn(&Optimizer<R>) -> Result<Option<DiagonalGaussian>>,
+    ) -> Outcome<Trained> {
+        let Task { train, test, bar } = self;
+        let mut at_mean = Predictions::new(name.to_owned());
+        let mut averaged = Predictions::new(format!("{name}, {SAMPLES} samples"));
+        let mut posteriors = Vec::new();
+        for seed in 0..SEEDS {
+            tch::manual_seed(seed as i64);
+            let net = Mlp::new(&NETWORK);
+            let mut opt = build(&net, seed)?;
+            fit((&net, &mut opt), train, (EPOCHS, seed), bar, |_| Ok(()))?;
+            at_mean.push(net.probabilities(&test.images), &test.labels)?;
+            if let Some(q) = posterior(&opt)? {
+                let p = q.predict(&net.vs, SAMPLES, || net.probabilities(&test.images))?.mean;
+                averaged.push(p, &test.labels)?;
+                posteriors.push(q);
+            }
+        }
+        Ok(Trained { name, at_mean, averaged, posteriors })
+    }
+}
+
+/// The report, what it shows, and IVON's posteriors.
+pub fn run(train: &Examples, test: &Examples, folder: &Path) -> Outcome<(Value, Vec<Claim>, Vec<DiagonalGaussian>)> {
+    let n = train.len();
+    let bar = progress("Adam, VOGN and IVON, five seeds", 3 * SEEDS * steps(n, EPOCHS));
+    let task = Task { train, test, bar: &bar };
+    let adam = task.run("Adam", |net, seed| adam(n, EPOCHS).build(net, seed), |_| Ok(None))?;
+    let vogn = task.run("VOGN", |net, seed| vogn(n, EPOCHS).build(net, seed), |opt| opt.posterior().map(Some))?;
+    let ivon = task.run("IVON", |net, seed| ivon(n, EPOCHS).build(net, seed), |opt| opt.posterior().map(Some))?;
+    bar.finish_and_clear();
+
+    println!("  {:<18} {:>12}   {:>15}   {:>15}", "", "accuracy (%)", "NLL (nats)", "ECE");
+    let mut report = Map::new();
+    for t in [&adam, &vogn, &ivon] {
+        let averaged = (!t.posteriors.is_empty()).then_some(&t.averaged);
+        [Some(&t.at_mean), averaged].into_iter().flatten().for_each(|p| {
+            p.line();
+            report.insert(p.name.clone(), p.json());
+        });
+    }
+    let (point, bayes) = (&adam.at_mean, [&vogn.averaged, &ivon.averaged]);
+    let diagrams = [point, bayes[0], bayes[1]].map(|p| {
+        let labels = Tensor::cat(&vec![&test.labels; p.probabilities.len()], 0);
+        let all = metrics::reliability(&Tensor::cat(&p.probabilities, 0), &labels, BINS);
+        all.map(|all| (p.name.clone(), all))
+    });
+    pictures::reliability(&folder.join("calibration.svg"), &diagrams.into_iter().collect::<Result<Vec<_>>>()?)?;
+    precisions(&[&vogn, &ivon], folder)?;
+
+    let mut claims = Vec::new();
+    for p in bayes {
+        claims.push(Claim::below(format!("NLL of {} below Adam's", p.name), &p.nll, &point.nll, 10.0));
+        claims.push(Claim::below(format!("ECE of {} below Adam's", p.name), &p.ece, &point.ece, 20.0));
+    }
+    Ok((Value::Object(report), claims, ivon.posteriors))
+}
+
+/// Histograms of the learned precisions, of all seeds.
+fn precisions(trained: &[&Trained], folder: &Path) -> Outcome {
+    let mut histograms = Vec::new();
+    for t in trained {
+        let mut logs = Vec::new();
+        for q in &t.posteriors {
+            for s in q.names().filter_map(|name| q.precision(name)) {
+                logs.extend(Vec::<f64>::try_from(s.log10().flatten(0, -1).to_kind(Kind::Double))?);
+            }
+        }
+        histograms.push((t.name.to_owned(), logs));
+    }
+    pictures::histograms(&folder.join("precisions.svg"), "log₁₀ of the posterior precision of a weight", &histograms)
 }

@@ -1,6 +1,7 @@
 //! What the examples, tests and benchmarks of [`tch_blr`] share. Not published.
 //!
-//! * Data: [`digits`], [`moons`], [`four_moons`], [`usps`], [`libsvm`], found by [`data`]; [`batches`] of them.
+//! * Data: [`handwritten`] digits that are part of the program; [`digits`], [`moons`], [`four_moons`], [`usps`],
+//!   [`libsvm`], found by [`data`]; [`batches`] of them.
 //! * Models: [`model`] (a multilayer perceptron, its training and scores), [`logistic`] (regression to its exact
 //!   optimum), [`tasks`] (task after task, by every method).
 //! * What comes out: [`pictures`], [`sheets`], [`output`].
@@ -16,6 +17,7 @@ pub mod batches;
 pub mod data;
 pub mod digits;
 pub mod four_moons;
+pub mod handwritten;
 pub mod libsvm;
 pub mod logistic;
 pub mod model;

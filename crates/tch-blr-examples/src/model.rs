@@ -1,13 +1,14 @@
 //! The network, training loop and scores that the examples share.
 
 use crate::batches::{Last, batches};
-use indicatif::{ProgressBar, ProgressStyle};
+pub use indicatif::ProgressBar;
+use indicatif::ProgressStyle;
 use serde_json::{Value, json};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::metrics::{self, Reliability};
 use tch_blr::rule::Row;
-use tch_blr::{DiagonalGaussian, Optimizer, Result};
+use tch_blr::{Optimizer, Result};
 
 /// A multilayer perceptron with ReLU between its layers; the layers are tapped, so that VOGN gets per-example squares.
 #[derive(Debug)]
@@ -126,12 +127,6 @@ impl Scores {
     pub fn json(&self) -> Value {
         json!({"accuracy": self.accuracy, "nll": self.nll, "ece": self.reliability.ece(), "ood_auroc": self.ood_auroc})
     }
-}
-
-/// Probabilities averaged over samples of a posterior, for several inputs with the same samples.
-pub fn averaged(q: &DiagonalGaussian, net: &Mlp, samples: usize, inputs: [&Tensor; 2]) -> Result<[Tensor; 2]> {
-    let [a, b] = inputs.map(|x| q.predict(&net.vs, samples, || net.probabilities(x)).map(|p| p.mean));
-    Ok([a?, b?])
 }
 
 /// Share of right predictions at the current weights.

@@ -6,6 +6,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 use tch_blr_examples::batches::{Batches, Last, batches, subset};
 use tch_blr_examples::digits::{Digits, PIXELS, letters, rotate90};
+use tch_blr_examples::handwritten::{self, Forms};
 use tch_blr_examples::moons::moons;
 use tch_blr_examples::random::Rng;
 
@@ -107,6 +108,35 @@ fn real_mnist() {
     // The first labels of the training set, and its published mean intensity.
     assert_eq!(ints(&d.train_labels.narrow(0, 0, 5)), [5, 0, 4, 1, 9]);
     assert!((d.train_images.mean(Kind::Double).double_value(&[]) - 0.1307).abs() < 1e-4);
+}
+
+/// The sums and counts of the published file.
+#[test]
+fn handwritten_digits() {
+    let all = handwritten::all().unwrap();
+    assert_eq!((all.images.size(), all.images.kind(), all.len()), (vec![1797, 64], Kind::Float, 1797));
+    let counts = (0..10).map(|class| subset(&all.labels, &[class]).numel()).collect::<Vec<_>>();
+    assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
+    // Sixteenths are exact in f32.
+    assert_eq!((&all.images * 16.0).sum(Kind::Double).double_value(&[]), 561_718.0);
+    assert_eq!(
+        Vec::<f32>::try_from(all.images.get(0).narrow(0, 0, 8) * 16.0).unwrap(),
+        [0., 0., 5., 13., 9., 1., 0., 0.]
+    );
+    assert_eq!(all.images.max().double_value(&[]), 1.0);
+
+    let Forms { train, validation, test } = Forms::new().unwrap();
+    assert_eq!([train.len(), validation.len(), test.len()], [386, 390, 1021]);
+    let parts = [&train, &validation, &test];
+    assert!(Tensor::cat(&parts.map(|p| &p.images), 0).equal(&all.images));
+    assert!(Tensor::cat(&parts.map(|p| &p.labels), 0).equal(&all.labels));
+    // Forms begin with 0 to 9, twice, and go on with the same digits; the first three and the next three are whole but
+    // for four digits of one.
+    let labels = ints(&all.labels);
+    for start in [0, 130, 256, 386, 516, 646, 776] {
+        assert_eq!(labels[start..start + 64], labels[..64], "{start}");
+    }
+    assert!(train.at(&subset(&train.labels, &[3])).labels.eq(3).all().int64_value(&[]) == 1);
 }
 
 #[test]

@@ -130,9 +130,9 @@ pub fn letters(n: usize, seed: u64) -> Tensor {
     pen::draw(&classes, &LETTERS, seed, 30)
 }
 
-/// Turns each image `[N, 784]` counter-clockwise by 90°.
+/// Turns each image `[N, side²]` counter-clockwise by 90°.
 pub fn rotate90(images: &Tensor) -> Tensor {
-    let side = SIDE as i64;
+    let side = images.size()[1].isqrt();
     images.view([-1, side, side]).rot90(1, [1, 2]).reshape([-1, side * side])
 }
 
