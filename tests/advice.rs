@@ -35,7 +35,8 @@ fn the_start_without_a_search_is_healthy() {
 fn a_precision_that_was_not_learned() {
     let advice = after(40, 0.05, healthy().beta2(0.999).builder());
     let [Advice::NotLearned { learned }] = advice[..] else { panic!("{advice:?}") };
-    close(learned, 1.0 - 0.999_f64.powi(40), 1e-12);
+    // The retraction keeps ½·0.001² more of h₀ in a step.
+    close(learned, 1.0 - 0.999_000_5_f64.powi(40), 1e-12);
     assert!(advice[0].to_string().starts_with("only 3.9 % of the precision was learned"), "{}", advice[0]);
 }
 
@@ -111,5 +112,5 @@ fn spreads_are_root_mean_squares() {
     let variance = q.variance("w").unwrap().mean(Kind::Double).double_value(&[]);
     close(spread.sigma, variance.sqrt(), 1e-14);
     close(spread.ratio(), (variance / 12.5).sqrt(), 1e-14);
-    close(diagnostics.learned.unwrap(), 0.02, 1e-14);
+    close(diagnostics.learned.unwrap(), 0.0198, 1e-14);
 }

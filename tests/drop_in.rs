@@ -89,7 +89,7 @@ fn programs_without_their_data_are_left_out() {
 }
 
 fn job(optimizer: &str) -> Job<'_> {
-    Job { optimizer, seed: 3, lr_scale: 1.0, quick: true }
+    Job { optimizer, seed: 3, lr_scale: 1.0, quick: true, validation: false }
 }
 
 fn plan() -> Plan {

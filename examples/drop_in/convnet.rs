@@ -1,28 +1,22 @@
 //! Convolutions on 6,000 digits, as beginners' programs have them.
 
 use super::optimizer::{Job, Own};
-use super::program::{Plan, Program, mini_batches};
+use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
 use tch::nn::{self, ConvConfig, LinearConfig, Module, OptimizerConfig, Path as Names, Sequential};
 use tch_blr::nn::{conv2d, linear};
 use tch_blr_examples::Outcome;
-use tch_blr_examples::digits::Digits;
 
 struct Convnet {
     train: (Tensor, Tensor),
-    test: (Tensor, Tensor),
+    held_out: HeldOut<(Tensor, Tensor)>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
-    let digits = Digits::load_from(data)?;
-    let first =
-        |images: &Tensor, labels: &Tensor, n| (images.narrow(0, 0, n).reshape([-1, 1, 28, 28]), labels.narrow(0, 0, n));
-    Ok(Box::new(Convnet {
-        train: first(&digits.train_images, &digits.train_labels, 6000),
-        test: first(&digits.test_images, &digits.test_labels, 2000),
-    }))
+    let (train, held_out) = digits(data, |images| images.reshape([-1, 1, 28, 28]))?;
+    Ok(Box::new(Convnet { train, held_out }))
 }
 
 fn network(p: &Names) -> Sequential {
@@ -41,7 +35,7 @@ fn network(p: &Names) -> Sequential {
 impl Program for Convnet {
     fn plan(&self) -> Plan {
         Plan {
-            examples: 6000,
+            examples: DIGITS as usize,
             steps: 500,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
             adam_lr: 3e-3,
@@ -57,7 +51,7 @@ impl Program for Convnet {
         for (x, y) in mini_batches((&self.train.0, &self.train.1), 64, job, &plan) {
             opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
         }
-        let (x, y) = &self.test;
+        let (x, y) = self.held_out.of(job);
         let p = Predictions::of(job, &opt, &vs, || net.forward(x))?;
         Ok(Scores::new([p.accuracy(y)?, p.nll(y)?, p.ece(y)?], &[&opt]))
     }

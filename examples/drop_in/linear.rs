@@ -1,33 +1,29 @@
 //! Softmax regression on 6,000 digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{Plan, Program, mini_batches};
+use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
 use tch::nn::{LinearConfig, Module, OptimizerConfig};
 use tch_blr::nn::linear;
 use tch_blr_examples::Outcome;
-use tch_blr_examples::digits::{CLASSES, Digits, PIXELS};
+use tch_blr_examples::digits::{CLASSES, PIXELS};
 
 struct Regression {
     train: (Tensor, Tensor),
-    test: (Tensor, Tensor),
+    held_out: HeldOut<(Tensor, Tensor)>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
-    let digits = Digits::load_from(data)?;
-    let first = |images: &Tensor, labels: &Tensor, n| (images.narrow(0, 0, n), labels.narrow(0, 0, n));
-    Ok(Box::new(Regression {
-        train: first(&digits.train_images, &digits.train_labels, 6000),
-        test: first(&digits.test_images, &digits.test_labels, 2000),
-    }))
+    let (train, held_out) = digits(data, Tensor::shallow_clone)?;
+    Ok(Box::new(Regression { train, held_out }))
 }
 
 impl Program for Regression {
     fn plan(&self) -> Plan {
         Plan {
-            examples: 6000,
+            examples: DIGITS as usize,
             steps: 2000,
             own: Own { build: |vs, lr| tch::nn::Sgd::default().build(vs, lr), lr: 0.1, scheduled: false },
             adam_lr: 3e-3,
@@ -43,7 +39,7 @@ impl Program for Regression {
         for (x, y) in mini_batches((&self.train.0, &self.train.1), 100, job, &plan) {
             opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
         }
-        let (x, y) = &self.test;
+        let (x, y) = self.held_out.of(job);
         let p = Predictions::of(job, &opt, &vs, || net.forward(x))?;
         Ok(Scores::new([p.accuracy(y)?, p.nll(y)?, p.ece(y)?], &[&opt]))
     }

@@ -13,6 +13,7 @@ mod lstm;
 pub(crate) mod optimizer;
 mod policy;
 pub(crate) mod program;
+mod rates;
 mod resnet;
 pub(crate) mod scores;
 mod seq2seq;
@@ -45,7 +46,7 @@ pub(crate) const PROGRAMS: [(&str, Load); 10] = [
 /// Programs of the kinds that users of tch run, each trained by optimizers chosen by name: prints one table.
 ///
 /// An optimizer is told the number of examples and of steps; only Adam's learning rate is chosen for each program, from
-/// three. Data are read from $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and Shakespeare (otherwise
+/// three by the validation data. Data are read from $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and Shakespeare (otherwise
 /// their programs are skipped).
 #[derive(Parser)]
 pub(crate) struct Arguments {
@@ -56,12 +57,15 @@ pub(crate) struct Arguments {
     /// What to train it with; may be repeated [default: own, adam, ivon-auto, bsam-auto, vogn-auto]
     #[arg(long = "optimizer", value_name = "NAME", value_parser = PossibleValuesParser::new(NAMES))]
     optimizers: Vec<String>,
-    /// Runs of each pair, with the seeds 0, 1, ..
+    /// Runs of each pair, with the seeds 0, 1, .., or with --validation 100, 101, ..
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Factor on Adam's learning rate, and on those that mean the same
-    #[arg(long, default_value_t = 1.0)]
-    lr_scale: f64,
+    /// Factor on Adam's learning rate, and on those that mean the same; may be repeated, and is then drawn
+    #[arg(long = "lr-scale", value_name = "FACTOR", default_value = "1")]
+    lr_scales: Vec<f64>,
+    /// Score on the data that settings are chosen by, not on those of the table
+    #[arg(long)]
+    validation: bool,
     /// A few steps of each, to see that it runs
     #[arg(long)]
     quick: bool,
@@ -77,7 +81,11 @@ fn main() -> Outcome {
     let runs = run(&arguments, data::folder().as_deref())?;
     let table = table::markdown(&runs);
     println!("\n{table}");
-    output::write(&arguments.folder.join("table.md"), &table)
+    output::write(&arguments.folder.join("table.md"), &table)?;
+    if arguments.lr_scales.len() > 1 {
+        rates::draw(&runs, &arguments.folder.join("rates.svg"))?;
+    }
+    Ok(())
 }
 
 /// Trains every pair, and leaves out programs that lack their data.
@@ -99,13 +107,17 @@ pub(crate) fn run(arguments: &Arguments, data: Option<&Path>) -> Outcome<Vec<Run
             }
         };
         for optimizer in &optimizers {
-            for seed in 0..arguments.seeds {
-                let job = Job { optimizer, seed, lr_scale: arguments.lr_scale, quick: arguments.quick };
-                let run = Run::of(name, &*program, &job);
-                println!("{run}");
-                let file = arguments.folder.join(format!("{name}-{optimizer}-{seed}.json"));
-                output::write(&file, &(serde_json::to_string_pretty(&run)? + "\n"))?;
-                runs.push(run);
+            for &lr_scale in &arguments.lr_scales {
+                for seed in 0..arguments.seeds {
+                    let seed = if arguments.validation { 100 + seed } else { seed };
+                    let (quick, validation) = (arguments.quick, arguments.validation);
+                    let job = Job { optimizer, seed, lr_scale, quick, validation };
+                    let run = Run::of(name, &*program, &job);
+                    println!("{run}");
+                    let file = arguments.folder.join(run.file());
+                    output::write(&file, &(serde_json::to_string_pretty(&run)? + "\n"))?;
+                    runs.push(run);
+                }
             }
         }
     }

@@ -19,6 +19,8 @@ pub(crate) struct Job<'a> {
     /// Factor on the learning rates that mean Adam's.
     pub(crate) lr_scale: f64,
     pub(crate) quick: bool,
+    /// Scored on what settings are chosen by, instead of on what the table shows.
+    pub(crate) validation: bool,
 }
 
 impl Job<'_> {

@@ -6,6 +6,10 @@ use std::path::Path;
 use tch::Tensor;
 use tch_blr_examples::Outcome;
 use tch_blr_examples::batches::{Last, batches};
+use tch_blr_examples::digits::Digits;
+
+/// Digits to train on, for programs that do.
+pub(crate) const DIGITS: i64 = 6000;
 
 /// A training program with its data.
 pub(crate) trait Program {
@@ -17,6 +21,35 @@ pub(crate) trait Program {
     /// # Errors
     /// If the training fails, as by a loss that is not finite.
     fn run(&self, job: &Job) -> Outcome<Scores>;
+}
+
+/// What is scored after a training.
+#[derive(Debug)]
+pub(crate) struct HeldOut<T> {
+    /// Decides about settings.
+    pub(crate) validation: T,
+    /// Is in the table.
+    pub(crate) test: T,
+}
+
+impl<T> HeldOut<T> {
+    pub(crate) fn of(&self, job: &Job) -> &T {
+        if job.validation { &self.validation } else { &self.test }
+    }
+}
+
+/// Images to train on and to score, `[N, 784]` or what `shape` makes of it: the first 6,000 of the training digits; and of
+/// the others two times 2,000, or halves of them.
+pub(crate) fn digits(
+    data: Option<&Path>,
+    shape: impl Fn(&Tensor) -> Tensor,
+) -> Outcome<((Tensor, Tensor), HeldOut<(Tensor, Tensor)>)> {
+    let digits = Digits::load_from(data)?;
+    let part = |images: &Tensor, labels: &Tensor, from, n| (shape(&images.narrow(0, from, n)), labels.narrow(0, from, n));
+    let n = 2000.min(digits.test_labels.size()[0] / 2);
+    let held_out = |from| part(&digits.test_images, &digits.test_labels, from, n);
+    let train = part(&digits.train_images, &digits.train_labels, 0, DIGITS);
+    Ok((train, HeldOut { validation: held_out(0), test: held_out(n) }))
 }
 
 /// Reads a program's data; the argument is `$TCH_BLR_DATA`.
@@ -31,7 +64,7 @@ pub(crate) struct Plan {
     pub(crate) steps: u64,
     /// What such programs are trained with.
     pub(crate) own: Own,
-    /// Adam's learning rate with warm-up and cosine decay: of 1e-3, 3e-3 and 1e-2 the best.
+    /// Adam's learning rate with warm-up and cosine decay: of 1e-3, 3e-3 and 1e-2 the best by the validation data.
     pub(crate) adam_lr: f64,
     /// Why there are no per-example gradients for VOGN, if there are none.
     pub(crate) without_vogn: Option<&'static str>,

@@ -1,7 +1,7 @@
 //! Residual blocks with batch normalization on 10,000 small pictures of CIFAR-10.
 
 use super::optimizer::{Job, Own};
-use super::program::{Plan, Program, mini_batches};
+use super::program::{HeldOut, Plan, Program, mini_batches};
 use super::scores::{Predictions, Scores};
 use safetensors::SafeTensors;
 use std::fs;
@@ -18,7 +18,7 @@ const CLASSES: i64 = 10;
 
 struct Resnet {
     train: (Tensor, Tensor),
-    test: (Tensor, Tensor),
+    held_out: HeldOut<(Tensor, Tensor)>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
@@ -28,7 +28,10 @@ pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
         let path = set.join(name);
         read(&path, n).map_err(|e| format!("{}: {e}", path.display()))
     };
-    Ok(Box::new(Resnet { train: part("train.safetensors", 10_000)?, test: part("test.safetensors", 2000)? }))
+    let train = part("train.safetensors", 10_000)?;
+    let (x, y) = part("test.safetensors", 4000)?;
+    let half = |from| (x.narrow(0, from, 2000), y.narrow(0, from, 2000));
+    Ok(Box::new(Resnet { train, held_out: HeldOut { validation: half(0), test: half(2000) } }))
 }
 
 /// The first `n` pictures at half their size, `[N, 3, 16, 16]`, roughly standardised, and their classes. The file has
@@ -132,7 +135,7 @@ impl Program for Resnet {
         for (x, y) in mini_batches((&self.train.0, &self.train.1), 64, job, &plan) {
             opt.step(|| net.forward_t(&x, true).cross_entropy_for_logits(&y))?;
         }
-        let (x, y) = &self.test;
+        let (x, y) = self.held_out.of(job);
         let p = Predictions::of(job, &opt, &vs, || net.forward_t(x, false))?;
         Ok(Scores::new([p.accuracy(y)?, p.nll(y)?, p.ece(y)?], &[&opt]))
     }

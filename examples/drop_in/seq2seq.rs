@@ -1,7 +1,7 @@
 //! A translation by two GRUs: numbers in English words into digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{Plan, Program, mini_batches};
+use super::program::{HeldOut, Plan, Program, mini_batches};
 use super::scores::{Better, Predictions, Scores};
 use tch::nn::{self, Module, OptimizerConfig, RNN};
 use tch::{Kind, Tensor};
@@ -9,7 +9,7 @@ use tch_blr_examples::Outcome;
 use tch_blr_examples::random::Rng;
 
 const TRAIN: usize = 1000;
-const TEST: usize = 500;
+const HELD_OUT: usize = 500;
 const WIDTH: i64 = 64;
 
 /// Small numbers, tens, and what joins them. Word 0 fills up at the front.
@@ -56,7 +56,7 @@ const SYMBOLS: i64 = 12;
 
 struct Seq2seq {
     train: (Tensor, Tensor),
-    test: (Tensor, Tensor),
+    held_out: HeldOut<(Tensor, Tensor)>,
 }
 
 pub(crate) fn program() -> Box<dyn Program> {
@@ -67,7 +67,9 @@ pub(crate) fn program() -> Box<dyn Program> {
         let digits: Vec<Tensor> = numbers.iter().map(|&n| Tensor::from_slice(&in_digits(n))).collect();
         (Tensor::stack(&words, 0), Tensor::stack(&digits, 0))
     };
-    Box::new(Seq2seq { train: pairs(&numbers[..TRAIN]), test: pairs(&numbers[TRAIN..TRAIN + TEST]) })
+    let (train, rest) = numbers.split_at(TRAIN);
+    let held_out = HeldOut { validation: pairs(&rest[..HELD_OUT]), test: pairs(&rest[HELD_OUT..2 * HELD_OUT]) };
+    Box::new(Seq2seq { train: pairs(train), held_out })
 }
 
 fn word(word: &str) -> i64 {
@@ -156,7 +158,7 @@ impl Program for Seq2seq {
         for (words, digits) in mini_batches((&self.train.0, &self.train.1), 50, job, &plan) {
             opt.step(|| net.logits(&words, &digits).cross_entropy_for_logits(&digits.flatten(0, 1)))?;
         }
-        let (words, digits) = &self.test;
+        let (words, digits) = self.held_out.of(job);
         let p = Predictions::of(job, &opt, &vs, || net.logits(words, digits))?;
         // While all digits so far are right, greedy decoding has seen the right ones before, as here.
         let exact = p.measure("exact, %", Better::Higher, |p| {

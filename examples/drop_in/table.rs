@@ -39,7 +39,17 @@ impl Run {
         Run { program: name, optimizer: optimizer.to_owned(), seed, lr_scale, ending }
     }
 
-    fn scores(&self) -> Option<&Scores> {
+    /// Name of the file that it is written to.
+    pub(crate) fn file(&self) -> String {
+        format!("{}-{}-{}.json", self.program, self.label(), self.seed)
+    }
+
+    /// The optimizer, and the factor on its learning rate if there is one.
+    pub(crate) fn label(&self) -> String {
+        if self.lr_scale == 1.0 { self.optimizer.clone() } else { format!("{} x{}", self.optimizer, self.lr_scale) }
+    }
+
+    pub(crate) fn scores(&self) -> Option<&Scores> {
         if let Ending::Scored(scores) = &self.ending { Some(scores) } else { None }
     }
 }
@@ -54,7 +64,7 @@ fn finite(scores: Scores) -> Outcome<Scores> {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<8} {:<10} seed {}", self.program, self.optimizer, self.seed)?;
+        write!(f, "{:<8} {:<10} seed {}", self.program, self.label(), self.seed)?;
         match &self.ending {
             Ending::Failed(why) => write!(f, "  failed: {why}"),
             Ending::Impossible(why) => write!(f, "  impossible: {why}"),
@@ -71,13 +81,13 @@ impl fmt::Display for Run {
 
 /// Programs and their measures from top to bottom, optimizers from left to right.
 pub(crate) fn markdown(runs: &[Run]) -> String {
-    let optimizers = distinct(runs.iter().map(|run| &*run.optimizer));
+    let optimizers = distinct(runs.iter().map(Run::label));
     let mut table = format!("| program | measure | {} |\n|---|---|", optimizers.join(" | "));
     table += &"---|".repeat(optimizers.len());
     table.push('\n');
     for program in distinct(runs.iter().map(|run| run.program)) {
         let of = |optimizer: &str| -> Vec<&Run> {
-            runs.iter().filter(|run| run.program == program && run.optimizer == optimizer).collect()
+            runs.iter().filter(|run| run.program == program && run.label() == optimizer).collect()
         };
         let measures = runs.iter().filter(|run| run.program == program).find_map(Run::scores);
         let measures = measures.map_or_else(Vec::new, |s| s.measures.iter().map(|m| (m.name, m.better)).collect());
@@ -139,7 +149,7 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// Each once, in order of appearance.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn distinct<T: PartialEq>(names: impl Iterator<Item = T>) -> Vec<T> {
     let mut all = Vec::new();
     for name in names {
         if !all.contains(&name) {

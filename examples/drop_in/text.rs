@@ -1,7 +1,7 @@
 //! Shakespeare, character by character: what its models share.
 
 use super::optimizer::Job;
-use super::program::Plan;
+use super::program::{HeldOut, Plan};
 use super::scores::{Predictions, Scores};
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tch_blr_examples::random::Rng;
 
 /// Characters that a model sees at once, and predicts one after each.
 pub(crate) const LENGTH: i64 = 48;
-/// Windows of the validation text that are scored.
+/// Windows of a held-out text that are scored.
 const WINDOWS: usize = 200;
 
 /// A text as indices into its own alphabet.
@@ -20,7 +20,7 @@ const WINDOWS: usize = 200;
 pub(crate) struct Text {
     /// The first nine tenths.
     train: Tensor,
-    held_out: Tensor,
+    held_out: HeldOut<Tensor>,
     pub(crate) symbols: i64,
 }
 
@@ -36,9 +36,10 @@ impl Text {
         let all = Tensor::from_slice(&bytes.iter().map(index).collect::<Vec<_>>());
         let n = all.size()[0];
         let train = n * 9 / 10;
+        let half = (n - train) / 2;
         Ok(Text {
             train: all.narrow(0, 0, train),
-            held_out: all.narrow(0, train, n - train),
+            held_out: HeldOut { validation: all.narrow(0, train, half), test: all.narrow(0, train + half, half) },
             symbols: symbols.len() as i64,
         })
     }
@@ -65,8 +66,9 @@ impl Text {
             let (x, y) = windows(&self.train, (0..size).map(|_| rng.below(last)));
             opt.step(|| flat(&x).cross_entropy_for_logits(&y.flatten(0, 1)))?;
         }
-        let apart = (self.held_out.size()[0] as usize - LENGTH as usize - 1) / WINDOWS;
-        let (x, y) = windows(&self.held_out, (0..WINDOWS).map(|k| k * apart));
+        let held_out = self.held_out.of(job);
+        let apart = (held_out.size()[0] as usize - LENGTH as usize - 1) / WINDOWS;
+        let (x, y) = windows(held_out, (0..WINDOWS).map(|k| k * apart));
         let y = y.flatten(0, 1);
         let p = Predictions::of(job, &opt, vs, || flat(&x))?;
         Ok(Scores::new([p.nll(&y)?, p.accuracy(&y)?, p.ece(&y)?], &[&opt]))

@@ -1,27 +1,27 @@
 //! A variational autoencoder of binary digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{Plan, Program, mini_batches};
+use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Better, Measure, Scores};
 use std::path::Path;
 use tch::nn::{LinearConfig, Module, OptimizerConfig, Path as Names};
 use tch::{Kind, Reduction, Tensor};
 use tch_blr::nn::{Linear, linear};
 use tch_blr_examples::Outcome;
-use tch_blr_examples::digits::{Digits, PIXELS};
+use tch_blr_examples::digits::PIXELS;
 
 const HIDDEN: i64 = 200;
 const LATENT: i64 = 20;
 
 struct Vae {
-    train: Tensor,
-    test: Tensor,
+    /// With labels, which it does not use.
+    train: (Tensor, Tensor),
+    held_out: HeldOut<(Tensor, Tensor)>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
-    let digits = Digits::load_from(data)?;
-    let binary = |images: &Tensor, n| images.narrow(0, 0, n).ge(0.5).to_kind(Kind::Float);
-    Ok(Box::new(Vae { train: binary(&digits.train_images, 6000), test: binary(&digits.test_images, 2000) }))
+    let (train, held_out) = digits(data, |images| images.ge(0.5).to_kind(Kind::Float))?;
+    Ok(Box::new(Vae { train, held_out }))
 }
 
 struct Network {
@@ -59,7 +59,7 @@ impl Network {
 impl Program for Vae {
     fn plan(&self) -> Plan {
         Plan {
-            examples: 6000,
+            examples: DIGITS as usize,
             steps: 1000,
             own: Own { build: |vs, lr| tch::nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
             adam_lr: 3e-3,
@@ -72,11 +72,10 @@ impl Program for Vae {
         let net = Network::new(&vs.root());
         let plan = self.plan();
         let mut opt = job.optimizer(&plan, &vs)?;
-        // The images are their own labels.
-        for (x, _) in mini_batches((&self.train, &self.train), 100, job, &plan) {
+        for (x, _) in mini_batches((&self.train.0, &self.train.1), 100, job, &plan) {
             opt.step(|| net.loss(&x))?;
         }
-        let loss = tch::no_grad(|| net.loss(&self.test)).double_value(&[]);
+        let loss = tch::no_grad(|| net.loss(&self.held_out.of(job).0)).double_value(&[]);
         Ok(Scores::new([Measure::of_point("-ELBO", Better::Lower, loss)], &[&opt]))
     }
 }

@@ -3,7 +3,7 @@
 use super::builder::Override;
 use super::row::{Row, When};
 use super::sums::Sums;
-use crate::kernel::Noise;
+use crate::kernel::{self, Noise};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, Prior, PriorOf};
 use crate::{Error, Result, Statistic};
@@ -28,6 +28,8 @@ pub struct Unit<R: Row> {
     pub lr: f64,
     /// Updates so far.
     pub steps: u64,
+    /// Root mean square of its weights when the optimizer first saw them; 0 without any.
+    pub rms: f64,
     pub prior: PriorOf,
     pub kept: <R::Arithmetic as Arithmetic<R>>::Kept,
 }
@@ -52,6 +54,12 @@ impl<R: Row> Unit<R> {
 /// δ of a unit with an isotropic prior.
 pub(super) fn delta<R: Row>(prior: Isotropic, row: &R) -> f64 {
     prior.delta(row.isotropic_delta(), row.effective_sample_size())
+}
+
+/// Root mean square of all elements; 0 without any.
+pub(super) fn rms(t: &Tensor) -> f64 {
+    let _no_grad = tch::no_grad_guard();
+    (kernel::sum_of_squares([t]) / t.numel().max(1) as f64).sqrt()
 }
 
 /// The step being taken.
@@ -154,6 +162,8 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()>;
     /// The posterior over the trainable parameters.
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior>;
+    /// The same without the start and the damping.
+    fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior>;
 }
 
 /// An error of a statistic that this arithmetic does not have.

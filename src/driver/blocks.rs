@@ -4,7 +4,7 @@
 //! and its results become parameters again, and what happens to frozen, unused and late members of a joint block. The
 //! equations are the rows'. One file, since every function here is a method of the one trait or a step of it.
 
-use super::arithmetic::{Arithmetic, Ascended, Blocks, Plan, Sample, Step, Unit, delta, unsupported};
+use super::arithmetic::{Arithmetic, Ascended, Blocks, Plan, Sample, Step, Unit, delta, rms, unsupported};
 use super::block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 use super::row::Row;
 use super::sums::Sums;
@@ -415,6 +415,9 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         });
         R::posterior(learned.collect())
     }
+    fn learned_posterior(_: &[Unit<R>], _: Step) -> Result<R::Posterior> {
+        unreachable!("`Optimizer::learned_posterior` is of rows over weights")
+    }
 }
 
 /// A prior on the scale of the mean loss.
@@ -429,7 +432,7 @@ fn scaled<R: Row>(prior: &PriorOf, row: &R) -> BlockPrior {
 fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, prior: Option<&Prior>) -> Result<Unit<R>> {
     let kept = Kept { mean: None, state: Vec::new(), prior: BlockPrior::isotropic(0.0), displacement: None };
     let prior_of_none = PriorOf::Isotropic(Isotropic::WeightDecay);
-    let mut unit = Unit { members, row, lr, steps: 0, prior: prior_of_none, kept };
+    let mut unit = Unit { members, row, lr, steps: 0, rms: 0.0, prior: prior_of_none, kept };
     let (shape, kind) = unit.form(params);
     let leaves: Vec<&Leaf> = unit.leaves(params).collect();
     if let Some(prior) = prior {
@@ -438,6 +441,7 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     Blocks::admits(&unit.prior, &row)?;
     <Blocks as Arithmetic<R>>::configure(&mut unit, params, row);
     let mean = unit.mean_now(params)?;
+    unit.rms = rms(&mean);
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
     // After `configure`: whether h starts at h₀ depends on the prior.
     unit.kept.state = unit.row.initial(&mean, &unit.kept.prior);

@@ -12,7 +12,7 @@ use crate::kernel::{self, Noise, Philox};
 use crate::params::{Leaf, Params};
 use crate::prior::{BlockPrior, Isotropic, Layout, PriorOf};
 use crate::storage::checkpoint;
-use crate::{Error, Result, Schedule};
+use crate::{Error, Result, Schedule, check};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,6 +58,8 @@ struct OfUnit<R> {
     steps: u64,
     config: R,
     lr: f64,
+    /// Of the weights that it started from.
+    rms: f64,
     prior: PriorContent,
     /// Number of its accumulated statistics.
     statistics: usize,
@@ -113,6 +115,7 @@ impl<R: Row> Optimizer<R> {
                 steps: unit.steps,
                 config: unit.row,
                 lr: unit.lr,
+                rms: unit.rms,
                 prior,
                 statistics: statistics.len(),
             });
@@ -211,7 +214,7 @@ impl<R: Row> Optimizer<R> {
         let _no_grad = tch::no_grad_guard();
         let mut statistics = Vec::new();
         for (unit, saved) in self.units.iter_mut().zip(restored) {
-            (unit.steps, unit.lr, unit.prior) = (saved.steps, saved.lr, saved.prior);
+            (unit.steps, unit.lr, unit.rms, unit.prior) = (saved.steps, saved.lr, saved.rms, saved.prior);
             R::Arithmetic::configure(unit, &self.params, saved.row);
             R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
             statistics.push(saved.statistics);
@@ -266,6 +269,7 @@ struct Restored<R> {
     steps: u64,
     row: R,
     lr: f64,
+    rms: f64,
     mean: Tensor,
     state: Vec<(usize, Tensor)>,
     prior: PriorOf,
@@ -290,6 +294,7 @@ impl<R: Row> Restored<R> {
         let mean = take("mean", &shape)?;
         let row: R = settings(path, p.config)?;
         check_lr(p.lr)?;
+        check::non_negative("rms", p.rms)?;
         let prior = match p.prior {
             PriorContent::Isotropic(prior) => prior.validate().map(|()| PriorOf::Isotropic(prior))?,
             PriorContent::Gaussian(layout) => {
@@ -312,6 +317,6 @@ impl<R: Row> Restored<R> {
         if shared(&row) != shared(&base) {
             return Err(refused(format!("has parameter `{name}` evaluated at other points than the rest")));
         }
-        Ok(Restored { steps: p.steps, row, lr: p.lr, mean, state, prior, statistics })
+        Ok(Restored { steps: p.steps, row, lr: p.lr, rms: p.rms, mean, state, prior, statistics })
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Only what takes part in one of the stations belongs here; what reads or sets a field is as well off in either crate.
 
-use super::arithmetic::Arithmetic;
+use super::arithmetic::{Arithmetic, Step};
 use super::builder::Builder;
 use super::row::Row;
 use super::step::{Begun, Outcome, step_of};
@@ -31,6 +31,7 @@ pub struct Compiled<R: Row> {
     pub step: fn(&mut Optimizer<R>, Begun, Outcome) -> Result<f64>,
     pub backward: fn(&mut Optimizer<R>, Begun, Outcome) -> Result<f64>,
     pub posterior: fn(&Optimizer<R>) -> Result<R::Posterior>,
+    pub learned_posterior: fn(&Optimizer<R>) -> Result<R::Posterior>,
     pub diagnostics: fn(&Optimizer<R>) -> Result<Diagnostics>,
     pub save: fn(&Optimizer<R>, &Path) -> Result<()>,
     pub load: fn(&mut Optimizer<R>, &Path) -> Result<()>,
@@ -41,6 +42,10 @@ impl<R: Row> fmt::Debug for Compiled<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Compiled")
     }
+}
+
+fn now<R: Row>(optimizer: &Optimizer<R>) -> Step<'_> {
+    step_of(&optimizer.params, &optimizer.schedule, optimizer.steps)
 }
 
 impl<R: Row> Compiled<R> {
@@ -82,9 +87,8 @@ impl<R: Row> Compiled<R> {
             let sums = optimizer.end(begun, outcome)?;
             optimizer.keep(sums)
         },
-        posterior: |optimizer| {
-            R::Arithmetic::posterior(&optimizer.units, step_of(&optimizer.params, &optimizer.schedule, optimizer.steps))
-        },
+        posterior: |optimizer| R::Arithmetic::posterior(&optimizer.units, now(optimizer)),
+        learned_posterior: |optimizer| R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer)),
         diagnostics: Optimizer::diagnosed,
         save: Optimizer::write,
         load: Optimizer::read,

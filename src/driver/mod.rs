@@ -58,7 +58,7 @@ pub use train::Train;
 
 use crate::gradient::{Clip, IntoTensor};
 use crate::kernel::Noise;
-use crate::posterior::Posterior;
+use crate::posterior::{DiagonalGaussian, Posterior};
 use crate::{Params, Prior, Result, Schedule};
 use arithmetic::Unit;
 use compiled::Compiled;
@@ -299,6 +299,30 @@ impl<R: Row> Optimizer<R> {
         R::Posterior: Posterior,
     {
         self.posterior_or_none()
+    }
+}
+
+impl<R: Rule<Posterior = DiagonalGaussian>> Optimizer<R> {
+    /// What is known of the weights: the posterior without what is in its precision for the training's sake, the
+    /// initial Hessian h₀ and damping γ.
+    ///
+    /// ```text
+    /// precision = P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)) = P₀ + λ max(0, (h - β₂ᵗh₀)/(1-β₂ᵗ))
+    /// ```
+    ///
+    /// with the precision S = λ(h+δ+γ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of the
+    /// prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge: nothing is counted that the data
+    /// have not said. Without data it is the prior, and so is that of parameters that no loss has depended on. It is
+    /// much wider than [`Optimizer::posterior`] where the data say little, often too wide to predict with: weights
+    /// that are free one by one are not free together.
+    ///
+    /// The row keeps its h in f32, so that what is below some 10⁻⁶ of h₀ is rounding. β₂ is the present one.
+    ///
+    /// # Errors
+    /// Those of [`Optimizer::posterior`]; a row whose precision is no such average (RMSprop, Adam); a precision of 0,
+    /// where neither prior nor data say anything.
+    pub fn learned_posterior(&self) -> Result<DiagonalGaussian> {
+        (self.compiled.learned_posterior)(self)
     }
 }
 

@@ -153,28 +153,28 @@ pub trait DeltaRule: Rule {}
 /// A posterior over single weights, independent under it: what an elementwise row can have.
 pub trait OfWeights: super::row::MaybePosterior {
     /// From name and mean (or the natural parameter of binary weights) of each trainable parameter;
-    /// `precision(i, mean)` computes the precision of number i.
+    /// `precision(i)` computes the precision of number i.
     ///
     /// # Errors
     /// Those of `precision`, and of a posterior that does not exist.
-    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self>;
+    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self>;
 }
 
 impl OfWeights for DiagonalGaussian {
-    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        let entry = |(i, (name, mean)): (usize, (_, Tensor))| precision(i, &mean).map(|s| (name, mean, s));
+    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
+        let entry = |(i, (name, mean)): (usize, (_, Tensor))| precision(i).map(|s| (name, mean, s));
         DiagonalGaussian::sharing(learned.into_iter().enumerate().map(entry).collect::<Result<Vec<_>>>()?)
     }
 }
 
 impl OfWeights for MeanFieldBernoulli {
-    fn of_weights(learned: Vec<(&str, Tensor)>, _: &dyn Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
+    fn of_weights(learned: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
         MeanFieldBernoulli::new(learned)
     }
 }
 
 impl OfWeights for NoPosterior {
-    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
+    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
         Err(none())
     }
 }

@@ -3,7 +3,7 @@
 //! Here is what the driver asks of elementwise rows ([`Arithmetic`]): which tensors and numbers each pass reads, and
 //! where it writes. What a pass computes at one weight is in `programs.rs`, how it runs in [`crate::kernel`].
 
-use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, unsupported};
+use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, rms, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
@@ -26,7 +26,6 @@ pub struct Slot {
     point: Option<Tensor>,
     /// Position in the noise.
     noise_group: u64,
-    start: Start,
 }
 
 impl Slot {
@@ -59,7 +58,44 @@ impl<R: Rule> Unit<R> {
     }
 
     fn initial(&self, i: usize) -> f64 {
-        self.row.initial(self.kept.start).get(i)
+        self.row.initial(start(&self.prior, self.rms)).get(i)
+    }
+
+    /// 1/σ² after the last update (t = steps), and not in the next one; with the own state, or with numbers in its place.
+    fn precision(&self, step: Step, state: Option<&dyn Fn(usize) -> f64>) -> Result<Tensor> {
+        check::ess(self.row.effective_sample_size())?;
+        let precision = self.kept.mean(self.leaf(step.params)).detach().empty_like();
+        let numbers = |of: &dyn Fn(usize) -> f64| (0..R::STATE.len()).map(|i| Field::Number(of(i))).collect::<Vec<_>>();
+        let inputs = match state {
+            None => self.with_state([self.delta()]),
+            Some(of) => std::iter::once(self.delta()).chain(numbers(of)).collect(),
+        };
+        let outputs = [Some(&precision)].into_iter().collect();
+        kernel::run([Job { f: Precision(self.pass(0, step.lr_factor)), inputs, outputs }]);
+        Ok(precision)
+    }
+
+    /// P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)): S is λ(h+δ+γ) at the end, S₀ at the start, and λ(δ+γ) where h is 0.
+    fn learned_precision(&self, step: Step) -> Result<Tensor> {
+        let Some(share) = self.row.initial_share(self.steps) else {
+            let problem = format!("the precision of `{}` is no average that started from something", R::NAME);
+            return Err(Error::Posterior(format!("{problem}: call posterior()")));
+        };
+        // In f64: what was learned may be a small part of it.
+        let s = |state| Ok::<_, Error>(self.precision(step, state)?.to_kind(Kind::Double));
+        let empty = s(Some(&|_| 0.0))?;
+        let ess = check::ess(self.row.effective_sample_size())?;
+        let prior: Tensor = match (&self.prior, self.prior.diagonal()) {
+            (PriorOf::Isotropic(prior), _) => empty.full_like(ess * delta(*prior, &self.row)),
+            (_, diagonal) => diagonal.map_or_else(|| empty.zeros_like(), |(_, p)| p.to_kind(Kind::Double)),
+        };
+        // Before the first update nothing is known but the prior, and the quotient is 0/0.
+        let data = if share < 1.0 {
+            (s(None)? - s(Some(&|i| self.initial(i)))? * share) / (1.0 - share) - empty
+        } else {
+            empty.zeros_like()
+        };
+        Ok((prior + data.clamp_min(0.0)).to_kind(self.leaf(step.params).state_kind()))
     }
 
     /// Inputs of a pass: the given ones, then the state.
@@ -112,10 +148,8 @@ impl<R: Rule> Unit<R> {
     }
 }
 
-/// Root mean square of all elements.
-fn rms(t: &Tensor) -> f64 {
-    let _no_grad = tch::no_grad_guard();
-    (kernel::sum_of_squares([t]) / t.numel().max(1) as f64).sqrt()
+fn start(prior: &PriorOf, rms: f64) -> Start {
+    Start { posterior_prior: prior.is_posterior(), rms }
 }
 
 fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
@@ -195,8 +229,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let of = |prior: &crate::Prior| prior.of(&[leaf], &shape, kind, row.effective_sample_size());
             let prior = plan.prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
             Self::admits(&prior, &row)?;
-            let start = Start { posterior_prior: prior.is_posterior(), rms: rms(&leaf.tensor) };
-            let initial = super::prior::in_row(&prior, row).initial(start);
+            let rms = rms(&leaf.tensor);
+            let initial = super::prior::in_row(&prior, row).initial(start(&prior, rms));
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
                 // libtorch refuses to fill an f32 tensor with such a number, and tch would panic on that.
@@ -214,9 +248,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 delta: None,
                 point: None,
                 noise_group: params.noise_group(i),
-                start,
             };
-            let mut unit = Unit { members: vec![i], row, lr, steps: 0, prior, kept };
+            let mut unit = Unit { members: vec![i], row, lr, steps: 0, rms, prior, kept };
             Self::configure(&mut unit, params, row);
             units.push(unit);
         }
@@ -396,22 +429,23 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        let params = step.params;
-        let trained: Vec<(&Unit<R>, &Leaf)> =
-            units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
-        // Copies: a posterior must not move with the next step.
-        let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
-        R::Posterior::of_weights(means.collect(), &|i, mean| {
-            let (unit, _) = trained[i];
-            check::ess(unit.row.effective_sample_size())?;
-            let precision = mean.detach().empty_like();
-            kernel::run([Job {
-                // After the last update (t = steps), and not in the next one.
-                f: Precision(unit.pass(0, step.lr_factor)),
-                inputs: unit.with_state([unit.delta()]),
-                outputs: [Some(&precision)].into_iter().collect(),
-            }]);
-            Ok(precision)
-        })
+        posterior(units, step.params, &|unit| unit.precision(step, None))
     }
+    fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
+        posterior(units, step.params, &|unit| unit.learned_precision(step))
+    }
+}
+
+/// The means of the trainable parameters with these precisions.
+fn posterior<R: Rule>(
+    units: &[Unit<R>],
+    params: &Params,
+    precision: &dyn Fn(&Unit<R>) -> Result<Tensor>,
+) -> Result<R::Posterior> {
+    let _no_grad = tch::no_grad_guard();
+    let trained: Vec<(&Unit<R>, &Leaf)> =
+        units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
+    // Copies: a posterior must not move with the next step.
+    let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
+    R::Posterior::of_weights(means.collect(), &|i| precision(trained[i].0))
 }

@@ -66,10 +66,10 @@ impl StepLength {
 /// h₀: as given, or the one whose noise 1/√(λh₀) is `relative` times the root mean square of the parameter's weights.
 pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda: f64) -> f64 {
     match relative {
-        // q starts with the precision of the prior.
-        _ if start.posterior_prior => 0.0,
-        None => given,
         Some(r) => 1.0 / (lambda * (r * start.rms.max(SMALLEST_SCALE)).powi(2)),
+        // q starts with the precision of the prior.
+        None if start.posterior_prior => 0.0,
+        None => given,
     }
 }
 
@@ -144,7 +144,9 @@ mod tests {
         // Weights that start at zero count as 0.01.
         assert!((hess_init(7.0, Some(0.1), start(0.0), 100.0) / 1e4 - 1.0).abs() < 1e-12);
         assert_eq!(hess_init(7.0, None, start(2.0), 100.0), 7.0);
+        // A posterior as prior is a start by itself, but no scale of the weights.
         let posterior = Start { posterior_prior: true, rms: 2.0 };
-        assert_eq!(hess_init(7.0, Some(0.1), posterior, 100.0), 0.0);
+        assert_eq!(hess_init(7.0, None, posterior, 100.0), 0.0);
+        assert!((hess_init(7.0, Some(0.1), posterior, 100.0) - 0.25).abs() < 1e-15);
     }
 }

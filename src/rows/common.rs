@@ -123,6 +123,12 @@ macro_rules! fields {
 }
 pub(super) use fields;
 
+/// Share of h₀ in h after t updates with the retraction, if they find no curvature: h ← h - rh + ½r²h²/S, where S is
+/// little more than h.
+pub(super) fn retracted_share(beta2: f64, t: u64) -> f64 {
+    (beta2 + 0.5 * (1.0 - beta2).powi(2)).powf(t as f64)
+}
+
 /// `.samples(n)` for rows with a field `expectation`.
 macro_rules! samples {
     ($Row:ident) => {

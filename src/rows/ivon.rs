@@ -1,7 +1,7 @@
 //! IVON: improved variational online Newton.
 
 use super::auto::{self, StepLength};
-use super::common::{config, fields, samples};
+use super::common::{config, fields, retracted_share, samples};
 use crate::driver::{Row, Rule, Site, Start, Weights, When};
 use crate::{Builder, DiagonalGaussian, Expectation, Real, Result, Statistic, check};
 
@@ -104,7 +104,7 @@ impl Row for Ivon {
     const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay ess expectation beta2);
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;
@@ -119,6 +119,9 @@ impl Row for Ivon {
         self.max_growth.map_or(Ok(()), |x| check::that("max_growth", x, x.is_finite() && x > 1.0, "a number > 1"))?;
         auto::validate(self.relative_noise, self.step_length)?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
+    }
+    fn initial_share(&self, t: u64) -> Option<f64> {
+        Some(retracted_share(self.beta2, t))
     }
     fn statistic(&self) -> Statistic {
         self.hessian

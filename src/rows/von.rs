@@ -1,7 +1,7 @@
 //! VON: where the expectation is taken and how the Hessian is estimated are free, and OGN and VOGN are two choices.
 
 use super::auto::{self, StepLength};
-use super::common::{config, fields, samples};
+use super::common::{config, fields, retracted_share, samples};
 use crate::driver::{Row, Rule, Site, Start, Weights, When};
 use crate::{Builder, DiagonalGaussian, Expectation, Labels, Real, Result, Statistic, check};
 
@@ -200,7 +200,11 @@ impl Row for Von {
         check::positive("augmentation", self.augmentation)
     }
     fn initial_share(&self, t: u64) -> Option<f64> {
-        Some(if self.hess_from_first_batch && t > 0 { 0.0 } else { self.beta2.powf(t as f64) })
+        Some(match self.hessian {
+            _ if self.hess_from_first_batch && t > 0 => 0.0,
+            Statistic::Price => retracted_share(self.beta2, t),
+            _ => self.beta2.powf(t as f64),
+        })
     }
     fn statistic(&self) -> Statistic {
         self.hessian

@@ -1,0 +1,146 @@
+//! `Optimizer::learned_posterior`: prior and data, without what a training starts from or is damped by.
+
+use support::{F64, Net, all_close, bits, close, params, refused, values, weight};
+use tch::{Kind, Tensor};
+use tch_blr::rule::{Row, Rule};
+use tch_blr::{
+    Adam, BayesianSam, Builder, DiagonalGaussian, Ivon, Optimizer, Philox, Prior, Result, Statistic, Vadam, Von,
+};
+
+/// ∇L = 3 everywhere, so that each step finds the same.
+fn steps<R: Row>(opt: &mut Optimizer<R>, w: &Tensor, n: u64) {
+    for _ in 0..n {
+        opt.step(|| (w * 3.0).sum(Kind::Double)).unwrap();
+    }
+}
+
+fn precision(q: &DiagonalGaussian) -> f64 {
+    values(&q.precision("w").unwrap())[0]
+}
+
+fn prior() -> DiagonalGaussian {
+    DiagonalGaussian::new([("w", weight(&[0.5]).detach(), weight(&[7.0]).detach())]).unwrap()
+}
+
+/// h is a plain average of ĝ² = 9: to the last digits, from the first step on.
+#[test]
+fn prior_and_data() {
+    let vadam = || Vadam::default().ess(10.0).beta2(0.9).weight_decay(0.2);
+    let starts: [(Builder<Vadam>, f64); 3] = [
+        (vadam().builder(), 2.0),
+        (vadam().square_init(5000.0).builder(), 2.0),
+        (vadam().builder().prior(&prior()), 7.0),
+    ];
+    for (i, (builder, p)) in starts.into_iter().enumerate() {
+        let w = weight(&[2.0]);
+        let mut opt = builder.build(params(&w), 1e-3).unwrap();
+        close(precision(&opt.learned_posterior().unwrap()), p, 1e-12);
+        for t in [1, 2, 40] {
+            steps(&mut opt, &w, t);
+            let q = opt.learned_posterior().unwrap();
+            assert!((precision(&q) / (p + 10.0 * 9.0) - 1.0).abs() < 1e-9, "start {i}, {t} steps: {q:?}");
+            assert_eq!(values(&q.mean("w").unwrap()), values(&w), "start {i}");
+        }
+    }
+}
+
+/// With IVON's retraction, which is of second order in 1-β₂, and f = κ·3² with κ = ess = 10.
+#[test]
+fn prior_and_data_by_ivon() {
+    let ivon = || Ivon::default().ess(10.0).hessian(Statistic::SquaredGradient).beta2(0.999).weight_decay(0.2);
+    let starts: [(Builder<Ivon>, f64); 4] = [
+        (ivon().hess_init(200.0).builder(), 2.0),
+        // 1/(10·(0.05·2)²) = 10
+        (ivon().relative_noise(0.05).builder(), 2.0),
+        (ivon().hess_init(200.0).builder().prior(&prior()), 7.0),
+        (ivon().relative_noise(0.05).builder().prior(&prior()), 7.0),
+    ];
+    for (i, (builder, p)) in starts.into_iter().enumerate() {
+        let w = weight(&[2.0]);
+        let mut opt = builder.build(params(&w), 1e-3).unwrap();
+        steps(&mut opt, &w, 2000);
+        let (learned, whole) = (opt.learned_posterior().unwrap(), opt.posterior().unwrap());
+        assert!((precision(&learned) / (p + 10.0 * 90.0) - 1.0).abs() < 0.02, "start {i}: {learned:?}");
+        let apart = (precision(&whole) / precision(&learned) - 1.0).abs();
+        assert!((0.05..0.3).contains(&apart), "start {i}, which is to be seen in the whole: {whole:?}");
+    }
+}
+
+/// Tasks whose loss is 0 leave the prior as it was, whatever the row starts from and is damped by.
+#[test]
+fn chains_of_empty_tasks() {
+    fn check<R: Rule<Posterior = DiagonalGaussian>>(what: &str, row: fn() -> Builder<R>, wider: bool) {
+        let net = Net::new(F64);
+        let of = |(name, w): (String, Tensor)| (name, w.copy(), w.full_like(3.0));
+        let first = DiagonalGaussian::new(net.vs.variables().into_iter().map(of)).unwrap();
+        let mut q = first.shallow_clone();
+        for task in 0..3 {
+            let mut opt = row().prior(&q).noise(Philox { seed: task }).build(&net.vs, 0.01).unwrap();
+            for _ in 0..20 {
+                opt.step(|| net.losses() * 0.0).unwrap();
+            }
+            q = opt.learned_posterior().unwrap();
+            // For some rows the training has more than the prior: the test can fail.
+            let whole = opt.posterior().unwrap();
+            let name = q.names().next().unwrap().to_owned();
+            let ratio = values(&(whole.precision(&name).unwrap() / q.precision(&name).unwrap()));
+            assert_eq!(ratio[0] > 1.0 + 1e-6, wider, "{what}: {ratio:?}");
+        }
+        for name in first.names() {
+            all_close(&values(&q.precision(name).unwrap()), &values(&first.precision(name).unwrap()), 1e-9);
+            all_close(&values(&q.mean(name).unwrap()), &values(&first.mean(name).unwrap()), 1e-9);
+        }
+    }
+    check("Ivon", || Ivon::default().ess(50.0).builder(), false);
+    check("Ivon::auto", || Ivon::auto(50.0, 30), true);
+    check("Von::auto", || Von::auto(50.0, 30), true);
+    check("BayesianSam::auto", || BayesianSam::auto(50.0, 30), true);
+    check("VOGN with damping", || Von::vogn().ess(50.0).damping(0.1).builder(), true);
+    check("VON by Price's theorem", || Von::vogn().ess(50.0).hessian(Statistic::Price).damping(0.1).builder(), true);
+    check("Bayesian SAM with damping", || BayesianSam::default().ess(50.0).damping(0.1).builder(), true);
+    check("noisy Adam", || Vadam::noisy_adam().ess(50.0).builder(), false);
+}
+
+/// Only a prior knows anything about a parameter that no loss depends on.
+#[test]
+fn an_unused_head_has_the_priors_precision() {
+    let vs = support::store(F64);
+    let [used, head] = ["used", "head"].map(|name| support::variable(&vs, name, 0, &Tensor::from_slice(&[1.0, 2.0])));
+    let mut opt = Ivon::default().ess(10.0).weight_decay(0.3).beta2(0.9).build(&vs, 0.01).unwrap();
+    opt.step(|| used.square().sum(Kind::Double)).unwrap();
+    all_close(&values(&opt.learned_posterior().unwrap().precision("head").unwrap()), &[3.0, 3.0], 1e-12);
+    all_close(&values(&opt.posterior().unwrap().precision("head").unwrap()), &[13.0, 13.0], 1e-12);
+    assert!(head.requires_grad());
+}
+
+/// The scale of the weights that it started from is in the checkpoint.
+#[test]
+fn a_resumed_run_has_learned_the_same() {
+    let (w, other) = (weight(&[2.0, -1.0]), weight(&[700.0, 100.0]));
+    let build = |w: &Tensor| Ivon::auto(10.0, 30).noise(Philox { seed: 1 }).build(params(w), 0.01).unwrap();
+    let (mut opt, mut resumed) = (build(&w), build(&other));
+    let loss = |w: &Tensor| (w - 1.0).square().sum(Kind::Double);
+    (0..10).for_each(|_| _ = opt.step(|| loss(&w)).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.safetensors");
+    opt.save(&path).unwrap();
+    resumed.load(&path).unwrap();
+    for _ in 0..2 {
+        let [a, b] = [&opt, &resumed].map(|opt| opt.learned_posterior().unwrap().precision("w").unwrap());
+        assert_eq!(bits(&a), bits(&b));
+        opt.step(|| loss(&w)).unwrap();
+        resumed.step(|| loss(&other)).unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_known_is_said() {
+    let w = weight(&[2.0]);
+    let adam: Result<_> = Adam::default().ess(10.0).build(params(&w), 0.1).unwrap().learned_posterior();
+    refused(adam, &["`adam`", "posterior()"]);
+    // Neither prior nor data.
+    let opt = Ivon::default().ess(10.0).weight_decay(0.0).build(params(&w), 0.1).unwrap();
+    refused(opt.learned_posterior(), &["`w`"]);
+    let q = Ivon::default().ess(10.0).builder().prior(Prior::isotropic(4.0)).build(params(&w), 0.1).unwrap();
+    close(precision(&q.learned_posterior().unwrap()), 4.0, 1e-12);
+}
