@@ -45,7 +45,8 @@ pub(crate) fn digits(
     shape: impl Fn(&Tensor) -> Tensor,
 ) -> Outcome<((Tensor, Tensor), HeldOut<(Tensor, Tensor)>)> {
     let digits = Digits::load_from(data)?;
-    let part = |images: &Tensor, labels: &Tensor, from, n| (shape(&images.narrow(0, from, n)), labels.narrow(0, from, n));
+    let part =
+        |images: &Tensor, labels: &Tensor, from, n| (shape(&images.narrow(0, from, n)), labels.narrow(0, from, n));
     let n = 2000.min(digits.test_labels.size()[0] / 2);
     let held_out = |from| part(&digits.test_images, &digits.test_labels, from, n);
     let train = part(&digits.train_images, &digits.train_labels, 0, DIGITS);

@@ -1,4 +1,4 @@
-//! A row of panels under a legend, their titles and axes, and the file that they are written to.
+//! Rows of panels under a legend, their titles and axes, and the file that they are written to.
 
 use super::style::{BLACK, GREY, Key, LEGEND_ROW, MARGIN, TEXT_SIZE, TEXT_WIDTH, TICK_SIZE, TITLE_SIZE, text_style};
 use crate::Outcome;
@@ -12,7 +12,10 @@ use std::path::Path;
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// A row of `size.0` panels of `size.1` × `size.2` pixels under a legend.
+/// Panels side by side, at most.
+const COLUMNS: usize = 6;
+
+/// `size.0` panels of `size.1` × `size.2` pixels under a legend, in a row, or in two if they are many.
 pub(super) fn picture(
     path: &Path,
     size: (usize, i32, i32),
@@ -30,20 +33,21 @@ pub(super) fn picture_with(
     keys: &[(&str, Key)],
     paint: impl FnOnce(&Area<'_>, &[Area<'_>], &Area<'_>) -> Outcome,
 ) -> Outcome {
-    let whole = count as i32 * width + rest;
+    let (rows, columns) = if count <= COLUMNS { (1, count) } else { (2, count.div_ceil(2)) };
+    let whole = columns as i32 * width + rest;
     let places = legend(keys, whole);
     let header = places.last().map_or(0, |p| p.1 + LEGEND_ROW / 2 + 4);
     let mut svg = String::new();
     {
-        let size = (whole as u32, (height + header) as u32);
+        let size = (whole as u32, (rows as i32 * height + header) as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
         for ((name, key), &(x, y)) in keys.iter().zip(&places) {
             key.draw(&root, (x, y))?;
             root.draw_text(name, &text_style(TEXT_SIZE, HPos::Left, VPos::Center), (x + 17, y))?;
         }
-        let (panels, strip) = root.split_vertically(header).1.split_horizontally(count as i32 * width);
-        paint(&root, &panels.split_evenly((1, count)), &strip)?;
+        let (panels, strip) = root.split_vertically(header).1.split_horizontally(columns as i32 * width);
+        paint(&root, &panels.split_evenly((rows, columns)), &strip)?;
         root.present()?;
     }
     // Both are SVG's defaults, and a third of an entropy plane.
