@@ -45,6 +45,21 @@ pub enum Error {
         /// Number of steps taken before this one.
         step: u64,
     },
+    /// The average of the loss rises ([`Builder::check_divergence`](crate::Builder::check_divergence)).
+    #[error(
+        "the loss is {average:.4} on average in step {step}, more than {margin} above the {lowest:.4} that it has been; \
+         nothing was changed (lower the learning rate, clip the gradient, or go back to a checkpoint)"
+    )]
+    Diverged {
+        /// Over some 50 updates.
+        average: f64,
+        /// The lowest of such averages.
+        lowest: f64,
+        /// By how much it may rise.
+        margin: f64,
+        /// Number of steps taken before this one.
+        step: u64,
+    },
     /// A gradient (or a curvature estimate) is NaN or infinite.
     #[error(
         "the {what} of parameter `{name}` is not finite ({value}) in step {step}; nothing was changed \

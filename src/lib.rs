@@ -162,7 +162,9 @@ mod statistic;
 mod storage;
 
 pub use blr_merge;
-pub use driver::{Advice, Builder, Derivatives, Diagnostics, Evaluation, Optimizer, Outcome, Sigma, Spread, Train};
+pub use driver::{
+    Advice, Builder, Derivatives, Diagnostics, Evaluation, LrRange, Optimizer, Outcome, Sigma, Spread, Train,
+};
 pub use ema::{Ema, soft_update};
 pub use error::{Error, Result};
 pub use expectation::Expectation;

@@ -38,6 +38,7 @@ macro_rules! suite {
             failure_changes_nothing
             what_is_not_finite_is_left_out
             resumed_run_is_identical
+            lr_find_leaves_no_trace
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
@@ -71,6 +72,7 @@ macro_rules! joint {
             failure_changes_nothing
             what_is_not_finite_is_left_out
             resumed_run_is_identical
+            lr_find_leaves_no_trace
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
@@ -111,6 +113,7 @@ macro_rules! binary {
             failure_changes_nothing
             what_is_not_finite_is_left_out
             resumed_run_is_identical
+            lr_find_leaves_no_trace
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
@@ -656,6 +659,43 @@ fn resumed_run_is_identical<R: Row>(row: &Case<R>) {
         opt.step(|| net.losses()).unwrap();
         resumed.step(|| other.losses()).unwrap();
         same(&opt, &resumed, "after set_lr");
+    }
+}
+
+/// In the middle of an accumulation and of a schedule, with groups.
+fn lr_find_leaves_no_trace<R: Row>(row: &Case<R>) {
+    for place in places() {
+        let [net, twin_net] = [0, 1].map(|_| row.net(place));
+        let build = |net: &Net| {
+            let builder = row.builder(&net.vs).schedule(Schedule::Cosine { warmup: 3, total: 20, end: 0.0 });
+            let builder = if is_joint::<R>() { builder } else { builder.group_lr(1, 0.5 * row.lr) };
+            builder.build(&net.vs, row.lr).unwrap()
+        };
+        let (mut opt, mut twin) = (build(&net), build(&twin_net));
+        for (opt, net) in [(&mut opt, &net), (&mut twin, &twin_net)] {
+            (0..2).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
+            opt.accumulate(|| net.losses_of(0, 5)).unwrap();
+        }
+        let moved = Cell::new(0);
+        let before = net.loss();
+        let range = opt.lr_find(1e-3 * row.lr..=2.0 * row.lr, 4, || {
+            moved.set(moved.get() + i32::from(net.loss() != before));
+            net.losses()
+        });
+        let rates: Vec<f64> = range.unwrap().tried.iter().map(|(lr, _)| *lr / row.lr).collect();
+        for (rate, expected) in rates.iter().zip([1e-3, 1e-3 * 2000_f64.cbrt(), 2.0 / 2000_f64.cbrt(), 2.0]) {
+            assert!((rate / expected - 1.0).abs() < 1e-12, "{rates:?}");
+        }
+        assert_eq!(rates.len(), 4, "{place:?}");
+        assert!(moved.get() > 0, "{place:?}: it has not moved the weights at all");
+        for (opt, net) in [(&mut opt, &net), (&mut twin, &twin_net)] {
+            opt.accumulate(|| net.losses_of(5, 7)).unwrap();
+            opt.update().unwrap();
+            opt.step(|| net.losses()).unwrap();
+        }
+        let after = Snapshot::of(&opt, &net.vs).values();
+        assert_eq!(after, Snapshot::of(&twin, &twin_net.vs).values(), "{place:?}");
+        assert_eq!((opt.steps(), opt.lr()), (twin.steps(), twin.lr()), "{place:?}");
     }
 }
 

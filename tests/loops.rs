@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use support::{F64, Net, Snapshot, assert_close, bits, close, refused, values, variable};
+use support::{F64, Net, Snapshot, assert_close, bits, close, params, refused, values, variable, weight};
 use tch::nn::{BatchNormConfig, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Adam, AnyRow, DiagonalGaussian, Error, Ivon, Optimizer, Params, Philox, Sam, Schedule, Sgd};
@@ -373,4 +373,90 @@ fn a_file_of_tchs_own_format_is_named_as_such() {
     assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     // … and reads them.
     net.vs.load(&path).unwrap();
+}
+
+/// L = ½ 4 (w ± 1)², where SGD is unstable from a learning rate of ½ on.
+#[test]
+fn a_range_of_learning_rates() {
+    let w = weight(&[10.0]);
+    let mut opt = Sgd::default().build(params(&w), 0.3).unwrap();
+    let sign = Cell::new(1.0);
+    let loss = || {
+        sign.set(-sign.get());
+        (&w + sign.get()).square().sum(Kind::Double) * 2.0
+    };
+    let range = opt.lr_find(1e-3..=10.0, 41, loss).unwrap();
+    assert_eq!(range.tried.len(), 41);
+    let (lowest, rates) = (range.lowest(), range.tried.iter().map(|(lr, _)| *lr).collect::<Vec<_>>());
+    assert!((0.05..0.8).contains(&lowest) && rates.contains(&lowest), "{range:?}");
+    assert_eq!(range.suggestion(), 0.2 * lowest);
+    assert!(range.tried[40].1 > 100.0 * range.tried[0].1, "{range:?}");
+    assert_eq!((values(&w), opt.lr(), opt.steps()), (vec![10.0], 0.3, 0));
+    // It ends where the loss does.
+    let range = opt.lr_find(1.0..=1e300, 30, loss).unwrap();
+    assert!((2..30).contains(&range.tried.len()), "{range:?}");
+    assert_eq!(values(&w), [10.0]);
+
+    for (range, steps, name) in
+        [(0.0..=1.0, 9, "start"), (1.0..=1.0, 9, "end"), (1.0..=f64::NAN, 9, "end"), (0.1..=1.0, 1, "steps")]
+    {
+        refused(opt.lr_find(range, steps, loss), &["lr", name]);
+    }
+    refused(opt.lr_find(0.1..=1.0, 9, || loss() * f64::NAN), &["NaN"]);
+    refused(opt.lr_find(0.1..=1.0, 9, || Err::<Tensor, _>(std::io::Error::other("no data"))), &["no data"]);
+    assert_eq!((values(&w), opt.lr(), opt.steps()), (vec![10.0], 0.3, 0));
+}
+
+/// The statistics of batch normalization are put back; variables that come late are an error.
+#[test]
+fn a_range_of_learning_rates_leaves_the_model_alone() {
+    let _alone = support::seeded(0);
+    let vs = VarStore::new(Device::Cpu);
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, BatchNormConfig::default());
+    let x = Tensor::randn([8, 3], (Kind::Float, Device::Cpu));
+    let mut opt = Adam::default().build(&vs, 0.1).unwrap();
+    let all =
+        || -> BTreeMap<String, Vec<u8>> { vs.variables().iter().map(|(name, t)| (name.clone(), bits(t))).collect() };
+    let before = all();
+    opt.lr_find(0.1..=1.0, 5, || norm.forward_t(&x, true).square().mean(Kind::Float)).unwrap();
+    assert_eq!(all(), before);
+    let late = || vs.root().var("late", &[1], tch::nn::Init::Const(2.0)).square().sum(Kind::Float);
+    refused(opt.lr_find(0.1..=1.0, 5, late), &["creates variables"]);
+    let mut after = all();
+    assert!(after.remove("late").is_some());
+    assert_eq!(after, before);
+}
+
+/// SGD at three times the learning rate that is stable.
+#[test]
+fn a_loss_that_rises_is_an_error_on_request() {
+    let w = weight(&[1.0]);
+    let build = |margin: Option<f64>| {
+        let builder = Sgd::default().builder();
+        margin.map_or(builder, |margin| Sgd::default().builder().check_divergence(margin)).build(params(&w), 1.5)
+    };
+    let loss = || w.square().sum(Kind::Double) * 2.0;
+    let mut opt = build(Some(100.0)).unwrap();
+    let steps = (0..50).take_while(|_| opt.step(loss).is_ok()).count();
+    assert!((1..10).contains(&steps), "{steps}");
+    let before = values(&w);
+    let Err(Error::Diverged { average, lowest, margin, step }) = opt.step(loss) else { panic!("it goes on") };
+    assert!(average > lowest + 100.0 && lowest == 2.0 && margin == 100.0 && step == steps as u64);
+    assert_eq!((values(&w), opt.steps()), (before, step));
+    // Gone back to where it was better, with a smaller learning rate, it goes on from a checkpoint.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.safetensors");
+    opt.save(&path).unwrap();
+    opt.load(&path).unwrap();
+    opt.set_lr(0.1).unwrap();
+    for _ in 0..100 {
+        opt.step(loss).unwrap();
+    }
+    assert!(values(&w)[0].abs() < 1e-9);
+    let mut opt = build(None).unwrap();
+    _ = tch::no_grad(|| w.shallow_clone().fill_(1.0));
+    (0..50).for_each(|_| _ = opt.step(loss).unwrap());
+    for margin in [0.0, -1.0, f64::NAN] {
+        refused(build(Some(margin)), &["`check_divergence`"]);
+    }
 }

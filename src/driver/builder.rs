@@ -6,10 +6,10 @@
 use super::arithmetic::{Arithmetic, check_lr};
 use super::compiled::Compiled;
 use super::row::Row;
-use super::{Optimizer, skip::Skips, sums::Sums};
+use super::{Optimizer, divergence::Divergence, skip::Skips, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
-use crate::{Params, Prior, Result, Schedule};
+use crate::{Params, Prior, Result, Schedule, check};
 use std::fmt;
 
 /// Everything about an optimizer that is not a number of its row: prior, noise, groups, schedule, clipping.
@@ -26,6 +26,7 @@ pub struct Builder<R: Row> {
     clip: Option<Clip>,
     check_finite: bool,
     skip_non_finite: bool,
+    divergence: Option<f64>,
     /// Of this builder and of the optimizer that it makes.
     compiled: &'static Compiled<R>,
 }
@@ -66,6 +67,7 @@ impl<R: Row> Builder<R> {
             clip: None,
             check_finite: true,
             skip_non_finite: false,
+            divergence: None,
             compiled: Compiled::HERE,
         }
     }
@@ -182,6 +184,15 @@ impl<R: Row> Builder<R> {
         self
     }
 
+    /// Makes a loss that rises an error, before the update: [`Error::Diverged`], where the average of the loss (of some
+    /// 50 updates, exponential) is more than `margin` > 0 above the lowest that it has been. In the loss's own unit, for
+    /// a cross-entropy 1. Default off. It is not in the checkpoint, and begins anew after loading one.
+    #[must_use]
+    pub fn check_divergence(mut self, margin: f64) -> Self {
+        self.divergence = Some(margin);
+        self
+    }
+
     /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that
     /// the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
@@ -195,12 +206,24 @@ impl<R: Row> Builder<R> {
     }
 
     pub(super) fn built(self, params: Params, lr: f64) -> Result<Optimizer<R>> {
-        let Builder { config, prior, noise, overrides, schedule, clip, check_finite, skip_non_finite, compiled } = self;
+        let Builder {
+            config,
+            prior,
+            noise,
+            overrides,
+            schedule,
+            clip,
+            check_finite,
+            skip_non_finite,
+            divergence,
+            compiled,
+        } = self;
         check_lr(lr)?;
         config.validate()?;
         config.statistic().check(config.expectation())?;
         R::Arithmetic::check(&config)?;
         schedule.validate()?;
+        divergence.map_or(Ok(()), |margin| check::positive("check_divergence", margin))?;
         clip.map_or(Ok(()), Clip::validate)?;
         params.check()?;
         params.check_overlap()?;
@@ -217,6 +240,7 @@ impl<R: Row> Builder<R> {
             clip,
             check_finite,
             skips: Skips::new(skip_non_finite),
+            divergence: divergence.map(Divergence::new),
             steps: 0,
             sums: Sums::default(),
             last: None,

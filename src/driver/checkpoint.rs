@@ -5,6 +5,7 @@
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, Unit, check_lr};
+use super::divergence::Divergence;
 use super::row::{Row, shared};
 use super::sums::Sums;
 use crate::gradient::Clip;
@@ -227,6 +228,7 @@ impl<R: Row> Optimizer<R> {
         self.clip = content.clip;
         self.steps = content.steps;
         self.last = None;
+        self.divergence = self.divergence.map(Divergence::anew);
         // Noise that was given as tensors is not in the file: the optimizer keeps its own.
         if let Some(p) = content.noise {
             self.noise = p.into();

@@ -11,9 +11,10 @@ use super::arithmetic::{Arithmetic, Step};
 use super::builder::Builder;
 use super::row::Row;
 use super::step::{Begun, Outcome, step_of};
-use super::{Diagnostics, Optimizer};
+use super::{Diagnostics, LrRange, Optimizer};
 use crate::{Error, Params, Result, check};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use tch::Tensor;
 
@@ -32,6 +33,7 @@ pub struct Compiled<R: Row> {
     pub backward: fn(&mut Optimizer<R>, Begun, Outcome) -> Result<f64>,
     pub posterior: fn(&Optimizer<R>) -> Result<R::Posterior>,
     pub learned_posterior: fn(&Optimizer<R>) -> Result<R::Posterior>,
+    pub lr_find: fn(&mut Optimizer<R>, RangeInclusive<f64>, usize, &mut Closure) -> Result<LrRange>,
     pub diagnostics: fn(&Optimizer<R>) -> Result<Diagnostics>,
     pub save: fn(&Optimizer<R>, &Path) -> Result<()>,
     pub load: fn(&mut Optimizer<R>, &Path) -> Result<()>,
@@ -89,6 +91,7 @@ impl<R: Row> Compiled<R> {
         },
         posterior: |optimizer| R::Arithmetic::posterior(&optimizer.units, now(optimizer)),
         learned_posterior: |optimizer| R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer)),
+        lr_find: Optimizer::lr_found,
         diagnostics: Optimizer::diagnosed,
         save: Optimizer::write,
         load: Optimizer::read,

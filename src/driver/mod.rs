@@ -30,8 +30,10 @@ mod builder;
 mod checkpoint;
 mod compiled;
 mod diagnostics;
+mod divergence;
 mod evaluation;
 mod from_grad;
+mod lr_find;
 mod output;
 mod prior;
 mod programs;
@@ -51,6 +53,7 @@ pub use block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 pub use builder::Builder;
 pub use diagnostics::{Diagnostics, Sigma, Spread};
 pub use evaluation::Evaluation;
+pub use lr_find::LrRange;
 pub use row::{Decay, MaybePosterior, NoPosterior, Row, When};
 pub use rule::{DeltaRule, OfWeights, Rule, Site, Start};
 pub use step::{Derivatives, Outcome};
@@ -62,6 +65,7 @@ use crate::posterior::{DiagonalGaussian, Posterior};
 use crate::{Params, Prior, Result, Schedule};
 use arithmetic::Unit;
 use compiled::Compiled;
+use divergence::Divergence;
 use skip::Skips;
 use sums::Sums;
 use tch::Tensor;
@@ -102,6 +106,7 @@ pub struct Optimizer<R: Row> {
     clip: Option<Clip>,
     check_finite: bool,
     skips: Skips,
+    divergence: Option<Divergence>,
     steps: u64,
     /// Evaluations since the last update.
     sums: Sums,

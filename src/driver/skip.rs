@@ -9,7 +9,7 @@ use crate::{Error, Result};
 const LIMIT: u64 = 100;
 
 /// Whether they are left out, and how many were.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Skips {
     on: bool,
     total: u64,

@@ -183,7 +183,9 @@ impl<R: Row> Optimizer<R> {
         let step = step_of(&self.params, &self.schedule, self.steps);
         // Here as well as in `prepare`: weights may have been loaded since the evaluations.
         R::Arithmetic::follow(&mut self.units, &self.params);
+        let divergence = self.divergence.map(|watch| watch.with(sums.loss, self.steps)).transpose()?;
         R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
+        self.divergence = divergence;
         // Counted last, so that a repeated step has the same noise as the one that failed.
         self.steps += 1;
         self.skips.updated();
