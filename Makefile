@@ -8,7 +8,7 @@ FLAGS := $(if $(FEATURES),--features $(FEATURES))
 ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics test-large lint bench bench-peers drop-in reproduce clean
+.PHONY: help setup demo test test-statistics test-large lint bench bench-peers drop-in drop-in-rates reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,11 @@ bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 
 drop-in: setup ## ten programs by five optimizers from three seeds; the table is in target/drop_in/table.md; 40 minutes
 	$(CARGO) run --release $(FLAGS) --example drop_in -- --seeds 3
+
+drop-in-rates: setup ## how much the learning rate matters to each: target/drop_in_rates/rates.svg, on the validation data; 40 minutes
+	$(CARGO) run --release $(FLAGS) --example drop_in -- --validation --folder target/drop_in_rates \
+		--optimizer adam --optimizer ivon-auto --optimizer bsam-auto \
+		--lr-scale 0.25 --lr-scale 0.5 --lr-scale 1 --lr-scale 2 --lr-scale 4
 
 reproduce: setup ## published numbers, run again
 	$(CARGO) run --release $(FLAGS) --example reproduce

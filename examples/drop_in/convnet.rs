@@ -38,7 +38,7 @@ impl Program for Convnet {
             examples: DIGITS as usize,
             steps: 500,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
-            adam_lr: 3e-3,
+            adam_lr: 1e-2,
             without_vogn: None,
         }
     }

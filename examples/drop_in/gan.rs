@@ -82,7 +82,7 @@ impl Program for Gan {
             examples: POINTS,
             steps: 3000,
             own: Own { build: |vs, lr| nn::adam(0.5, 0.999, 0.0).build(vs, lr), lr: 1e-3, scheduled: false },
-            adam_lr: 3e-3,
+            adam_lr: 3e-2,
             without_vogn: None,
         }
     }

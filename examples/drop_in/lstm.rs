@@ -22,7 +22,7 @@ impl Program for Lstm {
             examples: self.0.examples(),
             steps: 600,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 1e-2, scheduled: false },
-            adam_lr: 1e-2,
+            adam_lr: 3e-2,
             without_vogn: Some("LSTM"),
         }
     }

@@ -46,8 +46,8 @@ pub(crate) const PROGRAMS: [(&str, Load); 10] = [
 /// Programs of the kinds that users of tch run, each trained by optimizers chosen by name: prints one table.
 ///
 /// An optimizer is told the number of examples and of steps; only Adam's learning rate is chosen for each program, from
-/// three by the validation data. Data are read from $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and Shakespeare (otherwise
-/// their programs are skipped).
+/// four by the validation data. Data are read from $TCH_BLR_DATA: MNIST (otherwise digits are drawn), CIFAR-10, UCI and
+/// Shakespeare (otherwise their programs are skipped).
 #[derive(Parser)]
 pub(crate) struct Arguments {
     /// What to train; may be repeated [default: all]

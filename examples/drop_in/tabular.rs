@@ -71,7 +71,7 @@ impl Program for Tabular {
             examples: self.0.test.train.0.size()[0] as usize,
             steps: 3000,
             own: Own { build: |vs, lr| nn::Adam::default().build(vs, lr), lr: 1e-2, scheduled: false },
-            adam_lr: 1e-2,
+            adam_lr: 3e-2,
             without_vogn: None,
         }
     }

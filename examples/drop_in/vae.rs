@@ -62,7 +62,7 @@ impl Program for Vae {
             examples: DIGITS as usize,
             steps: 1000,
             own: Own { build: |vs, lr| tch::nn::Adam::default().build(vs, lr), lr: 1e-3, scheduled: false },
-            adam_lr: 3e-3,
+            adam_lr: 3e-2,
             without_vogn: None,
         }
     }
