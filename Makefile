@@ -49,7 +49,7 @@ bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 	-@scripts/peers.sh # without it the peers of tch are measured
 	$(CARGO) bench $(FLAGS) --bench peers
 
-drop-in: setup ## ten programs by five optimizers from three seeds; the table is in target/drop_in/table.md; 40 minutes
+drop-in: setup ## ten programs by six optimizers from three seeds; the table is in target/drop_in/table.md; 40 minutes
 	$(CARGO) run --release $(FLAGS) --example drop_in -- --seeds 3
 
 drop-in-rates: setup ## how much the learning rate matters to each: target/drop_in_rates/rates.svg, on the validation data; 40 minutes

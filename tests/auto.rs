@@ -2,14 +2,14 @@
 
 use support::{F64, Net, close, params, values, weight};
 use tch::Kind;
-use tch_blr::{BayesianSam, Ivon, Params, Philox, Posterior, Von};
+use tch_blr::rule::Row;
+use tch_blr::{BayesianSam, Builder, Evon, Ivon, Params, Philox, Posterior, Von};
 
 /// The weights after 30 steps on `scale` times the loss.
-fn path(scale: f64, start: impl Fn(Ivon) -> Ivon + Send + 'static) -> Vec<Vec<f64>> {
+fn path<R: Row>(scale: f64, row: impl Fn(f64) -> Builder<R>) -> Vec<Vec<f64>> {
     let net = Net::new(F64);
-    // The same posterior: ess·h and ess·δ are what it is made of.
-    let builder = Ivon::auto(300.0 / scale, 40).map(|c| start(c).weight_decay(scale / 300.0));
-    let mut opt = builder.noise(Philox { seed: 3 }).build(&net.vs, 0.02).unwrap();
+    // The same posterior: ess·h and ess·δ are what it is made of, and the prior is N(0, 1) anyway.
+    let mut opt = row(300.0 / scale).noise(Philox { seed: 3 }).build(&net.vs, 0.02).unwrap();
     for _ in 0..30 {
         opt.step(|| net.losses().mean(Kind::Double) * scale).unwrap();
     }
@@ -19,11 +19,14 @@ fn path(scale: f64, start: impl Fn(Ivon) -> Ivon + Send + 'static) -> Vec<Vec<f6
 /// By a power of two nothing is rounded differently.
 #[test]
 fn the_scale_of_the_loss_does_not_matter() {
-    let expected = path(1.0, |c| c);
-    assert_ne!(expected, path(1.0, |c| c.relative_noise(0.1)), "the noise takes part");
-    for scale in [4.0, 0.25, 65536.0] {
-        assert_eq!(path(scale, |c| c), expected, "loss times {scale}");
+    let (ivon, evon) = (|ess| Ivon::auto(ess, 40), |ess| Evon::auto(ess, 40));
+    let expected = (path(1.0, ivon), path(1.0, evon));
+    assert_ne!(expected.0, path(1.0, |ess| ivon(ess).map(|c| c.relative_noise(0.1))), "the noise takes part");
+    for scale in [4.0, 0.25] {
+        assert_eq!(path(scale, ivon), expected.0, "loss times {scale}");
+        assert_eq!(path(scale, evon), expected.1, "loss times {scale}");
     }
+    assert_eq!(path(65536.0, ivon), expected.0);
 }
 
 /// The precision of every parameter is that of a noise of 3 % of its weights' root mean square (of 0.01 where they are
@@ -34,7 +37,8 @@ fn noise_starts_at_the_weights_own_scale() {
     let params =
         || Params::named([("a", &a), ("b", &b), ("zero", &zero)].map(|(name, w)| (name, w.shallow_clone()))).unwrap();
     let precision = |q: &dyn Posterior, name: &str| values(&q.variance(name).unwrap().reciprocal());
-    let all: [Box<dyn Posterior>; 3] = [
+    let all: [Box<dyn Posterior>; 4] = [
+        Box::new(Evon::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         Box::new(Ivon::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         Box::new(Von::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         // Without its damping, which is part of the precision.

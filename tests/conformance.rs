@@ -54,7 +54,7 @@ suite!(
     ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
     ivon_auto vogn_auto bsam_auto ivon_auto_prior
     sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
-    evon evon_prior soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
+    evon evon_prior evon_auto soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
 );
 
 /// Rows with one block of all weights: no groups, and state that belongs to all parameters together.

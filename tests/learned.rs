@@ -144,3 +144,30 @@ fn what_is_not_known_is_said() {
     let q = Ivon::default().ess(10.0).builder().prior(Prior::isotropic(4.0)).build(params(&w), 0.1).unwrap();
     close(precision(&q.learned_posterior().unwrap()), 4.0, 1e-12);
 }
+
+/// The share is in the posterior, and goes where it goes.
+#[test]
+fn a_posterior_says_how_much_was_learned() {
+    let w = weight(&[2.0]);
+    let mut opt = Vadam::default().ess(10.0).beta2(0.99).weight_decay(0.2).build(params(&w), 1e-3).unwrap();
+    assert_eq!(opt.posterior().unwrap().learned(), None, "before the first step there is no telling");
+    steps(&mut opt, &w, 5);
+    let (q, expected) = (opt.posterior().unwrap(), Some(1.0 - 0.99_f64.powi(5)));
+    assert_eq!((q.learned(), opt.diagnostics().unwrap().learned), (expected, expected));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("q.safetensors");
+    q.save(&path).unwrap();
+    let loaded = DiagonalGaussian::load(&path).unwrap();
+    for same in [loaded, q.temper(2.0).unwrap(), q.select(|_| true).unwrap(), q.shallow_clone()] {
+        assert_eq!(same.learned(), expected);
+    }
+    let combined = tch_blr::combine(&[(1.0, &q), (1.0, &q)]).unwrap();
+    for other in [opt.learned_posterior().unwrap(), combined, prior()] {
+        assert_eq!(other.learned(), None);
+    }
+    prior().save(&path).unwrap();
+    assert_eq!(DiagonalGaussian::load(&path).unwrap().learned(), None);
+    let mut adam = Adam::default().ess(10.0).build(params(&w), 0.1).unwrap();
+    steps(&mut adam, &w, 2);
+    assert_eq!(adam.posterior().unwrap().learned(), None);
+}

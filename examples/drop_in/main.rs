@@ -54,7 +54,8 @@ pub(crate) struct Arguments {
     #[arg(long = "program", value_name = "NAME")]
     #[arg(value_parser = PossibleValuesParser::new(PROGRAMS.map(|(name, _)| name)))]
     programs: Vec<String>,
-    /// What to train it with; may be repeated [default: own, adam, ivon-auto, bsam-auto, vogn-auto]
+    /// What to train it with; may be repeated [default: own, adam, ivon-auto, bsam-auto, vogn-auto,
+    /// evon-auto]
     #[arg(long = "optimizer", value_name = "NAME", value_parser = PossibleValuesParser::new(NAMES))]
     optimizers: Vec<String>,
     /// Runs of each pair, with the seeds 0, 1, .., or with --validation 100, 101, ..
@@ -93,7 +94,7 @@ fn main() -> Outcome {
 /// # Errors
 /// If the files cannot be written. A training that fails is a result.
 pub(crate) fn run(arguments: &Arguments, data: Option<&Path>) -> Outcome<Vec<Run>> {
-    let default = || NAMES[..5].iter().map(ToString::to_string).collect();
+    let default = || NAMES[..6].iter().map(ToString::to_string).collect();
     let optimizers = if arguments.optimizers.is_empty() { default() } else { arguments.optimizers.clone() };
     let asked = |name: &str| arguments.programs.is_empty() || arguments.programs.iter().any(|asked| asked == name);
     output::create(&arguments.folder)?;

@@ -5,10 +5,11 @@ use std::time::Instant;
 use tch::nn::{self, VarStore};
 use tch::{TchError, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::{Adam, BayesianSam, Builder, Error, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
+use tch_blr::{Adam, BayesianSam, Builder, Error, Evon, Ivon, Philox, Posterior, Result, Schedule, Train, Von};
 
-/// Every name; the first five are the table's unless others are asked for.
-pub(crate) const NAMES: [&str; 8] = ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "ivon", "bsam", "vogn"];
+/// Every name; the first six are the table's unless others are asked for.
+pub(crate) const NAMES: [&str; 9] =
+    ["own", "adam", "ivon-auto", "bsam-auto", "vogn-auto", "evon-auto", "ivon", "bsam", "vogn"];
 
 /// One training: an optimizer, a seed, and what else the command line says.
 #[derive(Debug)]
@@ -63,6 +64,7 @@ impl Job<'_> {
             "ivon-auto" => return self.auto(Ivon::auto(n, steps), vs),
             "bsam-auto" => return self.auto(BayesianSam::auto(n, steps), vs),
             "vogn-auto" => return self.auto(Von::auto(n, steps), vs),
+            "evon-auto" => return self.auto(Evon::auto(n, steps), vs),
             other => unreachable!("{other} is not in NAMES"),
         };
         Ok(Trainer::new(Kind::Row(row?)))

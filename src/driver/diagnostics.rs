@@ -2,7 +2,7 @@
 //!
 //! Quality of predictions is measured in [`crate::metrics`].
 
-use super::arithmetic::delta;
+use super::arithmetic::{delta, learned};
 use super::row::{MaybePosterior, Row};
 use super::{Optimizer, Unit};
 use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
@@ -114,18 +114,11 @@ impl<R: Row> Optimizer<R> {
             sigma: Some(sigma(&*q)),
             kl_per_example: kl,
             elbo_per_example: kl.map(|kl| -(last.loss + kl)),
-            learned: self.learned(),
+            learned: learned(&self.units),
             prior_share,
             spreads: spreads(&*q),
             ..without
         })
-    }
-
-    /// 1 - β₂ᵗ
-    fn learned(&self) -> Option<f64> {
-        let trained = self.units.iter().filter(|unit| unit.steps > 0);
-        let shares = trained.map(|unit| unit.row.initial_share(unit.steps).map(|start| 1.0 - start));
-        shares.collect::<Option<Vec<_>>>()?.into_iter().reduce(f64::min)
     }
 
     /// KL(q ‖ prior) = E_q[-ln prior] - entropy, and the mean of σ²P₀, for a prior that is a product over the weights.

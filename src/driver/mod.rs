@@ -48,6 +48,7 @@ mod train;
 mod weights;
 
 pub use advice::Advice;
+pub(crate) use arithmetic::rms;
 pub use arithmetic::{Arithmetic, Blocks, Weights};
 pub use block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 pub use builder::Builder;

@@ -153,28 +153,37 @@ pub trait DeltaRule: Rule {}
 /// A posterior over single weights, independent under it: what an elementwise row can have.
 pub trait OfWeights: super::row::MaybePosterior {
     /// From name and mean (or the natural parameter of binary weights) of each trainable parameter;
-    /// `precision(i)` computes the precision of number i.
+    /// `precision(i)` computes the precision of number i, of which `learned` is the share that was learned.
     ///
     /// # Errors
     /// Those of `precision`, and of a posterior that does not exist.
-    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self>;
+    fn of_weights(
+        means: Vec<(&str, Tensor)>,
+        precision: &dyn Fn(usize) -> Result<Tensor>,
+        learned: Option<f64>,
+    ) -> Result<Self>;
 }
 
 impl OfWeights for DiagonalGaussian {
-    fn of_weights(learned: Vec<(&str, Tensor)>, precision: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
+    fn of_weights(
+        means: Vec<(&str, Tensor)>,
+        precision: &dyn Fn(usize) -> Result<Tensor>,
+        learned: Option<f64>,
+    ) -> Result<Self> {
         let entry = |(i, (name, mean)): (usize, (_, Tensor))| precision(i).map(|s| (name, mean, s));
-        DiagonalGaussian::sharing(learned.into_iter().enumerate().map(entry).collect::<Result<Vec<_>>>()?)
+        let entries = means.into_iter().enumerate().map(entry).collect::<Result<Vec<_>>>()?;
+        Ok(DiagonalGaussian::sharing(entries)?.with_learned(learned))
     }
 }
 
 impl OfWeights for MeanFieldBernoulli {
-    fn of_weights(learned: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
-        MeanFieldBernoulli::new(learned)
+    fn of_weights(means: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>, _: Option<f64>) -> Result<Self> {
+        MeanFieldBernoulli::new(means)
     }
 }
 
 impl OfWeights for NoPosterior {
-    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>) -> Result<Self> {
+    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>, _: Option<f64>) -> Result<Self> {
         Err(none())
     }
 }

@@ -3,7 +3,7 @@
 //! Here is what the driver asks of elementwise rows ([`Arithmetic`]): which tensors and numbers each pass reads, and
 //! where it writes. What a pass computes at one weight is in `programs.rs`, how it runs in [`crate::kernel`].
 
-use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, rms, unsupported};
+use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, learned, rms, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
@@ -429,10 +429,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| unit.precision(step, None))
+        posterior(units, step.params, &|unit| unit.precision(step, None), learned(units))
     }
     fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| unit.learned_precision(step))
+        posterior(units, step.params, &|unit| unit.learned_precision(step), None)
     }
 }
 
@@ -441,11 +441,12 @@ fn posterior<R: Rule>(
     units: &[Unit<R>],
     params: &Params,
     precision: &dyn Fn(&Unit<R>) -> Result<Tensor>,
+    learned: Option<f64>,
 ) -> Result<R::Posterior> {
     let _no_grad = tch::no_grad_guard();
     let trained: Vec<(&Unit<R>, &Leaf)> =
         units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
     // Copies: a posterior must not move with the next step.
     let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
-    R::Posterior::of_weights(means.collect(), &|i| precision(trained[i].0))
+    R::Posterior::of_weights(means.collect(), &|i| precision(trained[i].0), learned)
 }

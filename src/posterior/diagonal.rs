@@ -25,6 +25,7 @@ use tch::{Kind, Tensor};
 pub struct DiagonalGaussian {
     pub(super) entries: Vec<Entry>,
     pub(super) seed: u64,
+    learned: Option<f64>,
 }
 
 /// Mean and precision of one parameter: same shape, kind (f32 or f64) and device.
@@ -65,6 +66,9 @@ struct Content {
     seed: u64,
     /// In order; the file sorts its tensors.
     names: Vec<String>,
+    /// Absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learned: Option<f64>,
 }
 
 const FORM: &str = "diagonal Gaussian posterior";
@@ -86,7 +90,7 @@ impl DiagonalGaussian {
 
     /// As [`DiagonalGaussian::new`], with tensors that nobody else writes to.
     pub(crate) fn sharing<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
-        let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0 };
+        let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0, learned: None };
         for (name, mean, precision) in entries {
             let name = name.into();
             let refuse = |problem: String| Err(Error::parameter(&name, problem));
@@ -115,6 +119,18 @@ impl DiagonalGaussian {
             return Err(no_parameter());
         }
         Ok(q)
+    }
+
+    /// The share of its precision that a training has learned; the rest is where that started, `hess_init`. 1-β₂ᵗ after
+    /// t updates, as in [`Diagnostics`](crate::Diagnostics): below a tenth, σ says little about the data. `None` if the
+    /// posterior does not come from such a training ([`DiagonalGaussian::new`], [`combine`](crate::combine), Laplace,
+    /// [`Optimizer::learned_posterior`](crate::Optimizer::learned_posterior)).
+    pub fn learned(&self) -> Option<f64> {
+        self.learned
+    }
+
+    pub(crate) fn with_learned(self, learned: Option<f64>) -> Self {
+        DiagonalGaussian { learned, ..self }
     }
 
     /// A second handle to the same tensors.
@@ -168,7 +184,7 @@ impl DiagonalGaussian {
             let (mean, precision) = f(e);
             Entry { name: e.name.clone(), mean, precision }
         });
-        DiagonalGaussian { entries: entries.collect(), seed: self.seed }
+        DiagonalGaussian { entries: entries.collect(), ..*self }
     }
 
     /// The posterior of the parameters whose name passes, for example all but an old head.
@@ -178,7 +194,7 @@ impl DiagonalGaussian {
     pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
         let kept = self.entries.iter().filter(|e| keep(&e.name));
         let q = Self::sharing(kept.map(|e| (e.name.clone(), e.mean.shallow_clone(), e.precision.shallow_clone())))?;
-        Ok(q.with_seed(self.seed))
+        Ok(q.with_seed(self.seed).with_learned(self.learned))
     }
 
     /// Sample `k` = 0, 1, … of every parameter, in order: m + z/√s, in the shape and kind of the mean.
@@ -267,7 +283,8 @@ impl DiagonalGaussian {
     pub fn temper(&self, tau: f64) -> Result<Self> {
         crate::check::positive("tau", tau)?;
         let tempered = self.map(|e| (e.mean.copy(), &e.precision / tau));
-        Ok(Self::sharing(tempered.entries.into_iter().map(|e| (e.name, e.mean, e.precision)))?.with_seed(self.seed))
+        let q = Self::sharing(tempered.entries.into_iter().map(|e| (e.name, e.mean, e.precision)))?;
+        Ok(q.with_seed(self.seed).with_learned(self.learned))
     }
 
     /// Natural parameters of every weight tensor, in order.
@@ -310,7 +327,7 @@ impl DiagonalGaussian {
             tensors.push((format!("{}{PRECISION}", e.name), e.precision.shallow_clone()));
         }
         let names = self.names().map(str::to_owned).collect();
-        checkpoint::save(path, FORM, &tensors, &Content { seed: self.seed, names })
+        checkpoint::save(path, FORM, &tensors, &Content { seed: self.seed, names, learned: self.learned })
     }
 
     /// Reads what [`DiagonalGaussian::save`] wrote (tensor `<name>` is the mean, `<name>.precision` the precision),
@@ -328,6 +345,7 @@ impl DiagonalGaussian {
             entries.push((name, mean, precision));
         }
         stored.finish("parameter")?;
-        Ok(Self::sharing(entries).map_err(|e| Error::file(path, e))?.with_seed(content.seed))
+        let q = Self::sharing(entries).map_err(|e| Error::file(path, e))?;
+        Ok(q.with_seed(content.seed).with_learned(content.learned))
     }
 }

@@ -1,9 +1,10 @@
-//! A start that needs no search: what `Ivon::auto`, `Von::auto` and `BayesianSam::auto` share.
+//! A start that needs no search: what `Ivon::auto`, `Von::auto`, `BayesianSam::auto` and `Evon::auto` share.
 //!
 //! `docs/tuning.md` has the derivation, what else was tried, and the figures.
 
 use crate::driver::{Site, Start};
 use crate::{Real, Result, Schedule, check};
+use tch::Tensor;
 
 /// How long a step of the mean is. The rule leaves that free: any positive factor per weight on the natural gradient
 /// has the same fixed points, and touches neither precision nor noise.
@@ -61,6 +62,18 @@ impl StepLength {
             }
         }
     }
+
+    /// As [`StepLength::divisor`] for a whole block, whose u = ĝ + δ(m-m₀) and δ/λ are given: d, and the new v.
+    pub(super) fn divisor_of_block(self, t: u64, u: &Tensor, delta: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let [beta, fresh, debias, least] = self.coefficients(t);
+        let v = v * beta + u.square() * fresh;
+        ((&v * debias + delta).sqrt().clamp_min(least), v)
+    }
+}
+
+/// Errors if a factor by which a precision may grow is no growth.
+pub(super) fn check_growth(factor: f64) -> Result<()> {
+    check::that("max_growth", factor, factor.is_finite() && factor > 1.0, "a number > 1")
 }
 
 /// h₀: as given, or the one whose noise 1/√(λh₀) is `relative` times the root mean square of the parameter's weights.

@@ -1,11 +1,12 @@
 //! EVON: variational online Newton in an eigenbasis.
 
-use super::common::{config, fields, samples};
+use super::auto::{self, StepLength};
+use super::common::{config, fields, retracted_share, samples};
 use super::eigenbasis::{EIGENBASIS, Eigenbasis};
-use crate::driver::{Block, BlockRule, Blocks, Displaced, Evaluated, Learned, Row, When};
+use crate::driver::{Block, BlockRule, Blocks, Displaced, Evaluated, Learned, Row, Start, When, rms};
 use crate::posterior::KroneckerGaussian;
 use crate::prior::{BlockPrior, Family};
-use crate::{Expectation, Result, Statistic, check};
+use crate::{Builder, Expectation, Result, Statistic, check};
 use tch::Tensor;
 
 config! {
@@ -63,21 +64,37 @@ config! {
         clip_radius: Option<f64> = None, via f64;
         /// Divide the gradient average by 1-β₁ᵗ; default on.
         debias: bool = true;
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), as in
+        /// [`Ivon`](crate::Ivon). Default: off.
+        relative_noise: Option<f64> = None, via f64;
+        /// Largest factor > 1 by which one step may raise a precision; default: none.
+        max_growth: Option<f64> = None, via f64;
+        /// What divides the step of the mean; default [`StepLength::Newton`]. [`StepLength::Adam`] keeps its squares in
+        /// the basis.
+        step_length: StepLength = StepLength::Newton;
+    }
+}
+
+impl Evon {
+    /// EVON where `lr` means what Adam's does and nothing else has to be found: [`Ivon::auto`](crate::Ivon::auto), in
+    /// the eigenbasis. `ess` is the number of training examples, `steps` the number of updates planned.
+    pub fn auto(ess: f64, steps: u64) -> Builder<Self> {
+        auto::settings!(Evon::default(), ess, steps).max_growth(2.0).schedule(auto::schedule(steps))
     }
 }
 
 /// Where the basis starts among the state tensors.
-const BASIS: usize = 2;
+const BASIS: usize = 3;
 
 samples!(Evon);
 
 impl Row for Evon {
     const NAME: &'static str = "evon";
     const STATE: &'static [&'static str] =
-        &["momentum", "hess", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
+        &["momentum", "hess", "square", EIGENBASIS[0], EIGENBASIS[1], EIGENBASIS[2], EIGENBASIS[3]];
     type Arithmetic = Blocks;
     type Posterior = KroneckerGaussian;
-    fields!(weight_decay ess expectation beta2);
+    fields!(weight_decay ess expectation);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;
@@ -90,7 +107,12 @@ impl Row for Evon {
         check::that("max_dim", self.max_dim, self.max_dim >= 0, "a number ≥ 0")?;
         self.expectation.check_sampled()?;
         self.hess_clip.map_or(Ok(()), |kappa| check::positive("hess_clip", kappa))?;
+        self.max_growth.map_or(Ok(()), auto::check_growth)?;
+        auto::validate(self.relative_noise, self.step_length)?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
+    }
+    fn initial_share(&self, t: u64) -> Option<f64> {
+        Some(retracted_share(self.beta2, t))
     }
     fn statistic(&self) -> Statistic {
         Statistic::Price
@@ -102,8 +124,14 @@ impl BlockRule for Evon {
     const PRIOR: Family = Family::Kronecker;
 
     fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
-        let h = if prior.delta().is_some() { self.hess_init } else { 0.0 };
-        let mut state = vec![mean.zeros_like(), mean.full_like(h)];
+        let start = Start { posterior_prior: prior.delta().is_none(), rms: rms(mean) };
+        let h = auto::hess_init(self.hess_init, self.relative_noise, start, self.ess.unwrap_or(f64::NAN));
+        let squares = if self.step_length.has_squares() {
+            mean.zeros_like()
+        } else {
+            mean.new_empty([0], (mean.kind(), mean.device()))
+        };
+        let mut state = vec![mean.zeros_like(), mean.full_like(h), squares];
         state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
     }
@@ -132,14 +160,23 @@ impl BlockRule for Evon {
         let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
         // The second-order term keeps h+δ above half of its value, whatever the sign of f.
         let change = (f - h) * r;
-        let h = h + &change + change.square() * 0.5 / s;
+        let h = h + &change + change.square() * 0.5 / &s;
+        let h = self.max_growth.map_or_else(|| h.shallow_clone(), |growth| h.minimum(&(s * growth - &delta)));
         let b = b * self.beta1 + x.gradient * (1.0 - self.beta1);
         let debias = if self.debias { 1.0 / (1.0 - self.beta1.powf(when.t as f64)) } else { 1.0 };
+        let pull = x.prior.pull(x.mean)?;
+        let (divisor, square) = match self.step_length {
+            StepLength::Newton => (&h + delta, state[2].shallow_clone()),
+            adam @ StepLength::Adam { .. } => {
+                let u = basis.rotate(&(x.gradient + &pull))?;
+                adam.divisor_of_block(when.t, &u, &(delta / check::ess(self.ess)?), &state[2])
+            }
+        };
         // One rotation for both, since it is linear; and the new precision divides.
-        let step = basis.rotate(&(&b * debias + x.prior.pull(x.mean)?))? / (&h + delta);
+        let step = basis.rotate(&(&b * debias + pull))? / divisor;
         let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
         let mean = x.mean - basis.back(&step)? * when.lr;
-        let mut state = vec![b, h];
+        let mut state = vec![b, h, square];
         // Last: no step may use a basis that has seen its gradient.
         state.extend(basis.updated(&x.statistics[1..], self.beta_basis, when.t, self.frequency)?);
         Ok((mean, state))
@@ -155,6 +192,25 @@ impl BlockRule for Evon {
 mod tests {
     use super::super::common::testing::refused;
     use super::*;
+
+    /// One weight, which has no basis: h = δ = 1, λ = 2, r = ½, f = 2·1·2 = 4, so that h wants to grow by 3/2 + (3/2)²/4
+    /// and S from 2 to 4.0625, of which growth allows 3. And u = 3 + 1·2, d² = u² + ½, α = 0.1.
+    #[test]
+    fn one_step_by_hand() {
+        let t = |x: f64| Tensor::from_slice(&[x]);
+        let rule = Evon::default().ess(2.0).weight_decay(1.0).beta2(0.5).max_growth(1.5);
+        let rule = rule.step_length(StepLength::Adam { beta: 0.9 });
+        let prior = BlockPrior::isotropic(1.0);
+        let state = rule.initial(&t(2.0), &prior);
+        let moments = [t(1.0), state[3].shallow_clone(), state[4].shallow_clone()];
+        let (mean, gradient) = (t(2.0), t(3.0));
+        let x = Block { mean: &mean, gradient: &gradient, statistics: &moments, prior: &prior };
+        let (mean, state) = rule.update(When { t: 1, lr: 0.1 }, &x, &state).unwrap();
+        let close = |x: &Tensor, expected: f64| assert!((x.double_value(&[0]) - expected).abs() < 1e-14, "{x:?}");
+        close(&mean, 2.0 - 0.1 * (3.0 + 2.0) / 25.5_f64.sqrt());
+        close(&state[1], 2.0);
+        close(&state[2], 0.1 * 25.0);
+    }
 
     #[test]
     fn values_out_of_range_are_named() {
@@ -172,6 +228,9 @@ mod tests {
             (rule.expectation(Expectation::Delta), "expectation"),
             (rule.hess_clip(0.0), "hess_clip"),
             (rule.clip_radius(-1.0), "clip_radius"),
+            (rule.relative_noise(0.0), "relative_noise"),
+            (rule.max_growth(1.0), "max_growth"),
+            (rule.step_length(StepLength::Adam { beta: 1.0 }), "step_length beta"),
         ]);
     }
 }

@@ -116,7 +116,7 @@ impl Row for Ivon {
         let known = matches!(self.hessian, Statistic::Price | Statistic::SquaredGradient);
         check::that("hessian", self.hessian, known, "Price or SquaredGradient")?;
         self.square_scale.map_or(Ok(()), |scale| check::positive("square_scale", scale))?;
-        self.max_growth.map_or(Ok(()), |x| check::that("max_growth", x, x.is_finite() && x > 1.0, "a number > 1"))?;
+        self.max_growth.map_or(Ok(()), auto::check_growth)?;
         auto::validate(self.relative_noise, self.step_length)?;
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }

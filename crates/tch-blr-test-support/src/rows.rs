@@ -124,6 +124,7 @@ rows! { Tapped:
     full_von_exact: FullVon = |_| FullVon::default().ess(1e3).weight_decay(0.01).hessian(Statistic::Hessian)
         .expectation(Expectation::Antithetic { pairs: 1 }).builder(), 0.3;
     full_von_prior: FullVon = |vs| FullVon::default().ess(1e3).hessian(Statistic::Hessian).prior(prior(vs)), 0.3;
+    evon_auto: Evon = |_| Evon::auto(1e3, 200).map(|c| c.frequency(3)).schedule(Schedule::Constant), 0.03;
     evon: Evon = |_| Evon::default().ess(1e3).weight_decay(0.01).beta1(0.8).frequency(2).builder(), 0.2;
     evon_prior: Evon = |vs| Evon::default().ess(1e3).beta1(0.8).beta2(0.99).prior(prior(vs)), 0.1;
     soap: Soap = |_| Soap::default().ess(1e3).weight_decay(0.01).frequency(2).builder(), 0.05;
