@@ -29,7 +29,7 @@ fn prior_and_data() {
     let starts: [(Builder<Vadam>, f64); 3] = [
         (vadam().builder(), 2.0),
         (vadam().square_init(5000.0).builder(), 2.0),
-        (vadam().builder().prior(&prior()), 7.0),
+        (vadam().builder().prior(prior()), 7.0),
     ];
     for (i, (builder, p)) in starts.into_iter().enumerate() {
         let w = weight(&[2.0]);
@@ -52,8 +52,8 @@ fn prior_and_data_by_ivon() {
         (ivon().hess_init(200.0).builder(), 2.0),
         // 1/(10·(0.05·2)²) = 10
         (ivon().relative_noise(0.05).builder(), 2.0),
-        (ivon().hess_init(200.0).builder().prior(&prior()), 7.0),
-        (ivon().relative_noise(0.05).builder().prior(&prior()), 7.0),
+        (ivon().hess_init(200.0).builder().prior(prior()), 7.0),
+        (ivon().relative_noise(0.05).builder().prior(prior()), 7.0),
     ];
     for (i, (builder, p)) in starts.into_iter().enumerate() {
         let w = weight(&[2.0]);

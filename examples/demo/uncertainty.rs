@@ -151,7 +151,7 @@ fn precisions(trained: &[&Trained], folder: &Path) -> Outcome {
                 logs.extend(Vec::<f64>::try_from(s.log10().flatten(0, -1).to_kind(Kind::Double))?);
             }
         }
-        histograms.push((t.name.to_owned(), logs));
+        histograms.push((t.name.clone(), logs));
     }
     pictures::histograms(
         &folder.join("precisions.svg"),

@@ -1,7 +1,7 @@
 //! Convolutions on 6,000 digits, as beginners' programs have them.
 
 use super::optimizer::{Job, Own};
-use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
+use super::program::{DIGITS, Examples, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
@@ -10,8 +10,8 @@ use tch_blr::nn::{conv2d, linear};
 use tch_blr_examples::Outcome;
 
 struct Convnet {
-    train: (Tensor, Tensor),
-    held_out: HeldOut<(Tensor, Tensor)>,
+    train: Examples,
+    held_out: HeldOut<Examples>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {

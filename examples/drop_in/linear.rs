@@ -1,7 +1,7 @@
 //! Softmax regression on 6,000 digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
+use super::program::{DIGITS, Examples, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Predictions, Scores};
 use std::path::Path;
 use tch::Tensor;
@@ -11,8 +11,8 @@ use tch_blr_examples::Outcome;
 use tch_blr_examples::digits::{CLASSES, PIXELS};
 
 struct Regression {
-    train: (Tensor, Tensor),
-    held_out: HeldOut<(Tensor, Tensor)>,
+    train: Examples,
+    held_out: HeldOut<Examples>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {

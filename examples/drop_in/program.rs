@@ -23,6 +23,9 @@ pub(crate) trait Program {
     fn run(&self, job: &Job) -> Outcome<Scores>;
 }
 
+/// Inputs and labels.
+pub(crate) type Examples = (Tensor, Tensor);
+
 /// What is scored after a training.
 #[derive(Debug)]
 pub(crate) struct HeldOut<T> {
@@ -40,10 +43,7 @@ impl<T> HeldOut<T> {
 
 /// Images to train on and to score, `[N, 784]` or what `shape` makes of it: the first 6,000 of the training digits; and of
 /// the others two times 2,000, or halves of them.
-pub(crate) fn digits(
-    data: Option<&Path>,
-    shape: impl Fn(&Tensor) -> Tensor,
-) -> Outcome<((Tensor, Tensor), HeldOut<(Tensor, Tensor)>)> {
+pub(crate) fn digits(data: Option<&Path>, shape: impl Fn(&Tensor) -> Tensor) -> Outcome<(Examples, HeldOut<Examples>)> {
     let digits = Digits::load_from(data)?;
     let part =
         |images: &Tensor, labels: &Tensor, from, n| (shape(&images.narrow(0, from, n)), labels.narrow(0, from, n));

@@ -1,7 +1,7 @@
 //! Residual blocks with batch normalization on 10,000 small pictures of CIFAR-10.
 
 use super::optimizer::{Job, Own};
-use super::program::{HeldOut, Plan, Program, mini_batches};
+use super::program::{Examples, HeldOut, Plan, Program, mini_batches};
 use super::scores::{Predictions, Scores};
 use safetensors::SafeTensors;
 use std::fs;
@@ -17,8 +17,8 @@ use tch_blr_examples::Outcome;
 const CLASSES: i64 = 10;
 
 struct Resnet {
-    train: (Tensor, Tensor),
-    held_out: HeldOut<(Tensor, Tensor)>,
+    train: Examples,
+    held_out: HeldOut<Examples>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {

@@ -1,7 +1,7 @@
 //! A translation by two GRUs: numbers in English words into digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{HeldOut, Plan, Program, mini_batches};
+use super::program::{Examples, HeldOut, Plan, Program, mini_batches};
 use super::scores::{Better, Predictions, Scores};
 use tch::nn::{self, Module, OptimizerConfig, RNN};
 use tch::{Kind, Tensor};
@@ -55,8 +55,8 @@ const START: i64 = 11;
 const SYMBOLS: i64 = 12;
 
 struct Seq2seq {
-    train: (Tensor, Tensor),
-    held_out: HeldOut<(Tensor, Tensor)>,
+    train: Examples,
+    held_out: HeldOut<Examples>,
 }
 
 pub(crate) fn program() -> Box<dyn Program> {

@@ -1,7 +1,7 @@
 //! A variational autoencoder of binary digits.
 
 use super::optimizer::{Job, Own};
-use super::program::{DIGITS, HeldOut, Plan, Program, digits, mini_batches};
+use super::program::{DIGITS, Examples, HeldOut, Plan, Program, digits, mini_batches};
 use super::scores::{Better, Measure, Scores};
 use std::path::Path;
 use tch::nn::{LinearConfig, Module, OptimizerConfig, Path as Names};
@@ -15,8 +15,8 @@ const LATENT: i64 = 20;
 
 struct Vae {
     /// With labels, which it does not use.
-    train: (Tensor, Tensor),
-    held_out: HeldOut<(Tensor, Tensor)>,
+    train: Examples,
+    held_out: HeldOut<Examples>,
 }
 
 pub(crate) fn load(data: Option<&Path>) -> Outcome<Box<dyn Program>> {
