@@ -40,6 +40,9 @@ pub struct Start {
 /// `State<T>` is `[T; N]` with one element per name in [`Row::STATE`]. `Coefficients<T>` holds what is the same for all
 /// weights of a parameter, computed in f64 once a step and rounded once.
 ///
+/// The functions over [`Real`] are what the loop over the weights consists of. Mark them `#[inline(always)]`: one that
+/// the compiler leaves as a call has neither the loop's vectors nor its registers, and takes several times as long.
+///
 /// A row that limits each weight's step:
 ///
 /// ```
@@ -72,6 +75,7 @@ pub struct Start {
 ///     fn coefficients(&self, when: When) -> [f64; 2] {
 ///         [when.lr, self.largest]
 ///     }
+///     #[inline(always)]
 ///     fn update<T: Real>(&self, [lr, largest]: [T; 2], x: Site<T>, _: [T; 0]) -> (T, [T; 0]) {
 ///         (x.mean - lr * x.gradient.min(largest).max(-largest), [])
 ///     }

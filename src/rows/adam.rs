@@ -74,6 +74,7 @@ impl Rule for Adam {
         let debias2 = debias(self.beta2).sqrt().recip();
         [ess, debias2, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 8], x: Site<T>, [b, v, v_max]: [T; 3]) -> (T, [T; 3]) {
         let [_, debias2, rate, beta1, fresh1, beta2, fresh2, eps] = k;
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
@@ -83,6 +84,7 @@ impl Rule for Adam {
         let scale = if self.amsgrad { v_max } else { v };
         (x.mean - rate * b / (scale.sqrt() * debias2 + eps), [b, v, v_max])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, debias2, ..]: [T; 8], delta: T, [_, v, v_max]: [T; 3]) -> T {
         let scale = if self.amsgrad { v_max } else { v };
         ess * (scale.sqrt() * debias2 + delta)

@@ -74,12 +74,14 @@ impl Rule for AdamW {
         let [a, b, c, d, e, f, g, h] = self.adam().coefficients(when);
         [a, b, c, d, e, f, g, h, 1.0 - when.lr * self.weight_decay]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, [a, b, c, d, e, f, g, h, keep]: [T; 9], x: Site<T>, state: [T; 3]) -> (T, [T; 3]) {
         // The pull of a prior, if there is one, is taken at the old mean like the gradient; so Adam gets δ = 0.
         let pulled = x.gradient + x.delta * (x.mean - x.prior_mean);
         let decayed = Site { mean: keep * x.mean, gradient: pulled, delta: T::real(0.0), ..x };
         self.adam().update([a, b, c, d, e, f, g, h], decayed, state)
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [a, b, c, d, e, f, g, h, _]: [T; 9], delta: T, state: [T; 3]) -> T {
         self.adam().precision([a, b, c, d, e, f, g, h], delta, state)
     }

@@ -112,10 +112,12 @@ impl Rule for BayesBiNN {
         let rate = when.lr / debias;
         [1.0 / tau, ess / tau, self.eps, 1.0, 0.5, self.beta1, 1.0 - self.beta1, rate, self.prior_natural]
     }
+    #[inline(always)]
     fn point<T: Real>(&self, [inverse_tau, ..]: [T; 9], lambda: T, d: T, sign: T, _: T, _: [T; 1]) -> T {
         // d is odd about u = ½, so the minus gives the noise of 1-u.
         ((lambda + sign * d) * inverse_tau).tanh()
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 9], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let [_, n_over_tau, eps, one, half, beta1, fresh, rate, lambda0] = k;
         // 1-μ² = sech²λ by the half angle, t = tanh(λ/2): where μ = tanh λ rounds to 1 in f32, t does not yet.

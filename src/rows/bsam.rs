@@ -128,9 +128,11 @@ impl Rule for BayesianSam {
         let [d0, d1, d2, d3] = self.step_length.coefficients(when.t);
         [ess, self.damping, lr, self.rho, self.beta1, 1.0 - self.beta1, 1.0 - self.beta2, d0, d1, d2, d3]
     }
+    #[inline(always)]
     fn adversarial<T: Real>(&self, [_, gamma, _, rho, ..]: [T; 11], g: T, _: T, delta: T, [_, h, _]: [T; 3]) -> T {
         rho * g / (h + delta + gamma)
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 11], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
         let [ess, gamma, lr, _, beta1, fresh, r, divisor @ ..] = k;
         let old = h + x.delta + gamma;
@@ -144,6 +146,7 @@ impl Rule for BayesianSam {
         let (d, square) = self.step_length.divisor(divisor, x, (ess, x.delta, s), square);
         (x.mean - lr * b / d, [b, h, square])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, gamma, ..]: [T; 11], delta: T, [_, h, _]: [T; 3]) -> T {
         ess * (h + delta + gamma)
     }

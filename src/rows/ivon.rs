@@ -159,6 +159,7 @@ impl Rule for Ivon {
         let lr = when.lr * c;
         [ess, scale, lr, self.beta1, 1.0 - self.beta1, debias, r, 0.5 * r * r, xi, growth, d0, d1, d2, d3]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 14], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
         let [ess, scale, lr, beta1, fresh, debias, r, half_r2, xi, growth, divisor @ ..] = k;
         let f = match self.hessian {
@@ -175,6 +176,7 @@ impl Rule for Ivon {
         let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / d;
         (x.mean - lr * v.min(xi).max(-xi), [b, h, square])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, ..]: [T; 14], delta: T, [_, h, _]: [T; 3]) -> T {
         ess * (h + delta)
     }

@@ -74,6 +74,7 @@ impl Rule for RmsProp {
         let ess = self.ess.unwrap_or(f64::INFINITY);
         [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.momentum]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 6], x: Site<T>, [b, v, mean]: [T; 3]) -> (T, [T; 3]) {
         let [_, lr, decay, fresh, eps, mu] = k;
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
@@ -88,6 +89,7 @@ impl Rule for RmsProp {
         let b = mu * b + u / (scale.sqrt() + eps);
         (x.mean - lr * b, [b, v, mean])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, ..]: [T; 6], delta: T, [_, v, _]: [T; 3]) -> T {
         ess * (v.sqrt() + delta)
     }

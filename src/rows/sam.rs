@@ -71,10 +71,12 @@ impl Rule for Sam {
     fn coefficients(&self, when: When) -> [f64; 3] {
         [when.lr, self.momentum, self.rho]
     }
+    #[inline(always)]
     fn adversarial<T: Real>(&self, [_, _, rho]: [T; 3], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
         // The quotient first, which is 0 for the infinite norm that stands for a vanishing gradient.
         rho * (gradient / norm)
     }
+    #[inline(always)]
     fn update<T: Real>(&self, [lr, mu, _]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
         let b = mu * b + u;

@@ -68,15 +68,18 @@ impl Rule for SamRmsProp {
         let ess = self.ess.unwrap_or(f64::INFINITY);
         [ess, when.lr, self.alpha, 1.0 - self.alpha, self.eps, self.rho]
     }
+    #[inline(always)]
     fn adversarial<T: Real>(&self, [.., rho]: [T; 6], gradient: T, norm: T, _: T, _: [T; 1]) -> T {
         // As in SAM: the quotient is 0 where the norm stands for a vanishing gradient.
         rho * (gradient / norm)
     }
+    #[inline(always)]
     fn update<T: Real>(&self, [_, lr, decay, fresh, eps, _]: [T; 6], x: Site<T>, [v]: [T; 1]) -> (T, [T; 1]) {
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
         let v = decay * v + fresh * u * u;
         (x.mean - lr * (u / (v.sqrt() + eps)), [v])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, ..]: [T; 6], delta: T, [v]: [T; 1]) -> T {
         ess * (v.sqrt() + delta)
     }

@@ -64,6 +64,7 @@ impl Rule for Sgd {
         let fresh = if when.t <= 1 || self.momentum == 0.0 { 1.0 } else { 1.0 - self.dampening };
         [when.lr, self.momentum, fresh]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, [lr, mu, fresh]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let u = x.gradient + x.delta * (x.mean - x.prior_mean);
         let b = mu * b + fresh * u;

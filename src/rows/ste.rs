@@ -61,6 +61,7 @@ impl Rule for Ste {
     fn coefficients(&self, when: When) -> [f64; 3] {
         [when.lr, self.momentum, self.clip_radius]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, [lr, mu, xi]: [T; 3], x: Site<T>, [b]: [T; 1]) -> (T, [T; 1]) {
         let b = mu * b + x.gradient + x.delta * x.mean;
         // A latent weight far from zero would need many steps to change its sign.

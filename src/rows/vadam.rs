@@ -114,6 +114,7 @@ impl Rule for Vadam {
         let ess = self.ess.unwrap_or(f64::NAN);
         [ess, rate, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, debias2, self.damping]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 8], x: Site<T>, [b, s]: [T; 2]) -> (T, [T; 2]) {
         let [_, rate, beta1, fresh1, beta2, fresh2, debias2, gamma] = k;
         let b = beta1 * b + fresh1 * (x.gradient + x.delta * (x.mean - x.prior_mean));
@@ -122,6 +123,7 @@ impl Rule for Vadam {
         let scale = if self.square_root { (s * debias2).sqrt() } else { s * debias2 };
         (x.mean - rate * b / (scale + x.delta + gamma), [b, s])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [ess, ..]: [T; 8], delta: T, [_, s]: [T; 2]) -> T {
         ess * (s + delta)
     }

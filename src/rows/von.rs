@@ -235,6 +235,7 @@ impl Rule for Von {
         let (lambda, half_r2) = (self.lambda(tau), 0.5 * r * r);
         [lambda, tau, self.damping, when.lr, self.beta1, fresh, debias, r, half_r2, d0, d1, d2, d3]
     }
+    #[inline(always)]
     fn update<T: Real>(&self, k: [T; 13], x: Site<T>, [b, h, square]: [T; 3]) -> (T, [T; 3]) {
         let [lambda, tau, gamma, lr, beta1, fresh, debias, r, half_r2, divisor @ ..] = k;
         let (delta, old) = (tau * x.delta, h + tau * x.delta + gamma);
@@ -258,6 +259,7 @@ impl Rule for Von {
         let (d, square) = self.step_length.divisor(divisor, x, (lambda, delta, precision), square);
         (x.mean - lr * g / d, [b, h, square])
     }
+    #[inline(always)]
     fn precision<T: Real>(&self, [lambda, tau, gamma, ..]: [T; 13], delta: T, [_, h, _]: [T; 3]) -> T {
         lambda * (h + tau * delta + gamma)
     }
