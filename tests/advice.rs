@@ -91,6 +91,26 @@ fn steps_that_were_left_out() {
     assert_eq!(opt.diagnostics().unwrap().advice(), [Advice::Skipped { skipped: 2 }]);
 }
 
+/// 92 of 100 gradients are above the limit, or none.
+#[test]
+fn gradients_that_are_nearly_all_cut() {
+    let run = |max: f64| {
+        let w = weight(&[1.0]);
+        let mut opt = Adam::default().builder().clip_grad_norm(max).build(params(&w), 0.0).unwrap();
+        assert!(opt.diagnostics().is_err());
+        for step in 0..100 {
+            let slope = if step < 92 { 3.0 } else { 1.0 };
+            opt.step(|| (&w * slope).sum(Kind::Double)).unwrap();
+        }
+        opt.diagnostics().unwrap()
+    };
+    let often = run(2.0);
+    assert_eq!(often.clipped, Some(0.92));
+    assert_eq!(often.advice(), [Advice::Clipped { share: 0.92 }, Advice::Stopped]);
+    assert!(often.advice()[0].to_string().starts_with("92 % of the gradients were cut"));
+    assert_eq!((run(4.0).clipped, run(4.0).advice()), (Some(0.0), vec![Advice::Stopped]));
+}
+
 #[test]
 fn a_schedule_shorter_than_the_training() {
     let schedule = Schedule::Step { every: 1, factor: 1e-300 };

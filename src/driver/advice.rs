@@ -48,6 +48,11 @@ pub enum Advice {
         /// Mean of σ²P₀ over the weights.
         share: f64,
     },
+    /// More than nine tenths of the gradients were cut to the limit of their norm.
+    Clipped {
+        /// Share of the updates.
+        share: f64,
+    },
     /// The learning rate is 0.
     Stopped,
     /// Steps were left out because loss or gradient was not finite.
@@ -61,6 +66,8 @@ pub enum Advice {
 const LEARNED: f64 = 0.1;
 /// Share of the precision that may be the prior's.
 const PRIOR: f64 = 0.9;
+/// Share of the updates that may be clipped.
+const CLIPPED: f64 = 0.9;
 /// σ over weights: healthy runs of image and language models lie between 0.003 and 0.03, and from 0.3 on the noise is
 /// all that the loss sees.
 const NOISE: [f64; 2] = [1e-3, 0.3];
@@ -84,6 +91,9 @@ impl Diagnostics {
         }
         if let Some(share) = self.prior_share.filter(|share| *share > PRIOR) {
             all.push(Advice::PriorDominates { share });
+        }
+        if let Some(share) = self.clipped.filter(|share| *share > CLIPPED) {
+            all.push(Advice::Clipped { share });
         }
         if self.lr == 0.0 {
             all.push(Advice::Stopped);
@@ -119,6 +129,12 @@ impl fmt::Display for Advice {
                 f,
                 "{:.0} % of the precision is the prior's: the data have said little. Lower weight_decay, temper the \
                  prior if it is a posterior, raise ess if there are more examples than that, or train longer",
+                100.0 * share
+            ),
+            Advice::Clipped { share } => write!(
+                f,
+                "{:.0} % of the gradients were cut by clip_grad_norm: their size no longer counts, and the learning rate \
+                 is another one than it seems. Raise the limit to a few times the usual gradient_norm",
                 100.0 * share
             ),
             Advice::Stopped => {

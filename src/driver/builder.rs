@@ -6,7 +6,7 @@
 use super::arithmetic::{Arithmetic, check_lr};
 use super::compiled::Compiled;
 use super::row::Row;
-use super::{Optimizer, divergence::Divergence, skip::Skips, sums::Sums};
+use super::{Clipped, Optimizer, divergence::Divergence, skip::Skips, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
 use crate::{Params, Prior, Result, Schedule, check};
@@ -241,6 +241,7 @@ impl<R: Row> Builder<R> {
             check_finite,
             skips: Skips::new(skip_non_finite),
             divergence: divergence.map(Divergence::new),
+            clipped: Clipped::default(),
             steps: 0,
             sums: Sums::default(),
             last: None,

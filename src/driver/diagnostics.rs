@@ -21,6 +21,10 @@ pub struct Diagnostics {
     pub lr: f64,
     /// As [`Optimizer::skipped`].
     pub skipped: u64,
+    /// Share of the updates, since the optimizer was built, whose gradient was cut by
+    /// [`Builder::clip_grad_norm`](crate::Builder::clip_grad_norm) (of several evaluations, the last one's); `None`
+    /// without that, or before the first.
+    pub clipped: Option<f64>,
     /// Mean loss of the last update: an estimate of E_q\[L\].
     pub loss: f64,
     /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for
@@ -96,6 +100,7 @@ impl<R: Row> Optimizer<R> {
             steps: self.steps,
             lr: self.lr(),
             skipped: self.skipped(),
+            clipped: (self.clipped.updates > 0).then(|| self.clipped.of_them as f64 / self.clipped.updates as f64),
             loss: last.loss,
             gradient_norm: last.gradient_norm,
             sigma: None,

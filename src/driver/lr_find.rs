@@ -6,7 +6,7 @@ use super::divergence::Divergence;
 use super::row::Row;
 use super::skip::Skips;
 use super::sums::Sums;
-use super::{Last, Optimizer};
+use super::{Clipped, Last, Optimizer};
 use crate::gradient::IntoTensor;
 use crate::params::Buffers;
 use crate::{Error, Result, Schedule, check};
@@ -123,6 +123,7 @@ struct Snapshot {
     last: Option<Last>,
     skips: Skips,
     divergence: Option<Divergence>,
+    clipped: Clipped,
     lr: f64,
     schedule: Schedule,
 }
@@ -152,6 +153,7 @@ impl Snapshot {
             last: opt.last,
             skips: opt.skips,
             divergence: opt.divergence.take(),
+            clipped: opt.clipped,
             lr: opt.lr,
             schedule: std::mem::replace(&mut opt.schedule, Schedule::Constant),
         })
@@ -164,7 +166,7 @@ impl Snapshot {
         }
         self.buffers.restored();
         (opt.sums, opt.steps, opt.last, opt.skips) = (self.sums, self.steps, self.last, self.skips);
-        (opt.divergence, opt.lr, opt.schedule) = (self.divergence, self.lr, self.schedule);
+        (opt.divergence, opt.clipped, opt.lr, opt.schedule) = (self.divergence, self.clipped, self.lr, self.schedule);
         Ok(())
     }
 }

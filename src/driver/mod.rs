@@ -108,6 +108,7 @@ pub struct Optimizer<R: Row> {
     check_finite: bool,
     skips: Skips,
     divergence: Option<Divergence>,
+    clipped: Clipped,
     steps: u64,
     /// Evaluations since the last update.
     sums: Sums,
@@ -115,6 +116,13 @@ pub struct Optimizer<R: Row> {
     compiled: &'static Compiled<R>,
     /// Whether what the tape gives was compared with the true gradient, and batch-norm was looked for.
     taps_checked: bool,
+}
+
+/// How often the limit on the gradient's norm was reached.
+#[derive(Debug, Clone, Copy, Default)]
+struct Clipped {
+    updates: u64,
+    of_them: u64,
 }
 
 /// What the last update was made from.

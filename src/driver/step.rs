@@ -12,7 +12,7 @@ use super::second;
 use super::sums::Sums;
 use super::{Last, Optimizer};
 use crate::curvature;
-use crate::gradient::{IntoTensor, Loss};
+use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise};
 use crate::likelihood::Outputs;
 use crate::nn::tape::{Recording, Tape};
@@ -186,6 +186,10 @@ impl<R: Row> Optimizer<R> {
         let divergence = self.divergence.map(|watch| watch.with(sums.loss, self.steps)).transpose()?;
         R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
         self.divergence = divergence;
+        if let Some(Clip::Norm(max)) = self.clip {
+            self.clipped.updates += 1;
+            self.clipped.of_them += u64::from(sums.gradient_norm > max);
+        }
         // Counted last, so that a repeated step has the same noise as the one that failed.
         self.steps += 1;
         self.skips.updated();

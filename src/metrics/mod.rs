@@ -167,6 +167,7 @@ mod tests {
         near(ece(&p, &y, 4).unwrap(), r.ece());
         // One bin: |½ - mean confidence|.
         near(ece(&p, &y, 1).unwrap(), 0.6875 - 0.5);
+        near(r.overconfidence(), 0.6875 - 0.5);
     }
 
     #[test]

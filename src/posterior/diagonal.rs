@@ -287,6 +287,46 @@ impl DiagonalGaussian {
         Ok(q.with_seed(self.seed).with_learned(self.learned))
     }
 
+    /// The posterior at that temperature, of those given, at which `score` is lowest, and the temperature: how wide to
+    /// predict, chosen on validation data. The training decides where the mean is and which weights are known better than
+    /// others; what averages best is often wider (τ > 1) or narrower.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::{Ivon, metrics};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// # let opt = Ivon::auto(100.0, 10).build(&vs, 0.01)?;
+    /// let probabilities = || net.forward(&x).softmax(-1, Kind::Float);
+    /// let (tau, q) = opt.posterior()?.fit_temperature([1.0, 3.0, 10.0, 30.0, 100.0], |q| {
+    ///     metrics::nll(&q.predict(&vs, 32, probabilities)?.mean, &y)
+    /// })?;
+    /// # assert!(tau >= 1.0 && q.names().count() == 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`DiagonalGaussian::temper`] and of the score; no temperature whose score is a number.
+    pub fn fit_temperature(
+        &self,
+        temperatures: impl IntoIterator<Item = f64>,
+        mut score: impl FnMut(&Self) -> Result<f64>,
+    ) -> Result<(f64, Self)> {
+        let mut best: Option<(f64, f64, Self)> = None;
+        for tau in temperatures {
+            let q = self.temper(tau)?;
+            let found = score(&q)?;
+            if best.as_ref().map_or(!found.is_nan(), |(lowest, ..)| found < *lowest) {
+                best = Some((found, tau, q));
+            }
+        }
+        let (_, tau, q) = best.ok_or_else(|| Error::Posterior("no temperature has a score".to_owned()))?;
+        Ok((tau, q))
+    }
+
     /// Natural parameters of every weight tensor, in order.
     pub fn natural(&self) -> Vec<Natural> {
         let natural = self.entries.iter().map(|e| Natural {
