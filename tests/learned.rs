@@ -177,7 +177,7 @@ fn a_posterior_says_how_much_was_learned() {
 fn a_temperature_by_a_score() {
     let score = |q: &DiagonalGaussian| if precision(q) > 10.0 { f64::NAN } else { (precision(q) - 2.0).abs() };
     let (tau, q) = prior().fit_temperature([0.1, 1.0, 3.0, 4.0, 9.0], |q| Ok(score(q))).unwrap();
-    assert_eq!((tau, precision(&q)), (3.0, 7.0 / 3.0));
+    assert_eq!((tau, precision(&q)), (4.0, 7.0 / 4.0));
     refused(prior().fit_temperature([0.1], |q| Ok(score(q))), &["no temperature"]);
     refused(prior().fit_temperature([], |_| Ok(0.0)), &["no temperature"]);
     refused(prior().fit_temperature([1.0, -1.0], |_| Ok(0.0)), &["`tau`", "-1"]);
