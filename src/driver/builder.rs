@@ -184,7 +184,7 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Makes a loss that rises an error, before the update: [`Error::Diverged`], where the average of the loss (of some
+    /// Makes a loss that rises an error, before the update: [`Error::Diverged`](crate::Error::Diverged), where the average of the loss (of some
     /// 50 updates, exponential) is more than `margin` > 0 above the lowest that it has been. In the loss's own unit, for
     /// a cross-entropy 1. Default off. It is not in the checkpoint, and begins anew after loading one.
     #[must_use]
