@@ -3,9 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use support::rows::{self, Case};
 use support::{F64, Net, Snapshot, assert_close, bits, close, params, refused, values, variable, weight};
 use tch::nn::{BatchNormConfig, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_blr::rule::Row;
 use tch_blr::{Adam, AnyRow, DiagonalGaussian, Error, Ivon, Optimizer, Params, Philox, Sam, Schedule, Sgd};
 
 /// The last of three samples, or the second of two points; and a step is what it is without an output.
@@ -420,14 +422,17 @@ fn a_range_of_learning_rates_leaves_the_model_alone() {
     let before = all();
     opt.lr_find(0.1..=1.0, 5, || norm.forward_t(&x, true).square().mean(Kind::Float)).unwrap();
     assert_eq!(all(), before);
-    let late = || vs.root().var("late", &[1], tch::nn::Init::Const(2.0)).square().sum(Kind::Float);
+    let late = || {
+        let late = vs.root().var("late", &[1], tch::nn::Init::Const(2.0)).square().sum(Kind::Float);
+        late + norm.forward_t(&x, false).square().mean(Kind::Float)
+    };
     refused(opt.lr_find(0.1..=1.0, 5, late), &["creates variables"]);
     let mut after = all();
     assert!(after.remove("late").is_some());
     assert_eq!(after, before);
 }
 
-/// SGD at three times the learning rate that is stable.
+/// SGD at three times the learning rate that is stable: ten losses are not yet an average, and the eleventh says so.
 #[test]
 fn a_loss_that_rises_is_an_error_on_request() {
     let w = weight(&[1.0]);
@@ -438,25 +443,93 @@ fn a_loss_that_rises_is_an_error_on_request() {
     let loss = || w.square().sum(Kind::Double) * 2.0;
     let mut opt = build(Some(100.0)).unwrap();
     let steps = (0..50).take_while(|_| opt.step(loss).is_ok()).count();
-    assert!((1..10).contains(&steps), "{steps}");
+    assert!((11..14).contains(&steps), "{steps}");
     let before = values(&w);
     let Err(Error::Diverged { average, lowest, margin, step }) = opt.step(loss) else { panic!("it goes on") };
-    assert!(average > lowest + 100.0 && lowest == 2.0 && margin == 100.0 && step == steps as u64);
+    assert!(average > lowest + 100.0 && margin == 100.0 && step == steps as u64);
     assert_eq!((values(&w), opt.steps()), (before, step));
-    // Gone back to where it was better, with a smaller learning rate, it goes on from a checkpoint.
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("run.safetensors");
-    opt.save(&path).unwrap();
-    opt.load(&path).unwrap();
+    // What was accumulated stays, and a smaller learning rate is a new beginning.
+    opt.accumulate(loss).unwrap();
+    assert!(matches!(opt.update(), Err(Error::Diverged { .. })));
     opt.set_lr(0.1).unwrap();
-    for _ in 0..100 {
+    opt.update().unwrap();
+    for _ in 0..200 {
         opt.step(loss).unwrap();
     }
     assert!(values(&w)[0].abs() < 1e-9);
+    // So is a checkpoint.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.safetensors");
+    opt.save(&path).unwrap();
+    opt.set_lr(1.5).unwrap();
+    while opt.step(loss).is_ok() {}
+    opt.load(&path).unwrap();
+    opt.step(loss).unwrap();
     let mut opt = build(None).unwrap();
     _ = tch::no_grad(|| w.shallow_clone().fill_(1.0));
     (0..50).for_each(|_| _ = opt.step(loss).unwrap());
     for margin in [0.0, -1.0, f64::NAN] {
         refused(build(Some(margin)), &["`check_divergence`"]);
     }
+}
+
+/// Where a rate is too much for the precision, or a closure panics: the former is the end of the test, and after both
+/// everything is as it was.
+#[test]
+fn a_range_of_learning_rates_survives_what_happens_in_it() {
+    let w = weight(&[1.0]);
+    let mut opt = Sgd::default().builder().skip_non_finite().build(params(&w), 0.3).unwrap();
+    let calls = Cell::new(0);
+    let failing = |at: i32| {
+        calls.set(0);
+        let (calls, w) = (&calls, &w);
+        move || {
+            calls.set(calls.get() + 1);
+            w.square().sum(Kind::Double) * if calls.get() >= at { f64::NAN } else { 1.0 }
+        }
+    };
+    refused(opt.lr_find(0.1..=1.0, 5, failing(1)), &["NaN"]);
+    assert_eq!(opt.lr_find(0.1..=1.0, 5, failing(4)).unwrap().tried.len(), 3);
+    let panicking = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        calls.set(0);
+        _ = opt.lr_find(0.1..=1.0, 5, || {
+            calls.set(calls.get() + 1);
+            assert!(calls.get() < 4, "on purpose");
+            w.square().sum(Kind::Double)
+        });
+    }));
+    assert!(panicking.is_err());
+    assert_eq!((values(&w), opt.lr(), opt.steps(), opt.skipped()), (vec![1.0], 0.3, 0, 0));
+}
+
+/// Of another store's variables, or with a detach in the middle: an error of every door that changes nothing. One head of
+/// several without a gradient is none.
+#[test]
+fn a_loss_of_another_model() {
+    fn check<R: Row>(row: &Case<R>) {
+        let (net, other) = (row.net(F64), row.net(F64));
+        let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+        let words = ["depends on none of the parameters"];
+        refused(opt.step(|| other.losses()), &words);
+        refused(opt.accumulate(|| other.losses()), &words);
+        let cut = || other.losses() + net.losses().detach();
+        refused(opt.step(cut), &words);
+        opt.step(|| net.losses()).unwrap();
+        assert_eq!(opt.steps(), 1, "{}", R::NAME);
+    }
+    check(&rows::adam());
+    check(&rows::ivon());
+    check(&rows::vogn());
+    check(&rows::bsam());
+    check(&rows::evon());
+    check(&rows::noisy_kfac());
+    check(&rows::newton());
+    check(&rows::full_von());
+    let (net, other) = (Net::new(F64), Net::new(F64));
+    let mut opt = Sgd::default().build(&net.vs, 0.1).unwrap();
+    refused(opt.step_from_grad(1.0, 1.0), &["no parameter has a gradient"]);
+    let x = Tensor::ones([3, 4], (Kind::Double, Device::Cpu));
+    let w = variable(&other.vs, "w", 0, &Tensor::ones([4, 2], (Kind::Double, Device::Cpu)));
+    let fisher = tch_blr::fisher::Fisher::exact().diagonal(&net.vs, [&x], |x| x.matmul(&w));
+    refused(fisher, &["depend on none of the parameters"]);
 }

@@ -8,7 +8,7 @@ use super::parameter::{Parameter, accumulation_kind};
 use super::pass::Pass;
 use super::tapped::{Deltas, PerParameter, Tapped, by_example, unexplained};
 use crate::nn::tape::Tape;
-use crate::{Params, Result};
+use crate::{Error, Params, Result};
 use tch::{Kind, Tensor, no_grad_guard};
 
 /// How many examples show whether a parameter is used outside of the tapped layers: enough to find a use that only some
@@ -147,6 +147,10 @@ impl<'a> Linearized<'a> {
         // The graph is kept: the columns that were asked for come after the look.
         let plain = Tensor::f_run_backward(&[&total], &self.tapped.leaves(), true, false)?;
         let plain: PerParameter = plain.into_iter().map(|g| g.defined().then_some(g)).collect();
+        if plain.iter().all(Option::is_none) {
+            let problem = "the outputs depend on none of the parameters: is this the model that they belong to?";
+            return Err(Error::Curvature(problem.to_owned()));
+        }
         let _no_grad = no_grad_guard();
         for delta in column.deltas.values_mut() {
             *delta = delta.f_narrow(0, 0, few)?;

@@ -110,8 +110,8 @@ impl fmt::Display for Advice {
         match self {
             Advice::NotLearned { learned } => write!(
                 f,
-                "only {:.1} % of the precision was learned, the rest is its start (hess_init): uncertainties are what \
-                 was typed in. Use `auto(ess, steps)`, train longer, or lower β₂ to about 1-1/steps",
+                "only {:.1} % of the precision was learned so far, the rest is its start: uncertainties are what was \
+                 typed in. Train on, or lower β₂ to about 1-1/steps, which is `auto`'s",
                 100.0 * learned
             ),
             Advice::NoiseDominates { name, ratio } => write!(
@@ -133,8 +133,8 @@ impl fmt::Display for Advice {
             ),
             Advice::Clipped { share } => write!(
                 f,
-                "{:.0} % of the gradients were cut by clip_grad_norm: their size no longer counts, and the learning rate \
-                 is another one than it seems. Raise the limit to a few times the usual gradient_norm",
+                "{:.0} % of the gradients were cut by clip_grad_norm: their size no longer counts, and the effective \
+                 learning rate is not the one that was set. Raise the limit to a few times the usual gradient_norm",
                 100.0 * share
             ),
             Advice::Stopped => {

@@ -247,9 +247,18 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     fn admits(prior: &PriorOf, row: &R) -> Result<()> {
         super::prior::admits(prior, row)
     }
-    fn configure(unit: &mut Unit<R>, _: &Params, row: R) {
+    fn configure(unit: &mut Unit<R>, params: &Params, row: R) {
+        let _no_grad = tch::no_grad_guard();
         unit.row = super::prior::in_row(&unit.prior, row);
         unit.kept.prior = scaled(&unit.prior, &unit.row);
+        // Before the first state there is none to fit. This only fails when memory runs out.
+        let (false, Ok(mean)) = (unit.kept.state.is_empty(), unit.mean_now(params)) else { return };
+        for (own, new) in unit.kept.state.iter_mut().zip(unit.row.initial(&mean, &unit.kept.prior)) {
+            // Only what settings ask for now, or no longer: a state that goes on must not be reset.
+            if own.size() != new.size() {
+                *own = new;
+            }
+        }
     }
     fn follow(units: &mut [Unit<R>], params: &Params) {
         for unit in units {

@@ -220,8 +220,9 @@ impl<R: Row> Optimizer<R> {
             R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
             statistics.push(saved.statistics);
         }
-        // The norm is not in the file: it is of the last update, and diagnostics are refused until the next.
-        self.sums = Sums { weight, evaluations, loss, gradient_norm: 0.0, per_example, gradients, statistics };
+        // Whether the last gradient was cut, and how long it was, is not in the file.
+        let (gradient_norm, cut) = (f64::NAN, false);
+        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics };
         self.config = base;
         self.lr = content.lr;
         self.schedule = content.schedule;

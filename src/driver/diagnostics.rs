@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 pub struct Diagnostics {
     /// Updates so far.
     pub steps: u64,
-    /// Learning rate of the next step, schedule included, of parameters without an override.
+    /// Learning rate of the last update, schedule included, of parameters without an override.
     pub lr: f64,
     /// As [`Optimizer::skipped`].
     pub skipped: u64,
@@ -98,9 +98,9 @@ impl<R: Row> Optimizer<R> {
         };
         let without = Diagnostics {
             steps: self.steps,
-            lr: self.lr(),
+            lr: last.lr,
             skipped: self.skipped(),
-            clipped: (self.clipped.updates > 0).then(|| self.clipped.of_them as f64 / self.clipped.updates as f64),
+            clipped: (self.clipped.updates > 0).then(|| self.clipped.cut as f64 / self.clipped.updates as f64),
             loss: last.loss,
             gradient_norm: last.gradient_norm,
             sigma: None,

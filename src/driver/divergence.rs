@@ -1,23 +1,24 @@
 //! A loss that rises although it is finite.
 
+use super::average::Average;
 use crate::{Error, Result};
 
-/// Of the average; it is over some 50 updates.
+/// Decay of the average, which is over some 50 updates.
 const BETA: f64 = 0.98;
+/// Losses behind an average that counts as one: a single batch may be an easy one.
+const LEAST: f64 = 10.0;
 
 /// How far the average of the loss may be above the lowest that it has been.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Divergence {
     margin: f64,
-    /// BETA-weighted sums of the losses and of ones.
-    sum: f64,
-    weight: f64,
+    average: Average,
     lowest: f64,
 }
 
 impl Divergence {
     pub(super) fn new(margin: f64) -> Self {
-        Divergence { margin, sum: 0.0, weight: 0.0, lowest: f64::INFINITY }
+        Divergence { margin, average: Average::new(BETA), lowest: f64::INFINITY }
     }
 
     /// Before the first loss.
@@ -27,15 +28,17 @@ impl Divergence {
 
     /// With the loss of one more update, or an error.
     pub(super) fn with(self, loss: f64, step: u64) -> Result<Self> {
-        let sum = BETA * self.sum + loss;
-        let weight = BETA * self.weight + 1.0;
-        let average = sum / weight;
-        let lowest = self.lowest.min(average);
+        let average = self.average.with(loss);
+        if average.count() < LEAST {
+            return Ok(Divergence { average, ..self });
+        }
+        let (value, margin) = (average.value(), self.margin);
+        let lowest = self.lowest.min(value);
         // Not `>`: a NaN of infinite losses is no progress, either.
-        if average - lowest <= self.margin {
-            Ok(Divergence { sum, weight, lowest, ..self })
+        if value - lowest <= margin {
+            Ok(Divergence { average, lowest, ..self })
         } else {
-            Err(Error::Diverged { average, lowest, margin: self.margin, step })
+            Err(Error::Diverged { average: value, lowest, margin, step })
         }
     }
 }
@@ -44,14 +47,26 @@ impl Divergence {
 mod tests {
     use super::*;
 
-    /// Averages 4, (3.92 + 1)/1.98, (0.98·4.92 + 9)/2.9404.
+    /// Twelve ones, of which the last two are enough to count; then x: the average is 1 + (x-1)/w, with w the weight of
+    /// thirteen numbers.
     #[test]
     fn averages_by_hand() {
-        let first = Divergence::new(2.0).with(4.0, 0).unwrap().with(1.0, 1).unwrap();
-        assert!((first.lowest - 4.92 / 1.98).abs() < 1e-15);
-        let Err(Error::Diverged { average, lowest, step, .. }) = first.with(9.0, 2) else { panic!("{first:?}") };
-        assert!((average - (0.98 * 4.92 + 9.0) / 2.9404).abs() < 1e-15);
-        assert!((lowest, step) == (first.lowest, 2));
-        assert!(first.with(8.0, 2).is_ok() && first.with(-1e9, 2).is_ok());
+        let mut watch = Divergence::new(2.0);
+        for step in 0..12 {
+            watch = watch.with(1.0, step).unwrap();
+        }
+        assert!((watch.lowest - 1.0).abs() < 1e-14);
+        let weight = (1.0 - 0.98_f64.powi(13)) / 0.02;
+        assert!(watch.with(1.0 + 1.99 * weight, 12).is_ok() && watch.with(-1e9, 12).is_ok());
+        let Err(Error::Diverged { average, lowest, step, .. }) = watch.with(1.0 + 2.01 * weight, 12) else {
+            panic!("{watch:?}")
+        };
+        assert!((average - 3.01).abs() < 1e-12 && (lowest, step) == (watch.lowest, 12));
+        // The first few may do what they like.
+        let mut start = Divergence::new(2.0).with(-1e3, 0).unwrap();
+        for step in 1..9 {
+            start = start.with(100.0, step).unwrap();
+        }
+        assert_eq!(start.lowest, f64::INFINITY);
     }
 }

@@ -1,6 +1,7 @@
 //! A range test for the learning rate, after which everything is as before.
 
 use super::arithmetic::{Arithmetic, Unit};
+use super::average::Average;
 use super::compiled::Closure;
 use super::divergence::Divergence;
 use super::row::Row;
@@ -13,7 +14,7 @@ use crate::{Error, Result, Schedule, check};
 use std::ops::RangeInclusive;
 use tch::Tensor;
 
-/// Of the average of the losses, over some ten steps.
+/// Decay of the average of the losses, which is over some ten steps.
 const BETA: f64 = 0.9;
 
 /// What [`Optimizer::lr_find`] has seen.
@@ -84,26 +85,33 @@ impl<R: Row> Optimizer<R> {
         check::that("lr range's end", to, to.is_finite() && to > from, "a number above the range's start")?;
         check::that("lr_find's steps", steps, steps > 1, "2 or more")?;
         self.prepare()?;
-        let before = Snapshot::take(self)?;
-        let tried = self.tried((from, to / from), steps, closure);
-        before.restore(self)?;
+        let before = Some(Snapshot::take(self)?);
+        let mut test = Test { before, opt: self };
+        let tried = test.opt.tried((from, to / from), steps, closure);
+        test.end()?;
         Ok(LrRange { tried: tried? })
     }
 
     fn tried(&mut self, (from, factor): (f64, f64), steps: usize, closure: &mut Closure) -> Result<Vec<(f64, f64)>> {
         let (parameters, mut tried) = (self.params.len(), Vec::new());
-        let (mut sum, mut weight) = (0.0, 0.0);
+        let mut average = Average::new(BETA);
         for i in 0..steps {
             let lr = from * factor.powf(i as f64 / (steps - 1) as f64);
             self.set_lr(lr)?;
-            match (self.compiled.step_chunks)(self, 1, closure) {
-                Ok(loss) if loss.is_finite() => (sum, weight) = (BETA * sum + loss, BETA * weight + 1.0),
-                // At the smallest rate it is an error as ever.
-                Err(e @ (Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. })) if i == 0 => return Err(e),
-                Ok(_) | Err(Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. }) => break,
+            let loss = match (self.compiled.step_chunks)(self, 1, closure) {
+                // Left out by `skip_non_finite`.
+                Ok(value) if !value.is_finite() => Err(Error::NonFiniteLoss { value, step: self.steps }),
+                found => found,
+            };
+            match loss {
+                Ok(loss) => average = average.with(loss),
+                // At the smallest rate it is an error as ever, and at larger ones the end.
+                Err(
+                    Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } | Error::NotPositiveDefinite { .. },
+                ) if i > 0 => break,
                 Err(e) => return Err(e),
             }
-            tried.push((lr, sum / weight));
+            tried.push((lr, average.value()));
             self.params.refresh();
             if self.params.len() != parameters {
                 let problem = "lr_find's closure creates variables: call it once before";
@@ -111,6 +119,24 @@ impl<R: Row> Optimizer<R> {
             }
         }
         Ok(tried)
+    }
+}
+
+/// Puts everything back when it ends, also while a panic of the closure unwinds.
+struct Test<'a, R: Row> {
+    before: Option<Snapshot>,
+    opt: &'a mut Optimizer<R>,
+}
+
+impl<R: Row> Test<'_, R> {
+    fn end(&mut self) -> Result<()> {
+        self.before.take().map_or(Ok(()), |before| before.restore(self.opt))
+    }
+}
+
+impl<R: Row> Drop for Test<'_, R> {
+    fn drop(&mut self) {
+        _ = self.end();
     }
 }
 

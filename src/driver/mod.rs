@@ -24,6 +24,7 @@
 
 mod advice;
 mod arithmetic;
+mod average;
 mod block_rule;
 mod blocks;
 mod builder;
@@ -122,7 +123,7 @@ pub struct Optimizer<R: Row> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Clipped {
     updates: u64,
-    of_them: u64,
+    cut: u64,
 }
 
 /// What the last update was made from.
@@ -130,6 +131,7 @@ struct Clipped {
 struct Last {
     loss: f64,
     gradient_norm: f64,
+    lr: f64,
 }
 
 impl<R: Row> Optimizer<R> {
@@ -325,12 +327,13 @@ impl<R: Rule<Posterior = DiagonalGaussian>> Optimizer<R> {
     /// ```
     ///
     /// with the precision S = λ(h+δ+γ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of the
-    /// prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge: nothing is counted that the data
-    /// have not said. Without data it is the prior, and so is that of parameters that no loss has depended on. It is
+    /// prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge. Without data it is the prior, and so is that of parameters that no loss has depended on. It is
     /// much wider than [`Optimizer::posterior`] where the data say little, often too wide to predict with: weights
     /// that are free one by one are not free together.
     ///
-    /// The row keeps its h in f32, so that what is below some 10⁻⁶ of h₀ is rounding. β₂ is the present one.
+    /// An estimate: where f is noisy (Price's theorem at single samples), max(0, ·) leaves half of the noise; and h is kept
+    /// in f32, whose rounding, some 10⁻⁷ of h₀ in every step, is divided by 1-β₂ᵗ like the rest. β₂, `ess`, `hess_init`
+    /// and `relative_noise` are taken as they are now, so do not change them in between.
     ///
     /// # Errors
     /// Those of [`Optimizer::posterior`]; a row whose precision is no such average (RMSprop, Adam); a precision of 0,

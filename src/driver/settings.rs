@@ -4,6 +4,7 @@
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, check_lr};
+use super::divergence::Divergence;
 use super::row::{Row, shared};
 use crate::{Error, Params, Result, Schedule};
 use tch::Tensor;
@@ -48,6 +49,8 @@ impl<R: Row> Optimizer<R> {
         check_lr(lr)?;
         // Also for variables that are created later.
         self.lr = lr;
+        // Another rate is a remedy, and deserves a chance with the loss as it is now.
+        self.divergence = self.divergence.map(Divergence::anew);
         self.units.iter_mut().for_each(|unit| unit.lr = lr);
         Ok(())
     }

@@ -186,14 +186,14 @@ impl<R: Row> Optimizer<R> {
         let divergence = self.divergence.map(|watch| watch.with(sums.loss, self.steps)).transpose()?;
         R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
         self.divergence = divergence;
-        if let Some(Clip::Norm(max)) = self.clip {
+        if let Some(Clip::Norm(_)) = self.clip {
             self.clipped.updates += 1;
-            self.clipped.of_them += u64::from(sums.gradient_norm > max);
+            self.clipped.cut += u64::from(sums.cut);
         }
+        self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm, lr: self.lr * step.lr_factor });
         // Counted last, so that a repeated step has the same noise as the one that failed.
         self.steps += 1;
         self.skips.updated();
-        self.last = Some(Last { loss: sums.loss, gradient_norm: sums.gradient_norm });
         Ok(sums.loss)
     }
 
@@ -438,6 +438,12 @@ impl<R: Row> Optimizer<R> {
             // Again, because the closure may have frozen it since.
             *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
         }
+        // One without is a head of another task; all without are another model, or a detach in the middle.
+        if gradients.iter().all(Option::is_none) {
+            let problem = "it depends on none of the parameters, so that nothing would be learned: is it computed from \
+                           this optimizer's variables, without a detach in between?";
+            return Err(Error::Loss(problem.to_owned()));
+        }
         for (unit, all) in self.units.iter().zip(&mut statistics) {
             let leaf = &self.params.leaves()[unit.members[0]];
             for t in all.iter_mut() {
@@ -449,14 +455,12 @@ impl<R: Row> Optimizer<R> {
         // the unclipped norm.
         let gradient_norm = self
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
-        if let Some(clip) = self.clip {
-            clip.apply(&mut gradients);
-        }
+        let cut = self.clip.is_some_and(|clip| clip.apply(&mut gradients));
         let all =
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, per_example, gradients, statistics })
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics })
     }
 
     /// The global L2 norm; an error if an element is not finite.

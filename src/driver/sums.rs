@@ -17,6 +17,8 @@ pub struct Sums {
     pub loss: f64,
     /// Global L2 norm of the last evaluation's gradient.
     pub gradient_norm: f64,
+    /// Whether the limit of its norm has cut it.
+    pub cut: bool,
     /// Whether weights count examples.
     pub per_example: bool,
     /// Mean gradient of each parameter; `None` where no loss has depended on it yet.
@@ -90,7 +92,7 @@ impl Sums {
         self.loss += (other.loss - self.loss) * share;
         self.weight += other.weight;
         self.evaluations += other.evaluations;
-        self.gradient_norm = other.gradient_norm;
+        (self.gradient_norm, self.cut) = (other.gradient_norm, other.cut);
         Ok(())
     }
 }
@@ -120,7 +122,7 @@ mod tests {
         let t = x.map(|x| Tensor::from_slice(&[x]));
         let statistics = vec![t.iter().map(Tensor::shallow_clone).collect()];
         let (gradients, loss) = (vec![t], x.unwrap_or(0.0));
-        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, per_example: true, gradients, statistics }
+        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, cut: false, per_example: true, gradients, statistics }
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl<R: Rule> Unit<R> {
         self.row.initial(start(&self.prior, self.rms)).get(i)
     }
 
-    /// 1/σ² after the last update (t = steps), and not in the next one; with the own state, or with numbers in its place.
+    /// 1/σ² after the last update, t = steps. From the unit's own state, or from numbers in place of each.
     fn precision(&self, step: Step, state: Option<&dyn Fn(usize) -> f64>) -> Result<Tensor> {
         check::ess(self.row.effective_sample_size())?;
         let precision = self.kept.mean(self.leaf(step.params)).detach().empty_like();
@@ -78,7 +78,7 @@ impl<R: Rule> Unit<R> {
     /// P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)): S is λ(h+δ+γ) at the end, S₀ at the start, and λ(δ+γ) where h is 0.
     fn learned_precision(&self, step: Step) -> Result<Tensor> {
         let Some(share) = self.row.initial_share(self.steps) else {
-            let problem = format!("the precision of `{}` is no average that started from something", R::NAME);
+            let problem = format!("the precision of `{}` does not start from an initial Hessian", R::NAME);
             return Err(Error::Posterior(format!("{problem}: call posterior()")));
         };
         // In f64: what was learned may be a small part of it.
@@ -87,7 +87,7 @@ impl<R: Rule> Unit<R> {
         let ess = check::ess(self.row.effective_sample_size())?;
         let prior: Tensor = match (&self.prior, self.prior.diagonal()) {
             (PriorOf::Isotropic(prior), _) => empty.full_like(ess * delta(*prior, &self.row)),
-            (_, diagonal) => diagonal.map_or_else(|| empty.zeros_like(), |(_, p)| p.to_kind(Kind::Double)),
+            (_, diagonal) => diagonal.map_or_else(|| empty.full_like(f64::NAN), |(_, p)| p.to_kind(Kind::Double)),
         };
         // Before the first update nothing is known but the prior, and the quotient is 0/0.
         let data = if share < 1.0 {

@@ -22,8 +22,8 @@ impl Clip {
         }
     }
 
-    /// Gradients are finite.
-    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) {
+    /// Gradients are finite. Tells whether the norm was above its limit.
+    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) -> bool {
         let _no_grad = tch::no_grad_guard();
         match self {
             Clip::Value(max) => {
@@ -32,6 +32,7 @@ impl Clip {
                     let max = if g.kind() == Kind::Double { max } else { max.min(f32::MAX.into()) };
                     *g = g.clamp(-max, max);
                 }
+                false
             }
             Clip::Norm(max) => {
                 // In f64: the square of a gradient above 10¹⁹ would overflow in f32.
@@ -43,6 +44,7 @@ impl Clip {
                         *g = &*g * (max / norm);
                     }
                 }
+                norm > max
             }
         }
     }

@@ -212,6 +212,24 @@ mod tests {
         close(&state[2], 0.1 * 25.0);
     }
 
+    /// The squares come and go with the setting, and the rest of the state stays.
+    #[test]
+    fn the_step_length_may_change_between_steps() {
+        let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+        let w = vs.root().ones("w", &[3, 2]);
+        let mut opt = Evon::default().ess(10.0).build(&vs, 0.01).unwrap();
+        let loss = || w.square().sum(tch::Kind::Float);
+        for row in [StepLength::Adam { beta: 0.9 }, StepLength::Newton, StepLength::Adam { beta: 0.9 }] {
+            opt.step(loss).unwrap();
+            let before = opt.state("w", "hess").unwrap().copy();
+            opt.configure(|c| c.step_length(row)).unwrap();
+            assert_eq!(opt.state("w", "hess").unwrap(), before);
+            opt.step(loss).unwrap();
+            let squares = opt.state("w", "square").unwrap().size();
+            assert_eq!(squares, if row == StepLength::Newton { vec![0] } else { vec![3, 2] });
+        }
+    }
+
     #[test]
     fn values_out_of_range_are_named() {
         let rule = Evon::default().ess(10.0);
