@@ -52,7 +52,7 @@ pub fn follow(
             let s = sensitivities(&net, &opt, x, y)?;
             let test = metrics::nll(&net.probabilities(&data.test_images), &data.test_labels)?;
             let (train, left_out) = (s.nll(&s.outputs().zeros_like())?, s.nll(&s.shift()?)?);
-            bar.set_message(format!("{train:.3}, left out {left_out:.3}, test {test:.3}"));
+            bar.set_message(format!("loss {train:.3}, left out {left_out:.3}, test {test:.3}"));
             curve.push(Point { epoch: epoch as f64 + (i + 1) as f64 / per_epoch as f64, train, left_out, test });
             if i + 1 == per_epoch && checkpoint(epoch + 1, epochs) {
                 evolution.push(look(epoch + 1, &s)?);

@@ -184,10 +184,10 @@ impl<R: Row> Builder<R> {
         self
     }
 
-    /// Makes a loss that rises an error before the update, [`Error::Diverged`](crate::Error::Diverged): where the average
-    /// of the loss (exponential, over some 50 updates) is more than `margin` > 0 above the lowest that it has been; in
-    /// the loss's own unit, for a cross-entropy 1. Default off. The watch begins after ten updates, and anew with
-    /// [`Optimizer::set_lr`] and after loading a checkpoint, which does not hold it.
+    /// Makes a loss that rises an error before the update, [`Error::Diverged`](crate::Error::Diverged): where the
+    /// average of the loss (exponential, over some 50 updates) is more than `margin` > 0 above the lowest that it has
+    /// been; in the loss's own unit, for a cross-entropy 1. Default off. The watch begins after ten updates, and anew
+    /// with [`Optimizer::set_lr`] and after loading a checkpoint, which does not hold it.
     #[must_use]
     pub fn check_divergence(mut self, margin: f64) -> Self {
         self.divergence = Some(margin);

@@ -326,14 +326,14 @@ impl<R: Rule<Posterior = DiagonalGaussian>> Optimizer<R> {
     /// precision = P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)) = P₀ + λ max(0, (h - β₂ᵗh₀)/(1-β₂ᵗ))
     /// ```
     ///
-    /// with the precision S = λ(h+δ+γ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of the
-    /// prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge. Without data it is the prior, and so is that of parameters that no loss has depended on. It is
-    /// much wider than [`Optimizer::posterior`] where the data say little, often too wide to predict with: weights
-    /// that are free one by one are not free together.
+    /// with the precision S = λ(h+δ+γ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of
+    /// the prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge. Without data it is the prior,
+    /// and so is that of parameters that no loss has depended on. It is much wider than [`Optimizer::posterior`] where
+    /// the data say little, often too wide to predict with: weights that are free one by one are not free together.
     ///
-    /// An estimate: where f is noisy (Price's theorem at single samples), max(0, ·) leaves half of the noise; and h is kept
-    /// in f32, whose rounding, some 10⁻⁷ of h₀ in every step, is divided by 1-β₂ᵗ like the rest. β₂, `ess`, `hess_init`
-    /// and `relative_noise` are taken as they are now, so do not change them in between.
+    /// An estimate: where f is noisy (Price's theorem at single samples), max(0, ·) leaves half of the noise; and h is
+    /// kept in f32, whose rounding, some 10⁻⁷ of h₀ in every step, is divided by 1-β₂ᵗ like the rest. β₂, `ess`,
+    /// `hess_init` and `relative_noise` are taken as they are now, so do not change them in between.
     ///
     /// # Errors
     /// Those of [`Optimizer::posterior`]; a row whose precision is no such average (RMSprop, Adam); a precision of 0,

@@ -6,7 +6,7 @@ use super::row::When;
 use super::rule::{Rule, Site};
 use crate::kernel::{self, Elementwise, Pack, Real};
 
-// A bound, because an array cannot take its length from the row's associated type. The longest now is 9.
+// A bound, because an array cannot take its length from the row's associated type. The longest now is 14.
 const MAX_COEFFICIENTS: usize = 16;
 
 /// A row's rule with the coefficients of one parameter in one step.

@@ -76,7 +76,7 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
         Expectation::Delta
     }
     /// Share of the initial Hessian in the precision after t updates, as β₂ᵗ; `None` for rows whose precision is not
-    /// such an average. Of those that have one, it is a function of the form ess·(h+δ+γ).
+    /// such an average, or starts from none by default. Of those that have one, it is a function of the form ess·(h+δ+γ).
     fn initial_share(&self, t: u64) -> Option<f64> {
         let _ = t;
         None

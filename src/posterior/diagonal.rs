@@ -287,8 +287,8 @@ impl DiagonalGaussian {
         Ok(q.with_seed(self.seed).with_learned(self.learned))
     }
 
-    /// The posterior at that temperature, of those given, at which `score` is lowest, and the temperature: how wide to
-    /// predict, chosen on validation data. The training decides where the mean is and which weights are known better than
+    /// Tries temperatures, and returns the one with the lowest `score` and the posterior at it: how wide to predict,
+    /// chosen on validation data. The training decides where the mean is and which weights are known better than
     /// others; what averages best is often wider (τ > 1) or narrower.
     ///
     /// ```

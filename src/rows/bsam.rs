@@ -29,7 +29,7 @@ config! {
     ///
     /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at
     /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior,
-    /// and damping.
+    /// and damping; with `relative_noise` it starts at that all the same.
     ///
     /// Two forms: [`BayesianSam::iclr2023`], the algorithm of the paper, which is the default, and
     /// [`BayesianSam::released`], that of its code.
@@ -43,9 +43,9 @@ config! {
         rho: f64 = 0.01;
         /// Initial Hessian h₀ ≥ 0; default 0.9. A published s₀ is h₀ = s₀-δ-γ.
         hess_init: f64 = 0.9;
-        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
-        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
-        /// Default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root
+        /// mean square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller
+        /// yet. Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;

@@ -28,17 +28,19 @@ config! {
     /// ```
     ///
     /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity
-    /// basis, and no step uses a basis that has seen its gradient. h is not rotated when the basis turns. A parameter
-    /// of fewer than two dimensions, and a side of more than `max_dim` rows, is not rotated. The posterior is the
-    /// [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
+    /// basis, and no step uses a basis that has seen its gradient. With `max_growth` x, h+δ is at most x times what it
+    /// was; with [`StepLength::Adam`] d, of the rotated gradient, takes the place of h+δ in M's step. h is not rotated
+    /// when the basis turns. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
+    /// rotated. The posterior is the [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
     ///
     /// The published code orthogonalizes the step by default; this row does not, so that it remains a Newton step.
     ///
     /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML
     /// 2020) for the precision that stays positive.
     ///
-    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0 and
-    /// the basis at the prior's. The gradient of the prior is exact; its curvature is so where the bases agree.
+    /// With a posterior as prior, δM is Δ(M-M₀) with Δ = P₀/λ, δ is the diagonal of Δ in the basis, h starts at 0
+    /// (with `relative_noise` at that all the same) and the basis at the prior's. The gradient of the prior is exact;
+    /// its curvature is so where the bases agree.
     pub struct Evon {
         /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set.
         ess: Option<f64> = None, via f64;
@@ -193,8 +195,8 @@ mod tests {
     use super::super::common::testing::refused;
     use super::*;
 
-    /// One weight, which has no basis: h = δ = 1, λ = 2, r = ½, f = 2·1·2 = 4, so that h wants to grow by 3/2 + (3/2)²/4
-    /// and S from 2 to 4.0625, of which growth allows 3. And u = 3 + 1·2, d² = u² + ½, α = 0.1.
+    /// One weight, which has no basis: h = δ = 1, λ = 2, r = ½, f = 2·1·2 = 4, so that h wants to grow by 3/2 +
+    /// (3/2)²/4 and S from 2 to 4.0625, of which growth allows 3. And u = 3 + 1·2, d² = u² + ½, α = 0.1.
     #[test]
     fn one_step_by_hand() {
         let t = |x: f64| Tensor::from_slice(&[x]);

@@ -24,12 +24,14 @@ config! {
     /// with c = h₀+δ if the learning rate is rescaled (default), else 1; with [`StepLength::Adam`] d takes the place of
     /// h+δ there, and c is 1. The posterior is N(m, 1/(λ(h+δ))).
     /// With a prior built from a posterior, δ and m₀ are its tensors, h starts at 0 (so q starts with the precision of
-    /// the prior) and c keeps the scalars h₀ and `weight_decay`, so that stiff directions stay stable.
+    /// the prior; with `relative_noise` h starts at that all the same) and c keeps the scalars h₀ and `weight_decay`,
+    /// so that stiff directions stay stable.
     ///
-    /// [`Ivon::auto`] starts without a search. Starting values of the plain row (Shen et al. 2024, appendix A): ess = number of examples; h₀ from 0.01 to 1, and small enough
-    /// together with ess that σ₀ = 1/√(λ(h₀+δ)) is not negligible; lr as large as stays stable, with linear warm-up
-    /// and cosine decay; β₂ so close to 1 that noise in f averages out, yet 1/(1-β₂) shorter than the training, or
-    /// h never leaves h₀ (see [`Diagnostics`](crate::Diagnostics)). Avoid batch normalization.
+    /// [`Ivon::auto`] starts without a search. Starting values of the plain row (Shen et al. 2024, appendix A): ess =
+    /// number of examples; h₀ from 0.01 to 1, and small enough together with ess that σ₀ = 1/√(λ(h₀+δ)) is not
+    /// negligible; lr as large as stays stable, with linear warm-up and cosine decay; β₂ so close to 1 that noise in f
+    /// averages out, yet 1/(1-β₂) shorter than the training, or h never leaves h₀ (see
+    /// [`Diagnostics`](crate::Diagnostics)). Avoid batch normalization.
     ///
     /// Sources: Shen et al., *Variational Learning is Effective for Large Deep Networks* (ICML 2024), algorithm 1;
     /// Lin, Schmidt and Khan (ICML 2020) for the retraction.
@@ -38,9 +40,9 @@ config! {
         ess: Option<f64> = None, via f64;
         /// Initial Hessian h₀ > 0; default 1.
         hess_init: f64 = 1.0;
-        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
-        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
-        /// Default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root
+        /// mean square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller
+        /// yet. Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// β₁ in [0, 1), decay of the gradient average; default 0.9.
         beta1: f64 = 0.9;
@@ -74,8 +76,8 @@ config! {
 }
 
 impl Ivon {
-    /// IVON where `lr` means what Adam's does and nothing else has to be found: `ess` is the number of training examples
-    /// (of labels, where the loss is a mean over several per example), `steps` the number of updates planned.
+    /// IVON where `lr` means what Adam's does and nothing else has to be found: `ess` is the number of training
+    /// examples (of labels, where the loss is a mean over several per example), `steps` the number of updates planned.
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -208,8 +210,8 @@ mod tests {
         }
     }
 
-    /// f = 50·2·2 = 200 would take h+δ from 2 to 101 + ½·99.5²·2 in one step; growth by 3 leaves 6. In the step of Adam's
-    /// length d² = (½·0 + ½·4²)/¾ + 1/2.
+    /// f = 50·2·2 = 200 would take h+δ from 2 to 101 + ½·99.5²·2 in one step; growth by 3 leaves 6. In the step of
+    /// Adam's length d² = (½·0 + ½·4²)/¾ + 1/2.
     #[test]
     fn growth_and_step_length_by_hand() {
         let rule = Ivon::default().ess(2.0).beta1(0.5).beta2(0.5).max_growth(3.0);

@@ -38,12 +38,13 @@ config! {
     /// m ← m - α (b/(1-β₁ᵗ) [+ δ_τ(m-m₀)]) / (h+δ_τ+γ)
     /// ```
     ///
-    /// The prior's pull stands in one of the two brackets. With [`StepLength::Adam`] d takes the place of h+δ_τ+γ in the
-    /// last line. The damping γ limits the noise as well as the step, so it is
-    /// part of the posterior N(m, 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the
-    /// first step to τ after `warmup_steps` steps.
+    /// The prior's pull stands in one of the two brackets. With [`StepLength::Adam`] d takes the place of h+δ_τ+γ in
+    /// the last line. The damping γ limits the noise as well as the step, so it is part of the posterior N(m,
+    /// 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the first step to τ after `warmup_steps`
+    /// steps.
     ///
-    /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior.
+    /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior; with
+    /// `relative_noise` it starts at that all the same.
     ///
     /// [`Default`] is [`Von::vogn`]. Per-example gradients need tapped layers ([`crate::nn`]) or per-example losses.
     ///
@@ -58,9 +59,9 @@ config! {
         weight_decay: f64 = 1e-4;
         /// Initial Hessian h₀ ≥ 0, with h₀+δ+γ > 0; default 1.
         hess_init: f64 = 1.0;
-        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root mean
-        /// square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller yet.
-        /// Default: off.
+        /// r > 0, in place of h₀: for each parameter, h₀ such that the noise 1/√(λh₀) is r · rms(w), its weights' root
+        /// mean square when the optimizer first sees them, or 0.01 if that is larger. Prior and damping make σ₀ smaller
+        /// yet. Default: off.
         relative_noise: Option<f64> = None, via f64;
         /// Let the first mini-batch's f replace h₀, which then only sets the noise of the first step.
         /// Needs δ+γ > 0. Default off.

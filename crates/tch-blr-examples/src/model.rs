@@ -47,7 +47,7 @@ impl Mlp {
 
 /// A line of the terminal for a training of so many steps.
 pub fn progress(what: &str, steps: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:<34} {bar:30} {pos:>6}/{len} steps  loss {msg}  {eta} left")
+    let style = ProgressStyle::with_template("{prefix:<34} {bar:30} {pos:>6}/{len} steps  {msg}  {eta} left")
         .expect("a valid template");
     ProgressBar::new(steps).with_style(style).with_prefix(what.to_owned())
 }
@@ -83,7 +83,7 @@ pub fn train_by(
             bar.inc(1);
             if count == every {
                 let loss = sum / count as f64;
-                bar.set_message(format!("{loss:.3}"));
+                bar.set_message(format!("loss {loss:.3}"));
                 curve.push((epoch as f64 + (i + 1) as f64 / per_epoch as f64, loss));
                 (sum, count) = (0.0, 0);
             }

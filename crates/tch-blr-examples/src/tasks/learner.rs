@@ -73,7 +73,7 @@ pub fn learn(
                 let loss = learner.step(&mut driver, t, task, &task.shown(&x), &task.positions(&y))?;
                 bar.inc(1);
                 if bar.position().is_multiple_of(50) {
-                    bar.set_message(format!("{loss:.3}"));
+                    bar.set_message(format!("loss {loss:.3}"));
                 }
             }
         }
