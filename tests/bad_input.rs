@@ -1041,3 +1041,31 @@ fn a_seed_has_four_billion_samples() {
     let error = q.sample(1 << 32).unwrap_err().to_string();
     assert!(error.contains("4294967296") && error.contains("with_seed"), "{error}");
 }
+
+/// Also of variables that come after building: none is stepped twice, and nothing has changed.
+#[test]
+fn parameters_that_share_memory() {
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().randn_standard("w", &[3, 2]);
+    let mut opt = Ivon::default().ess(10.0).build(&vs, 0.1).unwrap();
+    opt.step(|| w.square().sum(Kind::Float)).unwrap();
+    let before = w.copy();
+    let tied = w.tr().detach().set_requires_grad(true);
+    // A variable of another store, which tch cannot make otherwise.
+    let other = VarStore::new(Device::Cpu);
+    _ = other.root().zeros("other", &[1]);
+    let mut variable = other.variables_.lock().unwrap().trainable_variables.pop().unwrap();
+    variable.tensor = tied.shallow_clone();
+    {
+        let mut variables = vs.variables_.lock().unwrap();
+        variables.named_variables.insert("tied".to_owned(), tied.shallow_clone());
+        variables.trainable_variables.push(variable);
+    }
+    for _ in 0..2 {
+        refused(opt.step(|| w.matmul(&tied).square().sum(Kind::Float)), &["`w`", "`tied`", "in the forward pass"]);
+    }
+    assert!(w.equal(&before) && opt.steps() == 1);
+    refused(Adam::default().build(&vs, 0.1), &["`w`", "`tied`"]);
+    let row = Tensor::ones([1, 2], (Kind::Float, Device::Cpu)).expand([3, 2], false).set_requires_grad(true);
+    refused(Params::named([("row", row)]), &["`row`", "expand"]);
+}

@@ -206,7 +206,7 @@ impl<R: Row> Builder<R> {
         (self.compiled.build)(self, params.into(), lr)
     }
 
-    pub(super) fn built(self, params: Params, lr: f64) -> Result<Optimizer<R>> {
+    pub(super) fn built(self, mut params: Params, lr: f64) -> Result<Optimizer<R>> {
         let Builder {
             config,
             prior,
@@ -227,7 +227,7 @@ impl<R: Row> Builder<R> {
         divergence.map_or(Ok(()), |margin| check::positive("check_divergence", margin))?;
         clip.map_or(Ok(()), Clip::validate)?;
         params.check()?;
-        params.check_overlap()?;
+        params.check_separate()?;
         prior.as_ref().map_or(Ok(()), |prior| prior.check(&params, R::NAME, R::Arithmetic::family()))?;
         let mut optimizer = Optimizer {
             params,

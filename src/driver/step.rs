@@ -102,6 +102,7 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn prepare(&mut self) -> Result<()> {
         self.params.refresh();
         self.params.check()?;
+        self.params.check_separate()?;
         let known = self.units.len();
         self.extend()?;
         // A new variable may be used outside of the tapped layers, so the check is due again.

@@ -4,6 +4,7 @@
 //! about a variable, a mean or a state, belongs to the driver and the posteriors.
 
 mod buffers;
+mod memory;
 mod perturbed;
 mod store;
 
@@ -28,6 +29,8 @@ pub struct Params {
     stores: Vec<Store>,
     only: Vec<Only>,
     leaves: Vec<Leaf>,
+    /// How many of them are known to lie apart in memory.
+    separate: usize,
 }
 
 /// Which names are parameters.
@@ -91,6 +94,7 @@ impl Params {
             if !tensor.defined() {
                 return Err(Error::parameter(&name, "the tensor is undefined"));
             }
+            memory::check_layout(&name, &tensor)?;
             if tensor.requires_grad() && !tensor.is_leaf() {
                 return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
             }
@@ -107,7 +111,7 @@ impl Params {
     }
 
     fn of(stores: Vec<Store>) -> Self {
-        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new() };
+        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new(), separate: 0 };
         params.refresh();
         params
     }
@@ -297,26 +301,6 @@ impl Params {
         Ok(())
     }
 
-    /// Errors if two parameters share some of their memory without being the same: a step would change it twice.
-    pub(crate) fn check_overlap(&self) -> Result<()> {
-        // Only those: the range of addresses of a strided tensor may hold weights of others without any overlap.
-        let contiguous = self.leaves.iter().filter(|l| l.tensor.is_contiguous() && l.tensor.numel() > 0);
-        let mut ranges: Vec<(usize, usize, &Leaf)> = contiguous
-            .map(|l| {
-                let start = l.tensor.data_ptr() as usize;
-                (start, start + l.tensor.numel() * l.kind.elt_size_in_bytes(), l)
-            })
-            .collect();
-        ranges.sort_by_key(|r| (r.0, r.1));
-        // Sorted by their start, ranges overlap only if two neighbours do.
-        ranges.windows(2).find(|w| w[1].0 < w[0].1).map_or(Ok(()), |w| {
-            let (a, b) = (w[0].2.name(), w[1].2.name());
-            Err(Error::Parameters(format!(
-                "`{a}` and `{b}` share some of their memory; a parameter must be the whole tensor or have its own copy"
-            )))
-        })
-    }
-
     /// Those that are trained, at their present values, in the kind of an optimizer's state.
     pub(crate) fn at_present(&self) -> Params {
         let _no_grad = tch::no_grad_guard();
@@ -328,7 +312,7 @@ impl Params {
             let value = if value.data_ptr() == l.tensor.data_ptr() { value.copy() } else { value };
             Leaf::new(l.names.clone(), value, l.group)
         });
-        Params { stores: Vec::new(), only: Vec::new(), leaves: copies.collect() }
+        Params { stores: Vec::new(), only: Vec::new(), leaves: copies.collect(), separate: 0 }
     }
 
     /// The stores' tensors that are no weights (batch-norm statistics), by name.
@@ -356,7 +340,7 @@ impl From<&Params> for Params {
             size: l.size.clone(),
         };
         let leaves = params.leaves.iter().map(share).collect();
-        Params { stores: params.stores.clone(), only: params.only.clone(), leaves }
+        Params { stores: params.stores.clone(), only: params.only.clone(), leaves, separate: params.separate }
     }
 }
 
@@ -459,10 +443,5 @@ mod tests {
         assert!(Params::named([("a", &w * 2)]).is_err());
         let meta = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         assert_eq!(Params::named([("x", meta.shallow_clone()), ("y", meta)]).unwrap().len(), 1);
-        let whole = Tensor::zeros([4], (Kind::Float, Device::Cpu));
-        let leaf = |start, length| whole.narrow(0, start, length).detach().set_requires_grad(true);
-        Params::named([("a", leaf(0, 2)), ("b", leaf(2, 2))]).unwrap().check_overlap().unwrap();
-        let shared = Params::named([("a", leaf(0, 3)), ("b", leaf(2, 2))]).unwrap().check_overlap().unwrap_err();
-        assert!(shared.to_string().contains("`a` and `b`"), "{shared}");
     }
 }
