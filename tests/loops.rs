@@ -533,3 +533,28 @@ fn a_loss_of_another_model() {
     let fisher = tch_blr::fisher::Fisher::exact().diagonal(&net.vs, [&x], |x| x.matmul(&w));
     refused(fisher, &["depend on none of the parameters"]);
 }
+
+/// A variable that the closure unfreezes was not moved, so that its displacement is 0: not its mean, and not that of an
+/// earlier step.
+#[test]
+fn a_variable_unfrozen_in_the_closure() {
+    let (w, u) = (weight(&[7.0]), weight(&[1.0]));
+    let params = || Params::named([("u", u.shallow_clone()), ("w", w.shallow_clone())]).unwrap();
+    let mut opt = Ivon::default().ess(10.0).beta2(0.5).noise(Philox { seed: 1 }).build(params(), 1e-3).unwrap();
+    let loss = || (w.square() + u.square()).sum(Kind::Double);
+    for trained_before in [false, true] {
+        if trained_before {
+            opt.step(loss).unwrap();
+        }
+        _ = w.set_requires_grad(false);
+        let h = values(&opt.state("w", "hess").unwrap())[0];
+        opt.step(|| {
+            _ = w.set_requires_grad(true);
+            loss()
+        })
+        .unwrap();
+        // f = 0: h - ½h + ½·¼·h²/(h+δ)
+        let expected = h - 0.5 * h + 0.125 * h * h / (h + 1e-4);
+        close(values(&opt.state("w", "hess").unwrap())[0], expected, 1e-12);
+    }
+}

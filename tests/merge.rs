@@ -860,6 +860,21 @@ fn gradient_mismatch_of_quadratics() {
     assert_eq!(values(w), [7.0, 8.0]);
 }
 
+/// A model of one head has no gradient for the other's: it is zero there.
+#[test]
+fn gradient_mismatch_of_two_heads() {
+    let mut vs = nn::VarStore::new(Device::Cpu);
+    let [a, b] = ["a", "b"].map(|name| vs.root().zeros(name, &[1]));
+    vs.double();
+    let both = |x: f64, y: f64| {
+        Tensors::from([("a".to_owned(), Tensor::from_slice(&[x])), ("b".to_owned(), Tensor::from_slice(&[y]))])
+    };
+    let (merged, one, other) = (both(1.0, 2.0), both(3.0, 0.0), both(0.0, 5.0));
+    let (mut of_a, mut of_b) = (|| a.square().sum(Kind::Double), || b.square().sum(Kind::Double) * 0.5);
+    let models: &mut [(&Tensors, &mut dyn FnMut() -> Tensor)] = &mut [(&one, &mut of_a), (&other, &mut of_b)];
+    assert_eq!(gradient_mismatch(&vs, &merged, models).unwrap(), [4.0, 3.0]);
+}
+
 /// The identity that gradient matching starts from, on losses that are not quadratic.
 #[test]
 fn the_error_of_task_arithmetic_is_the_mismatch() {

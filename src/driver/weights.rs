@@ -297,6 +297,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
             });
             unit.kept.make_point(leaf);
+            if !leaf.trainable() {
+                // That of an earlier step is none.
+                unit.kept.point = None;
+            }
         }
         let all = units.iter().zip(params.leaves()).zip(&noise);
         let moved = all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?, unit.kept.point.as_ref()?)));
@@ -366,7 +370,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
             kernel::run(units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
                 let mean = unit.kept.mean(leaf);
                 let given = || sums.statistics.get(i).and_then(|s| s.first());
-                let c = if statistic.at_point() { unit.kept.point.as_ref() } else { given() };
+                // A variable that the closure has unfrozen was at its mean.
+                let point = || Some(unit.kept.point.as_ref().unwrap_or(mean));
+                let c = if statistic.at_point() { point() } else { given() };
                 // Rows without a statistic read a zero, which takes no memory.
                 let c = c.map_or(Field::Number(0.0), Field::Tensor);
                 let gradient = Field::Tensor(sums.gradient(i, leaf)?);

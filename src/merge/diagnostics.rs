@@ -46,7 +46,10 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
     }
     // While the guard lives: libtorch refuses the graph once the weights were exchanged back.
     let gradients = Tensor::f_run_backward(&[loss], &variables, false, false)?;
-    Ok(gradients.iter().map(|g| g.detach().copy()).collect())
+    // A head of another model: the loss does not depend on it, and is flat there.
+    let own = |(g, v): (&Tensor, &Tensor)| if g.defined() { g.detach().copy() } else { v.detach().zeros_like() };
+    let gradients: Vec<Tensor> = gradients.iter().zip(variables).map(own).collect();
+    Ok(gradients)
 }
 
 /// ‖∇L_t(θ_merged) - ∇L_t(θ_t)‖₂ for every model t, over all parameters: what task arithmetic neglects and gradient
@@ -56,7 +59,7 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
 /// of summed losses, let the closures sum over the data.
 ///
 /// # Errors
-/// Weights that do not belong to the model; a loss that is not one number with a graph to every parameter; an error of
+/// Weights that do not belong to the model; a loss that is not one number with a graph to the weights; an error of
 /// a closure.
 pub fn gradient_mismatch<L: IntoTensor>(
     params: impl Into<Params>,

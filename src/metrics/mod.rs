@@ -117,6 +117,16 @@ pub fn entropy(probs: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(&values).f_to_kind(kind)?.f_to_device(probs.device())?)
 }
 
+/// As [`entropy`], of rows that are divided by their sums, and in f64: for differences of entropies.
+pub(crate) fn entropy_in_f64(probs: &Tensor) -> Result<Tensor> {
+    let p = Probabilities::read(probs)?;
+    let of_row = |row: &[f64]| {
+        let sum: f64 = row.iter().sum();
+        row.iter().map(|p| p / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum::<f64>()
+    };
+    Ok(Tensor::from_slice(&p.rows().map(of_row).collect::<Vec<_>>()).f_to_device(probs.device())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

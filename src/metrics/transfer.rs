@@ -101,7 +101,7 @@ impl AccuracyMatrix {
     }
 
     /// The mean over j < T-1 of the best that task j ever had, minus what it has in the end:
-    /// max over t < T-1 of R\[t, j\], minus R\[T-1, j\]. Not below
+    /// max over j ≤ t < T-1 of R\[t, j\], minus R\[T-1, j\] (Chaudhry et al. also count t < j). Not below
     /// [`forgetting_since_trained`](Self::forgetting_since_trained).
     ///
     /// # Errors

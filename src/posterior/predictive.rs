@@ -31,6 +31,7 @@ pub(super) fn predict<L: IntoTensor>(
     let each = strata.iter().enumerate().flat_map(|(stratum, w)| (0..samples).map(move |k| (stratum, k as u64, *w)));
     let mut buffers = Some(Buffers::new(params));
     let mut total: Option<(Tensor, Tensor)> = None;
+    let mut kind = Kind::Float;
     for (stratum, k, weight) in each {
         let p = at(params, q.sample_stratum(stratum, k)?, &mut buffers, &mut probabilities)?;
         if p.dim() != 2 {
@@ -40,16 +41,12 @@ pub(super) fn predict<L: IntoTensor>(
             )));
         }
         // Also the check that these are probabilities, in every sample.
-        let entropy = metrics::entropy(&p)? * weight;
-        let p = match p.kind() {
-            Kind::Float | Kind::Double => p,
-            // Rows of so few digits sum to one only within a percent.
-            _ => {
-                let p = p.to_kind(Kind::Float);
-                &p / p.sum_dim_intlist(1, true, None::<Kind>)
-            }
-        };
-        let p = p * weight;
+        let entropy = metrics::entropy_in_f64(&p)? * weight;
+        kind = if p.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        // In f64, because the mutual information is a difference of two numbers that may agree in most of their digits;
+        // and rows of half precision sum to one only within a percent.
+        let p = p.to_kind(Kind::Double);
+        let p = &p / p.sum_dim_intlist(1, true, None::<Kind>) * weight;
         total = Some(match total.take() {
             Some((sum, _)) if sum.size() != p.size() => {
                 let (first, now) = (sum.size(), p.size());
@@ -65,9 +62,10 @@ pub(super) fn predict<L: IntoTensor>(
     // Sample by sample, as the terms were added: a mixture's weights need not sum to one in floating point.
     let weight = strata.iter().flat_map(|w| std::iter::repeat_n(*w, samples)).sum::<f64>();
     let mean = sum / weight;
-    let entropy = metrics::entropy(&mean)?;
+    let entropy = metrics::entropy_in_f64(&mean)?;
     // It is not negative by Jensen's inequality, but the difference can round below zero.
     let mutual_information = (&entropy - entropies / weight).clamp_min(0.0);
+    let [mean, entropy, mutual_information] = [mean, entropy, mutual_information].map(|t| t.to_kind(kind));
     Ok(Predictive { mean, entropy, mutual_information, samples: strata.len() * samples })
 }
 

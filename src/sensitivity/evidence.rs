@@ -25,7 +25,7 @@ impl DualView {
     /// ```
     ///
     /// For a Gaussian the losses are parabolas, and it is ln p(y) for any θ. With one logit it is the density ln N(ỹ |
-    /// 0, K + 1/β) of the process's targets ỹ = Jθ + α/β but for a term of each example, ½α²/β - ½ ln(2π/β) - ℓ; with
+    /// 0, K + 1/β) of the process's targets ỹ = Jθ + α/β but for a term of each example, ½α²/β + ½ ln(2π/β) - ℓ; with
     /// Λ⁻¹, of which a softmax has none, that density would not be one.
     ///
     /// # Errors
