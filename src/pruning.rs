@@ -159,7 +159,7 @@ impl Mask {
 
     /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated
     /// (samples and adversarial points too), and in the new mean; the other weights move as in a network without the
-    /// pruned ones. A pruned binary weight is 0 as well, and has λ = 0. In a training loop that does not use this,
+    /// pruned ones, but for what the norm of all gradients decides (`clip_grad_norm`, the ascent of SAM). A pruned binary weight is 0 as well, and has λ = 0. In a training loop that does not use this,
     /// call [`Mask::apply`] at the beginning of the closure and after the step.
     ///
     /// Only for elementwise rows. A row over blocks steps by S⁻¹g with an S that ties weights together, so the others
