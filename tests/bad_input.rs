@@ -1032,16 +1032,6 @@ fn closures_that_convert_the_model() {
     assert_eq!(Snapshot::of(&opt, &net.vs).file, before);
 }
 
-#[test]
-fn a_seed_has_four_billion_samples() {
-    let vs = tch::nn::VarStore::new(tch::Device::Cpu);
-    let _ = vs.root().zeros("w", &[2]);
-    let q = Ivon::default().ess(1.0).build(&vs, 0.1).unwrap().posterior().unwrap();
-    q.sample((1 << 32) - 1).unwrap();
-    let error = q.sample(1 << 32).unwrap_err().to_string();
-    assert!(error.contains("4294967296") && error.contains("with_seed"), "{error}");
-}
-
 /// Also of variables that come after building: none is stepped twice, and nothing has changed.
 #[test]
 fn parameters_that_share_memory() {

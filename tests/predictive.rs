@@ -1,8 +1,10 @@
 //! What averaged predictions say about uncertainty, to the digits that they have.
 
-use support::{close, values, weight};
+use support::{close, refused, values, weight};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{DiagonalGaussian, Params};
+use tch_blr::{
+    DiagonalGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Params, Posterior,
+};
 
 fn posterior(w: &Tensor, precision: f64) -> (Params, DiagonalGaussian) {
     let q = DiagonalGaussian::new([("w", w.detach(), w.detach().full_like(precision))]).unwrap();
@@ -40,4 +42,28 @@ fn small_mutual_information_has_digits() {
     let expected = entropy(&all.mean_dim(0, false, Kind::Double))[0] - each;
     let found = predicted.mutual_information.double_value(&[0]);
     assert!(expected > 1e-10 && expected < 1e-7 && (found / expected - 1.0).abs() < 1e-4, "{found:e} {expected:e}");
+}
+
+/// A seed has 2³² samples, in every family; of a mixture, of all components together.
+#[test]
+fn samples_beyond_a_seeds_are_refused() {
+    let q = |x: f64| DiagonalGaussian::new([("w", Tensor::from_slice(&[x]), Tensor::from_slice(&[2.0]))]).unwrap();
+    let last = u64::from(u32::MAX);
+    let [mean, precision] = [1.0, 2.0].map(|x| Tensor::from_slice(&[x]));
+    let one = KroneckerParameter { name: "w".to_owned(), mean, left: None, right: None, precision };
+    let kronecker = KroneckerGaussian::new([one]).unwrap();
+    let bernoulli = MeanFieldBernoulli::new([("w", Tensor::from_slice(&[0.5]))]).unwrap();
+    let all: [(Box<dyn Posterior>, u64); 5] = [
+        (Box::new(q(1.0)), last),
+        (Box::new(q(1.0).full().unwrap()), last),
+        (Box::new(kronecker), last),
+        (Box::new(bernoulli), last),
+        (Box::new(Mixture::new([(1.0, q(1.0)), (1.0, q(2.0))]).unwrap()), last / 2),
+    ];
+    for (q, last) in all {
+        q.sample(last).unwrap();
+        for k in [last + 1, u64::MAX] {
+            refused(q.sample(k), &["2³²", "with_seed", "was asked for"]);
+        }
+    }
 }

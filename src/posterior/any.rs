@@ -1,6 +1,6 @@
 //! What any posterior can do, whatever its family.
 
-use crate::Result;
+use crate::{Error, Result};
 use std::any::Any;
 use std::fmt::Debug;
 use std::path::Path;
@@ -8,6 +8,15 @@ use tch::Tensor;
 
 /// The step of a posterior's noise: one that no optimizer of the same seed reaches.
 pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
+
+/// Errors if a seed has no sample of this number: a counter has 32 bits for it, and more would repeat earlier noise.
+pub(super) fn check_sample(k: u64) -> Result<u64> {
+    if k <= u64::from(u32::MAX) {
+        return Ok(k);
+    }
+    let problem = "a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)";
+    Err(Error::Posterior(format!("sample {k} was asked for: {problem}")))
+}
 
 /// A posterior over the weights of a model, of a family that need not be known when the program is compiled: a function
 /// takes `&dyn Posterior`, and a row chosen at run time gives a `Box<dyn Posterior>`.

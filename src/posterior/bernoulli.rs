@@ -1,6 +1,6 @@
 //! Binary weights, independent of each other.
 
-use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model;
 use super::valid::{Stored, finite_float, given_twice, no_parameter};
 use crate::kernel::{self, Draw};
@@ -105,6 +105,7 @@ impl MeanFieldBernoulli {
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
         let _no_grad = tch::no_grad_guard();
+        let k = check_sample(k)?;
         let mut group = 0;
         let samples = self.entries.iter().enumerate().map(|(parameter, (name, natural))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };

@@ -1,7 +1,7 @@
 //! A Gaussian with a mean and a precision for every weight.
 
 use super::BlockPrecision;
-use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
 use super::valid::{Stored, finite_float, form, given_twice, no_parameter, smallest};
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
@@ -202,13 +202,7 @@ impl DiagonalGaussian {
     /// # Errors
     /// A sample beyond the 2³² that a seed has.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
-        // A counter has 32 bits for the sample; more would repeat the noise of earlier ones.
-        if k > u64::from(u32::MAX) {
-            return Err(Error::Posterior(format!(
-                "sample {k} was asked for: a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)"
-            )));
-        }
-        Ok(self.sample_of(self.seed, k))
+        Ok(self.sample_of(self.seed, check_sample(k)?))
     }
 
     /// As [`DiagonalGaussian::sample`], of another seed.

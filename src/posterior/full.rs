@@ -1,7 +1,7 @@
 //! A Gaussian with one precision matrix over all weights.
 
 use super::DiagonalGaussian;
-use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::diagonal::Entry;
 use super::in_model::{self, in_model};
 use super::valid::{Stored, finite_float, form, given_twice, no_parameter};
@@ -221,7 +221,7 @@ impl FullGaussian {
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
         let _no_grad = tch::no_grad_guard();
-        let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter: 0, group: 0 };
+        let at = Draw { step: OUTSIDE_OF_TRAINING, sample: check_sample(k)?, parameter: 0, group: 0 };
         let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &self.mean);
         Ok(self.split(&(linalg::spread(&self.factor, &z)? + &self.mean)))
     }

@@ -1,6 +1,6 @@
 //! A Gaussian per parameter whose precision is diagonal in a Kronecker-factored basis.
 
-use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
 use super::kronecker_parameter::matrix;
 use super::valid::{Stored, given_twice, no_parameter};
@@ -173,6 +173,7 @@ impl KroneckerGaussian {
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
         let _no_grad = tch::no_grad_guard();
+        let k = check_sample(k)?;
         let mut group = 0;
         let sample = |(parameter, p): (usize, &KroneckerParameter)| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };

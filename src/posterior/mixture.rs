@@ -1,7 +1,7 @@
 //! A weighted sum of posteriors.
 
 use super::DiagonalGaussian;
-use super::any::{OUTSIDE_OF_TRAINING, posterior};
+use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::valid::Stored;
 use crate::kernel::{self, Draw};
 use crate::storage::checkpoint;
@@ -40,7 +40,7 @@ posterior!(Mixture {
     }
 
     fn sample_stratum(&self, stratum: usize, k: u64) -> Result<Vec<(String, Tensor)>> {
-        Ok(self.components[stratum].sample_of(self.seed, self.number(k, stratum)))
+        Ok(self.components[stratum].sample_of(self.seed, self.number(k, stratum)?))
     }
 });
 
@@ -127,8 +127,8 @@ impl Mixture {
     }
 
     /// Number of a component's sample that no other sample of the mixture has.
-    fn number(&self, k: u64, component: usize) -> u64 {
-        k * self.components.len() as u64 + component as u64
+    fn number(&self, k: u64, component: usize) -> Result<u64> {
+        check_sample(k.saturating_mul(self.components.len() as u64).saturating_add(component as u64))
     }
 
     /// Sample `k` = 0, 1, … of every parameter, in order: of a component that is drawn by the weights.
@@ -136,8 +136,8 @@ impl Mixture {
     /// # Errors
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
-        let c = self.component(k);
-        Ok(self.components[c].sample_of(self.seed, self.number(k, c)))
+        let c = self.component(check_sample(k)?);
+        Ok(self.components[c].sample_of(self.seed, self.number(k, c)?))
     }
 
     /// ln q(θ) at the current values of a model's variables, in nats.
