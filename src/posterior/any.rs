@@ -11,7 +11,7 @@ pub(super) const OUTSIDE_OF_TRAINING: u64 = u64::MAX;
 
 /// Errors if a seed has no sample of this number: a counter has 32 bits for it, and more would repeat earlier noise.
 pub(super) fn check_sample(k: u64) -> Result<u64> {
-    if k <= u64::from(u32::MAX) {
+    if u32::try_from(k).is_ok() {
         return Ok(k);
     }
     let problem = "a seed has the samples 0 to 2³²-1; take another seed with .with_seed(…)";
