@@ -43,10 +43,11 @@ pub(super) fn predict<L: IntoTensor>(
         // Also the check that these are probabilities, in every sample.
         let entropy = metrics::entropy_in_f64(&p)? * weight;
         kind = if p.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        // In f64, because the mutual information is a difference of two numbers that may agree in most of their digits;
-        // and rows of half precision sum to one only within a percent.
+        // Rows of half precision sum to one only within a percent.
+        let coarse = !matches!(p.kind(), Kind::Float | Kind::Double);
+        // In f64, because the mutual information is a difference of two numbers that may agree in most of their digits.
         let p = p.to_kind(Kind::Double);
-        let p = &p / p.sum_dim_intlist(1, true, None::<Kind>) * weight;
+        let p = if coarse { &p / p.sum_dim_intlist(1, true, None::<Kind>) } else { p } * weight;
         total = Some(match total.take() {
             Some((sum, _)) if sum.size() != p.size() => {
                 let (first, now) = (sum.size(), p.size());
