@@ -54,29 +54,24 @@ impl Job<'_> {
         // A quick run is the beginning of a whole one.
         let (n, steps) = (plan.examples as f64, plan.steps);
         let schedule = Schedule::Cosine { warmup: steps / 10, total: steps, end: 0.0 };
-        let adam_lr = plan.adam_lr * self.lr_scale;
-        let row = match self.optimizer {
-            "own" => return plan.own.build(vs, schedule),
-            "adam" => self.row(Adam::default().builder(), schedule, vs, adam_lr),
-            "ivon" => self.row(Ivon::default().ess(n).builder(), schedule, vs, 0.1),
-            "bsam" => self.row(BayesianSam::default().ess(n).builder(), schedule, vs, 0.5),
-            "vogn" => self.row(Von::vogn().ess(n).builder(), schedule, vs, 1e-3),
-            "ivon-auto" => return self.auto(Ivon::auto(n, steps), vs),
-            "bsam-auto" => return self.auto(BayesianSam::auto(n, steps), vs),
-            "vogn-auto" => return self.auto(Von::auto(n, steps), vs),
-            "evon-auto" => return self.auto(Evon::auto(n, steps), vs),
+        let lr = 0.01 * self.lr_scale;
+        match self.optimizer {
+            "own" => plan.own.build(vs, schedule),
+            "adam" => self.row(Adam::default().schedule(schedule), vs, plan.adam_lr * self.lr_scale),
+            "ivon" => self.row(Ivon::default().ess(n).schedule(schedule), vs, 0.1),
+            "bsam" => self.row(BayesianSam::default().ess(n).schedule(schedule), vs, 0.5),
+            "vogn" => self.row(Von::vogn().ess(n).schedule(schedule), vs, 1e-3),
+            "ivon-auto" => self.row(Ivon::auto(n, steps), vs, lr),
+            "bsam-auto" => self.row(BayesianSam::auto(n, steps), vs, lr),
+            "vogn-auto" => self.row(Von::auto(n, steps), vs, lr),
+            "evon-auto" => self.row(Evon::auto(n, steps), vs, lr),
             other => unreachable!("{other} is not in NAMES"),
-        };
-        Ok(Trainer::new(Kind::Row(row?)))
+        }
     }
 
-    fn auto<R: Row>(&self, row: Builder<R>, vs: &VarStore) -> Result<Trainer> {
-        let row = row.noise(Philox { seed: self.seed }).build(vs, 0.01 * self.lr_scale)?;
+    fn row<R: Row>(&self, row: Builder<R>, vs: &VarStore, lr: f64) -> Result<Trainer> {
+        let row = row.noise(Philox { seed: self.seed }).build(vs, lr)?;
         Ok(Trainer::new(Kind::Row(Box::new(row))))
-    }
-
-    fn row<R: Row>(&self, row: Builder<R>, schedule: Schedule, vs: &VarStore, lr: f64) -> Result<Box<dyn Train>> {
-        Ok(Box::new(row.schedule(schedule).noise(Philox { seed: self.seed }).build(vs, lr)?))
     }
 }
 
