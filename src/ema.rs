@@ -103,6 +103,7 @@ impl Ema {
     /// A parameter of another shape than when its average was started. Nothing has changed then.
     pub fn update(&mut self) -> Result<()> {
         self.params.refresh();
+        self.params.check_free()?;
         self.extend();
         let pairs = || self.params.leaves().iter().zip(&self.averages);
         pairs().try_for_each(|(leaf, average)| same_shape(leaf.name(), average, &leaf.tensor))?;
@@ -120,15 +121,14 @@ impl Ema {
 
     /// The average of one parameter, in its shape: the average's own tensor, so copy it before you write to it.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        let at = self.params.leaves().iter().position(|leaf| leaf.names.iter().any(|n| n == name))?;
-        self.averages.get(at).map(Tensor::shallow_clone)
+        self.averages.get(self.params.number(name)?).map(Tensor::shallow_clone)
     }
 
     /// Puts the averages into the variables until the guard is dropped, which brings the weights back bit by bit. Drop
-    /// it before the next step: an optimizer would train the copy.
+    /// it before the next step, which is refused as long as it lives.
     ///
     /// # Errors
-    /// If libtorch refuses a variable the memory of its average: it has changed shape, kind or device.
+    /// A variable of another shape than when its average was started; [`Error::InUse`] if another thread perturbs one.
     pub fn swap_in(&self) -> Result<Perturbed> {
         let value = |(leaf, average): (&Leaf, &Tensor)| {
             same_shape(leaf.name(), average, &leaf.tensor)?;
@@ -208,6 +208,7 @@ impl Ema {
 pub fn soft_update(target: impl Into<Params>, source: impl Into<Params>, tau: f64) -> Result<()> {
     check::that("tau", tau, tau > 0.0 && tau <= 1.0, "a number in (0, 1]")?;
     let (target, source) = (target.into(), source.into());
+    target.check_free()?;
     let pair = |ours: &Leaf| {
         let theirs = ours.names.iter().find_map(|name| source.find(name));
         let theirs =

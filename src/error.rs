@@ -31,6 +31,9 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// Variables are held at other values by a guard, or are evaluated or updated by another thread.
+    #[error("in use: {0}; nothing was changed")]
+    InUse(String),
     /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
     #[error("loss: {0}")]
     Loss(String),

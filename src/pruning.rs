@@ -37,7 +37,7 @@
 use crate::driver::Rule;
 use crate::fisher::DiagonalFisher;
 use crate::posterior::in_model;
-use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Result, check};
+use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Perturbed, Result, check};
 use tch::{Device, Kind, Tensor};
 
 /// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned
@@ -180,7 +180,7 @@ impl Mask {
         // Before the step, so that a mask of another model changes nothing.
         let pruned = self.of_model(opt.params())?;
         clear(&pruned);
-        // Inside the closure the variables are at a sample, whose memory is not the mean's.
+        // Inside the closure the variables are at a sample, after which the mean comes back.
         let loss = opt.step(|| {
             clear(&pruned);
             closure()
@@ -200,5 +200,6 @@ fn clear(pruned: &[(Tensor, Tensor)]) {
     for (variable, mask) in pruned {
         // Not a product: 0·NaN is a NaN, and a negative weight would become -0.
         let _ = variable.shallow_clone().masked_fill_(&mask.eq(0.0), 0.0);
+        Perturbed::wrote(variable);
     }
 }

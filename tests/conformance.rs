@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::rows::{self, Case};
-use support::{F64, Form, Net, Place, Separable, Snapshot, assert_close, bits, places, refused};
+use support::{F32, F64, Form, Net, Place, Separable, Snapshot, assert_close, bits, places, refused};
 use tch::Tensor;
 use tch_blr::rule::{DeltaRule, MaybePosterior, Row};
 use tch_blr::{
@@ -42,6 +42,8 @@ macro_rules! suite {
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
+            aliases_are_at_every_point
+            extreme_gradients_leave_finite_weights
             changes_from_outside_are_taken_over
             other_thread_gives_the_same
         );)*
@@ -76,6 +78,8 @@ macro_rules! joint {
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
+            aliases_are_at_every_point
+            extreme_gradients_leave_finite_weights
             changes_from_outside_are_taken_over
             other_thread_gives_the_same
         );)*
@@ -117,6 +121,8 @@ macro_rules! binary {
             guard_equals_closure
             grad_equals_closure
             variables_hold_the_mean
+            aliases_are_at_every_point
+            extreme_gradients_leave_finite_weights
             other_thread_gives_the_same
             $($further)*
         );)*
@@ -883,9 +889,9 @@ fn variables_hold_the_mean<R: Row>(row: &Case<R>) {
         }
         let delta_method = seen.iter().all(|s| *s == mean);
         if !delta_method {
-            // Each evaluation at a point of its own, outside the memory of the mean.
+            // Each evaluation at a point of its own, in the memory of the mean.
             for (i, s) in seen.iter().enumerate() {
-                assert!(s.iter().zip(&mean).all(|(a, b)| a.1 != b.1), "{place:?}");
+                assert!(s.iter().zip(&mean).all(|(a, b)| a.1 == b.1), "{place:?}");
                 for other in seen[..i].iter().chain([&mean]) {
                     let mut differ = s.iter().zip(other).map(|(a, b)| a.0 != b.0);
                     // A small tensor may round to where it was in eight bits.
@@ -895,6 +901,69 @@ fn variables_hold_the_mean<R: Row>(row: &Case<R>) {
             }
         }
         assert_eq!(delta_method, expectation == Expectation::Delta);
+    }
+}
+
+/// Views and other handles that were made once, before the optimizer, are at every point of every evaluation, and a loss
+/// that is computed through them trains as one from the variables.
+fn aliases_are_at_every_point<R: Row>(row: &Case<R>) {
+    for place in places() {
+        let run = |aliased: bool| {
+            let net = row.net(place);
+            let whole: Vec<Tensor> = net.weights.iter().map(|w| w.narrow(0, 0, w.size()[0])).collect();
+            let aliases: Vec<[Tensor; 4]> = net
+                .weights
+                .iter()
+                .map(|w| [w.detach(), w.shallow_clone(), w.transpose(0, -1), w.narrow(0, 1, w.size()[0] - 1)])
+                .collect();
+            let look = || {
+                for (w, [detached, handle, transposed, part]) in net.weights.iter().zip(&aliases) {
+                    let same = [detached.shallow_clone(), handle.shallow_clone(), transposed.transpose(0, -1)];
+                    assert!(same.iter().all(|alias| bits(alias) == bits(w)), "{place:?}");
+                    assert!(bits(part) == bits(&w.narrow(0, 1, w.size()[0] - 1)), "{place:?}");
+                }
+            };
+            let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+            for _ in 0..3 {
+                opt.step(|| {
+                    look();
+                    // Layers that record know their weights by handle, so that a view is none of theirs.
+                    if aliased && row.form == Form::Plain {
+                        net.losses_with(&whole.iter().collect::<Vec<_>>())
+                    } else {
+                        net.losses()
+                    }
+                })
+                .unwrap();
+                look();
+            }
+            Snapshot::of(&opt, &net.vs).values()
+        };
+        assert!(run(true) == run(false), "{place:?}");
+    }
+}
+
+/// However small or large the gradients: weights and state stay finite, or the step is an error and has changed nothing.
+fn extreme_gradients_leave_finite_weights<R: Row>(row: &Case<R>) {
+    for place in [F32, F64] {
+        for power in [-44, 10, 16, 30, 160] {
+            let net = row.net(place);
+            let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();
+            for plain in [true, false, false, false, true] {
+                let scale = if plain { 1.0 } else { 10f64.powi(power) };
+                let before = Snapshot::of(&opt, &net.vs);
+                let result = opt.step(|| net.losses() * scale);
+                if result.is_err() {
+                    assert_eq!(Snapshot::of(&opt, &net.vs), before, "{place:?}, 1e{power}");
+                }
+                let state = |name: &str| R::STATE.iter().filter_map(|state| opt.state(name, state)).collect::<Vec<_>>();
+                for (name, w) in net.vs.variables() {
+                    for t in state(&name).iter().chain([&w]) {
+                        assert!(t.isfinite().all().int64_value(&[]) == 1, "{place:?}, 1e{power}: {name}, {result:?}");
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -147,15 +147,21 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
     fn follow(units: &mut [Unit<R>], params: &Params);
     /// Moves the trainable variables to a sample.
     fn perturb(units: &mut [Unit<R>], step: Step, sample: Sample) -> Result<Perturbed>;
-    /// Moves the variables uphill along this gradient of global norm `norm`; also gives the statistic that the row
-    /// takes from it.
-    fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended>;
-    /// Forms the statistics of the evaluation that has just ended, before the next one takes place elsewhere: from
-    /// those that came with the derivatives (`sums.statistics`), or from gradients and points.
-    fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()>;
+    /// Moves the variables from their mean uphill along this gradient of global norm `norm`, which was found where
+    /// they are `at`; also gives the statistic that the row takes from it.
+    fn ascend(
+        units: &mut [Unit<R>],
+        step: Step,
+        at: Perturbed,
+        gradients: &[Option<Tensor>],
+        norm: f64,
+    ) -> Result<Ascended>;
+    /// Forms the statistics of the evaluation that has just ended, whose point the variables are still `at`: from those
+    /// that came with the derivatives (`sums.statistics`), or from gradients and points.
+    fn form(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
-    /// evaluation (`formed` is false).
-    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()>;
+    /// evaluation (`formed` is false), whose point the variables are still `at`.
+    fn update(units: &mut [Unit<R>], step: Step, at: Perturbed, sums: &mut Sums, formed: bool) -> Result<()>;
     /// State number `i` of a parameter's unit.
     fn state(unit: &Unit<R>, i: usize) -> Option<Tensor>;
     /// What a checkpoint holds of a unit, beside its prior: mean first.

@@ -13,6 +13,7 @@ use crate::linalg::matrix_shape;
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{BlockPrior, Family, Isotropic, Prior, PriorOf, block_shape};
 use crate::{Error, Expectation, Result, Statistic, check};
+use std::collections::HashSet;
 use tch::{Kind, Tensor};
 
 /// What is kept of one block.
@@ -204,8 +205,9 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     }
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let known = |i: &usize| units.iter().any(|unit| unit.members.contains(i));
-        let fresh: Vec<usize> = (0..params.len()).filter(|i| params.leaves()[*i].trainable() && !known(i)).collect();
+        let known: HashSet<usize> = units.iter().flat_map(|unit| unit.members.iter().copied()).collect();
+        let trained = |i: &usize| params.leaves()[*i].trainable();
+        let fresh: Vec<usize> = (0..params.len()).filter(|i| trained(i) && !known.contains(i)).collect();
         if !R::JOINT {
             for i in fresh {
                 let (row, lr) = plan.settings(&params.leaves()[i])?;
@@ -288,13 +290,13 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             }
             unit.kept.displacement = Some(Displaced { e, rotated });
         }
-        // The exchange comes last, so that an error of the row leaves all variables untouched.
+        // Last, so that an error of the row leaves all variables untouched.
         Perturbed::enter(points)
     }
-    fn ascend(_: &mut [Unit<R>], _: Step, _: &[Option<Tensor>], _: f64) -> Result<Ascended> {
+    fn ascend(_: &mut [Unit<R>], _: Step, _: Perturbed, _: &[Option<Tensor>], _: f64) -> Result<Ascended> {
         Err(Error::Loss(format!("{} has no adversarial point", R::NAME)))
     }
-    fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()> {
+    fn form(units: &[Unit<R>], params: &Params, _: &Perturbed, sums: &mut Sums) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let mut formed = Vec::with_capacity(units.len());
         for (u, unit) in units.iter().enumerate() {
@@ -318,12 +320,15 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         sums.statistics = formed;
         Ok(())
     }
-    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()> {
+    fn update(units: &mut [Unit<R>], step: Step, at: Perturbed, sums: &mut Sums, formed: bool) -> Result<()> {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
         if !formed {
-            Self::form(units, params, sums)?;
+            Self::form(units, params, &at, sums)?;
         }
+        // Whose way back must come before the new means, which are found from the old ones.
+        drop(at);
+        let _claim = params.claim()?;
         // All before the first write, because any of them can fail.
         let updated = units.iter().enumerate().map(|(u, unit)| {
             if !unit.has_gradient(params, sums) {

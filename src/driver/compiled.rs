@@ -57,13 +57,13 @@ impl<R: Row> Compiled<R> {
         step_chunks: |optimizer, chunks, closure| {
             check::count("chunks", chunks)?;
             optimizer.prepare()?;
-            let sums = optimizer.evaluate(chunks, closure)?;
-            optimizer.finish(sums)
+            let ended = optimizer.evaluate(chunks, closure)?;
+            optimizer.finish(ended)
         },
         accumulate: |optimizer, closure| {
             optimizer.prepare()?;
-            let sums = optimizer.evaluate(1, closure)?;
-            optimizer.keep(sums)
+            let ended = optimizer.evaluate(1, closure)?;
+            optimizer.keep(ended)
         },
         update: |optimizer| {
             if optimizer.sums.weight == 0.0 {
@@ -74,6 +74,7 @@ impl<R: Row> Compiled<R> {
                 return Err(Error::Loss(problem.to_owned()));
             }
             optimizer.params.check()?;
+            optimizer.params.check_free()?;
             optimizer.apply_kept()
         },
         perturbed: |optimizer| {
@@ -82,18 +83,30 @@ impl<R: Row> Compiled<R> {
         },
         ascend: Optimizer::ascend,
         step: |optimizer, begun, outcome| {
-            let sums = optimizer.end(begun, outcome)?;
-            optimizer.finish(sums)
+            let ended = optimizer.end(begun, outcome)?;
+            optimizer.finish(ended)
         },
         backward: |optimizer, begun, outcome| {
-            let sums = optimizer.end(begun, outcome)?;
-            optimizer.keep(sums)
+            let ended = optimizer.end(begun, outcome)?;
+            optimizer.keep(ended)
         },
-        posterior: |optimizer| R::Arithmetic::posterior(&optimizer.units, now(optimizer)),
-        learned_posterior: |optimizer| R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer)),
+        posterior: |optimizer| {
+            optimizer.params.check_free()?;
+            R::Arithmetic::posterior(&optimizer.units, now(optimizer))
+        },
+        learned_posterior: |optimizer| {
+            optimizer.params.check_free()?;
+            R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer))
+        },
         lr_find: Optimizer::lr_found,
         diagnostics: Optimizer::diagnosed,
-        save: Optimizer::write,
-        load: Optimizer::read,
+        save: |optimizer, path| {
+            optimizer.params.check_free()?;
+            optimizer.write(path)
+        },
+        load: |optimizer, path| {
+            optimizer.params.check_free()?;
+            optimizer.read(path)
+        },
     };
 }

@@ -136,11 +136,11 @@ impl<R: Rule, S: Formed> Elementwise for Update<R, S> {
     }
 }
 
-/// (m, z, sign, δ, state…) → m+e with e = sign·z/√precision, or what the rule has in its place
+/// (m, z, sign, δ, state…) → m+e with e = sign·z/√precision, or what the rule has in its place; and m
 pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Perturb<R> {
-    const OUTPUTS: usize = 1;
+    const OUTPUTS: usize = 2;
     type Constants<T: Real> = R::Coefficients<T>;
     fn constants<T: Real>(&self) -> R::Coefficients<T> {
         self.0.coefficients()
@@ -150,14 +150,15 @@ impl<R: Rule> Elementwise for Perturb<R> {
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
         write(0, self.0.rule.point(k, mean, z, sign, delta, state));
+        write(1, mean);
     }
 }
 
-/// (m, ĝ₁, ‖ĝ₁‖, δ, state…) → m+ε and |ĝ₁|
+/// (m, ĝ₁, ‖ĝ₁‖, δ, state…) → m+ε, m and |ĝ₁|
 pub(super) struct Ascend<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Ascend<R> {
-    const OUTPUTS: usize = 2;
+    const OUTPUTS: usize = 3;
     type Constants<T: Real> = R::Coefficients<T>;
     fn constants<T: Real>(&self) -> R::Coefficients<T> {
         self.0.coefficients()
@@ -168,7 +169,8 @@ impl<R: Rule> Elementwise for Ascend<R> {
         let state = R::State::<T>::from_fn(|i| read(4 + i));
         // From the mean, even where ĝ₁ was taken at a sample, as Bayesian SAM is published.
         write(0, mean + self.0.rule.adversarial(k, gradient, norm, delta, state));
-        write(1, gradient.abs());
+        write(1, mean);
+        write(2, gradient.abs());
     }
 }
 

@@ -36,7 +36,7 @@ impl<R: Row> Optimizer<R> {
     /// momentum of SGD without momentum).
     pub fn state(&self, parameter: &str, name: &str) -> Option<Tensor> {
         let i = R::STATE.iter().position(|s| *s == name)?;
-        let leaf = self.params.leaves().iter().position(|l| l.names.iter().any(|n| n == parameter))?;
+        let leaf = self.params.number(parameter)?;
         let unit = self.units.iter().find(|unit| unit.members.contains(&leaf))?;
         R::Arithmetic::state(unit, i)
     }

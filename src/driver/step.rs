@@ -16,7 +16,7 @@ use crate::gradient::{Clip, IntoTensor, Loss};
 use crate::kernel::{self, Draw, Field, Noise};
 use crate::likelihood::Outputs;
 use crate::nn::tape::{Recording, Tape};
-use crate::params::{Buffers, Leaf, Params, Perturbed};
+use crate::params::{Buffers, Leaf, Params, Perturbed, Written};
 use crate::{Error, Labels, Result, Schedule, Statistic};
 use tch::{Kind, Tensor};
 
@@ -89,6 +89,12 @@ pub struct Derivatives {
     pub squares: Vec<Option<Tensor>>,
 }
 
+/// An evaluation that has ended, and the point that the variables are still at.
+pub(super) struct Ended {
+    pub sums: Sums,
+    pub at: Perturbed,
+}
+
 /// As [`Derivatives`], with the statistics of units.
 struct Found {
     loss: f64,
@@ -103,6 +109,7 @@ impl<R: Row> Optimizer<R> {
         self.params.refresh();
         self.params.check()?;
         self.params.check_separate()?;
+        self.params.check_free()?;
         let known = self.units.len();
         self.extend()?;
         // A new variable may be used outside of the tapped layers, so the check is due again.
@@ -117,8 +124,9 @@ impl<R: Row> Optimizer<R> {
         R::Arithmetic::extend(&mut self.units, &self.params, &plan)
     }
 
-    /// The evaluations of the chunks of one micro-batch. The statistics of a single one are left unformed.
-    pub(super) fn evaluate(&mut self, chunks: usize, closure: &mut Closure) -> Result<Sums> {
+    /// The evaluations of the chunks of one micro-batch. The statistics of a single one are left unformed, and the
+    /// variables at its point.
+    pub(super) fn evaluate(&mut self, chunks: usize, closure: &mut Closure) -> Result<Ended> {
         let mut sums = Sums::default();
         let each = self.config.expectation().evaluations();
         // Saturating: a wrapped product would quietly evaluate less than was asked for.
@@ -130,42 +138,47 @@ impl<R: Row> Optimizer<R> {
             if begun.is_first() {
                 begun = self.ascend(begun, loss())?;
             }
-            let mut one = self.end(begun, loss())?;
-            if one.is_left_out() {
+            let one = self.end(begun, loss())?;
+            if one.sums.is_left_out() {
                 // All of them, for the others are no sample of the step's noise without this one.
-                return Ok(Sums { evaluations, ..one });
+                return Ok(Ended { sums: Sums { evaluations, ..one.sums }, at: one.at });
             }
-            // Now, because the next evaluation takes place elsewhere. That of a single one is formed inside of the
-            // update, which saves a pass over the weights.
-            if evaluations > 1 {
-                R::Arithmetic::form(&self.units, &self.params, &mut one)?;
+            if evaluations == 1 {
+                // Its statistic is formed inside of the update, which saves a pass over the weights.
+                return Ok(one);
             }
-            sums.merge(one)?;
+            sums.merge(self.formed(one)?)?;
+        }
+        Ok(Ended { sums, at: Perturbed::default() })
+    }
+
+    /// With the statistic of a single evaluation; the variables are at their means again.
+    fn formed(&self, Ended { mut sums, at }: Ended) -> Result<Sums> {
+        if sums.evaluations == 1 && !sums.is_left_out() {
+            R::Arithmetic::form(&self.units, &self.params, &at, &mut sums)?;
         }
         Ok(sums)
     }
 
     /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
-    pub(super) fn keep(&mut self, mut sums: Sums) -> Result<f64> {
-        // The update that could form it comes after further evaluations, at other points.
-        if sums.evaluations == 1 && !sums.is_left_out() {
-            R::Arithmetic::form(&self.units, &self.params, &mut sums)?;
-        }
+    pub(super) fn keep(&mut self, ended: Ended) -> Result<f64> {
+        // The update that could form the statistic comes after further evaluations, at other points.
+        let sums = self.formed(ended)?;
         let loss = sums.loss;
         self.sums.merge(sums)?;
         Ok(loss)
     }
 
     /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
-    pub(super) fn finish(&mut self, sums: Sums) -> Result<f64> {
-        if self.sums.weight == 0.0 && !sums.is_left_out() {
+    pub(super) fn finish(&mut self, ended: Ended) -> Result<f64> {
+        if self.sums.weight == 0.0 && !ended.sums.is_left_out() {
             // Nothing to merge with, so a single evaluation reaches the update to the bit.
-            let formed = sums.evaluations > 1;
+            let formed = ended.sums.evaluations > 1;
             // What was left out before has no weight, but a place in the noise of this step.
-            return self.apply(sums, formed).inspect(|_| self.sums = Sums::default());
+            return self.apply(ended, formed).inspect(|_| self.sums = Sums::default());
         }
         let before = self.sums.shallow_clone();
-        self.keep(sums)?;
+        self.keep(ended)?;
         if self.sums.weight == 0.0 {
             return Ok(f64::NAN);
         }
@@ -175,17 +188,17 @@ impl<R: Row> Optimizer<R> {
 
     /// The update from what was accumulated, which stays if it fails.
     pub(super) fn apply_kept(&mut self) -> Result<f64> {
-        let loss = self.apply(self.sums.shallow_clone(), true)?;
+        // Here as well as in `prepare`: weights may have been loaded since the evaluations.
+        R::Arithmetic::follow(&mut self.units, &self.params);
+        let loss = self.apply(Ended { sums: self.sums.shallow_clone(), at: Perturbed::default() }, true)?;
         self.sums = Sums::default();
         Ok(loss)
     }
 
-    fn apply(&mut self, mut sums: Sums, formed: bool) -> Result<f64> {
+    fn apply(&mut self, Ended { mut sums, at }: Ended, formed: bool) -> Result<f64> {
         let step = step_of(&self.params, &self.schedule, self.steps);
-        // Here as well as in `prepare`: weights may have been loaded since the evaluations.
-        R::Arithmetic::follow(&mut self.units, &self.params);
         let divergence = self.divergence.map(|watch| watch.with(sums.loss, self.steps)).transpose()?;
-        R::Arithmetic::update(&mut self.units, step, &mut sums, formed)?;
+        R::Arithmetic::update(&mut self.units, step, at, &mut sums, formed)?;
         self.divergence = divergence;
         if let Some(Clip::Norm(_)) = self.clip {
             self.clipped.updates += 1;
@@ -224,7 +237,8 @@ impl<R: Row> Optimizer<R> {
 
     /// From the loss at the first point to the second point of the same evaluation: moves the variables to m+ε.
     pub(super) fn ascend(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
-        let (k, first) = (begun.k, self.end(begun, outcome)?);
+        let k = begun.k;
+        let Ended { sums: first, at } = self.end(begun, outcome)?;
         if first.is_left_out() {
             return Ok(self.begun(k, Point::LeftOut, Perturbed::default()));
         }
@@ -236,22 +250,26 @@ impl<R: Row> Optimizer<R> {
         // NaN fails the comparison too, and is found by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
         let step = step_of(&self.params, &self.schedule, self.steps);
-        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, &first.gradients, norm)?;
+        let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, at, &first.gradients, norm)?;
         Ok(self.begun(k, Point::Last { statistics }, guard))
     }
 
-    /// Ends an evaluation: the variables hold the mean again afterwards.
-    pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
+    /// Ends an evaluation. The variables are still at its point, but where it was left out.
+    pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
+        let mut at = Perturbed::default();
         if matches!(begun.point, Point::LeftOut) {
             // It was counted at its first point; but the closure's own error is one.
-            return if let Outcome::Loss(Err(e)) = outcome { Err(e) } else { Ok(Sums::left_out()) };
+            return if let Outcome::Loss(Err(e)) = outcome { Err(e) } else { Ok(Ended { sums: Sums::left_out(), at }) };
         }
-        let found = self.found(begun, outcome);
-        self.skips.or_left_out(found)
+        let found = self.found(begun, outcome).map(|ended| {
+            at = ended.at;
+            ended.sums
+        });
+        Ok(Ended { sums: self.skips.or_left_out(found)?, at })
     }
 
-    fn found(&mut self, begun: Begun, outcome: Outcome) -> Result<Sums> {
-        let Begun { point, guard, k, recording, buffers } = begun;
+    fn found(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
+        let Begun { point, guard: mut at, k, recording, buffers } = begun;
         // From here on any early return drops the guard, which brings the mean back.
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let found = match outcome {
@@ -259,19 +277,20 @@ impl<R: Row> Optimizer<R> {
                 let loss = loss?;
                 buffers.unchanged()?;
                 let loss = Loss::new(loss, self.steps)?;
-                // While the variables are still at the point: libtorch refuses a graph once their memory was exchanged.
-                let found = self.differentiate(&loss, &tape, k);
-                drop(guard);
-                // The closure may have converted the variables, and what is kept now must fit them in the update.
-                self.params.check()?;
-                found?
+                // While the variables are still at the point: libtorch refuses a graph once they were changed.
+                self.differentiate(&loss, &tape, k)?
             }
-            Outcome::Derivatives(given) => {
-                drop(guard);
-                self.params.check()?;
-                self.given(given)?
-            }
+            Outcome::Derivatives(given) => self.given(given)?,
         };
+        at.settle()?;
+        if let Some(variable) = at.changed() {
+            let name = self.params.name_of(variable).unwrap_or("?");
+            let problem = "the evaluation has changed it in place (a clamp, a projection, a load), which is lost when the \
+                           mean comes back: do so after the step (pruning::Mask may be applied in between)";
+            return Err(Error::parameter(name, problem));
+        }
+        // The closure may have converted the variables, and what is kept now must fit them in the update.
+        self.params.check()?;
         let mut sums = self.checked(found)?;
         // What SAM's first point gave takes the place of what the second would.
         if let Point::Last { statistics } = point
@@ -279,7 +298,7 @@ impl<R: Row> Optimizer<R> {
         {
             sums.statistics = statistics;
         }
-        Ok(sums)
+        Ok(Ended { sums, at })
     }
 
     /// Derivatives that were computed elsewhere.
@@ -318,7 +337,14 @@ impl<R: Row> Optimizer<R> {
         if !given.loss.is_finite() {
             return Err(Error::NonFiniteLoss { value: given.loss, step: self.steps });
         }
-        let Derivatives { loss, examples, gradients, squares } = given;
+        let Derivatives { loss, examples, mut gradients, mut squares } = given;
+        // What the update reads must be nothing that it writes: a gradient of ⟨a, b⟩ may be handed over as b itself.
+        let states =
+            self.units.iter().flat_map(|unit| (0..R::STATE.len()).filter_map(|i| R::Arithmetic::state(unit, i)));
+        let written = Written::of(self.params.leaves().iter().map(|leaf| leaf.tensor.shallow_clone()).chain(states));
+        for t in gradients.iter_mut().chain(&mut squares).flatten().filter(|t| written.meets(t)) {
+            *t = t.detach().copy();
+        }
         Ok(Found { loss, examples, gradients, statistics: self.of_units(squares) })
     }
 

@@ -7,7 +7,7 @@ use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights,
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
-use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Pack};
+use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Outputs, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
 use crate::{Error, Labels, Link, Result, Statistic, check};
@@ -22,8 +22,12 @@ pub struct Slot {
     state: Vec<Option<Tensor>>,
     /// δ of a prior that consists of tensors.
     delta: Option<Tensor>,
-    /// The point of an evaluation away from the mean. The memory is kept for the next one.
-    point: Option<Tensor>,
+    /// Memory for evaluations away from the mean, kept for the next one: the mean, while the point stands in the
+    /// variable; or the point, where the mean is kept apart.
+    beside: Option<Tensor>,
+    /// Whether the next update is tried out whatever the gradient: its settings were never used, or the last one has left
+    /// numbers so large that their squares may leave the range.
+    untried: bool,
     /// Position in the noise.
     noise_group: u64,
 }
@@ -34,17 +38,37 @@ impl Slot {
         self.mean.as_ref().unwrap_or(&leaf.tensor)
     }
 
-    /// Memory for the points of a trainable variable.
-    fn make_point(&mut self, leaf: &Leaf) {
-        if leaf.trainable() && self.point.is_none() {
-            self.point = Some(self.mean(leaf).detach().empty_like());
+    fn make_beside(&mut self, leaf: &Leaf) {
+        if leaf.trainable() && self.beside.is_none() {
+            self.beside = Some(self.mean(leaf).detach().empty_like());
         }
     }
 
-    /// A point as the variable can hold it: itself, or rounded where weights are of less precision.
-    fn value(&self, leaf: &Leaf, point: &Tensor) -> Tensor {
-        // The variable takes this memory over, so it has to be of the variable's kind.
-        if self.mean.is_some() { point.to_kind(leaf.tensor.kind()) } else { point.shallow_clone() }
+    /// Where mean and point of an evaluation are: the same for a variable that was at its mean.
+    fn mean_and_point<'a>(&'a self, leaf: &'a Leaf, at: &'a Perturbed) -> (&'a Tensor, &'a Tensor) {
+        let original = at.original(&leaf.tensor);
+        match &self.mean {
+            Some(mean) => (mean, self.beside.as_ref().filter(|_| original.is_some()).unwrap_or(mean)),
+            None => (original.unwrap_or(&leaf.tensor), &leaf.tensor),
+        }
+    }
+
+    /// Where a pass puts a new point, and where it keeps the mean unless that is safe already.
+    fn point_and_mean<'a>(&'a self, leaf: &'a Leaf, at: &Perturbed) -> [Option<&'a Tensor>; 2] {
+        match &self.mean {
+            Some(_) => [self.beside.as_ref(), None],
+            None => [Some(&leaf.tensor), self.beside.as_ref().filter(|_| at.original(&leaf.tensor).is_none())],
+        }
+    }
+
+    /// Tells the guard of the variable that a pass has made a point for it.
+    fn moved(&self, leaf: &Leaf, at: &mut Perturbed) -> Result<()> {
+        let Some(beside) = &self.beside else { return Ok(()) };
+        if self.mean.is_some() {
+            return at.put(&leaf.tensor, beside.to_kind(leaf.tensor.kind()));
+        }
+        at.moved(&leaf.tensor, beside);
+        Ok(())
     }
 }
 
@@ -98,6 +122,39 @@ impl<R: Rule> Unit<R> {
         Ok((prior + data.clamp_min(0.0)).to_kind(self.leaf(step.params).state_kind()))
     }
 
+    /// What an update writes: the mean, then the state.
+    fn written<'a>(&'a self, leaf: &'a Leaf) -> impl Iterator<Item = Option<&'a Tensor>> + Clone {
+        std::iter::once(Some(self.kept.mean(leaf))).chain(self.kept.state.iter().map(Option::as_ref))
+    }
+
+    /// Whether an update could leave the range of the numbers, so that it is tried out before anything is written.
+    fn may_overflow(&self, leaf: &Leaf, step: Step, gradient_norm: f64) -> bool {
+        let ess = self.row.effective_sample_size().unwrap_or(1.0);
+        let scale = ess.max(1.0) * self.when(1, step.lr_factor).lr.max(1.0);
+        self.kept.untried || gradient_norm * scale > large(leaf)
+    }
+
+    /// Whether some number among the new tensors, in the order of [`Unit::written`], is large.
+    ///
+    /// # Errors
+    /// One has an element that is not finite, and the present one has none.
+    fn check_finite(&self, leaf: &Leaf, new: &[Option<Tensor>], step: Step) -> Result<bool> {
+        let mut any_large = false;
+        for (i, (new, old)) in new.iter().zip(self.written(leaf)).enumerate() {
+            let (Some(new), Some(old)) = (new, old) else { continue };
+            let norm = kernel::sum_of_squares([new]).sqrt();
+            if !norm.is_finite()
+                && let Some(value) = kernel::first_non_finite(new)
+                && kernel::first_non_finite(old).is_none()
+            {
+                let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
+                return Err(Error::NonFiniteGradient { what, name: leaf.name().to_owned(), value, step: step.number });
+            }
+            any_large |= !(norm < large(leaf));
+        }
+        Ok(any_large)
+    }
+
     /// Inputs of a pass: the given ones, then the state.
     fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
         let state = self.kept.state.iter().enumerate();
@@ -145,6 +202,41 @@ impl<R: Rule> Unit<R> {
             // A second handle, because `copy_` asks for `&mut`; it is the same memory and version counter.
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
+    }
+}
+
+/// About the third root of the largest number: a statistic is the square of a gradient, times a factor.
+fn large(leaf: &Leaf) -> f64 {
+    if leaf.state_kind() == Kind::Double { 1e100 } else { 1e12 }
+}
+
+/// What an update is made from.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    step: Step<'a>,
+    at: &'a Perturbed,
+    sums: &'a Sums,
+}
+
+impl<'a> Found<'a> {
+    /// The update of a parameter that has a gradient.
+    fn job<R: Rule, S: Formed>(
+        self,
+        statistic: S,
+        unit: &'a Unit<R>,
+        i: usize,
+        leaf: &'a Leaf,
+        outputs: Outputs<'a>,
+    ) -> Option<Job<'a, Update<R, S>>> {
+        let (mean, point) = unit.kept.mean_and_point(leaf, self.at);
+        let given = || self.sums.statistics.get(i).and_then(|s| s.first());
+        let c = if statistic.at_point() { Some(point) } else { given() };
+        // Rows without a statistic read a zero, which takes no memory.
+        let c = c.map_or(Field::Number(0.0), Field::Tensor);
+        let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
+        let f = Update { pass: unit.pass(1, self.step.lr_factor), statistic };
+        let inputs = unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]);
+        Some(Job { f, inputs, outputs })
     }
 }
 
@@ -246,7 +338,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 mean: apart.then(|| row.link().learned(&leaf.tensor.to_kind(kind))),
                 state: R::STATE.iter().map(|_| None).collect(),
                 delta: None,
-                point: None,
+                beside: None,
+                untried: true,
                 noise_group: params.noise_group(i),
             };
             let mut unit = Unit { members: vec![i], row, lr, steps: 0, rms, prior, kept };
@@ -267,6 +360,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
     fn configure(unit: &mut Unit<R>, params: &Params, row: R) {
         let _no_grad = tch::no_grad_guard();
         unit.row = super::prior::in_row(&unit.prior, row);
+        unit.kept.untried = true;
         let ess = unit.row.effective_sample_size().unwrap_or(f64::NAN);
         unit.kept.delta = unit.prior.diagonal().map(|(_, precision)| precision / ess);
         for i in 0..R::STATE.len() {
@@ -296,52 +390,64 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 Link::Identity => z,
                 link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
             });
-            unit.kept.make_point(leaf);
-            if !leaf.trainable() {
-                // That of an earlier step is none.
-                unit.kept.point = None;
-            }
+            unit.kept.make_beside(leaf);
         }
-        let all = units.iter().zip(params.leaves()).zip(&noise);
-        let moved = all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?, unit.kept.point.as_ref()?)));
-        kernel::run(moved.clone().map(|(unit, leaf, z, point)| {
+        let moved = || {
+            let all = units.iter().zip(params.leaves()).zip(&noise);
+            all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?)))
+        };
+        let mut at = Perturbed::default();
+        at.claim(moved().map(|(_, leaf, _)| &leaf.tensor))?;
+        kernel::run(moved().map(|(unit, leaf, z)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
             Job {
                 // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn
                 // with.
                 f: Perturb(unit.pass(1, step.lr_factor)),
                 inputs: unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]),
-                outputs: [Some(point)].into_iter().collect(),
+                outputs: unit.kept.point_and_mean(leaf, &at).into_iter().collect(),
             }
         }));
-        Perturbed::enter(moved.map(|(unit, leaf, _, point)| (&leaf.tensor, unit.kept.value(leaf, point))))
+        moved().try_for_each(|(unit, leaf, _)| unit.kept.moved(leaf, &mut at))?;
+        Ok(at)
     }
-    fn ascend(units: &mut [Unit<R>], step: Step, gradients: &[Option<Tensor>], norm: f64) -> Result<Ascended> {
+    fn ascend(
+        units: &mut [Unit<R>],
+        step: Step,
+        mut at: Perturbed,
+        gradients: &[Option<Tensor>],
+        norm: f64,
+    ) -> Result<Ascended> {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
-        for (unit, leaf) in units.iter_mut().zip(params.leaves()) {
-            unit.kept.make_point(leaf);
-        }
         // It takes as much memory as the gradients, so only where the row asks for it.
         let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
         let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
         let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();
-        let all = units.iter().zip(params.leaves()).zip(gradients.iter().zip(&absolute));
-        let moved = all.filter_map(|((unit, leaf), (g, size))| {
-            Some((unit, leaf, g.as_ref()?, unit.kept.point.as_ref()?, size.first()))
-        });
-        kernel::run(moved.clone().map(|(unit, leaf, g, point, size)| {
-            let mean = Field::Tensor(unit.kept.mean(leaf));
+        for ((unit, leaf), g) in units.iter_mut().zip(params.leaves()).zip(gradients) {
+            unit.kept.make_beside(leaf);
+            if g.is_none() {
+                at.restore(&leaf.tensor);
+            }
+        }
+        let moved = || {
+            let all = units.iter().zip(params.leaves()).zip(gradients.iter().zip(&absolute));
+            all.filter_map(|((unit, leaf), (g, size))| Some((unit, leaf, g.as_ref()?, size.first())))
+        };
+        at.claim(moved().map(|(_, leaf, _, _)| &leaf.tensor))?;
+        kernel::run(moved().map(|(unit, leaf, g, size)| {
+            let mean = Field::Tensor(unit.kept.mean_and_point(leaf, &at).0);
+            let [point, mean_kept] = unit.kept.point_and_mean(leaf, &at);
             Job {
                 f: Ascend(unit.pass(1, step.lr_factor)),
                 inputs: unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]),
-                outputs: [Some(point), size].into_iter().collect(),
+                outputs: [point, mean_kept, size].into_iter().collect(),
             }
         }));
-        let points = moved.map(|(unit, leaf, _, point, _)| (&leaf.tensor, unit.kept.value(leaf, point)));
-        Ok((Perturbed::enter(points)?, if wanted { absolute } else { Vec::new() }))
+        moved().try_for_each(|(unit, leaf, _, _)| unit.kept.moved(leaf, &mut at))?;
+        Ok((at, if wanted { absolute } else { Vec::new() }))
     }
-    fn form(units: &[Unit<R>], params: &Params, sums: &mut Sums) -> Result<()> {
+    fn form(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &mut Sums) -> Result<()> {
         let Some(statistic) = units.first().map(|unit| unit.row.statistic()).filter(|s| FORMED.contains(s)) else {
             return Ok(());
         };
@@ -351,39 +457,41 @@ impl<R: Rule> Arithmetic<R> for Weights {
         by_statistic!(statistic, |s| {
             let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
             kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
-                let mean = Field::Tensor(unit.kept.mean(leaf));
-                let inputs = [mean, Field::Tensor(g.as_ref()?), unit.kept.point.as_ref().map_or(mean, Field::Tensor)];
-                let (inputs, outputs) = (inputs.into_iter().collect(), [c.first()].into_iter().collect());
+                let (mean, point) = unit.kept.mean_and_point(leaf, at);
+                let inputs = [mean, g.as_ref()?, point].map(Field::Tensor).into_iter().collect();
+                let outputs = [c.first()].into_iter().collect();
                 Some(Job { f: Form(s), inputs, outputs })
             }));
         });
         sums.statistics = formed;
         Ok(())
     }
-    fn update(units: &mut [Unit<R>], step: Step, sums: &mut Sums, formed: bool) -> Result<()> {
+    fn update(units: &mut [Unit<R>], step: Step, mut at: Perturbed, sums: &mut Sums, formed: bool) -> Result<()> {
         let params = step.params;
         let _no_grad = tch::no_grad_guard();
         let statistic = units.first().map_or(Statistic::Unused, |unit| unit.row.statistic());
-        // What was formed is read like a statistic that came with the derivatives. Nothing below can fail.
+        // What was formed is read like a statistic that came with the derivatives.
         let statistic = if formed { Statistic::Unused } else { statistic };
+        // What was evaluated away from its mean is held already.
+        let _claim = at.is_empty().then(|| params.claim()).transpose()?;
+        let mut tried = Vec::new();
         by_statistic!(statistic, |statistic| {
-            kernel::run(units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
-                let mean = unit.kept.mean(leaf);
-                let given = || sums.statistics.get(i).and_then(|s| s.first());
-                // A variable that the closure has unfrozen was at its mean.
-                let point = || Some(unit.kept.point.as_ref().unwrap_or(mean));
-                let c = if statistic.at_point() { point() } else { given() };
-                // Rows without a statistic read a zero, which takes no memory.
-                let c = c.map_or(Field::Number(0.0), Field::Tensor);
-                let gradient = Field::Tensor(sums.gradient(i, leaf)?);
-                Some(Job {
-                    f: Update { pass: unit.pass(1, step.lr_factor), statistic },
-                    inputs: unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]),
-                    // In place: the kernel reads all inputs at a position before it writes there.
-                    outputs: std::iter::once(Some(mean)).chain(unit.kept.state.iter().map(Option::as_ref)).collect(),
-                })
-            }));
+            let found = Found { step, at: &at, sums };
+            let all = || units.iter().zip(params.leaves().iter().enumerate());
+            for (unit, (i, leaf)) in all().filter(|(unit, (_, leaf))| unit.may_overflow(leaf, step, sums.gradient_norm))
+            {
+                let trial: Vec<Option<Tensor>> = unit.written(leaf).map(|t| t.map(Tensor::empty_like)).collect();
+                if let Some(job) = found.job(statistic, unit, i, leaf, trial.iter().map(Option::as_ref).collect()) {
+                    kernel::run([job]);
+                    tried.push((i, unit.check_finite(leaf, &trial, step)?));
+                }
+            }
+            // In place: the kernel reads all inputs at a position before it writes there. The new mean goes where the
+            // variable is, from wherever the old one was kept meanwhile. Nothing from here on can fail.
+            let job = |(unit, (i, leaf))| found.job(statistic, unit, i, leaf, Unit::written(unit, leaf).collect());
+            kernel::run(all().filter_map(job));
         });
+        tried.into_iter().for_each(|(i, large)| units[i].kept.untried = large);
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
@@ -392,6 +500,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 }
                 // The kernel writes to raw memory, which libtorch does not see.
                 kernel::note_write(&leaf.tensor);
+                at.release(&leaf.tensor);
                 unit.steps += 1;
             }
         }
@@ -432,6 +541,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         for (i, t) in state {
             _ = unit.kept.state[i].as_mut().map(|own| own.copy_(&t));
         }
+        unit.kept.untried = true;
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {

@@ -48,8 +48,8 @@ struct Task<F, E> {
 }
 
 // SAFETY: the pointers are to memory of tensors that `run` borrows until all threads have ended. There are several
-// threads only if all outputs are disjoint, and each works on pieces of its own. An input that is not also an output
-// of its task is not written to by any: gradients, curvature, priors and noise are nobody's output.
+// threads only if all outputs are disjoint, each works on pieces of its own, and an input that is written to is an output
+// of the same task, at the same positions.
 unsafe impl<F: Sync, E: Sync> Sync for Task<F, E> {}
 
 /// Where a pass may be cut: task and first position of each piece.
@@ -71,16 +71,29 @@ pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
     });
 }
 
-/// Whether no two tasks, and no two outputs of one, write to the same memory.
+/// Whether no two tasks, and no two outputs of one, write to the same memory, and none reads what another writes.
 fn disjoint<F, E>(tasks: &[Task<F, E>]) -> bool {
-    let range = |p: &*mut F, len: usize| (p.addr(), p.addr() + len * size_of::<F>());
-    // Only outputs: inputs may overlap with each other, and an input that is an output of the same task is read
-    // before it is written.
-    let wanted = tasks.iter().flat_map(|t| t.outputs.iter().filter(|p| !p.is_null()).map(|p| range(p, t.len)));
-    let mut written: Vec<_> = wanted.collect();
-    written.sort_unstable();
+    let range = |at: usize, len: usize| at..at + len * size_of::<F>();
+    let outputs = |(i, t): (usize, &Task<F, E>)| {
+        let wanted = t.outputs.iter().filter(|p| !p.is_null() && t.len > 0);
+        wanted.map(|p| (range(p.addr(), t.len), i)).collect::<ArrayVec<_, OUTPUTS>>()
+    };
+    let mut written: Vec<_> = tasks.iter().enumerate().flat_map(outputs).collect();
+    written.sort_unstable_by_key(|(range, _)| range.start);
     // Sorted by their start, ranges overlap only if two neighbours do.
-    written.windows(2).all(|w| w[0].1 <= w[1].0)
+    if !written.windows(2).all(|w| w[0].0.end <= w[1].0.start) {
+        return false;
+    }
+    // Inputs may overlap with each other, and one that is an output of its task is read before it is written.
+    tasks.iter().enumerate().filter(|(_, t)| t.len > 0).all(|(i, t)| {
+        t.inputs.iter().all(|source| {
+            let Source::Memory(p) = source else { return true };
+            let read = range(p.addr(), t.len);
+            let first = written.partition_point(|(range, _)| range.end <= read.start);
+            let met = written[first..].iter().take_while(|(range, _)| range.start < read.end);
+            met.into_iter().all(|(range, task)| *task == i && range.start == read.start)
+        })
+    })
 }
 
 impl<F: Lane, E: Elementwise> Task<F, E> {
@@ -121,7 +134,8 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
         let Blocks { task, start, len, width } = self;
         let mut inputs = [[F::default(); BLOCK]; INPUTS];
         let mut outputs = [[F::default(); BLOCK]; OUTPUTS];
-        let mut read = [std::ptr::null(); INPUTS];
+        // Of an input that there is not, zeros.
+        let mut read: [*const F; INPUTS] = inputs.each_ref().map(|array| array.as_ptr());
         let mut write = [std::ptr::null_mut(); OUTPUTS];
         for (source, array) in task.inputs.iter().zip(&mut inputs) {
             if let Source::Number(x) = source {

@@ -65,9 +65,10 @@ pub(crate) struct Job<'a, E> {
     pub outputs: Outputs<'a>,
 }
 
-/// The kind of number if raw memory will do: contiguous, on the CPU, f32 or f64.
+/// The kind of number if raw memory will do: contiguous, on the CPU, f32 or f64, and no view whose numbers are the
+/// negative of what is in memory.
 fn lanes(t: &Tensor) -> Option<Kind> {
-    (t.device() == Device::Cpu && t.is_contiguous())
+    (t.device() == Device::Cpu && t.is_contiguous() && !t.is_neg())
         .then(|| t.kind())
         .filter(|k| matches!(k, Kind::Float | Kind::Double))
 }

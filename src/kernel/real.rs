@@ -56,8 +56,14 @@ macro_rules! float {
 float!(f32);
 float!(f64);
 
-/// A short array of numbers (state, coefficients) whose length an update rule fixes by its type: `[T; N]`.
-pub trait Pack<T>: Copy {
+mod sealed {
+    pub trait Sealed {}
+    impl<T, const N: usize> Sealed for [T; N] {}
+}
+
+/// A short array of numbers (state, coefficients) whose length an update rule fixes by its type: `[T; N]`, and nothing
+/// else, because the lanes trust its indices with raw memory.
+pub trait Pack<T>: Copy + sealed::Sealed {
     /// Number of elements.
     const LEN: usize;
     /// Builds the array element by element.

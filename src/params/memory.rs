@@ -2,6 +2,7 @@
 
 use super::{Leaf, Params};
 use crate::{Error, Result};
+use std::ops::Range;
 use tch::{Device, Tensor};
 
 /// Errors unless the tensor is plain memory with a place for every element.
@@ -25,7 +26,35 @@ pub(super) fn check_layout(name: &str, t: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The addresses from the first byte of a tensor to behind its last one.
+/// The addresses from the first byte of a plain tensor, which has one, to behind its last one.
+fn addresses(t: &Tensor) -> Range<usize> {
+    let last: i64 = t.stride().into_iter().zip(t.size()).map(|(stride, n)| stride * (n - 1)).sum();
+    let start = t.data_ptr() as usize;
+    start..start + (last as usize + 1) * t.kind().elt_size_in_bytes()
+}
+
+/// Memory that something is written to.
+pub(crate) struct Written(Vec<Range<usize>>);
+
+impl Written {
+    pub(crate) fn of(tensors: impl Iterator<Item = Tensor>) -> Self {
+        let mut all: Vec<_> = tensors.filter(|t| t.numel() > 0).map(|t| addresses(&t)).collect();
+        all.sort_unstable_by_key(|range| range.start);
+        Written(all)
+    }
+
+    /// Whether a tensor reaches into it.
+    pub(crate) fn meets(&self, t: &Tensor) -> bool {
+        if t.is_sparse() || t.is_mkldnn() || t.numel() == 0 {
+            return false;
+        }
+        let read = addresses(t);
+        // Ranges of parameters may lie within each other (columns of a matrix), so that an earlier end says nothing.
+        self.0.iter().take_while(|range| range.start < read.end).any(|range| range.end > read.start)
+    }
+}
+
+/// Where a parameter lies.
 struct Span<'a> {
     start: usize,
     end: usize,
@@ -34,10 +63,8 @@ struct Span<'a> {
 
 impl<'a> Span<'a> {
     fn of(leaf: &'a Leaf) -> Self {
-        let t = &leaf.tensor;
-        let last: i64 = t.stride().into_iter().zip(t.size()).map(|(stride, n)| stride * (n - 1)).sum();
-        let start = t.data_ptr() as usize;
-        Span { start, end: start + (last as usize + 1) * leaf.kind.elt_size_in_bytes(), leaf }
+        let Range { start, end } = addresses(&leaf.tensor);
+        Span { start, end, leaf }
     }
 
     /// Whether its elements fill it.

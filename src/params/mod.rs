@@ -1,17 +1,21 @@
 //! What is learned: the trainable variables in order, by name, each once.
 //!
-//! Here belong finding and checking a model's variables, and exchanging their memory for a while. What is learned
+//! Here belong finding and checking a model's variables, and holding them at other values for a while. What is learned
 //! about a variable, a mean or a state, belongs to the driver and the posteriors.
 
 mod buffers;
+mod held;
 mod memory;
 mod perturbed;
 mod store;
 
 pub(crate) use buffers::Buffers;
+pub(crate) use held::Claim;
+pub(crate) use memory::Written;
 pub use perturbed::Perturbed;
 
 use crate::{Error, Result, kernel};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use store::Store;
@@ -29,8 +33,16 @@ pub struct Params {
     stores: Vec<Store>,
     only: Vec<Only>,
     leaves: Vec<Leaf>,
+    index: Index,
     /// How many of them are known to lie apart in memory.
     separate: usize,
+}
+
+/// Numbers of parameters, by what they are looked up by. Models have thousands.
+#[derive(Debug, Clone, Default)]
+struct Index {
+    names: HashMap<String, usize>,
+    places: HashMap<usize, Vec<usize>>,
 }
 
 /// Which names are parameters.
@@ -88,7 +100,7 @@ impl Params {
         let mut params = Params::of(Vec::new());
         for (name, tensor) in tensors {
             let name = name.into();
-            if params.leaves.iter().any(|l| l.names.contains(&name)) {
+            if params.find(&name).is_some() {
                 return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
             }
             if !tensor.defined() {
@@ -99,10 +111,10 @@ impl Params {
                 return Err(Error::parameter(&name, "it is the result of a computation; pass the leaf it comes from"));
             }
             // By memory and layout, not by handle: tch gives out many handles to one variable.
-            match params.leaves.iter_mut().find(|l| l.tensor.is_set_to(&tensor)) {
-                Some(leaf) => {
-                    leaf.names.push(name);
-                    leaf.names.sort();
+            match params.of_memory(&tensor) {
+                Some(i) => {
+                    params.tie(i, vec![name]);
+                    params.leaves[i].names.sort();
                 }
                 None => params.push(Leaf::new(vec![name], tensor, 0)),
             }
@@ -111,7 +123,7 @@ impl Params {
     }
 
     fn of(stores: Vec<Store>) -> Self {
-        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new(), separate: 0 };
+        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new(), index: Index::default(), separate: 0 };
         params.refresh();
         params
     }
@@ -169,6 +181,7 @@ impl Params {
     #[must_use]
     pub fn only(mut self, keep: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         let leaves = std::mem::take(&mut self.leaves);
+        self.index = Index::default();
         self.only.push(Only(Arc::new(keep)));
         // Anew, because the places in the noise follow from the parameters before.
         for leaf in leaves {
@@ -211,7 +224,28 @@ impl Params {
         // Frozen parameters count too, so that freezing one does not move the noise of those behind it.
         let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
         leaf.noise_group = self.leaves.last().map_or(0, end);
+        let i = self.leaves.len();
+        self.index.places.entry(leaf.tensor.data_ptr() as usize).or_default().push(i);
+        self.index.names.extend(leaf.names.iter().map(|name| (name.clone(), i)));
         self.leaves.push(leaf);
+    }
+
+    /// The number of the parameter that is this tensor.
+    fn of_memory(&self, t: &Tensor) -> Option<usize> {
+        // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
+        let there = self.index.places.get(&(t.data_ptr() as usize))?;
+        there.iter().copied().find(|i| self.leaves[*i].tensor.is_set_to(t))
+    }
+
+    /// The name of the parameter that is this tensor.
+    pub(crate) fn name_of(&self, t: &Tensor) -> Option<&str> {
+        self.of_memory(t).map(|i| self.leaves[i].name())
+    }
+
+    /// Gives a parameter further names.
+    fn tie(&mut self, i: usize, names: Vec<String>) {
+        self.index.names.extend(names.iter().map(|name| (name.clone(), i)));
+        self.leaves[i].names.extend(names);
     }
 
     /// Position in the noise of parameter number `i`.
@@ -219,9 +253,14 @@ impl Params {
         self.leaves[i].noise_group
     }
 
+    /// The number of the parameter of this name.
+    pub(crate) fn number(&self, name: &str) -> Option<usize> {
+        self.index.names.get(name).copied()
+    }
+
     /// The parameter of this name.
     pub(crate) fn find(&self, name: &str) -> Option<&Leaf> {
-        self.leaves.iter().find(|l| l.names.iter().any(|n| n == name))
+        self.number(name).map(|i| &self.leaves[i])
     }
 
     /// Appends the variables that were created since.
@@ -233,11 +272,11 @@ impl Params {
             if leaf.names.is_empty() {
                 leaf.names.push(format!("{prefix}unnamed.{}", self.leaves.len()));
             }
-            match self.leaves.iter_mut().find(|l| l.tensor.is_set_to(&leaf.tensor)) {
+            match self.of_memory(&leaf.tensor) {
                 // Tied; the name it has had so far stays the first.
-                Some(known) => {
-                    leaf.names.retain(|n| !known.names.contains(n));
-                    known.names.append(&mut leaf.names);
+                Some(i) => {
+                    leaf.names.retain(|n| !self.leaves[i].names.contains(n));
+                    self.tie(i, leaf.names);
                 }
                 None => self.push(leaf),
             }
@@ -312,7 +351,20 @@ impl Params {
             let value = if value.data_ptr() == l.tensor.data_ptr() { value.copy() } else { value };
             Leaf::new(l.names.clone(), value, l.group)
         });
-        Params { stores: Vec::new(), only: Vec::new(), leaves: copies.collect(), separate: 0 }
+        let mut present = Params::of(Vec::new());
+        copies.for_each(|leaf| present.push(leaf));
+        present
+    }
+
+    /// Errors if a guard holds one of them, so that it is not at its own values.
+    pub(crate) fn check_free(&self) -> Result<()> {
+        held::check_free(self.leaves.iter().map(|leaf| (leaf.name(), &leaf.tensor)))
+    }
+
+    /// Keeps other threads from perturbing or updating them as long as the result lives.
+    pub(crate) fn claim(&self) -> Result<Claim> {
+        let trained = self.leaves.iter().filter(|leaf| leaf.trainable() && leaf.tensor.numel() > 0);
+        Claim::new(trained.map(|leaf| &leaf.tensor))
     }
 
     /// The stores' tensors that are no weights (batch-norm statistics), by name.
@@ -340,7 +392,8 @@ impl From<&Params> for Params {
             size: l.size.clone(),
         };
         let leaves = params.leaves.iter().map(share).collect();
-        Params { stores: params.stores.clone(), only: params.only.clone(), leaves, separate: params.separate }
+        let Params { stores, only, index, separate, .. } = params;
+        Params { stores: stores.clone(), only: only.clone(), leaves, index: index.clone(), separate: *separate }
     }
 }
 

@@ -1,64 +1,199 @@
-//! Weights that are perturbed for a while: the only place where a variable's memory is exchanged. What the perturbed
-//! values are belongs to the driver and the posteriors.
+//! Weights that are perturbed for a while: the only place where a variable is put back. What the perturbed values are
+//! belongs to the driver and the posteriors.
 
-use crate::kernel;
+use super::held::{self, Place, place};
+use crate::kernel::{self, Elementwise, Field, Job, Real};
+use crate::{Error, Result};
 use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::marker::PhantomData;
 use tch::Tensor;
 
 /// Holds variables at perturbed values; dropping it brings the original values back, bit by bit, also while a panic
-/// unwinds. Guards over the same variables may be dropped latest first or oldest first (`guard = q.perturb(..)?` does
-/// the latter): the variables are at the values of the latest one that lives.
+/// unwinds. Guards over the same variables may be dropped in any order (`guard = q.perturb(..)?` drops the earlier one
+/// last): the variables are at the values of the latest one that lives.
 ///
-/// The variables' memory is exchanged, not written to, so evaluate and differentiate while the guard lives: libtorch
-/// refuses to differentiate a graph that was recorded before the exchange, or before the way back.
-#[derive(Debug, Default)]
+/// The values stand in the variables' own memory, so that everything that shares it sees them: views of a weight,
+/// `detach`ed handles, a TorchScript module. Copy what is to outlive the guard. Evaluate and differentiate while the
+/// guard lives: libtorch refuses to differentiate a graph that needs weights that have changed since it was recorded.
+///
+/// While a guard lives, other threads that want to perturb or to update the same variables get [`Error::InUse`], and so
+/// does an optimizer of the same thread that wants to train, save or load them. tch's own readers are not stopped: a
+/// forward pass on another thread finds the perturbed values, or a mixture.
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Perturbed {
-    exchanged: Vec<Exchanged>,
+    guard: u64,
+    held: HashMap<Place, Held>,
+    /// Of one thread, because the holds on a variable are.
+    _not_send: PhantomData<*const ()>,
 }
 
-#[derive(Debug)]
-struct Exchanged {
+struct Held {
     variable: Tensor,
-    /// Its own storage.
-    original: Tensor,
-    /// The storage that it was given.
-    value: Tensor,
+    /// Its memory, also if a closure gives it another.
+    memory: Tensor,
+    /// The values that it had, once it has others.
+    original: Option<Tensor>,
+}
+
+impl std::fmt::Debug for Perturbed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Perturbed").field("variables", &self.held.len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Perturbed {
+    fn default() -> Self {
+        Perturbed { guard: held::guard(), held: HashMap::new(), _not_send: PhantomData }
+    }
 }
 
 impl Perturbed {
-    /// Gives each variable the storage of its new value.
-    pub(crate) fn enter(changes: impl IntoIterator<Item = (impl Borrow<Tensor>, Tensor)>) -> crate::Result<Self> {
-        let _no_grad = tch::no_grad_guard();
+    /// Puts new values into variables, each of the variable's shape, kind and device and in memory that nobody else
+    /// holds.
+    pub(crate) fn enter(changes: impl IntoIterator<Item = (impl Borrow<Tensor>, Tensor)>) -> Result<Self> {
+        let (variables, values): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let mut guard = Perturbed::default();
-        for (variable, value) in changes {
-            // `detach` is a second tensor on the same storage. It keeps the original memory when `set_data` gives the
-            // variable another.
-            let (mut variable, original) = (variable.borrow().shallow_clone(), variable.borrow().detach());
-            variable.f_set_data(&value)?;
-            kernel::note_write(&variable);
-            // One at a time: if a later exchange fails, dropping the guard takes back those before it.
-            guard.exchanged.push(Exchanged { variable, original, value });
-        }
+        guard.claim(variables.iter().map(Borrow::borrow))?;
+        // One at a time: if a later one fails, dropping the guard takes back those before it.
+        variables.iter().zip(values).try_for_each(|(variable, value)| guard.put(variable.borrow(), value))?;
         Ok(guard)
     }
+
+    /// Takes hold of variables, whose values stay for now; of all of them or, with an error, of none.
+    pub(crate) fn claim<'a>(&mut self, variables: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+        let mut new: HashMap<Place, &Tensor> = HashMap::new();
+        for variable in variables {
+            let at = place(variable);
+            // A tensor without elements has nothing to hold, and its address may be that of others.
+            if variable.numel() > 0 && !self.held.contains_key(&at) {
+                new.insert(at, variable);
+            }
+        }
+        held::take(self.guard, new.iter().map(|(at, variable)| (*at, *variable)))?;
+        let hold = |t: &Tensor| Held { variable: t.shallow_clone(), memory: t.detach(), original: None };
+        self.held.extend(new.into_iter().map(|(at, variable)| (at, hold(variable))));
+        Ok(())
+    }
+
+    /// Puts a value into a variable that was claimed.
+    pub(crate) fn put(&mut self, variable: &Tensor, value: Tensor) -> Result<()> {
+        let Some(held) = self.held.get_mut(&place(variable)) else { return Ok(()) };
+        let (own, new) = (|t: &Tensor| (t.size(), t.kind(), t.device()), (value.size(), value.kind(), value.device()));
+        if own(variable) != new {
+            let (is, value) = (own(variable), new);
+            return Err(Error::Parameters(format!("a value of {value:?} was given to a variable of {is:?}")));
+        }
+        let _no_grad = tch::no_grad_guard();
+        if held.original.is_some() {
+            variable.shallow_clone().f_copy_(&value)?;
+            held::wrote(variable);
+        } else {
+            // Exchanged, so that the value's memory holds the original.
+            let inputs = [variable, &value].map(Field::Tensor).into_iter().collect();
+            kernel::run([Job { f: Exchange, inputs, outputs: [variable, &value].map(Some).into_iter().collect() }]);
+            self.moved(variable, &value);
+        }
+        Ok(())
+    }
+
+    /// Says that a variable that was claimed has other values now, and which memory holds the original ones.
+    pub(crate) fn moved(&mut self, variable: &Tensor, original: &Tensor) {
+        let Some(held) = self.held.get_mut(&place(variable)) else { return };
+        held.original = Some(original.shallow_clone());
+        held::replaced(self.guard, place(variable), original);
+        kernel::note_write(variable);
+        held::wrote(variable);
+    }
+
+    /// Whether it holds nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// The values that a variable had before this guard, if it has others now.
+    pub(crate) fn original(&self, variable: &Tensor) -> Option<&Tensor> {
+        self.held.get(&place(variable))?.original.as_ref()
+    }
+
+    /// After an evaluation: variables that were given other memory in it get theirs back, with the perturbed values.
+    ///
+    /// # Errors
+    /// A later guard, which the closure has made and kept, say, is over one of the variables.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        for held in self.held.values_mut() {
+            if held.variable.data_ptr() != held.memory.data_ptr() {
+                held.variable.f_set_data(&held.memory)?;
+            }
+        }
+        if self.held.keys().any(|at| held::is_covered(self.guard, *at)) {
+            let problem = "a guard that was made in the evaluation still holds the weights: drop it before the loss is \
+                           handed over";
+            return Err(Error::InUse(problem.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// A variable that was changed in place since it was perturbed, which is lost when it is put back.
+    pub(crate) fn changed(&self) -> Option<&Tensor> {
+        let moved = self.held.values().filter(|held| held.original.is_some());
+        moved.map(|held| &held.memory).find(|memory| held::is_written(self.guard, memory))
+    }
+
+    /// Says that a variable was written to on purpose, whether or not a guard holds it: what is lost with the guard is
+    /// written again after it.
+    pub(crate) fn wrote(variable: &Tensor) {
+        held::wrote(variable);
+    }
+
+    /// Lets a variable go as it is.
+    pub(crate) fn release(&mut self, variable: &Tensor) {
+        if self.held.remove(&place(variable)).is_some() {
+            held::let_go(self.guard, place(variable));
+        }
+    }
+
+    /// Lets a variable go at its original values.
+    pub(crate) fn restore(&mut self, variable: &Tensor) {
+        if let Some(held) = self.held.remove(&place(variable)) {
+            put_back(self.guard, place(variable), held);
+        }
+    }
+}
+
+/// Also while a panic unwinds, when another one would end the process: shape, kind and device are the variable's own,
+/// so that libtorch has nothing to refuse.
+fn put_back(guard: u64, at: Place, Held { mut variable, mut memory, original }: Held) {
+    if variable.data_ptr() != memory.data_ptr() {
+        _ = variable.f_set_data(&memory);
+    }
+    if let Some(original) = original
+        && !held::is_covered(guard, at)
+    {
+        _ = memory.f_copy_(&original);
+        held::wrote(&memory);
+    }
+    held::let_go(guard, at);
 }
 
 impl Drop for Perturbed {
     fn drop(&mut self) {
         let _no_grad = tch::no_grad_guard();
-        for Exchanged { variable, original, value } in &mut self.exchanged {
-            let place = |t: &Tensor| (t.kind(), t.device());
-            // Shape, kind and device are the variable's own, so there is nothing for libtorch to refuse; and a panic
-            // here, during another one, would end the process.
-            if variable.data_ptr() != value.data_ptr() && place(variable) == place(value) {
-                // A later guard holds the variable, and `value` is the storage that it will bring back.
-                _ = value.f_copy_(original);
-            } else {
-                // Exchanged back and not copied, which would cost a pass over the weights.
-                _ = variable.f_set_data(original);
-                kernel::note_write(variable);
-            }
-        }
+        self.held.drain().for_each(|(at, held)| put_back(self.guard, at, held));
+    }
+}
+
+/// Each of two tensors gets the values of the other.
+struct Exchange;
+
+impl Elementwise for Exchange {
+    const OUTPUTS: usize = 2;
+    type Constants<T: Real> = ();
+    fn constants<T: Real>(&self) {}
+    #[inline(always)]
+    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let (a, b) = (read(0), read(1));
+        write(0, b);
+        write(1, a);
     }
 }

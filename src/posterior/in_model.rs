@@ -30,14 +30,15 @@ pub(crate) fn in_model(
     paired.collect()
 }
 
-/// Exchanges the variables' storage for that of the values until the guard is dropped, so the values must be tensors
-/// that nobody else holds: writing to a variable meanwhile would write to them.
+/// Puts the values into the variables until the guard is dropped, and the originals into the values' memory, so the
+/// values must be tensors that nobody else holds.
 pub(super) fn enter(params: &Params, values: Vec<(String, Tensor)>) -> Result<Perturbed> {
     Perturbed::enter(in_model(params, values)?)
 }
 
 /// Writes the values into the variables, for good.
 pub(super) fn write(params: &Params, values: Vec<(String, Tensor)>) -> Result<()> {
+    params.check_free()?;
     // All pairs before the first write: a name that does not fit leaves every variable as it was.
     let changes = in_model(params, values)?;
     let _no_grad = tch::no_grad_guard();

@@ -1,0 +1,163 @@
+//! Which variables of this process are held by guards: at other values than their own, or while they are updated.
+//!
+//! tch lets any thread have a handle to a variable, so only a list of the whole process can tell that two of them would
+//! write to one variable.
+
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use tch::Tensor;
+
+/// Where a variable's memory begins.
+pub(super) type Place = usize;
+
+pub(super) fn place(variable: &Tensor) -> Place {
+    variable.data_ptr() as usize
+}
+
+/// One guard's hold on one variable. The guard has handles to the memory, so that the address is not given to another
+/// tensor meanwhile, also if it is leaked.
+#[derive(Debug)]
+struct Hold {
+    guard: u64,
+    thread: ThreadId,
+    /// The values that the variable had before, once it has others, and libtorch's count of writes to it then.
+    original: Option<Tensor>,
+    version: Option<i64>,
+}
+
+/// Those of one variable in the order of their guards, which are all of one thread.
+type Holds = HashMap<Place, Vec<Hold>>;
+
+static HELD: LazyLock<Mutex<Holds>> = LazyLock::new(Mutex::default);
+
+fn held() -> MutexGuard<'static, Holds> {
+    // No change of the list is made in steps that a panic could leave half done.
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Errors if a guard holds one of these variables.
+pub(super) fn check_free<'a>(named: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let held = held();
+    if held.is_empty() {
+        return Ok(());
+    }
+    for (name, variable) in named {
+        if let Some(hold) = held.get(&place(variable)).and_then(|holds| holds.last()) {
+            let whose = if hold.thread == thread::current().id() {
+                "a guard (of perturb, swap_in, perturbed or a step that takes place) holds it: drop that before"
+            } else {
+                "another thread evaluates or updates it at this moment: give each thread a model of its own, or let them take \
+                 turns (a Mutex around the model)"
+            };
+            return Err(Error::InUse(format!("`{name}` is not at its own values; {whose}")));
+        }
+    }
+    Ok(())
+}
+
+/// A hold on variables that are written to for good, by a borrower of them.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    guard: u64,
+    places: Vec<Place>,
+}
+
+impl Claim {
+    pub(super) fn new<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<Self> {
+        let all: Vec<(Place, &Tensor)> = variables.map(|variable| (place(variable), variable)).collect();
+        let guard = guard();
+        take(guard, all.iter().copied())?;
+        Ok(Claim { guard, places: all.into_iter().map(|(place, _)| place).collect() })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut held = held();
+        self.places.iter().for_each(|at| remove(&mut held, self.guard, *at));
+    }
+}
+
+/// A number for a new guard.
+pub(super) fn guard() -> u64 {
+    static GUARDS: AtomicU64 = AtomicU64::new(0);
+    GUARDS.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Takes hold of all variables or of none.
+///
+/// # Errors
+/// One that another thread holds, or that is held in another layout.
+pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a Tensor)> + Clone) -> Result<()> {
+    let mut held = held();
+    let thread = thread::current().id();
+    for (place, variable) in variables.clone() {
+        let Some(last) = held.get(&place).and_then(|holds| holds.last()) else { continue };
+        if last.thread != thread {
+            return Err(Error::InUse(format!(
+                "another thread evaluates or updates a variable of shape {:?} at this moment: give each thread a model of its \
+                 own, or let them take turns (a Mutex around the model)",
+                variable.size()
+            )));
+        }
+        if let Some(other) = last.original.as_ref().filter(|other| other.size() != variable.size()) {
+            let (size, other) = (variable.size(), other.size());
+            return Err(Error::InUse(format!(
+                "a guard holds a variable of shape {other:?} in the memory of this one of shape {size:?}: drop it before"
+            )));
+        }
+    }
+    for (place, _) in variables {
+        held.entry(place).or_default().push(Hold { guard, thread, original: None, version: None });
+    }
+    Ok(())
+}
+
+/// Says what the values were that the guard has replaced.
+pub(super) fn replaced(guard: u64, at: Place, original: &Tensor) {
+    if let Some(hold) = held().get_mut(&at).and_then(|holds| holds.iter_mut().find(|hold| hold.guard == guard)) {
+        hold.original = Some(original.shallow_clone());
+    }
+}
+
+/// Says that a variable was written to by someone who knows that it may be held.
+pub(super) fn wrote(variable: &Tensor) {
+    if let Some(holds) = held().get_mut(&place(variable)) {
+        let version = variable.f_internal_version().ok();
+        holds.iter_mut().for_each(|hold| hold.version = version);
+    }
+}
+
+/// Whether a held variable was written to by someone else.
+pub(super) fn is_written(guard: u64, variable: &Tensor) -> bool {
+    let held = held();
+    let hold = held.get(&place(variable)).and_then(|holds| holds.iter().find(|hold| hold.guard == guard));
+    hold.and_then(|hold| hold.version).is_some_and(|then| variable.f_internal_version().is_ok_and(|now| now != then))
+}
+
+/// Whether a later guard holds the variable.
+pub(super) fn is_covered(guard: u64, at: Place) -> bool {
+    held().get(&at).and_then(|holds| holds.last()).is_some_and(|last| last.guard != guard)
+}
+
+/// Lets a variable go. If a later guard has replaced its values, the original ones are now those that this guard has
+/// replaced.
+pub(super) fn let_go(guard: u64, at: Place) {
+    remove(&mut held(), guard, at);
+}
+
+fn remove(held: &mut Holds, guard: u64, at: Place) {
+    let Some(holds) = held.get_mut(&at) else { return };
+    let Some(i) = holds.iter().position(|hold| hold.guard == guard) else { return };
+    let gone = holds.remove(i);
+    if let (Some(mine), Some(theirs)) = (gone.original, holds.get_mut(i).and_then(|later| later.original.as_mut())) {
+        // Copied: the memory of ours belongs to its owner, who will use it again.
+        _ = theirs.f_copy_(&mine);
+    }
+    if holds.is_empty() {
+        held.remove(&at);
+    }
+}

@@ -1,0 +1,113 @@
+//! Numbers and memory that nobody means to hand over: what comes of them is right, or an error that has changed nothing.
+
+use support::{F32, Snapshot, bits, wave_at};
+use tch::nn::{Init, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_blr::rule::Rule;
+use tch_blr::{Adam, BayesianSam, Derivatives, Error, Ivon, Params, Philox, Sgd};
+
+fn parameters(tensors: [(&str, &Tensor); 2]) -> Params {
+    Params::named(tensors.map(|(name, t)| (name, t.shallow_clone()))).unwrap()
+}
+
+fn given(gradients: impl IntoIterator<Item = Tensor>) -> Derivatives {
+    let gradients = gradients.into_iter().map(Some).collect();
+    Derivatives { loss: 1.0, examples: None, gradients, squares: Vec::new() }
+}
+
+/// The gradient of ⟨a, b⟩ by a is b: handed over as b itself, it is the one of before the update. Also parts of it, and
+/// a state; with few weights, and with enough for several threads.
+#[test]
+fn gradients_in_the_memory_of_the_parameters() {
+    for n in [4, 300_000] {
+        for transposed in [false, true] {
+            let run = |copied: bool| {
+                let matrix = |x: f64| {
+                    let t = Tensor::full([2, n / 2], x, F32);
+                    (if transposed { t.tr().contiguous().tr() } else { t }).set_requires_grad(true)
+                };
+                let (a, b) = (matrix(1.0), matrix(10.0));
+                let own = |t: &Tensor| if copied { t.detach().copy() } else { t.detach() };
+                let mut opt = Sgd::default().momentum(0.5).build(parameters([("a", &a), ("b", &b)]), 0.1).unwrap();
+                opt.perturbed().unwrap().step(given([own(&b), own(&a)])).unwrap();
+                let after_one = (a.double_value(&[0, 0]), b.double_value(&[0, 0]));
+                let state = opt.state("b", "momentum").unwrap();
+                let shifted = a.detach().flatten(0, -1).roll([0], [0]).reshape([2, n / 2]);
+                opt.perturbed().unwrap().step(given([own(&state), if copied { shifted } else { own(&a) }])).unwrap();
+                (after_one, bits(&a), bits(&b))
+            };
+            let (after_one, a, b) = run(false);
+            assert!((after_one.0 - 0.0).abs() < 1e-6 && (after_one.1 - 9.9).abs() < 1e-6, "{after_one:?}");
+            assert!((after_one, a, b) == run(true), "{n} weights, transposed: {transposed}");
+        }
+    }
+}
+
+/// A view that stands for the negative of its memory.
+#[test]
+fn lazily_negated_gradients() {
+    let run = |lazy: bool| {
+        let w = wave_at(&[5], 0.0, F32).set_requires_grad(true);
+        let negative = if lazy { wave_at(&[5], 1.0, F32).internal_neg_view() } else { -wave_at(&[5], 1.0, F32) };
+        assert_eq!(negative.is_neg(), lazy);
+        let params = Params::named([("w", w.shallow_clone())]).unwrap();
+        let mut opt = Adam::default().build(params, 0.1).unwrap();
+        for _ in 0..2 {
+            opt.perturbed().unwrap().step(given([negative.shallow_clone()])).unwrap();
+        }
+        bits(&w)
+    };
+    assert_eq!(run(true), run(false));
+}
+
+/// Settings that every check admits one by one, and whose products may leave the range of f32 in the first step: the
+/// weights stay finite, or nothing has changed, so that the optimizer goes on once they are set right.
+#[test]
+fn settings_beyond_the_range_of_the_numbers() {
+    fn check<R: Rule>(what: &str, row: R, right: fn(R) -> R) {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[2], Init::Const(0.5));
+        let mut opt = row.builder().noise(Philox { seed: 4 }).build(&vs, 1e-3).unwrap();
+        let before = Snapshot::of(&opt, &vs);
+        let step = |opt: &mut tch_blr::Optimizer<R>| opt.step(|| (&w * 0.5).square().sum(Kind::Float));
+        match step(&mut opt) {
+            Ok(_) => {}
+            Err(Error::NonFiniteGradient { .. } | Error::NonFiniteLoss { .. }) => {
+                assert_eq!(Snapshot::of(&opt, &vs), before, "{what}");
+                opt.configure(right).unwrap();
+                step(&mut opt).unwrap();
+            }
+            Err(e) => panic!("{what}: {e}"),
+        }
+        assert!(w.isfinite().all().int64_value(&[]) == 1, "{what}");
+    }
+    let ivon = || Ivon::default().ess(1e3);
+    check("ess", ivon().ess(1e300), |c| c.ess(1e3));
+    check("weight decay", ivon().weight_decay(1e38), |c| c.weight_decay(1e-4));
+    check("sgd's weight decay", Sgd::default().weight_decay(1e38), |c| c.weight_decay(0.0));
+    check("bsam's ess", BayesianSam::default().ess(1e300), |c| c.ess(1e3));
+}
+
+/// A finite gradient whose square is not: named at once, and the next step goes on.
+#[test]
+fn finite_gradients_with_infinite_squares() {
+    for size in [1e16, 1e24, 1e30, 3e38] {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[2], Init::Const(0.5));
+        let mut opt = Ivon::default().ess(6e4).builder().noise(Philox { seed: 4 }).build(&vs, 1e-3).unwrap();
+        opt.step(|| w.square().sum(Kind::Float)).unwrap();
+        let c = Tensor::from_slice(&[size as f32, -size as f32]);
+        for _ in 0..3 {
+            let before = Snapshot::of(&opt, &vs);
+            match opt.step(|| (&w * &c).sum(Kind::Float)) {
+                Ok(_) => {}
+                Err(Error::NonFiniteGradient { name, .. }) => {
+                    assert_eq!((name.as_str(), Snapshot::of(&opt, &vs)), ("w", before), "{size:e}");
+                }
+                Err(e) => panic!("{size:e}: {e}"),
+            }
+            assert!(opt.state("w", "hess").unwrap().isfinite().all().int64_value(&[]) == 1, "{size:e}");
+        }
+        assert!(w.isfinite().all().int64_value(&[]) == 1, "{size:e}");
+    }
+}
