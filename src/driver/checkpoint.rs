@@ -49,6 +49,9 @@ struct Accumulated {
     per_example: bool,
     /// Names of the parameters that have an accumulated gradient.
     gradients: Vec<String>,
+    /// Whether they also have the mean of its size.
+    #[serde(default)]
+    sizes: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -122,10 +125,13 @@ impl<R: Row> Optimizer<R> {
             });
         }
         let mut gradients = Vec::new();
-        for (g, leaf) in self.sums.gradients.iter().zip(self.params.leaves()) {
+        for (i, (g, leaf)) in self.sums.gradients.iter().zip(self.params.leaves()).enumerate() {
             if let Some(g) = g {
                 tensors.push((format!("accumulated.gradient.{}", leaf.name()), g.detach()));
                 gradients.push(leaf.name().to_owned());
+                if let Some(size) = self.sums.sizes.get(i).and_then(Option::as_ref) {
+                    tensors.push((format!("accumulated.size.{}", leaf.name()), size.detach()));
+                }
             }
         }
         let Sums { weight, evaluations, loss, per_example, .. } = self.sums;
@@ -136,7 +142,14 @@ impl<R: Row> Optimizer<R> {
             clip: self.clip,
             noise: if let Noise::Philox(p) = self.noise { Some(p) } else { None },
             steps: self.steps,
-            accumulated: Accumulated { weight, evaluations, loss, per_example, gradients },
+            accumulated: Accumulated {
+                weight,
+                evaluations,
+                loss,
+                per_example,
+                gradients,
+                sizes: !self.sums.sizes.is_empty(),
+            },
             units,
         };
         checkpoint::save(path, &form::<R>(), &tensors, &content)
@@ -186,17 +199,21 @@ impl<R: Row> Optimizer<R> {
             let name = p.parameters.first().map_or("?", String::as_str);
             return Err(Error::file(path, format!("has a parameter `{name}`, which the model does not have")));
         }
-        let Accumulated { weight, evaluations, loss, per_example, gradients: names } = content.accumulated;
-        let mut gradients: Vec<Option<Tensor>> = Vec::new();
+        let Accumulated { weight, evaluations, loss, per_example, gradients: names, sizes: sized } =
+            content.accumulated;
+        let (mut gradients, mut sizes): (Vec<Option<Tensor>>, Vec<Option<Tensor>>) = (Vec::new(), Vec::new());
         if !names.is_empty() {
             for leaf in self.params.leaves() {
                 // By any of them: a tied variable's first name depends on when it was tied.
                 let name = names.iter().find(|name| leaf.names.contains(name));
-                let kind = R::Arithmetic::kind(leaf);
-                let take = |name: &String| {
-                    file.take(&format!("accumulated.gradient.{name}"), &leaf.tensor.size(), kind, leaf.tensor.device())
+                let (size, kind, device) = (leaf.tensor.size(), R::Arithmetic::kind(leaf), leaf.tensor.device());
+                let mut take = |what: &str| {
+                    name.map(|name| file.take(&format!("accumulated.{what}.{name}"), &size, kind, device)).transpose()
                 };
-                gradients.push(name.map(take).transpose()?);
+                gradients.push(take("gradient")?);
+                if sized {
+                    sizes.push(take("size")?);
+                }
             }
         }
         if let Some(name) = file.tensors.keys().next() {
@@ -222,7 +239,13 @@ impl<R: Row> Optimizer<R> {
         }
         // Whether the last gradient was cut, and how long it was, is not in the file.
         let (gradient_norm, cut) = (f64::NAN, false);
-        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics };
+        let sizes = match self.skip_unseen {
+            false => Vec::new(),
+            // Written by an optimizer that did not ask for it.
+            true if sizes.is_empty() => gradients.iter().map(|g| g.as_ref().map(Tensor::abs)).collect(),
+            true => sizes,
+        };
+        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics, sizes };
         self.config = base;
         self.lr = content.lr;
         self.schedule = content.schedule;
@@ -241,7 +264,7 @@ impl<R: Row> Optimizer<R> {
 fn settings<R: Row>(path: &Path, value: serde_json::Value) -> Result<R> {
     let row: R = serde_json::from_value(value)
         .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
-    row.validate().map(|()| row).map_err(|e| Error::file(path, e))
+    super::row::check(&row).map(|()| row).map_err(|e| Error::file(path, e))
 }
 
 /// Tensors that have not been taken yet.

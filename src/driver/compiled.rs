@@ -90,7 +90,14 @@ impl<R: Row> Compiled<R> {
             optimizer.keep(sums)
         },
         posterior: |optimizer| R::Arithmetic::posterior(&optimizer.units, now(optimizer)),
-        learned_posterior: |optimizer| R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer)),
+        learned_posterior: |optimizer| {
+            if optimizer.skip_unseen {
+                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much of \
+                               its initial Hessian is left";
+                return Err(Error::Posterior(format!("{problem}: call posterior()")));
+            }
+            R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer))
+        },
         lr_find: Optimizer::lr_found,
         diagnostics: Optimizer::diagnosed,
         save: Optimizer::write,

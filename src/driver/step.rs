@@ -456,12 +456,14 @@ impl<R: Row> Optimizer<R> {
         // the unclipped norm.
         let gradient_norm = self
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
+        let size = |g: &Option<Tensor>| g.as_ref().map(Tensor::abs);
+        let sizes = if self.skip_unseen { gradients.iter().map(size).collect() } else { Vec::new() };
         let cut = self.clip.is_some_and(|clip| clip.apply(&mut gradients));
         let all =
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics })
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics, sizes })
     }
 
     /// The global L2 norm; an error if an element is not finite.
