@@ -265,6 +265,7 @@ impl<R: Row> Builder<R> {
             clip,
             check_finite,
             skip_unseen,
+            pruned: Vec::new(),
             skips: Skips::new(skip_non_finite),
             divergence: divergence.map(Divergence::new),
             clipped: Clipped::default(),

@@ -38,6 +38,7 @@ mod lr_find;
 mod output;
 mod prior;
 mod programs;
+mod pruned;
 mod row;
 mod rule;
 mod second;
@@ -108,6 +109,8 @@ pub struct Optimizer<R: Row> {
     clip: Option<Clip>,
     check_finite: bool,
     skip_unseen: bool,
+    /// True for weights that are not there in this step, by parameter.
+    pruned: Vec<Option<Tensor>>,
     skips: Skips,
     divergence: Option<Divergence>,
     clipped: Clipped,

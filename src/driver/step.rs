@@ -435,9 +435,10 @@ impl<R: Row> Optimizer<R> {
     fn checked(&self, found: Found) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
         let Found { loss, examples, mut gradients, mut statistics } = found;
-        for (leaf, t) in self.params.leaves().iter().zip(&mut gradients) {
+        for (i, (leaf, t)) in self.params.leaves().iter().zip(&mut gradients).enumerate() {
             // Again, because the closure may have frozen it since.
-            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+            let own = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+            *t = own.map(|t| self.of_the_rest(i, t));
         }
         // One without is a head of another task; all without are another model, or a detach in the middle.
         if gradients.iter().all(Option::is_none) {

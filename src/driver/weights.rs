@@ -24,8 +24,8 @@ pub struct Slot {
     delta: Option<Tensor>,
     /// The point of an evaluation away from the mean. The memory is kept for the next one.
     point: Option<Tensor>,
-    /// Position in the noise.
-    noise_group: u64,
+    /// Of a frozen parameter that the prior does not know, and need not.
+    without_prior: bool,
 }
 
 impl Slot {
@@ -246,13 +246,25 @@ impl<R: Rule> Arithmetic<R> for Weights {
         leaf.state_kind()
     }
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
+        for unit in units.iter().filter(|unit| unit.kept.without_prior) {
+            let leaf = unit.leaf(params);
+            // A file may have brought it one since.
+            if leaf.trainable() && matches!(unit.prior, PriorOf::Isotropic(Isotropic::WeightDecay)) {
+                // For the error: it was not asked while it was frozen.
+                let (shape, kind) = (leaf.tensor.size(), leaf.state_kind());
+                _ = plan.prior.map(|p| p.of(&[leaf], &shape, kind, unit.row.effective_sample_size())).transpose()?;
+            }
+        }
         // Frozen parameters get a unit too, so that unit i always belongs to parameter i.
         for i in units.len()..params.len() {
             let leaf = &params.leaves()[i];
             let (row, lr) = plan.settings(leaf)?;
             let (shape, kind) = (leaf.tensor.size(), leaf.state_kind());
             let of = |prior: &crate::Prior| prior.of(&[leaf], &shape, kind, row.effective_sample_size());
-            let prior = plan.prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
+            // A posterior leaves frozen parameters out, and as a prior of the same model it has nothing to say to them.
+            let without_prior = !leaf.trainable() && plan.prior.is_some_and(|prior| !prior.knows(leaf));
+            let prior = plan.prior.filter(|_| !without_prior);
+            let prior = prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
             Self::admits(&prior, &row)?;
             let rms = rms(&leaf.tensor);
             let initial = super::prior::in_row(&prior, row).initial(start(&prior, rms));
@@ -272,7 +284,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 state: R::STATE.iter().map(|_| None).collect(),
                 delta: None,
                 point: None,
-                noise_group: params.noise_group(i),
+                without_prior,
             };
             let mut unit = Unit { members: vec![i], row, lr, steps: 0, rms, prior, kept };
             Self::configure(&mut unit, params, row);
@@ -314,7 +326,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         // All noise before the first write: given tensors may be missing or have another shape.
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
-            let draw = Draw { step: step.number, sample: sample.draw, parameter, group: unit.kept.noise_group };
+            let draw = Draw { step: step.number, sample: sample.draw, parameter, group: params.noise_group(parameter) };
             let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
             // The kernel draws nothing but normals; other noise is made from them as a tensor.
             noise.push(match unit.row.link() {

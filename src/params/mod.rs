@@ -12,6 +12,7 @@ pub(crate) use buffers::Buffers;
 pub use perturbed::Perturbed;
 
 use crate::{Error, Result, kernel};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use store::Store;
@@ -73,6 +74,11 @@ impl Leaf {
         self.tensor.requires_grad()
     }
 
+    /// Where the noise of the next one may start.
+    fn noise_end(&self) -> u64 {
+        self.noise_group + kernel::groups(self.size.iter().product::<i64>() as usize)
+    }
+
     /// The kind of the mean and of the optimizer's state: f64 for f64 weights, otherwise f32.
     pub(crate) fn state_kind(&self) -> Kind {
         if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
@@ -80,14 +86,17 @@ impl Leaf {
 }
 
 impl Params {
-    /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`]. All are in group 0.
+    /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`], in the order of their
+    /// names, whatever order they come in: that of a `HashMap`, such as [`VarStore::variables`], is another one in every
+    /// run, and noise, files and lists of gradients go by the order ([`Params::names`]). All are in group 0.
     ///
     /// # Errors
     /// Two different tensors under one name; a tensor that is undefined or not a leaf.
     pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
         let mut params = Params::of(Vec::new());
+        let mut tensors: Vec<(String, Tensor)> = tensors.into_iter().map(|(name, t)| (name.into(), t)).collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, tensor) in tensors {
-            let name = name.into();
             if params.leaves.iter().any(|l| l.names.contains(&name)) {
                 return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
             }
@@ -100,10 +109,7 @@ impl Params {
             }
             // By memory and layout, not by handle: tch gives out many handles to one variable.
             match params.leaves.iter_mut().find(|l| l.tensor.is_set_to(&tensor)) {
-                Some(leaf) => {
-                    leaf.names.push(name);
-                    leaf.names.sort();
-                }
+                Some(leaf) => leaf.names.push(name),
                 None => params.push(Leaf::new(vec![name], tensor, 0)),
             }
         }
@@ -209,14 +215,34 @@ impl Params {
             return;
         }
         // Frozen parameters count too, so that freezing one does not move the noise of those behind it.
-        let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
-        leaf.noise_group = self.leaves.last().map_or(0, end);
+        leaf.noise_group = self.leaves.iter().map(Leaf::noise_end).max().unwrap_or(0);
         self.leaves.push(leaf);
     }
 
     /// Position in the noise of parameter number `i`.
     pub(crate) fn noise_group(&self, i: usize) -> u64 {
         self.leaves[i].noise_group
+    }
+
+    /// Positions in the noise of those that pass, by name.
+    pub(crate) fn noise_groups(&self, passes: impl Fn(usize, &Leaf) -> bool) -> BTreeMap<String, u64> {
+        let all = self.leaves.iter().enumerate().filter(|(i, leaf)| passes(*i, leaf));
+        all.map(|(_, leaf)| (leaf.name().to_owned(), leaf.noise_group)).collect()
+    }
+
+    /// Takes over positions that parameters of these names had elsewhere; those of others are behind all of them.
+    pub(crate) fn set_noise_groups(&mut self, groups: &BTreeMap<String, u64>) {
+        let of = |leaf: &Leaf| leaf.names.iter().find_map(|name| groups.get(name)).copied();
+        let known: Vec<Option<u64>> = self.leaves.iter().map(of).collect();
+        for (leaf, group) in self.leaves.iter_mut().zip(&known) {
+            leaf.noise_group = group.unwrap_or(0);
+        }
+        let mut end =
+            self.leaves.iter().zip(&known).filter(|(_, group)| group.is_some()).map(|(l, _)| l.noise_end()).max();
+        for (leaf, _) in self.leaves.iter_mut().zip(&known).filter(|(_, group)| group.is_none()) {
+            leaf.noise_group = end.unwrap_or(0);
+            end = Some(leaf.noise_end());
+        }
     }
 
     /// The parameter of this name.
@@ -315,9 +341,11 @@ impl Params {
         Params { stores: Vec::new(), only: Vec::new(), leaves: copies.collect(), separate: 0 }
     }
 
-    /// The stores' tensors that are no weights (batch-norm statistics), by name.
+    /// The stores' tensors that are no weights (batch-norm statistics), in the order of their names.
     pub(crate) fn buffers(&self) -> Vec<(String, Tensor)> {
-        self.stores.iter().flat_map(Store::buffers).collect()
+        let mut all: Vec<(String, Tensor)> = self.stores.iter().flat_map(Store::buffers).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
     }
 }
 
