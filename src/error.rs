@@ -107,7 +107,7 @@ pub enum Error {
     /// More of a part would be taken out of a posterior than the posterior holds.
     #[error(
         "removing {weight} of the other posterior leaves {what} without a positive precision: weights below \
-         {largest:e} can be removed"
+         {largest:e} can be removed{}", rounding(*weight / *largest)
     )]
     Removal {
         /// Which parameter or matrix.
@@ -121,7 +121,7 @@ pub enum Error {
     #[error(
         "combining leaves {short} of {of} precisions not positive, the least in {what}: with all negative weights times \
          a factor below {largest:e} there would be none; or combine clamp_information(&q, &prior) in place of each q, \
-         whose information beyond its prior is never negative"
+         whose information beyond its prior is never negative{}", rounding(1.0 / *largest)
     )]
     Combine {
         /// Which parameter or matrix.
@@ -208,6 +208,16 @@ impl From<blr_merge::Error> for Error {
             // That enum is non_exhaustive, too; a variant that is new there still has its message.
             other => Error::Merge(other.to_string()),
         }
+    }
+}
+
+/// What is taken from a precision over what there is: where the two agree to the digits of f32, rounding is the cause.
+fn rounding(taken: f64) -> &'static str {
+    if (taken - 1.0).abs() < 4.0 * f64::from(f32::EPSILON) {
+        ". The two agree to the seven digits of an f32, so what was learned may have been lost in rounding beside a prior \
+         ten million times as precise: train weights of f64, whose posterior is in f64, or take a wider prior"
+    } else {
+        ""
     }
 }
 

@@ -59,6 +59,11 @@ pub(crate) fn eigen(a: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((values.f_to_kind(a.kind())?, vectors.f_to_kind(a.kind())?))
 }
 
+/// Whether all elements are zero: a second moment without any evidence, whose eigenvectors mean nothing.
+pub(crate) fn is_zero(a: &Tensor) -> Result<bool> {
+    Ok(a.f_any()?.f_int64_value(&[])? == 0)
+}
+
 /// Q', nearer to the eigenvectors of A than Q is, in the same order: one step of the power method and
 /// orthogonalization. In A's kind; n³ products and a factorization, a small part of what [`eigen`] takes.
 pub(crate) fn nearer_eigenvectors(a: &Tensor, q: &Tensor) -> Result<Tensor> {

@@ -159,8 +159,9 @@ impl Mask {
 
     /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated
     /// (samples and adversarial points too), and in the new mean; the other weights move as in a network without the
-    /// pruned ones, but for what the norm of all gradients decides (`clip_grad_norm`, the ascent of SAM). A pruned binary weight is 0 as well, and has λ = 0. In a training loop that does not use this,
-    /// call [`Mask::apply`] at the beginning of the closure and after the step.
+    /// pruned ones, whose gradients are in no norm either (`clip_grad_norm`, the ascent of SAM). A pruned binary weight is
+    /// 0 as well, and has λ = 0. A training loop that cannot use this comes near it by [`Mask::apply`] at the beginning of
+    /// the closure and after the step; norms then count all gradients.
     ///
     /// Only for elementwise rows. A row over blocks steps by S⁻¹g with an S that ties weights together, so the others
     /// would move with pruned ones that stay where they are, away from their own optimum.
@@ -180,8 +181,13 @@ impl Mask {
         // Before the step, so that a mask of another model changes nothing.
         let pruned = self.of_model(opt.params())?;
         clear(&pruned);
+        let masks = opt.params().leaves().iter().map(|leaf| {
+            let own = pruned.iter().find(|(variable, _)| variable.is_set_to(&leaf.tensor));
+            own.map(|(_, mask)| mask.eq(0.0))
+        });
+        let masks = masks.collect();
         // Inside the closure the variables are at a sample, after which the mean comes back.
-        let loss = opt.step(|| {
+        let loss = opt.step_without(masks, || {
             clear(&pruned);
             closure()
         })?;

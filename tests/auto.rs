@@ -41,8 +41,7 @@ fn noise_starts_at_the_weights_own_scale() {
         Box::new(Evon::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         Box::new(Ivon::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
         Box::new(Von::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
-        // Without its damping, which is part of the precision.
-        Box::new(BayesianSam::auto(1e4, 10).map(|c| c.damping(0.0)).build(params(), 0.1).unwrap().posterior().unwrap()),
+        Box::new(BayesianSam::auto(1e4, 10).build(params(), 0.1).unwrap().posterior().unwrap()),
     ];
     for q in all {
         for (name, scale) in [("a", 12.5_f64.sqrt()), ("b", 0.1), ("zero", 0.01)] {

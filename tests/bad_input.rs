@@ -6,14 +6,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
-use support::{F32, F64, Net, Separable, Snapshot, bits, refused, rows::posterior, wave_at};
+use support::{F32, F64, Form, Net, Separable, Snapshot, bits, refused, rows::posterior, wave_at};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+use tch_blr::continual::{LabelNoise, Memory, Past, Replay};
+use tch_blr::fisher::Fisher;
+use tch_blr::nn::Likelihood;
 use tch_blr::rows::{Momentum, StepLength};
-use tch_blr::rule::Rule;
+use tch_blr::rule::{Row, Rule};
+use tch_blr::sensitivity::{DualView, Removal, Sensitivity};
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Expectation, Ivon, Optimizer, Params,
-    Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Statistic, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, Derivatives, DiagonalGaussian, Error, Evon, Expectation, FullVon, Ivon,
+    NoisyKfac, Optimizer, Params, Philox, Prior, RmsProp, Sam, SamRmsProp, Schedule, Sgd, Statistic, Ste, Vadam, Von,
 };
 
 /// The error's text; it has to contain all of `parts`.
@@ -872,6 +876,8 @@ fn checkpoint_files() {
             &["belongs to nothing", "accumulated.gradient"],
         ),
         (parameter(1, "steps", json!(u64::MAX)), &["18446744073709551615 steps"]),
+        (content("positions", json!({"first.bias": 1_u64 << 50})), &["position", "`first.bias`"]),
+        (content("buffers", json!(["norm.running_mean"])), &["buffer `norm.running_mean`", "does not have"]),
         (change(|f| f.description["content"]["units"][1]["config"]["beta1"] = json!(1.0)), &["`beta1` = 1.0"]),
         (
             change(|f| {
@@ -1058,4 +1064,85 @@ fn parameters_that_share_memory() {
     refused(Adam::default().build(&vs, 0.1), &["`w`", "`tied`"]);
     let row = Tensor::ones([1, 2], (Kind::Float, Device::Cpu)).expand([3, 2], false).set_requires_grad(true);
     refused(Params::named([("row", row)]), &["`row`", "expand"]);
+}
+
+/// A row that has no adversarial point refuses one on every way in: at its mean, Price's statistic would be zero and the
+/// precision that of the prior.
+#[test]
+fn an_expectation_that_a_row_cannot_have() {
+    fn check<R: Row>(good: R, to: impl Fn(R, Expectation) -> R + Send + Copy + 'static) {
+        println!("{}", R::NAME);
+        let net = Net::of(Form::Tapped, F64, 0.0);
+        for bad in [Expectation::Adversarial { sampled: false }, Expectation::Adversarial { sampled: true }] {
+            let build = |row: R| row.builder().noise(Philox { seed: 1 }).build(&net.vs, 0.1);
+            refused(build(to(good, bad)), &["expectation"]);
+            let named = good.builder().named(|name| name == "first.bias", move |c| to(c, bad));
+            refused(named.build(&net.vs, 0.1), &[]);
+            let mut opt = build(good).unwrap();
+            opt.step(|| net.losses()).unwrap();
+            refused(opt.configure(|c| to(c, bad)), &[]);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run");
+            opt.save(&path).unwrap();
+            let mut file = File::read(&path);
+            let row = serde_json::to_value(to(good, bad)).unwrap();
+            let content = &mut file.description["content"];
+            content["config"] = row.clone();
+            content["units"].as_array_mut().unwrap().iter_mut().for_each(|unit| unit["config"] = row.clone());
+            file.write(&path);
+            let before = Snapshot::of(&opt, &net.vs);
+            refused(opt.load(&path), &["run", "expectation"]);
+            assert_eq!(Snapshot::of(&opt, &net.vs), before);
+            opt.step(|| net.losses()).unwrap();
+        }
+    }
+    check(good_ivon(), Ivon::expectation);
+    check(good_von().hessian(Statistic::Price), Von::expectation);
+    check(good_von(), Von::expectation);
+    check(Vadam::default().ess(10.0), Vadam::expectation);
+    check(Evon::default().ess(10.0), Evon::expectation);
+    check(FullVon::default().ess(10.0), FullVon::expectation);
+    check(FullVon::default().ess(10.0).hessian(Statistic::Hessian), FullVon::expectation);
+    check(NoisyKfac::default().ess(10.0), NoisyKfac::expectation);
+    check(BayesBiNN::default().ess(10.0), BayesBiNN::expectation);
+}
+
+/// Labels of -1 and 1 are no probabilities, wherever a Bernoulli likelihood takes targets.
+#[test]
+fn targets_outside_of_zero_and_one() {
+    const BERNOULLI: Likelihood = Likelihood::Bernoulli;
+    let vs = support::store(F64);
+    let w = support::variable(&vs, "w", 0, &wave_at(&[2], 0.4, F64));
+    let x = wave_at(&[4, 2], 0.7, F64);
+    let forward = |x: &Tensor| x.mv(&w);
+    let q = DiagonalGaussian::new([("w", w.detach(), w.detach().ones_like())]).unwrap();
+    let params = Params::from(&vs);
+    let all = |y: &Tensor| -> Vec<Result<(), Error>> {
+        let memory = || Memory::new(&x, BERNOULLI).targets(y);
+        let batches = || [(x.shallow_clone(), y.shallow_clone())];
+        let ones = Tensor::ones([4, 1], (Kind::Double, Device::Cpu));
+        let fisher = Fisher::observed().likelihood(BERNOULLI);
+        vec![
+            tch_blr::nn::binary_cross_entropy(&forward(&x), y).map(|_| ()),
+            Replay::new(memory()).and_then(|r| Past::new().with(r).value(&params, forward)).map(|_| ()),
+            LabelNoise::of(memory(), forward).map(|_| ()),
+            memory().gradient_norm(forward).map(|_| ()),
+            memory().weight_gradient_norm(&vs, forward).map(|_| ()),
+            memory().sensitivity(&q, &vs, forward).map(|_| ()),
+            Sensitivity::new(BERNOULLI, &forward(&x), y, &ones).map(|_| ()),
+            Sensitivity::of(&q, &vs, batches(), BERNOULLI, forward).map(|_| ()),
+            Removal::of(&vs, batches(), BERNOULLI, forward).map(|_| ()),
+            DualView::new(&x, y, &w.detach(), BERNOULLI, 1.0).map(|_| ()),
+            fisher.diagonal(&vs, batches(), forward).map(|_| ()),
+        ]
+    };
+    for bad in [[-1.0, 1.0, 1.0, -1.0], [0.0, 1.0, 1.5, 0.5], [0.0, f64::NAN, 1.0, 0.0]] {
+        for (i, result) in all(&Tensor::from_slice(&bad)).into_iter().enumerate() {
+            println!("{i}");
+            refused(result, &["from 0 to 1"]);
+        }
+    }
+    for good in [[0.0, 1.0, 1.0, 0.0], [0.3, 1.0, 0.0, 0.9]] {
+        all(&Tensor::from_slice(&good)).into_iter().for_each(|result| result.unwrap());
+    }
 }

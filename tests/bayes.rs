@@ -94,11 +94,10 @@ fn the_kl_weight_warms_up_in_noise_and_prior() {
         h *= 0.9;
         m -= lr * tau * delta * m / (h + tau * delta + gamma);
         close(values(&w)[0], m, 1e-14);
-        close(
-            values(&opt.posterior().unwrap().precision("w").unwrap())[0],
-            ess / tau * (h + gamma) + ess * delta,
-            1e-12,
-        );
+        // What is known, and beside it what the noise has.
+        let q = opt.posterior().unwrap();
+        close(values(&q.precision("w").unwrap())[0], ess / tau * h + ess * delta, 1e-12);
+        close(q.damping("w").unwrap(), ess / tau * gamma, 1e-12);
     }
 }
 
@@ -485,7 +484,9 @@ fn diagnostics_agree_with_the_divergence_of_posteriors() {
             let kl = opt.posterior().unwrap().kl(expected).unwrap() / rule.effective_sample_size().unwrap();
             close(seen.kl_per_example.unwrap(), kl, 1e-13);
             close(seen.elbo_per_example.unwrap(), -loss - kl, 1e-13);
-            let sigma = values(&opt.posterior().unwrap().variance("w").unwrap().sqrt());
+            // That of the noise, which damping limits.
+            let q = opt.posterior().unwrap();
+            let sigma = values(&(q.precision("w").unwrap() + q.damping("w").unwrap()).rsqrt());
             close(seen.sigma.unwrap().mean, sigma.iter().sum::<f64>() / 3.0, 1e-14);
             close(seen.sigma.unwrap().min, sigma.iter().copied().fold(f64::INFINITY, f64::min), 1e-14);
             close(seen.sigma.unwrap().max, sigma.iter().copied().fold(0.0, f64::max), 1e-14);

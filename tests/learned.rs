@@ -1,10 +1,12 @@
-//! `Optimizer::learned_posterior`: prior and data, without what a training starts from or is damped by.
+//! What of a training goes on, as a prior and into a merge: prior and data, and neither what the training was damped by
+//! (`posterior`) nor what it started from (`learned_posterior`).
 
-use support::{F64, Net, all_close, bits, close, params, refused, values, weight};
+use support::{F64, Form, Net, all_close, assert_close, bits, close, params, refused, values, weight};
 use tch::{Kind, Tensor};
 use tch_blr::rule::{Row, Rule};
 use tch_blr::{
-    Adam, BayesianSam, Builder, DiagonalGaussian, Ivon, Optimizer, Philox, Prior, Result, Statistic, Vadam, Von,
+    Adam, BayesianSam, Builder, DiagonalGaussian, DiagonalNewton, Evon, FullVon, Given, Ivon, KroneckerGaussian,
+    Labels, Mixture, NoisyKfac, Optimizer, Philox, Posterior, Prior, Result, Statistic, Vadam, Von, combine, merge, nn,
 };
 
 /// ∇L = 3 everywhere, so that each step finds the same.
@@ -95,10 +97,210 @@ fn chains_of_empty_tasks() {
     check("Ivon::auto", || Ivon::auto(50.0, 30), true);
     check("Von::auto", || Von::auto(50.0, 30), true);
     check("BayesianSam::auto", || BayesianSam::auto(50.0, 30), true);
-    check("VOGN with damping", || Von::vogn().ess(50.0).damping(0.1).builder(), true);
-    check("VON by Price's theorem", || Von::vogn().ess(50.0).hessian(Statistic::Price).damping(0.1).builder(), true);
-    check("Bayesian SAM with damping", || BayesianSam::default().ess(50.0).damping(0.1).builder(), true);
+    check("VOGN with damping", || Von::vogn().ess(50.0).damping(0.1).builder(), false);
+    check("VON by Price's theorem", || Von::vogn().ess(50.0).hessian(Statistic::Price).damping(0.1).builder(), false);
+    check("Bayesian SAM with damping", || BayesianSam::default().ess(50.0).damping(0.1).builder(), false);
     check("noisy Adam", || Vadam::noisy_adam().ess(50.0).builder(), false);
+}
+
+/// Tasks whose loss is 0 leave q as it was, by its plain `posterior`, in every row that makes one; and the mean stays.
+#[test]
+fn the_posterior_of_an_empty_task_is_its_prior() {
+    fn check<R: Row>(what: &str, first: &R::Posterior, row: impl Fn() -> Builder<R>)
+    where
+        R::Posterior: Posterior,
+        Prior: for<'a> From<&'a R::Posterior>,
+    {
+        let net = Net::of(Form::Tapped, F64, 0.0);
+        let mut last: Option<R::Posterior> = None;
+        for task in 0..3 {
+            let q = last.as_ref().unwrap_or(first);
+            (q as &dyn Posterior).copy_mean_to(&net.vs).unwrap();
+            let mut opt = row().prior(Prior::from(q)).noise(Philox { seed: task }).build(&net.vs, 0.01).unwrap();
+            for _ in 0..12 {
+                opt.step(|| net.losses() * 0.0).unwrap();
+            }
+            last = Some(opt.posterior().unwrap());
+        }
+        let last = last.unwrap();
+        for name in first.names() {
+            println!("{what}, {name}");
+            assert_close(&last.mean(name).unwrap(), &first.mean(name).unwrap(), 1e-12);
+            assert_close(&last.variance(name).unwrap(), &first.variance(name).unwrap(), 1e-12);
+        }
+    }
+    let net = Net::of(Form::Tapped, F64, 0.0);
+    let of = |(i, (name, w)): (usize, (String, Tensor))| {
+        let s = Tensor::arange(w.numel() as i64, (Kind::Double, w.device())).reshape(w.size()) + 3.0 + i as f64;
+        (name, w.copy(), s)
+    };
+    let diagonal = DiagonalGaussian::new(net.vs.variables().into_iter().enumerate().map(of)).unwrap();
+    check("Ivon", &diagonal, || Ivon::default().ess(50.0).builder());
+    check("VOGN", &diagonal, || Von::vogn().ess(50.0).damping(0.1).builder());
+    check("VOGN of 2019", &diagonal, || Von::neurips2019().ess(50.0).builder());
+    check("VON", &diagonal, || Von::vogn().ess(50.0).damping(0.1).hessian(Statistic::Price).builder());
+    check("tempered", &diagonal, || Von::vogn().ess(50.0).damping(0.1).temperature(0.3).builder());
+    check("bSAM", &diagonal, || BayesianSam::default().ess(50.0).builder());
+    check("released bSAM", &diagonal, || BayesianSam::released().ess(50.0).builder());
+    check("Vadam", &diagonal, || Vadam::default().ess(50.0).damping(0.1).builder());
+    check("noisy Adam", &diagonal, || Vadam::noisy_adam().ess(50.0).damping(0.1).builder());
+    check("Adam", &diagonal, || Adam::default().ess(50.0).builder());
+    check("DiagonalNewton", &diagonal, || DiagonalNewton::default().ess(50.0).builder());
+
+    // Of a task with data, so that its bases are not the identity.
+    fn trained<R: Row<Posterior = KroneckerGaussian>>(row: R) -> KroneckerGaussian {
+        let net = Net::of(Form::Tapped, F64, 0.0);
+        let mut opt = row.builder().noise(Philox { seed: 9 }).build(&net.vs, 1e-12).unwrap();
+        (0..12).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
+        opt.posterior().unwrap()
+    }
+    let kfac = NoisyKfac::default().ess(50.0).damping(0.1).frequency(2).labels(Labels::Observed);
+    let evon = Evon::default().ess(50.0).frequency(2);
+    // Not that of K-FAC, whose biases have a basis.
+    check("EVON", &trained(evon), || evon.builder());
+    for q in [trained(kfac), trained(evon)] {
+        check("noisy K-FAC", &q, || kfac.builder());
+        check("noisy K-FAC, one damping", &q, || kfac.split_damping(false).builder());
+    }
+    let full = diagonal.full().unwrap();
+    check("FullVon", &full, || FullVon::default().ess(50.0).builder());
+    check("FullVon, plain", &full, || FullVon::default().ess(50.0).improved(false).builder());
+}
+
+/// An isotropic prior is all that noisy K-FAC knows where no gradient speaks, though the layers have inputs.
+#[test]
+fn without_gradients_noisy_kfac_has_the_priors_precision() {
+    let net = Net::of(Form::Tapped, F64, 0.0);
+    for split in [true, false] {
+        let row =
+            NoisyKfac::default().ess(50.0).weight_decay(0.1).damping(0.3).split_damping(split).labels(Labels::Observed);
+        let mut opt = row.build(&net.vs, 0.0).unwrap();
+        opt.step(|| net.losses() * 0.0).unwrap();
+        let q = opt.posterior().unwrap();
+        for name in q.names() {
+            assert!(values(&q.variance(name).unwrap()).iter().all(|v| (v * 5.0 - 1.0).abs() < 1e-12), "{name}: {q:?}");
+        }
+    }
+}
+
+/// The training's noise has γ (with z = 1, a distance of 1/√(λ(h+δ+γ)) = ¼ from the mean), and so have the posterior's
+/// samples; what is known has not.
+#[test]
+fn damping_is_in_the_noise_and_not_in_what_is_known() {
+    fn check<R: Row<Posterior = DiagonalGaussian>>(row: R, evaluations: usize) {
+        let w = weight(&[2.0]);
+        let noise = Given(vec![vec![vec![Tensor::from_slice(&[1.0])]]]);
+        let mut opt = row.builder().noise(noise).build(params(&w), 0.0).unwrap();
+        let q = opt.posterior().unwrap();
+        let mut points = Vec::new();
+        opt.step(|| {
+            points.push(values(&w)[0]);
+            (&w * 0.0).sum(Kind::Double)
+        })
+        .unwrap();
+        assert_eq!(points.len(), evaluations);
+        close(points[0], 2.25, 1e-15);
+        assert_eq!((values(&q.precision("w").unwrap()), q.damping("w")), (vec![4.0], Some(12.0)));
+        assert_eq!(values(&q.variance("w").unwrap()), [0.25]);
+        close(q.entropy(), 0.5 * (1.0 + std::f64::consts::TAU.ln() - 4.0_f64.ln()), 1e-15);
+        // The same z in both.
+        let of = |q: &DiagonalGaussian| values(&q.sample(3).unwrap()[0].1)[0] - 2.0;
+        close(of(&q) * 4.0, of(&q.shallow_clone().undamped()) * 2.0, 1e-15);
+        close(opt.diagnostics().unwrap().sigma.unwrap().mean, 0.25 * (16.0_f64 / opt_noise(&opt)).sqrt(), 1e-15);
+        // Neither a sum nor a prior has it.
+        let sum = combine(&[(1.0, &q), (1.0, &q)]).unwrap();
+        assert_eq!((values(&sum.precision("w").unwrap()), sum.damping("w")), (vec![8.0], Some(0.0)));
+        let next = Ivon::default().ess(8.0).prior(&q).build(params(&w), 0.0).unwrap().posterior().unwrap();
+        assert_eq!((values(&next.precision("w").unwrap()), next.damping("w")), (vec![4.0], Some(0.0)));
+    }
+    /// λ(h+δ+γ) now.
+    fn opt_noise<R: Row<Posterior = DiagonalGaussian>>(opt: &Optimizer<R>) -> f64 {
+        let q = opt.posterior().unwrap();
+        values(&q.precision("w").unwrap())[0] + q.damping("w").unwrap()
+    }
+    let von = Von::vogn().ess(8.0).hess_init(0.25).weight_decay(0.25).damping(1.5);
+    check(von.hessian(Statistic::Price), 1);
+    check(von.ess(4.0).augmentation(4.0).temperature(2.0).weight_decay(0.125).hessian(Statistic::Price), 1);
+    check(BayesianSam::default().ess(8.0).hess_init(0.25).weight_decay(0.25).damping(1.5), 2);
+}
+
+/// A curvature estimate below -δ, which only the damping makes a precision: what is known is the prior then.
+#[test]
+fn damped_precisions_are_at_least_the_priors() {
+    let w = weight(&[0.0]);
+    let row = Von::vogn().ess(8.0).weight_decay(0.25).damping(1.5).beta2(0.5).hessian(Statistic::Price);
+    let noise = Given((0..4).map(|_| vec![vec![Tensor::from_slice(&[1.0])]]).collect());
+    let mut opt = row.noise(noise).build(params(&w), 0.0).unwrap();
+    // ∇²L = -2 everywhere, in the mean f.
+    (0..4).for_each(|_| _ = opt.step(|| -w.square().sum(Kind::Double)).unwrap());
+    let h = values(&opt.state("w", "hess").unwrap())[0];
+    assert!(h + 0.25 < 0.0 && h + 0.25 + 1.5 > 0.0, "{h}");
+    let q = opt.posterior().unwrap();
+    assert_eq!((values(&q.precision("w").unwrap()), q.damping("w")), (vec![2.0], Some(12.0)));
+}
+
+/// It stays with a posterior on all of its ways, and does so in files.
+#[test]
+fn damping_goes_where_the_posterior_goes() {
+    let (a, b) = (weight(&[2.0, 1.0]), weight(&[-1.0]));
+    let params = || tch_blr::Params::named([("a", a.shallow_clone()), ("b", b.shallow_clone())]).unwrap();
+    let row = Von::vogn().ess(8.0).damping(1.5).builder().named(|name| name == "b", |c| c.damping(0.25));
+    let q = row.build(params(), 0.1).unwrap().posterior().unwrap().with_seed(5);
+    let of = |q: &DiagonalGaussian| ["a", "b"].map(|name| q.damping(name));
+    assert_eq!(of(&q), [Some(12.0), Some(2.0)]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("q.safetensors");
+    q.save(&path).unwrap();
+    let loaded = DiagonalGaussian::load(&path).unwrap();
+    let clamped = tch_blr::clamp_information(&q, &q).unwrap();
+    for same in [&loaded, &q.shallow_clone(), &q.select(|_| true).unwrap(), &clamped] {
+        assert_eq!(of(same), of(&q));
+        assert_eq!(bits(&same.sample(1).unwrap()[0].1), bits(&q.sample(1).unwrap()[0].1));
+    }
+    assert_eq!(of(&q.temper(4.0).unwrap()), [Some(3.0), Some(0.5)]);
+    assert_eq!(of(&q.select(|name| name == "b").unwrap()), [None, Some(2.0)]);
+
+    let mixture = Mixture::equal([q.shallow_clone(), q.shallow_clone().undamped()]).unwrap();
+    mixture.save(&path).unwrap();
+    let loaded = Mixture::load(&path).unwrap();
+    assert_eq!(loaded.components().iter().map(of).collect::<Vec<_>>(), [[Some(12.0), Some(2.0)], [Some(0.0); 2]]);
+    assert_eq!(bits(&loaded.sample(2).unwrap()[1].1), bits(&mixture.sample(2).unwrap()[1].1));
+}
+
+/// Fine-tunes of a quadratic loss: orthogonal inputs, 100 examples each, unit noise, the prior q₀. The merge is the exact
+/// posterior of all data, whatever the damping.
+#[test]
+fn merges_of_damped_fine_tunes_are_exact() {
+    let (n, p0) = (100.0, [4.0, 9.0]);
+    let q0 = DiagonalGaussian::new([("w", Tensor::from_slice(&[0.5, -1.0]), Tensor::from_slice(&p0))]).unwrap();
+    // Σ x² of each weight's own examples, and what they say.
+    let tasks = [([50.0, 100.0], [1.0, 2.0]), ([100.0, 25.0], [0.5, -2.0])];
+    for gamma in [0.0, 0.1] {
+        let fine_tune = |(h, target): &([f64; 2], [f64; 2])| {
+            let w = weight(&[0.5, -1.0]);
+            let row = Von::ogn().ess(n).damping(gamma).beta1(0.0).beta2(0.5).hessian(Statistic::Fisher(Labels::Exact));
+            let mut opt = row.prior(&q0).build(params(&w), 1.0).unwrap();
+            // Two examples stand for all: x = √(2h/n) of its own weight.
+            let x = Tensor::from_slice(h) * 2.0 / n;
+            let x = x.sqrt();
+            for _ in 0..400 {
+                opt.step(|| nn::squared_error(&(&x * &w), &(&x * Tensor::from_slice(target)), 1.0)).unwrap();
+            }
+            opt.posterior().unwrap()
+        };
+        let [a, b] = tasks.each_ref().map(fine_tune);
+        let joint = merge::gradient_matching(&q0, &[(1.0, &a), (1.0, &b)]).unwrap();
+        let same = merge::federated(&q0, &[&a, &b]).unwrap();
+        let mean = |j: usize| {
+            let m0 = [0.5, -1.0][j];
+            let sum: f64 = tasks.iter().map(|(h, target)| h[j] * target[j]).sum();
+            (p0[j] * m0 + sum) / (p0[j] + tasks.iter().map(|(h, _)| h[j]).sum::<f64>())
+        };
+        for q in [joint, same] {
+            all_close(&values(&q.precision("w").unwrap()), &[154.0, 134.0], 1e-10);
+            all_close(&values(&q.mean("w").unwrap()), &[mean(0), mean(1)], 1e-10);
+        }
+    }
 }
 
 /// Only a prior knows anything about a parameter that no loss depends on.

@@ -933,3 +933,49 @@ fn barriers_and_sweeps() {
     assert_eq!(sweep(&vs, &grid, merged, bowl).unwrap(), [0.0, 1.0, 2.25]);
     assert_eq!(values(w), [7.0, 8.0]);
 }
+
+/// What f32 has lost cannot be given back, and the error says that this is why.
+#[test]
+fn information_below_the_rounding_of_its_prior_is_named() {
+    let q = |s: f64, kind| {
+        let of = |x: f64| Tensor::from_slice(&[x]).to_kind(kind);
+        DiagonalGaussian::new([("w", of(0.5), of(s))]).unwrap()
+    };
+    let (prior, posterior) = (q(1e6, Kind::Float), q(1e6 + 0.01, Kind::Float));
+    for e in [
+        combine(&[(1.0, &posterior), (-1.0, &prior)]).unwrap_err().to_string(),
+        remove(&posterior, &prior, 1.0).unwrap_err().to_string(),
+    ] {
+        assert!(e.contains("lost in rounding") && e.contains("f64"), "{e}");
+    }
+    let (prior, posterior) = (q(1e6, Kind::Double), q(1e6 + 0.01, Kind::Double));
+    let task = combine(&[(1.0, &posterior), (-1.0, &prior)]).unwrap();
+    let found = values(&task.precision("w").unwrap())[0];
+    assert!((found - 0.01).abs() < 1e-9, "{found}");
+    // Nothing of the kind where more is taken than there is.
+    let e = combine(&[(1.0, &q(1.0, Kind::Float)), (-1.0, &q(2.0, Kind::Float))]).unwrap_err().to_string();
+    assert!(!e.contains("rounding"), "{e}");
+}
+
+/// Losses along a line and gradients at its ends only look at the model.
+#[test]
+fn batch_normalization_in_training_mode_is_refused_and_undone() {
+    let vs = tch::nn::VarStore::new(Device::Cpu);
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, tch::nn::BatchNormConfig::default());
+    let x = Tensor::arange(12, (Kind::Float, Device::Cpu)).reshape([4, 3]);
+    let weights: Tensors = vs.variables().into_iter().map(|(name, t)| (name, t.detach().copy())).collect();
+    let buffers = || ["norm.running_mean", "norm.running_var"].map(|name| values(&vs.variables()[name]));
+    let before = buffers();
+    let loss = |train: bool| tch::nn::ModuleT::forward_t(&norm, &x, train).square().mean(Kind::Float);
+    for e in [
+        barrier(&vs, &weights, &weights, 3, || loss(true)).unwrap_err(),
+        sweep(&vs, &[vec![1.0]], |_| Ok(weights.iter().map(|(n, t)| (n.clone(), t.copy())).collect()), || loss(true))
+            .unwrap_err(),
+        gradient_mismatch(&vs, &weights, &mut [(&weights, &mut || loss(true))]).unwrap_err(),
+    ] {
+        let e = e.to_string();
+        assert!(e.contains("`norm.running_") && e.contains("train = false"), "{e}");
+        assert_eq!(buffers(), before);
+    }
+    barrier(&vs, &weights, &weights, 3, || loss(false)).unwrap();
+}

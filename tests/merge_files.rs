@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use tch_blr::merge::{
     FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
 };
-use tch_blr::{DiagonalGaussian, blr_merge, combine};
+use tch_blr::{DiagonalGaussian, Statistic, Von, blr_merge, combine};
 
 /// Two tensors, one of more than a chunk, of any kind, and a buffer of integers.
 fn model(seed: i64, kind: Kind) -> Tensors {
@@ -155,6 +155,20 @@ fn posteriors_stay_posteriors() {
         other => panic!("{other:?}"),
     }
     assert_eq!(fs::read(at("out")).unwrap(), before);
+
+    // The damping of a training's noise, and how much of a precision it has learned, are of that training alone.
+    let w = support::weight(&[2.0, 1.0]);
+    let mut opt = Von::vogn().ess(8.0).hessian(Statistic::Price).damping(1.5).build(support::params(&w), 0.1).unwrap();
+    opt.step(|| w.square().sum(Kind::Double)).unwrap();
+    let damped = opt.posterior().unwrap();
+    assert_eq!((damped.damping("w"), damped.learned().is_some()), (Some(12.0), true));
+    let twice = ["damped", "again"].map(|name| {
+        damped.save(at(name)).unwrap();
+        FileModel::new(at(name))
+    });
+    merge_files(Method::Fisher, None, &twice, at("out"), &mut quiet).unwrap();
+    let joint = DiagonalGaussian::load(at("out")).unwrap();
+    assert_eq!((joint.damping("w"), joint.learned()), (Some(0.0), None));
 
     // A method without curvature makes weights of them.
     let merged = merge_files(Method::linear(), None, &files, at("plain"), &mut quiet).unwrap();

@@ -302,3 +302,15 @@ fn samples_settle_at_the_fixed_point() {
         close(mean, expected, 4.0 * error + 2e-3);
     }
 }
+
+/// Components have no adversarial point, and would silently be evaluated at their means.
+#[test]
+fn an_expectation_without_meaning_is_refused() {
+    let start = Tensor::from_slice(&[-0.5, 0.5]).reshape([2, 1]);
+    for sampled in [true, false] {
+        let mut q = MixtureOfGaussians::new(&start, 10.0).unwrap().expectation(Expectation::Adversarial { sampled });
+        let e = q.step(|theta| theta.square().sum_dim_intlist(1, false, None::<Kind>)).unwrap_err().to_string();
+        assert!(e.contains("`expectation`") && e.contains("no adversarial point"), "{e}");
+        assert_eq!(values(&q.means()), values(&start));
+    }
+}

@@ -54,8 +54,18 @@ fn layers_are_those_of_tch() {
         }
     }
     let tokens = Tensor::from_slice(&[4_i64, 0, 0, 2]).view([2, 2]);
-    let c = plain::EmbeddingConfig { padding_idx: 2, ..Default::default() };
-    same(&tokens, |p| nn::embedding(p, 5, 3, c), |p| plain::embedding(p, 5, 3, c));
+    for padding_idx in [-1, 2, 5] {
+        let c = plain::EmbeddingConfig { padding_idx, ..Default::default() };
+        let theirs = |p: &plain::Path| {
+            let table = plain::embedding(p, 5, 3, c);
+            if padding_idx == 2 {
+                // As PyTorch has it.
+                tch::no_grad(|| _ = table.ws.narrow(0, 2, 1).zero_());
+            }
+            table
+        };
+        same(&tokens, |p| nn::embedding(p, 5, 3, c), theirs);
+    }
     for affine in [true, false] {
         let c = plain::LayerNormConfig {
             elementwise_affine: affine,

@@ -276,3 +276,39 @@ fn what_a_row_cannot_take_is_said_with_the_way_out() {
         close(a, b, 1e-12);
     }
 }
+
+/// A posterior has nothing to say to frozen parameters, and need not, until they are trained.
+#[test]
+fn frozen_parameters_need_no_prior() {
+    let vs = support::store(F64);
+    let [trunk, head] = ["trunk", "head"].map(|name| support::variable(&vs, name, 0, &Tensor::from_slice(&[1.0, 2.0])));
+    let trunk = trunk.set_requires_grad(false);
+    let loss = || (&trunk * &head).square().sum(Kind::Double);
+    let row = Ivon::default().ess(20.0).beta2(0.9);
+    let mut opt = row.build(&vs, 0.1).unwrap();
+    opt.step(loss).unwrap();
+    let q = opt.posterior().unwrap();
+    assert_eq!(q.names().collect::<Vec<_>>(), ["head"]);
+    let mut next = row.prior(&q).build(&vs, 0.1).unwrap();
+    next.step(loss).unwrap();
+    all_close(&values(&trunk), &[1.0, 2.0], 0.0);
+    assert_eq!(next.posterior().unwrap().names().count(), 1);
+    // Also in rows over blocks, and after a round through a file.
+    Evon::default().ess(20.0).prior(&q).build(&vs, 0.1).unwrap().step(loss).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    next.save(&path).unwrap();
+    next.load(&path).unwrap();
+    next.step(loss).unwrap();
+
+    let before = values(&head);
+    let trunk = trunk.set_requires_grad(true);
+    support::refused(next.step(|| (&trunk * &head).square().sum(Kind::Double)), &["`trunk`", "elsewhere"]);
+    assert_eq!(values(&head), before);
+    // One that is told what to do there has it from the beginning.
+    let trunk = trunk.set_requires_grad(false);
+    let mut told = row.prior(Prior::from(&q).elsewhere(0.25)).build(&vs, 0.1).unwrap();
+    let trunk = trunk.set_requires_grad(true);
+    told.step(|| (&trunk * &head).square().sum(Kind::Double)).unwrap();
+    assert_eq!(told.posterior().unwrap().names().count(), 2);
+}

@@ -180,3 +180,55 @@ fn the_mean_of_half_precision_weights_is_pruned() {
         assert!(mean[1] != 0.0 && mean[2] != 0.0);
     }
 }
+
+/// The norm of all gradients, which limits a step or a perturbation, is that of the network without the pruned weights.
+#[test]
+fn pruned_weights_are_in_no_norm() {
+    fn train<R: Rule>(rule: R, clip: Option<f64>) {
+        let (both, alone) = (weight(&[0.7, -0.4, 0.0]), weight(&[0.7, -0.4]));
+        let q = DiagonalGaussian::new([("w", vector(&[1.0, 1.0, 0.0]), vector(&[1.0; 3]))]).unwrap();
+        let mask = pruning::prune(&q.signal_to_noise(), 0.34).unwrap();
+        let build = |w: &Tensor| {
+            let builder = rule.builder().noise(Philox { seed: 5 });
+            let builder = if let Some(max) = clip { builder.clip_grad_norm(max) } else { builder };
+            builder.build(params(w), 0.05).unwrap()
+        };
+        let (mut opt, mut only) = (build(&both), build(&alone));
+        for _ in 0..5 {
+            let loss = |rest: Tensor| (rest - 1.0).square();
+            mask.step(&mut opt, || loss(both.get(0) * 2.0 - both.get(1) + both.get(2) * 9.0)).unwrap();
+            only.step(|| loss(alone.get(0) * 2.0 - alone.get(1))).unwrap();
+            let found = values(&both);
+            all_close(&found[..2], &values(&alone), 1e-15);
+            assert_eq!(found[2], 0.0);
+        }
+        // And the next step that is none of the mask's counts it again.
+        opt.step(|| (both.get(0) * 2.0 - both.get(1) + both.get(2) * 9.0 - 1.0).square()).unwrap();
+        assert_ne!(values(&both)[2], 0.0);
+    }
+    train(Sam::default().momentum(0.9), None);
+    train(SamRmsProp::default(), None);
+    train(BayesianSam::default().ess(10.0), None);
+    train(BayesianSam::default().ess(10.0), Some(0.1));
+    for clip in [0.1, 2.0] {
+        train(Sgd::default().momentum(0.9), Some(clip));
+        train(Ivon::default().ess(10.0), Some(clip));
+        train(Sam::default(), Some(clip));
+        train(Adam::default(), Some(clip));
+    }
+}
+
+/// A panic in the closure ends the pruning with it.
+#[test]
+fn a_panic_ends_the_pruning() {
+    let w = weight(&[0.7, 0.5]);
+    let q = DiagonalGaussian::new([("w", vector(&[1.0, 0.0]), vector(&[1.0, 1.0]))]).unwrap();
+    let mask = pruning::prune(&q.signal_to_noise(), 0.5).unwrap();
+    let mut opt = Sgd::default().build(params(&w), 0.1).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        mask.step(&mut opt, || -> Tensor { panic!("of the closure") })
+    }));
+    assert!(panicked.is_err());
+    opt.step(|| w.sum(Kind::Double)).unwrap();
+    all_close(&values(&w), &[0.6, -0.1], 1e-15);
+}

@@ -380,3 +380,24 @@ fn what_cannot_be_selected_is_refused_by_name() {
     let other = DiagonalGaussian::new([("v", wave(&[2], 0.1), wave(&[2], 0.1).square())]).unwrap();
     says(memory().leverage(&other, net.params(), forward), "`v`");
 }
+
+/// Which examples a reservoir keeps has nothing to do with their random scores under the same seed.
+#[test]
+fn streams_of_one_seed_are_apart() {
+    // An offer that is taken has a low number among all; the mean of a uniform score is ½, and its sd over these √(1/12n).
+    let (mut scores, mut count) = (0.0, 0.0);
+    for seed in 0..200 {
+        let score = values(&random_scores(101, seed));
+        let mut reservoir = Reservoir::new(10, seed).unwrap();
+        for i in 0..100 {
+            let taken = reservoir.offer(i) != Some(i);
+            if i >= 10 && taken {
+                // The number that decides offer i is drawn at i + 1.
+                scores += score[i + 1];
+                count += 1.0;
+            }
+        }
+    }
+    let z = (scores / count - 0.5) * (12.0_f64 * count).sqrt();
+    assert!(count > 2000.0 && z.abs() < 4.5, "{} standard errors", z);
+}

@@ -7,7 +7,7 @@ use tch_blr::fisher::Fisher;
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::selection;
 use tch_blr::sensitivity::{self, DualView, Removal, Sensitivity};
-use tch_blr::{DiagonalGaussian, FullGaussian, GaussianPosterior, Params, Prior, combine};
+use tch_blr::{DiagonalGaussian, FullGaussian, GaussianPosterior, Ivon, Params, Philox, Prior, combine};
 
 const BERNOULLI: Likelihood = Likelihood::Bernoulli;
 
@@ -607,4 +607,45 @@ fn averaging_replaces_predictions_and_nothing_else() {
     let s = Sensitivity::new(Likelihood::Categorical, &two, &Tensor::from_slice(&[0i64]), &bad).unwrap();
     let error = s.averaged(5, 0).unwrap_err().to_string();
     assert!(error.contains("v of example 0 is not a covariance matrix"), "{error}");
+}
+
+/// The draws of averaged predictions are not those of an optimizer of the same seed.
+#[test]
+fn averaged_predictions_have_noise_of_their_own() {
+    let one = |x: f64| Tensor::from_slice(&[x]);
+    let s = Sensitivity::new(BERNOULLI, &one(0.0), &one(0.0), &one(1.0).unsqueeze(1)).unwrap();
+    for seed in [0, 7] {
+        // One draw f + z, as its logit.
+        let p = values(s.averaged(1, seed).unwrap().errors())[0];
+        let z = (p / (1.0 - p)).ln();
+        let w = support::weight(&[0.0]);
+        let ivon = Ivon::default().ess(1.0).weight_decay(0.0).hess_init(1.0).noise(Philox { seed });
+        let mut opt = ivon.build(support::params(&w), 0.0).unwrap();
+        for step in 0..3 {
+            let mut noise = 0.0;
+            opt.step(|| {
+                noise = values(&w)[0];
+                w.sum(Kind::Double)
+            })
+            .unwrap();
+            assert!((noise - z).abs() > 1e-6, "seed {seed}, step {step}: {noise} {z}");
+        }
+    }
+}
+
+/// What an example owes to the model is looked at, not trained.
+#[test]
+fn removal_leaves_batch_normalization_alone() {
+    let vs = VarStore::new(Device::Cpu);
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 3, tch::nn::BatchNormConfig::default());
+    let x = ripple(&[4, 3], 0.3).to_kind(Kind::Float);
+    let y = Tensor::from_slice(&[0.0f32, 1.0, 1.0, 0.0]);
+    let of = |train: bool| {
+        let batches = [(x.shallow_clone(), y.shallow_clone())];
+        Removal::of(&vs, batches, BERNOULLI, |x| tch::nn::ModuleT::forward_t(&norm, x, train).select(1, 0))
+    };
+    let before = values(&vs.variables()["norm.running_mean"]);
+    support::refused(of(true).map(|_| ()), &["`norm.running_", "train = false"]);
+    assert_eq!(values(&vs.variables()["norm.running_mean"]), before);
+    of(false).unwrap();
 }

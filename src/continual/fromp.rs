@@ -5,6 +5,7 @@ use super::memory::{Memory, problem};
 use super::past::{Forward, Model, Regularizer, nothing, sum};
 use crate::curvature::{Entries, Linearized, Looked, Pass};
 use crate::likelihood::Outputs;
+use crate::params::Buffers;
 use crate::{DiagonalGaussian, Error, IntoTensor, Params, Result, check, kernel, linalg};
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
@@ -154,7 +155,7 @@ impl Fromp {
             } else {
                 let _no_grad = tch::no_grad_guard();
                 // Nothing is differentiated for K = I, so the forward pass needs no graph.
-                let outputs = memory.outputs(&forward)?;
+                let outputs = Buffers::unmoved(&params, || memory.outputs(&forward))?;
                 outputs.check_finite()?;
                 (predictions(&outputs)?, Metric::Identity)
             };

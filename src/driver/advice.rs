@@ -3,7 +3,7 @@
 //! A rule belongs here if a run can be made that it speaks about (`tests/advice.rs` has one for each), and another like
 //! it that it is silent about.
 
-use super::Diagnostics;
+use super::{Diagnostics, Spread};
 use std::fmt;
 
 /// Something that the numbers of a training say should be looked at; printed, it is a sentence.
@@ -37,6 +37,15 @@ pub enum Advice {
         name: String,
         /// Root mean squares, σ over weights.
         ratio: f64,
+    },
+    /// Without a prior, the noise of single weights has grown beyond their parameter's weights.
+    Unbounded {
+        /// The parameter with the largest such noise.
+        name: String,
+        /// The largest σ.
+        sigma: f64,
+        /// Root mean square of the parameter's weights.
+        weights: f64,
     },
     /// σ is less than a thousandth of the weights, for every parameter.
     NoNoise {
@@ -81,7 +90,11 @@ impl Diagnostics {
         }
         // Of matrices and the like: vectors start at zero more often than not, and grow out of their noise.
         let matrices = self.spreads.iter().filter(|spread| spread.dimensions > 1);
-        if let Some(widest) = matrices.max_by(|a, b| a.ratio().total_cmp(&b.ratio())) {
+        let unbounded = matrices.clone().filter(|spread| !spread.bounded && spread.largest > spread.weights);
+        let unbounded = unbounded.max_by(|a, b| a.largest.total_cmp(&b.largest));
+        if let Some(Spread { name, largest, weights, .. }) = unbounded {
+            all.push(Advice::Unbounded { name: name.clone(), sigma: *largest, weights: *weights });
+        } else if let Some(widest) = matrices.max_by(|a, b| a.ratio().total_cmp(&b.ratio())) {
             let ratio = widest.ratio();
             if ratio > NOISE[1] {
                 all.push(Advice::NoiseDominates { name: widest.name.clone(), ratio });
@@ -119,6 +132,12 @@ impl fmt::Display for Advice {
                 "the noise of `{name}` is {:.0} % of its weights: the loss at samples says little about the mean. Raise \
                  hess_init or ess, or use `auto(ess, steps)`, whose noise is relative to the weights",
                 100.0 * ratio
+            ),
+            Advice::Unbounded { name, sigma, weights } => write!(
+                f,
+                "weight_decay is 0 and the curvature of some weights of `{name}` vanishes, so that nothing bounds their \
+                 noise: σ is {sigma:.1e} by now, the weights {weights:.1e}. Set a weight_decay (1/ess is the prior N(0, 1)), \
+                 or leave weights without any gradient alone: skip_unseen()"
             ),
             Advice::NoNoise { ratio } => write!(
                 f,

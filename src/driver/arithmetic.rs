@@ -130,6 +130,8 @@ impl Sealed for Blocks {}
 pub trait Arithmetic<R: Row>: Sealed + Sized {
     /// What is kept of a unit beside its settings.
     type Kept: Debug + Send;
+    /// Whether the update of a weight is that of no other, so that it can be left out.
+    const SINGLE: bool;
 
     /// Errors if evaluations of the row cannot give what it asks for, or its prior does not fit.
     fn check(row: &R) -> Result<()>;

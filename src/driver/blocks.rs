@@ -185,6 +185,7 @@ fn drawn(params: &Params, parameter: usize, kind: Kind, noise: &Noise, step: u64
 
 impl<R: BlockRule> Arithmetic<R> for Blocks {
     type Kept = Kept;
+    const SINGLE: bool = false;
 
     fn check(row: &R) -> Result<()> {
         let adversarial = row.expectation().is_adversarial();

@@ -26,6 +26,7 @@ pub struct Builder<R: Row> {
     clip: Option<Clip>,
     check_finite: bool,
     skip_non_finite: bool,
+    skip_unseen: bool,
     divergence: Option<f64>,
     /// Of this builder and of the optimizer that it makes.
     compiled: &'static Compiled<R>,
@@ -67,6 +68,7 @@ impl<R: Row> Builder<R> {
             clip: None,
             check_finite: true,
             skip_non_finite: false,
+            skip_unseen: false,
             divergence: None,
             compiled: Compiled::HERE,
         }
@@ -184,6 +186,26 @@ impl<R: Row> Builder<R> {
         self
     }
 
+    /// Leaves single weights alone, in a step in which they have a gradient of exactly zero in every evaluation, and
+    /// none of the row's statistic either: rows of an embedding whose tokens do not occur in the batch, units that are
+    /// dead, outputs that are masked, experts that no example reaches. Their mean and all of their state stay as they
+    /// are to the bit, as those of a parameter do that the loss does not depend on; also known as lazy updates. Default
+    /// off, as published.
+    ///
+    /// Without it such a gradient counts as measured. In rows that learn a precision that is a curvature of zero: h
+    /// decays with every batch in which a token is missing, until its noise is the prior's, or without bound where
+    /// `weight_decay` is 0. With it the precision of a token that never occurs is where it started, ess·(h₀+δ), and that
+    /// of a rare one is what its own batches have said. Bias corrections still count the parameter's steps, and neither
+    /// decay nor momentum move a weight that was left alone.
+    ///
+    /// Takes a copy of those parameters that have such weights, for the time of the update. For elementwise rows; those
+    /// over blocks refuse it.
+    #[must_use]
+    pub fn skip_unseen(mut self) -> Self {
+        self.skip_unseen = true;
+        self
+    }
+
     /// Makes a loss that rises an error before the update, [`Error::Diverged`](crate::Error::Diverged): where the
     /// average of the loss (exponential, over some 50 updates) is more than `margin` > 0 above the lowest that it has
     /// been; in the loss's own unit, for a cross-entropy 1. Default off. The watch begins after ten updates, and anew
@@ -216,13 +238,15 @@ impl<R: Row> Builder<R> {
             clip,
             check_finite,
             skip_non_finite,
+            skip_unseen,
             divergence,
             compiled,
         } = self;
         check_lr(lr)?;
-        config.validate()?;
-        config.statistic().check(config.expectation())?;
-        R::Arithmetic::check(&config)?;
+        super::row::check(&config)?;
+        let expected =
+            "it off: this row ties the weights of a parameter together, and has no single ones to leave alone";
+        check::that("skip_unseen", skip_unseen, !skip_unseen || R::Arithmetic::SINGLE, expected)?;
         schedule.validate()?;
         divergence.map_or(Ok(()), |margin| check::positive("check_divergence", margin))?;
         clip.map_or(Ok(()), Clip::validate)?;
@@ -240,6 +264,8 @@ impl<R: Row> Builder<R> {
             schedule,
             clip,
             check_finite,
+            skip_unseen,
+            pruned: Vec::new(),
             skips: Skips::new(skip_non_finite),
             divergence: divergence.map(Divergence::new),
             clipped: Clipped::default(),

@@ -37,7 +37,14 @@ struct Content<R> {
     steps: u64,
     accumulated: Accumulated,
     units: Vec<OfUnit<R>>,
+    /// Where the noise of each parameter starts, frozen ones included.
+    positions: BTreeMap<String, u64>,
+    /// Names of the tensors `buffer.*`.
+    buffers: Vec<String>,
 }
+
+/// Further than any model's noise reaches, and far from overflowing.
+const POSITIONS: u64 = 1 << 44;
 
 /// [`Sums`] without its tensors.
 #[derive(Serialize, Deserialize)]
@@ -49,6 +56,9 @@ struct Accumulated {
     per_example: bool,
     /// Names of the parameters that have an accumulated gradient.
     gradients: Vec<String>,
+    /// Whether they also have the mean of its size.
+    #[serde(default)]
+    sizes: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,11 +92,14 @@ impl<R: Row> Optimizer<R> {
     /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well,
     /// and not those that were never trained in a row over blocks.
     ///
-    /// Not in it: buffers (save the [`VarStore`](tch::nn::VarStore) for those), noise given as tensors, and the state
-    /// of libtorch's own generator.
+    /// So are the buffers of the stores that the parameters come from (batch-norm statistics, constants), in f32 or f64:
+    /// a model that goes on answers as the one that was saved. Parameters by [`Params::named`] have no store, and so no
+    /// buffers.
+    ///
+    /// Not in it: noise given as tensors, and the state of libtorch's own generator.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written; a buffer of integers with some beyond 2⁵³, or of complex numbers.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         (self.compiled.save)(self, path.as_ref())
     }
@@ -122,12 +135,30 @@ impl<R: Row> Optimizer<R> {
             });
         }
         let mut gradients = Vec::new();
-        for (g, leaf) in self.sums.gradients.iter().zip(self.params.leaves()) {
+        for (i, (g, leaf)) in self.sums.gradients.iter().zip(self.params.leaves()).enumerate() {
             if let Some(g) = g {
                 tensors.push((format!("accumulated.gradient.{}", leaf.name()), g.detach()));
                 gradients.push(leaf.name().to_owned());
+                if let Some(size) = self.sums.sizes.get(i).and_then(Option::as_ref) {
+                    tensors.push((format!("accumulated.size.{}", leaf.name()), size.detach()));
+                }
             }
         }
+        let mut buffers = Vec::new();
+        for (name, t) in self.params.buffers() {
+            let stored = if t.kind() == Kind::Float { t.detach() } else { t.detach().f_to_kind(Kind::Double)? };
+            if !t.is_floating_point() && !stored.to_kind(t.kind()).equal(&t) {
+                return Err(Error::parameter(
+                    &name,
+                    "this buffer has numbers that an f64 of the file cannot hold; keep it outside of the store",
+                ));
+            }
+            tensors.push((format!("buffer.{name}"), stored));
+            buffers.push(name);
+        }
+        // Not of one that was refused when it came late.
+        let known =
+            |i: usize, leaf: &Leaf| !leaf.trainable() || self.units.iter().any(|unit| unit.members.contains(&i));
         let Sums { weight, evaluations, loss, per_example, .. } = self.sums;
         let content = Content {
             config: self.config,
@@ -136,8 +167,17 @@ impl<R: Row> Optimizer<R> {
             clip: self.clip,
             noise: if let Noise::Philox(p) = self.noise { Some(p) } else { None },
             steps: self.steps,
-            accumulated: Accumulated { weight, evaluations, loss, per_example, gradients },
+            accumulated: Accumulated {
+                weight,
+                evaluations,
+                loss,
+                per_example,
+                gradients,
+                sizes: !self.sums.sizes.is_empty(),
+            },
             units,
+            positions: self.params.noise_groups(known),
+            buffers,
         };
         checkpoint::save(path, &form::<R>(), &tensors, &content)
     }
@@ -145,12 +185,13 @@ impl<R: Row> Optimizer<R> {
     /// Takes up training where [`Optimizer::save`] left it: weights, state, prior, every hyper-parameter, step count,
     /// noise. The next step is bit-identical to the one that the saved optimizer would have taken.
     ///
-    /// The optimizer must be of the same row, over the same parameters in the same order; kinds may differ only where
-    /// the state is f32 anyway (bf16, f16, f32), the device may be another.
+    /// The optimizer must be of the same row, over parameters and buffers of the same names, in any order but in a row
+    /// with one block of all weights; kinds may differ only where the state is f32 anyway (bf16, f16, f32), the device
+    /// may be another.
     ///
     /// # Errors
-    /// A file that cannot be read, is broken, or belongs to another row; parameters that are missing, extra or of
-    /// another shape or kind. Nothing has changed then.
+    /// A file that cannot be read, is broken, or belongs to another row; parameters or buffers that are missing, extra
+    /// or of another shape or kind. Nothing has changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         (self.compiled.load)(self, path.as_ref())
     }
@@ -174,30 +215,45 @@ impl<R: Row> Optimizer<R> {
         content.clip.map_or(Ok(()), Clip::validate).map_err(at_file)?;
         let mut file = File { path, tensors };
         let mut restored = Vec::new();
-        let mut saved = content.units.into_iter();
+        let mut saved = content.units;
         for unit in &self.units {
-            let p = saved.next().ok_or_else(|| {
+            // By name: the model may have been built in another order.
+            let own = |p: &OfUnit<_>| {
+                unit.leaves(&self.params).any(|leaf| p.parameters.iter().any(|n| leaf.names.contains(n)))
+            };
+            let Some(at) = saved.iter().position(own) else {
                 let name = unit.name(&self.params);
-                Error::file(path, format!("has no parameter `{name}`, which the model has"))
-            })?;
-            restored.push(Restored::new(&mut file, p, unit, &self.params, base).map_err(at_file)?);
+                let other = saved.iter().flat_map(|p| &p.parameters).find(|n| self.params.find(n).is_none());
+                let other = other.map_or_else(String::new, |n| format!(", but `{n}`, which it does not have"));
+                let problem = format!("has no parameter `{name}`, which the model has{other}; build the same model");
+                return Err(Error::file(path, problem));
+            };
+            restored.push(Restored::new(&mut file, saved.remove(at), unit, &self.params, base).map_err(at_file)?);
         }
-        if let Some(p) = saved.next() {
+        if let Some(p) = saved.first() {
             let name = p.parameters.first().map_or("?", String::as_str);
             return Err(Error::file(path, format!("has a parameter `{name}`, which the model does not have")));
         }
-        let Accumulated { weight, evaluations, loss, per_example, gradients: names } = content.accumulated;
-        let mut gradients: Vec<Option<Tensor>> = Vec::new();
+        let buffers = self.buffers_of(&mut file, content.buffers)?;
+        if let Some((name, _)) = content.positions.iter().find(|(_, at)| **at >= POSITIONS) {
+            return Err(Error::file(path, format!("has a position of `{name}` in the noise that cannot be")));
+        }
+        let Accumulated { weight, evaluations, loss, per_example, gradients: names, sizes: sized } =
+            content.accumulated;
+        let (mut gradients, mut sizes): (Vec<Option<Tensor>>, Vec<Option<Tensor>>) = (Vec::new(), Vec::new());
         if !names.is_empty() {
             let names: HashSet<String> = names.into_iter().collect();
             for leaf in self.params.leaves() {
                 // By any of them: a tied variable's first name depends on when it was tied.
                 let name = leaf.names.iter().find(|name| names.contains(*name));
-                let kind = R::Arithmetic::kind(leaf);
-                let take = |name: &String| {
-                    file.take(&format!("accumulated.gradient.{name}"), &leaf.tensor.size(), kind, leaf.tensor.device())
+                let (size, kind, device) = (leaf.tensor.size(), R::Arithmetic::kind(leaf), leaf.tensor.device());
+                let mut take = |what: &str| {
+                    name.map(|name| file.take(&format!("accumulated.{what}.{name}"), &size, kind, device)).transpose()
                 };
-                gradients.push(name.map(take).transpose()?);
+                gradients.push(take("gradient")?);
+                if sized {
+                    sizes.push(take("size")?);
+                }
             }
         }
         if let Some(name) = file.tensors.keys().next() {
@@ -214,6 +270,10 @@ impl<R: Row> Optimizer<R> {
         }
 
         let _no_grad = tch::no_grad_guard();
+        self.params.set_noise_groups(&content.positions);
+        for (mut buffer, saved) in buffers {
+            buffer.copy_(&saved);
+        }
         let mut statistics = Vec::new();
         for (unit, saved) in self.units.iter_mut().zip(restored) {
             (unit.steps, unit.lr, unit.rms, unit.prior) = (saved.steps, saved.lr, saved.rms, saved.prior);
@@ -223,7 +283,13 @@ impl<R: Row> Optimizer<R> {
         }
         // Whether the last gradient was cut, and how long it was, is not in the file.
         let (gradient_norm, cut) = (f64::NAN, false);
-        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics };
+        let sizes = match self.skip_unseen {
+            false => Vec::new(),
+            // Written by an optimizer that did not ask for it.
+            true if sizes.is_empty() => gradients.iter().map(|g| g.as_ref().map(Tensor::abs)).collect(),
+            true => sizes,
+        };
+        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics, sizes };
         self.config = base;
         self.lr = content.lr;
         self.schedule = content.schedule;
@@ -239,10 +305,37 @@ impl<R: Row> Optimizer<R> {
     }
 }
 
+impl<R: Row> Optimizer<R> {
+    /// The buffers that the model has, with what the file has for them: the same ones.
+    fn buffers_of(&self, file: &mut File, names: Vec<String>) -> Result<Vec<(Tensor, Tensor)>> {
+        let own = self.params.buffers();
+        let refused = |problem: String| Err(Error::file(file.path, problem));
+        if let Some(name) = names.iter().find(|name| !own.iter().any(|(n, _)| n == *name)) {
+            return refused(format!(
+                "has a buffer `{name}`, which the model does not have; build the same model, from its store (parameters by \
+                 name have no buffers)"
+            ));
+        }
+        if let Some((name, _)) = own.iter().find(|(name, _)| !names.contains(name)) {
+            return refused(format!(
+                "has no buffer `{name}`, which the model has, so that its answers would be others than those of the model \
+                 that was saved; build the model that was saved, from its store"
+            ));
+        }
+        let take = |(name, t): (String, Tensor)| {
+            // Not all need be finite, as of a mask with -∞.
+            let kind = if t.kind() == Kind::Float { Kind::Float } else { Kind::Double };
+            let saved = file.take_any(&format!("buffer.{name}"), &t.size(), kind)?;
+            Ok((t, saved))
+        };
+        own.into_iter().map(take).collect()
+    }
+}
+
 fn settings<R: Row>(path: &Path, value: serde_json::Value) -> Result<R> {
     let row: R = serde_json::from_value(value)
         .map_err(|e| Error::file(path, format!("has a configuration that does not fit: {e}")))?;
-    row.validate().map(|()| row).map_err(|e| Error::file(path, e))
+    super::row::check(&row).map(|()| row).map_err(|e| Error::file(path, e))
 }
 
 /// Tensors that have not been taken yet.
@@ -254,6 +347,15 @@ struct File<'a> {
 impl File<'_> {
     /// A finite tensor of this shape, kind and device.
     fn take(&mut self, name: &str, size: &[i64], kind: Kind, device: tch::Device) -> Result<Tensor> {
+        let t = self.take_any(name, size, kind)?;
+        if let Some(value) = kernel::first_non_finite(&t) {
+            return Err(Error::file(self.path, format!("tensor `{name}` is not finite ({value})")));
+        }
+        Ok(t.to_device(device))
+    }
+
+    /// A tensor of this shape and kind.
+    fn take_any(&mut self, name: &str, size: &[i64], kind: Kind) -> Result<Tensor> {
         let refused = |problem: String| Error::file(self.path, problem);
         // Removed, so that what is left in the end belongs to nothing.
         let t = self.tensors.remove(name).ok_or_else(|| refused(format!("has no tensor `{name}`")))?;
@@ -261,10 +363,7 @@ impl File<'_> {
             let (found, own) = (t.kind(), t.size());
             return Err(refused(format!("tensor `{name}` is {found:?} {own:?}: expected {kind:?} {size:?}")));
         }
-        if let Some(value) = kernel::first_non_finite(&t) {
-            return Err(refused(format!("tensor `{name}` is not finite ({value})")));
-        }
-        Ok(t.to_device(device))
+        Ok(t)
     }
 }
 

@@ -95,6 +95,11 @@ impl<R: Row> Compiled<R> {
             R::Arithmetic::posterior(&optimizer.units, now(optimizer))
         },
         learned_posterior: |optimizer| {
+            if optimizer.skip_unseen {
+                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much of \
+                               its initial Hessian is left";
+                return Err(Error::Posterior(format!("{problem}: call posterior()")));
+            }
             optimizer.params.check_free()?;
             R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer))
         },

@@ -5,6 +5,7 @@
 use super::arithmetic::{delta, learned};
 use super::row::{MaybePosterior, Row};
 use super::{Optimizer, Unit};
+use crate::params::Leaf;
 use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
 use crate::prior::PriorOf;
 use crate::{Error, Result};
@@ -30,7 +31,8 @@ pub struct Diagnostics {
     /// Global L2 norm of the gradient of the last update's last evaluation, before clipping; NaN without the check for
     /// finite gradients.
     pub gradient_norm: f64,
-    /// Standard deviations of the posterior; `None` for rows without one, or without `ess`.
+    /// Standard deviations of the noise, which the posterior's samples have; `None` for rows without a posterior, or
+    /// without `ess`.
     pub sigma: Option<Sigma>,
     /// KL(q ‖ prior)/ess in nats, the other term of the objective; `None` under a flat prior (δ = 0) or one whose
     /// precision is not diagonal, and without a Gaussian posterior.
@@ -47,7 +49,7 @@ pub struct Diagnostics {
     pub spreads: Vec<Spread>,
 }
 
-/// How far the posterior spreads the weights of a parameter.
+/// How far the noise spreads the weights of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Spread {
@@ -55,8 +57,13 @@ pub struct Spread {
     pub name: String,
     /// Number of its dimensions.
     pub dimensions: usize,
-    /// Root mean square of the posterior's standard deviations.
+    /// Root mean square of the noise's standard deviations.
     pub sigma: f64,
+    /// The largest of them.
+    pub largest: f64,
+    /// Whether a prior bounds them: σ is at most that of the prior where the data have said nothing, and without bound
+    /// where there is none (δ = 0).
+    pub bounded: bool,
     /// Root mean square of the weights, at the mean.
     pub weights: f64,
 }
@@ -68,7 +75,7 @@ impl Spread {
     }
 }
 
-/// Posterior standard deviations of single weights, over all weights. If min, mean and max stay where they started, the
+/// Standard deviations of the noise of single weights, over all weights. If min, mean and max stay where they started, the
 /// precision is not being learned: lower β₂ or `hess_init`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -121,7 +128,7 @@ impl<R: Row> Optimizer<R> {
             elbo_per_example: kl.map(|kl| -(last.loss + kl)),
             learned: learned(&self.units),
             prior_share,
-            spreads: spreads(&*q),
+            spreads: self.spreads(&*q),
             ..without
         })
     }
@@ -141,6 +148,24 @@ impl<R: Row> Optimizer<R> {
             }
         }
         Some((kl, share / q.len() as f64))
+    }
+}
+
+impl<R: Row> Optimizer<R> {
+    fn spreads(&self, q: &dyn Posterior) -> Vec<Spread> {
+        let rms = |squares: &Tensor| squares.mean(Kind::Double).double_value(&[]).sqrt();
+        let of = |unit: &Unit<R>, leaf: &Leaf| {
+            let (mean, variance) = (double(&q.mean(leaf.name())?), double(&noise(q, leaf.name())?));
+            (mean.numel() > 0).then(|| Spread {
+                name: leaf.name().to_owned(),
+                dimensions: mean.dim(),
+                sigma: rms(&variance),
+                largest: variance.max().double_value(&[]).sqrt(),
+                bounded: !matches!(&unit.prior, PriorOf::Isotropic(prior) if delta(*prior, &unit.row) == 0.0),
+                weights: rms(&mean.square()),
+            })
+        };
+        self.units.iter().flat_map(|unit| unit.leaves(&self.params).filter_map(move |leaf| of(unit, leaf))).collect()
     }
 }
 
@@ -174,19 +199,15 @@ fn double(t: &Tensor) -> Tensor {
     t.to_kind(Kind::Double)
 }
 
-fn spreads(q: &dyn Posterior) -> Vec<Spread> {
-    let rms = |squares: &Tensor| squares.mean(Kind::Double).double_value(&[]).sqrt();
-    let of = |name: &str| {
-        let (mean, variance) = (q.mean(name)?, q.variance(name)?);
-        let (sigma, weights) = (rms(&double(&variance)), rms(&double(&mean).square()));
-        (mean.numel() > 0).then(|| Spread { name: name.to_owned(), dimensions: mean.dim(), sigma, weights })
-    };
-    q.names().filter_map(of).collect()
+/// That of the samples: damping is not in a posterior's variance.
+fn noise(q: &dyn Posterior, name: &str) -> Option<Tensor> {
+    let diagonal = (q as &dyn Any).downcast_ref::<DiagonalGaussian>();
+    diagonal.map_or_else(|| q.variance(name), |q| q.sampled_variance(name))
 }
 
 fn sigma(q: &dyn Posterior) -> Sigma {
     let mut sigma = Sigma { mean: 0.0, min: f64::INFINITY, max: 0.0 };
-    let variances = q.names().filter_map(|name| q.variance(name));
+    let variances = q.names().filter_map(|name| noise(q, name));
     for sd in variances.filter(|v| v.numel() > 0).map(|v| double(&v).sqrt()) {
         sigma.mean += sd.sum(Kind::Double).double_value(&[]) / q.len() as f64;
         sigma.min = sigma.min.min(sd.min().double_value(&[]));

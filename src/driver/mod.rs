@@ -38,6 +38,7 @@ mod lr_find;
 mod output;
 mod prior;
 mod programs;
+mod pruned;
 mod row;
 mod rule;
 mod second;
@@ -107,6 +108,9 @@ pub struct Optimizer<R: Row> {
     schedule: Schedule,
     clip: Option<Clip>,
     check_finite: bool,
+    skip_unseen: bool,
+    /// True for weights that are not there in this step, by parameter.
+    pruned: Vec<Option<Tensor>>,
     skips: Skips,
     divergence: Option<Divergence>,
     clipped: Clipped,
@@ -300,8 +304,10 @@ impl<R: Row> Optimizer<R> {
 /// ```
 impl<R: Row> Optimizer<R> {
     /// The posterior over the trainable parameters: an owned copy, in f64 for f64 weights (and in all rows with a full
-    /// covariance) and otherwise in f32. Its precision is that of q itself, for example ess·(h+δ+γ), and not divided by
-    /// ess; each row's documentation has the formula. Frozen parameters are not in it.
+    /// covariance) and otherwise in f32. Its precision is that of q itself, for example ess·(h+δ), and not divided by
+    /// ess; each row's documentation has the formula. The damping of rows that have one is no part of it, but of its
+    /// samples ([`DiagonalGaussian::damping`]); with damping it is at least the prior's, since of h+δ+γ > 0 no more than
+    /// h+δ is known, and the estimate h by Price's theorem may be negative. Frozen parameters are not in it.
     ///
     /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
     /// under an isotropic prior includes `hess_init`; leave it out with
@@ -319,15 +325,15 @@ impl<R: Row> Optimizer<R> {
 }
 
 impl<R: Rule<Posterior = DiagonalGaussian>> Optimizer<R> {
-    /// What is known of the weights: the posterior without what is in its precision for the training's sake, the
-    /// initial Hessian h₀ and damping γ.
+    /// What is known of the weights: the posterior without what its precision started from, the initial Hessian h₀, and
+    /// without damping.
     ///
     /// ```text
-    /// precision = P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)) = P₀ + λ max(0, (h - β₂ᵗh₀)/(1-β₂ᵗ))
+    /// precision = P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λδ) = P₀ + λ max(0, (h - β₂ᵗh₀)/(1-β₂ᵗ))
     /// ```
     ///
-    /// with the precision S = λ(h+δ+γ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of
-    /// the prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge. Without data it is the prior,
+    /// with the precision S = λ(h+δ) of [`Optimizer::posterior`] after t updates, S₀ before the first, and that of the
+    /// prior, P₀ = λδ. It is what to hand to the next task as its prior and to merge. Without data it is the prior,
     /// and so is that of parameters that no loss has depended on. It is much wider than [`Optimizer::posterior`] where
     /// the data say little, often too wide to predict with: weights that are free one by one are not free together.
     ///
@@ -336,7 +342,8 @@ impl<R: Rule<Posterior = DiagonalGaussian>> Optimizer<R> {
     /// `hess_init` and `relative_noise` are taken as they are now, so do not change them in between.
     ///
     /// # Errors
-    /// Those of [`Optimizer::posterior`]; a row whose precision is no such average (RMSprop, Adam); a precision of 0,
+    /// Those of [`Optimizer::posterior`]; a row whose precision is no such average (RMSprop, Adam);
+    /// [`Builder::skip_unseen`], under which each weight has a t of its own that nobody has counted; a precision of 0,
     /// where neither prior nor data say anything.
     pub fn learned_posterior(&self) -> Result<DiagonalGaussian> {
         (self.compiled.learned_posterior)(self)

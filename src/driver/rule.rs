@@ -117,7 +117,8 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
     fn coefficients(&self, when: When) -> Self::Coefficients<f64>;
     /// The new mean and state of one weight.
     fn update<T: Real>(&self, k: Self::Coefficients<T>, x: Site<T>, state: Self::State<T>) -> (T, Self::State<T>);
-    /// Precision 1/σ² of the posterior at one weight. Rows without a posterior are a point mass.
+    /// Precision 1/σ² of the noise at one weight; that of the posterior with the settings of [`Row::undamped`]. Rows
+    /// without a posterior are a point mass.
     fn precision<T: Real>(&self, k: Self::Coefficients<T>, delta: T, state: Self::State<T>) -> T {
         let _ = (k, delta, state);
         T::real(f64::INFINITY)
@@ -157,13 +158,14 @@ pub trait DeltaRule: Rule {}
 /// A posterior over single weights, independent under it: what an elementwise row can have.
 pub trait OfWeights: super::row::MaybePosterior {
     /// From name and mean (or the natural parameter of binary weights) of each trainable parameter;
-    /// `precision(i)` computes the precision of number i, of which `learned` is the share that was learned.
+    /// `precision(i)` computes the precision of number i, of which `learned` is the share that was learned, and what its
+    /// noise has beyond that, the damping.
     ///
     /// # Errors
     /// Those of `precision`, and of a posterior that does not exist.
     fn of_weights(
         means: Vec<(&str, Tensor)>,
-        precision: &dyn Fn(usize) -> Result<Tensor>,
+        precision: &dyn Fn(usize) -> Result<(Tensor, f64)>,
         learned: Option<f64>,
     ) -> Result<Self>;
 }
@@ -171,23 +173,31 @@ pub trait OfWeights: super::row::MaybePosterior {
 impl OfWeights for DiagonalGaussian {
     fn of_weights(
         means: Vec<(&str, Tensor)>,
-        precision: &dyn Fn(usize) -> Result<Tensor>,
+        precision: &dyn Fn(usize) -> Result<(Tensor, f64)>,
         learned: Option<f64>,
     ) -> Result<Self> {
-        let entry = |(i, (name, mean)): (usize, (_, Tensor))| precision(i).map(|s| (name, mean, s));
-        let entries = means.into_iter().enumerate().map(entry).collect::<Result<Vec<_>>>()?;
-        Ok(DiagonalGaussian::sharing(entries)?.with_learned(learned))
+        let (mut entries, mut dampings) = (Vec::new(), Vec::new());
+        for (i, (name, mean)) in means.into_iter().enumerate() {
+            let (s, damping) = precision(i)?;
+            entries.push((name, mean, s));
+            dampings.push(damping);
+        }
+        Ok(DiagonalGaussian::sharing(entries)?.with_dampings(dampings).with_learned(learned))
     }
 }
 
 impl OfWeights for MeanFieldBernoulli {
-    fn of_weights(means: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>, _: Option<f64>) -> Result<Self> {
+    fn of_weights(
+        means: Vec<(&str, Tensor)>,
+        _: &dyn Fn(usize) -> Result<(Tensor, f64)>,
+        _: Option<f64>,
+    ) -> Result<Self> {
         MeanFieldBernoulli::new(means)
     }
 }
 
 impl OfWeights for NoPosterior {
-    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<Tensor>, _: Option<f64>) -> Result<Self> {
+    fn of_weights(_: Vec<(&str, Tensor)>, _: &dyn Fn(usize) -> Result<(Tensor, f64)>, _: Option<f64>) -> Result<Self> {
         Err(none())
     }
 }

@@ -461,9 +461,10 @@ impl<R: Row> Optimizer<R> {
     fn checked(&self, found: Found) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
         let Found { loss, examples, mut gradients, mut statistics } = found;
-        for (leaf, t) in self.params.leaves().iter().zip(&mut gradients) {
+        for (i, (leaf, t)) in self.params.leaves().iter().zip(&mut gradients).enumerate() {
             // Again, because the closure may have frozen it since.
-            *t = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+            let own = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+            *t = own.map(|t| self.of_the_rest(i, t));
         }
         // One without is a head of another task; all without are another model, or a detach in the middle.
         if gradients.iter().all(Option::is_none) {
@@ -482,12 +483,14 @@ impl<R: Row> Optimizer<R> {
         // the unclipped norm.
         let gradient_norm = self
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
+        let size = |g: &Option<Tensor>| g.as_ref().map(Tensor::abs);
+        let sizes = if self.skip_unseen { gradients.iter().map(size).collect() } else { Vec::new() };
         let cut = self.clip.is_some_and(|clip| clip.apply(&mut gradients));
         let all =
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics })
+        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics, sizes })
     }
 
     /// The global L2 norm; an error if an element is not finite.

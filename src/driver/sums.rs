@@ -25,6 +25,9 @@ pub struct Sums {
     pub gradients: Vec<Option<Tensor>>,
     /// Mean statistics of each unit; none where the loss has not depended on it.
     pub statistics: Vec<Vec<Tensor>>,
+    /// Mean of |ĝ| before clipping, 0 where all evaluations had a gradient of 0: gradients of either sign may cancel.
+    /// Empty unless such elements are to be left alone.
+    pub sizes: Vec<Option<Tensor>>,
 }
 
 impl Sums {
@@ -48,6 +51,7 @@ impl Sums {
         Sums {
             gradients: self.gradients.iter().map(|g| g.as_ref().map(Tensor::shallow_clone)).collect(),
             statistics: self.statistics.iter().map(|s| share(s)).collect(),
+            sizes: self.sizes.iter().map(|g| g.as_ref().map(Tensor::shallow_clone)).collect(),
             ..*self
         }
     }
@@ -81,6 +85,7 @@ impl Sums {
         let share = other.weight / (self.weight + other.weight);
         let _no_grad = tch::no_grad_guard();
         mean(&mut self.gradients, other.gradients, share);
+        mean(&mut self.sizes, other.sizes, share);
         let units = self.statistics.len().max(other.statistics.len());
         self.statistics.resize_with(units, Vec::new);
         for (a, b) in self.statistics.iter_mut().zip(other.statistics) {
@@ -122,7 +127,8 @@ mod tests {
         let t = x.map(|x| Tensor::from_slice(&[x]));
         let statistics = vec![t.iter().map(Tensor::shallow_clone).collect()];
         let (gradients, loss) = (vec![t], x.unwrap_or(0.0));
-        Sums { weight, evaluations: 1, loss, gradient_norm: 0.0, cut: false, per_example: true, gradients, statistics }
+        let sums = Sums { weight, evaluations: 1, loss, per_example: true, ..Sums::default() };
+        Sums { gradients, statistics, ..sums }
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub struct Slot {
     /// Whether the next update is tried out whatever the gradient: its settings were never used, or the last one has left
     /// numbers so large that their squares may leave the range.
     untried: bool,
-    /// Position in the noise.
-    noise_group: u64,
+    /// Of a frozen parameter that the prior does not know, and need not.
+    without_prior: bool,
 }
 
 impl Slot {
@@ -85,7 +85,8 @@ impl<R: Rule> Unit<R> {
         self.row.initial(start(&self.prior, self.rms)).get(i)
     }
 
-    /// 1/σ² after the last update, t = steps. From the unit's own state, or from numbers in place of each.
+    /// Precision of the posterior after the last update, t = steps. From the unit's own state, or from numbers in place
+    /// of each.
     fn precision(&self, step: Step, state: Option<&dyn Fn(usize) -> f64>) -> Result<Tensor> {
         check::ess(self.row.effective_sample_size())?;
         let precision = self.kept.mean(self.leaf(step.params)).detach().empty_like();
@@ -95,11 +96,34 @@ impl<R: Rule> Unit<R> {
             Some(of) => std::iter::once(self.delta()).chain(numbers(of)).collect(),
         };
         let outputs = [Some(&precision)].into_iter().collect();
-        kernel::run([Job { f: Precision(self.pass(0, step.lr_factor)), inputs, outputs }]);
+        kernel::run([Job {
+            f: Precision(Pass::new(self.row.undamped(), self.when(0, step.lr_factor))),
+            inputs,
+            outputs,
+        }]);
         Ok(precision)
     }
 
-    /// P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λ(δ+γ)): S is λ(h+δ+γ) at the end, S₀ at the start, and λ(δ+γ) where h is 0.
+    /// λγ, what the noise has beside the posterior's precision.
+    fn damping(&self, step: Step) -> f64 {
+        let when = self.when(0, step.lr_factor);
+        // Of no weight in particular: γ is the same for all of a parameter.
+        let of = |row: R| row.precision(row.coefficients(when), 0.0, R::State::<f64>::from_fn(|_| 0.0));
+        of(self.row) - of(self.row.undamped())
+    }
+
+    /// Precision of the posterior, and λγ.
+    fn known(&self, step: Step) -> Result<(Tensor, f64)> {
+        let (s, damping) = (self.precision(step, None)?, self.damping(step));
+        if damping == 0.0 {
+            return Ok((s, damping));
+        }
+        // What a row keeps positive is h+δ+γ. Where h is of either sign, h+δ need not be, and then the prior is what is
+        // left to be known. The same bits where h ≥ 0.
+        Ok((s.maximum(&self.precision(step, Some(&|_| 0.0))?), damping))
+    }
+
+    /// P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λδ): S is λ(h+δ) at the end, S₀ at the start, and λδ where h is 0.
     fn learned_precision(&self, step: Step) -> Result<Tensor> {
         let Some(share) = self.row.initial_share(self.steps) else {
             let problem = format!("the precision of `{}` does not start from an initial Hessian", R::NAME);
@@ -290,6 +314,7 @@ const fn forms<R: Rule>(i: usize) -> bool {
 
 impl<R: Rule> Arithmetic<R> for Weights {
     type Kept = Slot;
+    const SINGLE: bool = true;
 
     fn check(row: &R) -> Result<()> {
         let statistic = row.statistic();
@@ -313,13 +338,25 @@ impl<R: Rule> Arithmetic<R> for Weights {
         leaf.state_kind()
     }
     fn extend(units: &mut Vec<Unit<R>>, params: &Params, plan: &Plan<R>) -> Result<()> {
+        for unit in units.iter().filter(|unit| unit.kept.without_prior) {
+            let leaf = unit.leaf(params);
+            // A file may have brought it one since.
+            if leaf.trainable() && matches!(unit.prior, PriorOf::Isotropic(Isotropic::WeightDecay)) {
+                // For the error: it was not asked while it was frozen.
+                let (shape, kind) = (leaf.tensor.size(), leaf.state_kind());
+                _ = plan.prior.map(|p| p.of(&[leaf], &shape, kind, unit.row.effective_sample_size())).transpose()?;
+            }
+        }
         // Frozen parameters get a unit too, so that unit i always belongs to parameter i.
         for i in units.len()..params.len() {
             let leaf = &params.leaves()[i];
             let (row, lr) = plan.settings(leaf)?;
             let (shape, kind) = (leaf.tensor.size(), leaf.state_kind());
             let of = |prior: &crate::Prior| prior.of(&[leaf], &shape, kind, row.effective_sample_size());
-            let prior = plan.prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
+            // A posterior leaves frozen parameters out, and as a prior of the same model it has nothing to say to them.
+            let without_prior = !leaf.trainable() && plan.prior.is_some_and(|prior| !prior.knows(leaf));
+            let prior = plan.prior.filter(|_| !without_prior);
+            let prior = prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
             Self::admits(&prior, &row)?;
             let rms = rms(&leaf.tensor);
             let initial = super::prior::in_row(&prior, row).initial(start(&prior, rms));
@@ -340,7 +377,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 delta: None,
                 beside: None,
                 untried: true,
-                noise_group: params.noise_group(i),
+                without_prior,
             };
             let mut unit = Unit { members: vec![i], row, lr, steps: 0, rms, prior, kept };
             Self::configure(&mut unit, params, row);
@@ -383,7 +420,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         // All noise before the first write: given tensors may be missing or have another shape.
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
-            let draw = Draw { step: step.number, sample: sample.draw, parameter, group: unit.kept.noise_group };
+            let draw = Draw { step: step.number, sample: sample.draw, parameter, group: params.noise_group(parameter) };
             let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
             // The kernel draws nothing but normals; other noise is made from them as a tensor.
             noise.push(match unit.row.link() {
@@ -475,6 +512,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         // What was evaluated away from its mean is held already.
         let _claim = at.is_empty().then(|| params.claim()).transpose()?;
         let mut tried = Vec::new();
+        let unseen = unseen(units, params, &at, sums);
         by_statistic!(statistic, |statistic| {
             let found = Found { step, at: &at, sums };
             let all = || units.iter().zip(params.leaves().iter().enumerate());
@@ -492,6 +530,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             kernel::run(all().filter_map(job));
         });
         tried.into_iter().for_each(|(i, large)| units[i].kept.untried = large);
+        unseen.into_iter().for_each(Unseen::put_back);
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
                 if let Some(mean) = &unit.kept.mean {
@@ -545,18 +584,58 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| unit.precision(step, None), learned(units))
+        posterior(units, step.params, &|unit| unit.known(step), learned(units))
     }
     fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| unit.learned_precision(step), None)
+        posterior(units, step.params, &|unit| Ok((unit.learned_precision(step)?, 0.0)), None)
     }
+}
+
+/// Weights of a parameter that are to be left alone, with what they are.
+struct Unseen {
+    /// True for each of them.
+    mask: Tensor,
+    /// Mean and state, and copies of these.
+    tensors: Vec<(Tensor, Tensor)>,
+}
+
+impl Unseen {
+    fn put_back(self) {
+        for (mut t, before) in self.tensors {
+            let after = before.where_self(&self.mask, &t);
+            t.copy_(&after);
+        }
+    }
+}
+
+/// What no evaluation has spoken about, where that is to be left alone. Put back after the update and not passed over in
+/// it: that would be a choice inside of the loop over the weights, also of those who do not ask for it.
+fn unseen<R: Rule>(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &Sums) -> Vec<Unseen> {
+    let of = |(unit, (i, leaf)): (&Unit<R>, (usize, &Leaf))| {
+        _ = sums.gradient(i, leaf)?;
+        let size = sums.sizes.get(i)?.as_ref()?;
+        // Squares of examples may be there where gradients cancel. None is negative, and those that are formed of the
+        // gradient vanish with it.
+        let mask = match sums.statistics.get(i).and_then(|s| s.first()) {
+            Some(statistic) => size.eq(0.0).logical_and(&statistic.eq(0.0)),
+            None => size.eq(0.0),
+        };
+        if mask.any().int64_value(&[]) == 0 {
+            return None;
+        }
+        let mean = (unit.kept.mean(leaf), unit.kept.mean_and_point(leaf, at).0);
+        let kept = std::iter::once(mean).chain(unit.kept.state.iter().flatten().map(|t| (t, t)));
+        let tensors = kept.map(|(t, before)| (t.detach(), before.detach().copy())).collect();
+        Some(Unseen { mask, tensors })
+    };
+    units.iter().zip(params.leaves().iter().enumerate()).filter_map(of).collect()
 }
 
 /// The means of the trainable parameters with these precisions.
 fn posterior<R: Rule>(
     units: &[Unit<R>],
     params: &Params,
-    precision: &dyn Fn(&Unit<R>) -> Result<Tensor>,
+    precision: &dyn Fn(&Unit<R>) -> Result<(Tensor, f64)>,
     learned: Option<f64>,
 ) -> Result<R::Posterior> {
     let _no_grad = tch::no_grad_guard();

@@ -1,6 +1,6 @@
 //! Draws from a counter: the same seed gives the same draws, whatever else runs.
 
-use crate::kernel::words;
+use crate::kernel::{self, words};
 
 /// Random numbers read in sequence.
 pub(super) struct Stream {
@@ -15,7 +15,7 @@ impl Stream {
 
     /// Uniform on the open interval (0, 1), 52 bits.
     pub fn uniform(&mut self) -> f64 {
-        let [high, low, ..] = words(self.seed, self.counter);
+        let [high, low, ..] = words(self.seed, kernel::Stream::Family, self.counter);
         self.counter += 1;
         // 52 bits and a half: with 53, the ½ below would be rounded away, and 1 could come out.
         let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;

@@ -17,7 +17,7 @@ mod vectors;
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
-pub(crate) use philox::{GROUP, groups, words};
+pub(crate) use philox::{GROUP, Stream, groups, words};
 pub use real::{Pack, Real};
 
 use arrayvec::ArrayVec;

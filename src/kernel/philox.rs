@@ -71,9 +71,20 @@ pub(super) fn philox<const W: usize>(counters: [[u32; W]; 4], seed: u64) -> [[u3
     words
 }
 
+/// Who reads numbers in sequence. Each has a stream of its own under one seed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    /// Scores of examples.
+    Scores = 0xFFFF_FFFF,
+    /// Places in a reservoir.
+    Reservoir = 0xFFFF_FFFE,
+    /// Draws from exponential families.
+    Family = 0xFFFF_FFFD,
+}
+
 /// Four random words of a stream that is read in sequence; no elementwise draw has its sample number.
-pub(crate) fn words(seed: u64, counter: u64) -> [u32; 4] {
-    philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX], [u32::MAX]], seed).map(|[word]| word)
+pub(crate) fn words(seed: u64, stream: Stream, counter: u64) -> [u32; 4] {
+    philox([[counter as u32], [(counter >> 32) as u32], [stream as u32], [u32::MAX]], seed).map(|[word]| word)
 }
 
 #[cfg(test)]

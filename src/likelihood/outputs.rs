@@ -133,7 +133,8 @@ impl Outputs {
         Ok(if z.dim() == 1 { z.f_unsqueeze(1)? } else { z })
     }
 
-    /// Errors unless targets are classes `[B]` of kind i64 (categorical), or values in the shape of z.
+    /// Errors unless targets are classes `[B]` of kind i64 (categorical), or values in the shape of z, which for a
+    /// Bernoulli likelihood are probabilities.
     pub(crate) fn check_targets(&self, y: &Tensor) -> Result<()> {
         let size = self.z.size();
         let (fits, expected) = match self.likelihood {
@@ -142,10 +143,21 @@ impl Outputs {
             }
             _ => (y.size() == size, format!("{size:?}, the shape of the outputs")),
         };
-        if fits {
-            return Ok(());
+        if !fits {
+            let (y, z) = (form(y), form(&self.z));
+            return Err(refuse(format!("the targets are {y} and the outputs {z}: expected {expected}")));
         }
-        Err(refuse(format!("the targets are {} and the outputs {}: expected {expected}", form(y), form(&self.z))))
+        // Booleans are 0 and 1, and libtorch compares no empty tensors.
+        if self.likelihood == Likelihood::Bernoulli && y.kind() != Kind::Bool && y.numel() > 0 {
+            let (least, largest) = (y.f_min()?.f_double_value(&[])?, y.f_max()?.f_double_value(&[])?);
+            if !(least >= 0.0 && largest <= 1.0) {
+                return Err(refuse(format!(
+                    "the targets are from {least} to {largest}: expected probabilities of y = 1, from 0 to 1; labels of \
+                     -1 and 1 are (y + 1)/2"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Targets in the form of predictions, in the shape and kind of z: classes become rows of zeros and a one, and

@@ -2,7 +2,7 @@
 
 use super::Tensors;
 use crate::gradient::IntoTensor;
-use crate::params::{Leaf, Perturbed};
+use crate::params::{Buffers, Leaf, Perturbed};
 use crate::posterior::in_model;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
@@ -27,9 +27,9 @@ fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     Perturbed::enter(changes)
 }
 
-fn value<L: IntoTensor>(loss: &mut dyn FnMut() -> L) -> Result<f64> {
+fn value<L: IntoTensor>(params: &Params, loss: &mut dyn FnMut() -> L) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    let loss = loss().into_tensor()?;
+    let loss = Buffers::unmoved(params, || loss().into_tensor())?;
     if !loss.defined() || loss.numel() != 1 {
         return Err(Error::Loss("expected one number".to_owned()));
     }
@@ -40,7 +40,7 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
     let _guard = enter(params, weights)?;
     let variables: Vec<&Tensor> = params.leaves().iter().filter(|l| l.trainable()).map(|l| &l.tensor).collect();
     // Whatever the caller has set: this needs a graph.
-    let loss = tch::with_grad(|| loss().into_tensor())?;
+    let loss = Buffers::unmoved(params, || tch::with_grad(|| loss().into_tensor()))?;
     if !loss.defined() || loss.numel() != 1 || !loss.requires_grad() {
         return Err(Error::Loss("expected one number with a graph back to the weights".to_owned()));
     }
@@ -60,7 +60,7 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
 ///
 /// # Errors
 /// Weights that do not belong to the model; a loss that is not one number with a graph to the weights; an error of
-/// a closure.
+/// a closure, or batch normalization in training mode.
 pub fn gradient_mismatch<L: IntoTensor>(
     params: impl Into<Params>,
     merged: &Tensors,
@@ -120,7 +120,7 @@ pub fn barrier<L: IntoTensor>(
             line.filter_map(point).collect::<Tensors>()
         };
         let _guard = enter(&params, &between)?;
-        losses.push(value(&mut loss)?);
+        losses.push(value(&params, &mut loss)?);
     }
     let (first, last) = (losses[0], losses[points - 1]);
     let above = t.iter().zip(&losses).map(|(t, loss)| loss - ((1.0 - t) * first + t * last));
@@ -148,7 +148,7 @@ pub fn sweep<L: IntoTensor>(
     let point = |a: &Vec<f64>| {
         let merged = merge(a)?;
         let _guard = enter(&params, &merged)?;
-        value(&mut loss)
+        value(&params, &mut loss)
     };
     grid.iter().map(point).collect()
 }

@@ -16,6 +16,10 @@ pub struct Embedding {
 
 /// Creates a lookup table for tokens `[B]` or `[B, …]` as [`tch::nn::embedding`] does.
 ///
+/// The vector of the padding token is zero, whatever noise a posterior puts on its row: no loss ever depends on that row,
+/// so that nothing holds its noise down, and it would be added to every example that is padded. (tch leaves the row as
+/// initialized and looks it up like others; PyTorch sets it to zero at the start.)
+///
 /// Not tapped with one token `[]`, and not with `sparse` or `scale_grad_by_freq`: the latter divides by counts over the
 /// whole batch, so that single examples have no gradients.
 pub fn embedding<'a, T: Borrow<Path<'a>>>(
@@ -25,21 +29,36 @@ pub fn embedding<'a, T: Borrow<Path<'a>>>(
     config: EmbeddingConfig,
 ) -> Embedding {
     let ws = tch::nn::embedding(vs, num_embeddings, embedding_dim, config).ws;
-    Embedding { ws, config }
+    let embedding = Embedding { ws, config };
+    if let Some(padding) = embedding.padding() {
+        // So that files show what the model computes with.
+        let _no_grad = tch::no_grad_guard();
+        let _ = embedding.ws.narrow(0, padding, 1).zero_();
+    }
+    embedding
+}
+
+impl Embedding {
+    /// The padding token, if it is in the table; tch's default of -1 is not.
+    fn padding(&self) -> Option<i64> {
+        Some(self.config.padding_idx).filter(|token| (0..self.ws.size()[0]).contains(token))
+    }
 }
 
 impl Module for Embedding {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let EmbeddingConfig { padding_idx, scale_grad_by_freq, sparse, .. } = self.config;
         let z = Tensor::embedding(&self.ws, xs, padding_idx, scale_grad_by_freq, sparse);
-        match Tap::of(&z) {
+        let z = match Tap::of(&z) {
             Some(mut tap) if xs.dim() > 0 && !scale_grad_by_freq && !sparse => {
                 let table = Table { tokens: xs.shallow_clone(), entries: self.ws.size()[0], padding_idx };
                 tap.uses(Some(&self.ws), table);
                 tap.finish()
             }
             _ => z,
-        }
+        };
+        // Filled and not multiplied by 0, which would leave a NaN.
+        self.padding().map_or_else(|| z.shallow_clone(), |token| z.masked_fill(&xs.eq(token).unsqueeze(-1), 0.0))
     }
 }
 

@@ -38,6 +38,18 @@ impl Buffers {
         Some(self.0[changed].0.clone())
     }
 
+    /// Runs what only looks at a model. Buffers that it moves get their values back, also if it fails, and are an error.
+    pub(crate) fn unmoved<T>(params: &Params, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        let buffers = Buffers::new(params);
+        let seen = look();
+        let Some(name) = buffers.restored() else { return seen };
+        Err(Error::parameter(
+            &name,
+            "the closure changed this buffer, as batch normalization in training mode does; what only looks at a model \
+             must leave it as it is: run it with train = false",
+        ))
+    }
+
     /// Batch normalization in training mode moves its statistics; per-example gradients do not exist then, because each
     /// example's loss depends on the whole batch. The buffers get their values back before the error.
     pub(crate) fn unchanged(self) -> Result<()> {

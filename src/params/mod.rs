@@ -15,7 +15,7 @@ pub(crate) use memory::Written;
 pub use perturbed::Perturbed;
 
 use crate::{Error, Result, kernel};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use store::Store;
@@ -34,6 +34,8 @@ pub struct Params {
     only: Vec<Only>,
     leaves: Vec<Leaf>,
     index: Index,
+    /// Where the noise of the next one starts.
+    noise_end: u64,
     /// How many of them are known to lie apart in memory.
     separate: usize,
 }
@@ -85,6 +87,11 @@ impl Leaf {
         self.tensor.requires_grad()
     }
 
+    /// Where the noise of the next one may start.
+    fn noise_end(&self) -> u64 {
+        self.noise_group + kernel::groups(self.size.iter().product::<i64>() as usize)
+    }
+
     /// The kind of the mean and of the optimizer's state: f64 for f64 weights, otherwise f32.
     pub(crate) fn state_kind(&self) -> Kind {
         if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
@@ -92,14 +99,17 @@ impl Leaf {
 }
 
 impl Params {
-    /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`]. All are in group 0.
+    /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`], in the order of their
+    /// names, whatever order they come in: that of a `HashMap`, such as [`VarStore::variables`], is another one in every
+    /// run, and noise, files and lists of gradients go by the order ([`Params::names`]). All are in group 0.
     ///
     /// # Errors
     /// Two different tensors under one name; a tensor that is undefined or not a leaf.
     pub fn named<S: Into<String>>(tensors: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
         let mut params = Params::of(Vec::new());
+        let mut tensors: Vec<(String, Tensor)> = tensors.into_iter().map(|(name, t)| (name.into(), t)).collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, tensor) in tensors {
-            let name = name.into();
             if params.find(&name).is_some() {
                 return Err(Error::parameter(&name, "two tensors have this name; give each its own"));
             }
@@ -112,10 +122,7 @@ impl Params {
             }
             // By memory and layout, not by handle: tch gives out many handles to one variable.
             match params.of_memory(&tensor) {
-                Some(i) => {
-                    params.tie(i, vec![name]);
-                    params.leaves[i].names.sort();
-                }
+                Some(i) => params.tie(i, vec![name]),
                 None => params.push(Leaf::new(vec![name], tensor, 0)),
             }
         }
@@ -123,7 +130,8 @@ impl Params {
     }
 
     fn of(stores: Vec<Store>) -> Self {
-        let mut params = Params { stores, only: Vec::new(), leaves: Vec::new(), index: Index::default(), separate: 0 };
+        let mut params =
+            Params { stores, only: Vec::new(), leaves: Vec::new(), index: Index::default(), noise_end: 0, separate: 0 };
         params.refresh();
         params
     }
@@ -181,7 +189,7 @@ impl Params {
     #[must_use]
     pub fn only(mut self, keep: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         let leaves = std::mem::take(&mut self.leaves);
-        self.index = Index::default();
+        (self.index, self.noise_end) = (Index::default(), 0);
         self.only.push(Only(Arc::new(keep)));
         // Anew, because the places in the noise follow from the parameters before.
         for leaf in leaves {
@@ -222,8 +230,8 @@ impl Params {
             return;
         }
         // Frozen parameters count too, so that freezing one does not move the noise of those behind it.
-        let end = |leaf: &Leaf| leaf.noise_group + kernel::groups(leaf.size.iter().product::<i64>() as usize);
-        leaf.noise_group = self.leaves.last().map_or(0, end);
+        leaf.noise_group = self.noise_end;
+        self.noise_end = leaf.noise_end();
         let i = self.leaves.len();
         self.index.places.entry(leaf.tensor.data_ptr() as usize).or_default().push(i);
         self.index.names.extend(leaf.names.iter().map(|name| (name.clone(), i)));
@@ -256,6 +264,28 @@ impl Params {
     /// The number of the parameter of this name.
     pub(crate) fn number(&self, name: &str) -> Option<usize> {
         self.index.names.get(name).copied()
+    }
+
+    /// Positions in the noise of those that pass, by name.
+    pub(crate) fn noise_groups(&self, passes: impl Fn(usize, &Leaf) -> bool) -> BTreeMap<String, u64> {
+        let all = self.leaves.iter().enumerate().filter(|(i, leaf)| passes(*i, leaf));
+        all.map(|(_, leaf)| (leaf.name().to_owned(), leaf.noise_group)).collect()
+    }
+
+    /// Takes over positions that parameters of these names had elsewhere; those of others are behind all of them.
+    pub(crate) fn set_noise_groups(&mut self, groups: &BTreeMap<String, u64>) {
+        let of = |leaf: &Leaf| leaf.names.iter().find_map(|name| groups.get(name)).copied();
+        let known: Vec<Option<u64>> = self.leaves.iter().map(of).collect();
+        for (leaf, group) in self.leaves.iter_mut().zip(&known) {
+            leaf.noise_group = group.unwrap_or(0);
+        }
+        let mut end =
+            self.leaves.iter().zip(&known).filter(|(_, group)| group.is_some()).map(|(l, _)| l.noise_end()).max();
+        for (leaf, _) in self.leaves.iter_mut().zip(&known).filter(|(_, group)| group.is_none()) {
+            leaf.noise_group = end.unwrap_or(0);
+            end = Some(leaf.noise_end());
+        }
+        self.noise_end = end.unwrap_or(0);
     }
 
     /// The parameter of this name.
@@ -367,9 +397,11 @@ impl Params {
         Claim::new(trained.map(|leaf| &leaf.tensor))
     }
 
-    /// The stores' tensors that are no weights (batch-norm statistics), by name.
+    /// The stores' tensors that are no weights (batch-norm statistics), in the order of their names.
     pub(crate) fn buffers(&self) -> Vec<(String, Tensor)> {
-        self.stores.iter().flat_map(Store::buffers).collect()
+        let mut all: Vec<(String, Tensor)> = self.stores.iter().flat_map(Store::buffers).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
     }
 }
 
@@ -392,8 +424,9 @@ impl From<&Params> for Params {
             size: l.size.clone(),
         };
         let leaves = params.leaves.iter().map(share).collect();
-        let Params { stores, only, index, separate, .. } = params;
-        Params { stores: stores.clone(), only: only.clone(), leaves, index: index.clone(), separate: *separate }
+        let Params { stores, only, index, noise_end, separate, .. } = params;
+        let (stores, only, index) = (stores.clone(), only.clone(), index.clone());
+        Params { stores, only, leaves, index, noise_end: *noise_end, separate: *separate }
     }
 }
 

@@ -45,6 +45,8 @@ mod sealed {
 
 /// Adds natural parameters with weights: S = Σ wₖ Sₖ, S m = Σ wₖ Sₖ mₖ, where S is the precision.
 ///
+/// Damping is no information, and neither counts here nor is it in the result ([`DiagonalGaussian::damping`]).
+///
 /// Negative weights take information away. Sequential learning, federated rounds, merging with uncertainty and the
 /// removal of data are all this sum: `combine(&[(1.0, &a), (1.0, &b), (-1.0, &prior)])` is the posterior of the data of
 /// a and of b, both learned with that prior. Computed in f64, returned in the kind, order and seed of the first.
@@ -215,7 +217,8 @@ impl NaturalSum for DiagonalGaussian {
             let least = least.to_device(e.mean.device()).to_kind(e.mean.kind());
             (e.name.clone(), e.mean.copy(), e.precision.maximum(&least))
         });
-        Ok(DiagonalGaussian::sharing(entries)?.with_seed(self.seed))
+        let q = DiagonalGaussian::sharing(entries)?.with_dampings(self.entries.iter().map(|e| e.damping));
+        Ok(q.with_seed(self.seed))
     }
 }
 

@@ -21,6 +21,14 @@ use tch::{Kind, Tensor};
 ///
 /// Samples come from a counter-based generator: sample k of one seed is always the same
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
+///
+/// **Damping.** Rows with a damping γ (`Von`, `BayesianSam`) train with less noise than 1/s, for stability's sake. Their
+/// posterior keeps d = λγ beside s, and its samples are N(m, 1/(s+d)), the noise that the model was trained with: wider
+/// ones would be predictions of weights that no loss has seen. But d is nothing that is known of the weights, so
+/// precision, variance, entropy, KL and log density are those of s, and so is what goes on as a prior, into [`combine`]
+/// and merges, and to sensitivities. [`DiagonalGaussian::undamped`] samples with s alone. Everything else has d = 0.
+///
+/// [`combine`]: crate::combine
 #[derive(Debug)]
 pub struct DiagonalGaussian {
     pub(super) entries: Vec<Entry>,
@@ -34,9 +42,18 @@ pub(crate) struct Entry {
     pub name: String,
     pub mean: Tensor,
     pub precision: Tensor,
+    /// d ≥ 0, by which the samples' precision is larger.
+    pub damping: f64,
 }
 
-/// (m, s, z) → m + z/√s
+impl Entry {
+    fn shallow_clone(&self) -> Self {
+        let (mean, precision) = (self.mean.shallow_clone(), self.precision.shallow_clone());
+        Entry { name: self.name.clone(), mean, precision, damping: self.damping }
+    }
+}
+
+/// (m, s, d, z) → m + z/√(s+d)
 struct Sample;
 
 impl Elementwise for Sample {
@@ -45,7 +62,7 @@ impl Elementwise for Sample {
     fn constants<T: Real>(&self) {}
     #[inline(always)]
     fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
-        write(0, read(0) + read(2) / read(1).sqrt());
+        write(0, read(0) + read(3) / (read(1) + read(2)).sqrt());
     }
 }
 
@@ -69,6 +86,9 @@ struct Content {
     /// Absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     learned: Option<f64>,
+    /// One per name; absent if all are 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    damping: Vec<f64>,
 }
 
 const FORM: &str = "diagonal Gaussian posterior";
@@ -113,7 +133,7 @@ impl DiagonalGaussian {
                 ));
             }
             // Detached: a graph behind the mean would be kept alive by the posterior.
-            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() });
+            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach(), damping: 0.0 });
         }
         if q.entries.is_empty() {
             return Err(no_parameter());
@@ -133,10 +153,51 @@ impl DiagonalGaussian {
         DiagonalGaussian { learned, ..self }
     }
 
+    /// d of one parameter, by which its samples are more precise than it is: λγ of a training with damping.
+    pub fn damping(&self, name: &str) -> Option<f64> {
+        self.entry(name).map(|e| e.damping)
+    }
+
+    /// The same posterior with samples from N(m, 1/s) itself, d = 0.
+    #[must_use]
+    pub fn undamped(mut self) -> Self {
+        self.entries.iter_mut().for_each(|e| e.damping = 0.0);
+        self
+    }
+
+    /// One for each parameter, in order.
+    pub(crate) fn with_dampings(mut self, dampings: impl IntoIterator<Item = f64>) -> Self {
+        self.entries.iter_mut().zip(dampings).for_each(|(e, damping)| e.damping = damping);
+        self
+    }
+
+    /// Of these parameters; none if all are 0.
+    pub(super) fn dampings<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<f64> {
+        let all: Vec<f64> = names.filter_map(|name| self.damping(name)).collect();
+        if all.iter().all(|d| *d == 0.0) { Vec::new() } else { all }
+    }
+
+    /// With those of a file, which may come from anyone; none at all are zeros.
+    pub(super) fn with_stored_dampings(self, dampings: Vec<f64>) -> Result<Self> {
+        let fits = dampings.is_empty() || dampings.len() == self.entries.len();
+        if !fits || dampings.iter().any(|d| !(d.is_finite() && *d >= 0.0)) {
+            let (found, n) = (dampings.len(), self.entries.len());
+            let problem =
+                format!("it has {found} dampings for {n} parameters: expected as many, finite and ≥ 0, or none");
+            return Err(Error::Posterior(problem));
+        }
+        Ok(self.with_dampings(dampings))
+    }
+
+    /// 1/(s+d), the variance of one parameter's samples.
+    pub(crate) fn sampled_variance(&self, name: &str) -> Option<Tensor> {
+        self.entry(name).map(|e| (&e.precision + e.damping).reciprocal())
+    }
+
     /// A second handle to the same tensors.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        self.map(|e| (e.mean.shallow_clone(), e.precision.shallow_clone()))
+        DiagonalGaussian { entries: self.entries.iter().map(Entry::shallow_clone).collect(), ..*self }
     }
 
     /// Names of the parameters, in order.
@@ -179,25 +240,16 @@ impl DiagonalGaussian {
         self.entries.iter().find(|e| e.name == name)
     }
 
-    fn map(&self, f: impl Fn(&Entry) -> (Tensor, Tensor)) -> Self {
-        let entries = self.entries.iter().map(|e| {
-            let (mean, precision) = f(e);
-            Entry { name: e.name.clone(), mean, precision }
-        });
-        DiagonalGaussian { entries: entries.collect(), ..*self }
-    }
-
     /// The posterior of the parameters whose name passes, for example all but an old head.
     ///
     /// # Errors
     /// If none passes.
     pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
-        let kept = self.entries.iter().filter(|e| keep(&e.name));
-        let q = Self::sharing(kept.map(|e| (e.name.clone(), e.mean.shallow_clone(), e.precision.shallow_clone())))?;
-        Ok(q.with_seed(self.seed).with_learned(self.learned))
+        let entries: Vec<Entry> = self.entries.iter().filter(|e| keep(&e.name)).map(Entry::shallow_clone).collect();
+        if entries.is_empty() { Err(no_parameter()) } else { Ok(DiagonalGaussian { entries, ..*self }) }
     }
 
-    /// Sample `k` = 0, 1, … of every parameter, in order: m + z/√s, in the shape and kind of the mean.
+    /// Sample `k` = 0, 1, … of every parameter, in order: m + z/√(s+d), in the shape and kind of the mean.
     ///
     /// # Errors
     /// A sample beyond the 2³² that a seed has.
@@ -214,7 +266,8 @@ impl DiagonalGaussian {
         kernel::run(self.entries.iter().zip(&samples).enumerate().map(|(parameter, (e, (_, theta)))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(e.mean.numel());
-            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), Field::Noise { seed, at }];
+            let damping = Field::Number(e.damping);
+            let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), damping, Field::Noise { seed, at }];
             Job { f: Sample, inputs: inputs.into_iter().collect(), outputs: [Some(theta)].into_iter().collect() }
         }));
         samples
@@ -270,14 +323,15 @@ impl DiagonalGaussian {
         Ok(0.5 * terms.sum::<f64>())
     }
 
-    /// The posterior at temperature τ > 0: precision s/τ, wider for τ > 1. As a prior it then counts 1/τ as much.
+    /// The posterior at temperature τ > 0: precision s/τ, and d/τ, wider for τ > 1. As a prior it then counts 1/τ as
+    /// much.
     ///
     /// # Errors
     /// τ that is not finite and positive, or so extreme that a precision is not either.
     pub fn temper(&self, tau: f64) -> Result<Self> {
         crate::check::positive("tau", tau)?;
-        let tempered = self.map(|e| (e.mean.copy(), &e.precision / tau));
-        let q = Self::sharing(tempered.entries.into_iter().map(|e| (e.name, e.mean, e.precision)))?;
+        let tempered = self.entries.iter().map(|e| (e.name.clone(), e.mean.copy(), &e.precision / tau));
+        let q = Self::sharing(tempered)?.with_dampings(self.entries.iter().map(|e| e.damping / tau));
         Ok(q.with_seed(self.seed).with_learned(self.learned))
     }
 
@@ -361,7 +415,9 @@ impl DiagonalGaussian {
             tensors.push((format!("{}{PRECISION}", e.name), e.precision.shallow_clone()));
         }
         let names = self.names().map(str::to_owned).collect();
-        checkpoint::save(path, FORM, &tensors, &Content { seed: self.seed, names, learned: self.learned })
+        let damping = self.dampings(self.names());
+        let content = Content { seed: self.seed, names, learned: self.learned, damping };
+        checkpoint::save(path, FORM, &tensors, &content)
     }
 
     /// Reads what [`DiagonalGaussian::save`] wrote (tensor `<name>` is the mean, `<name>.precision` the precision),
@@ -379,7 +435,8 @@ impl DiagonalGaussian {
             entries.push((name, mean, precision));
         }
         stored.finish("parameter")?;
-        let q = Self::sharing(entries).map_err(|e| Error::file(path, e))?;
+        let q = Self::sharing(entries).and_then(|q| q.with_stored_dampings(content.damping));
+        let q = q.map_err(|e| Error::file(path, e))?;
         Ok(q.with_seed(content.seed).with_learned(content.learned))
     }
 }

@@ -30,6 +30,9 @@ struct Content {
     weights: Vec<f64>,
     /// Parameters of every component, in order.
     names: Vec<String>,
+    /// Of every component, one per name or none for zeros; absent if all are 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    damping: Vec<Vec<f64>>,
 }
 
 const FORM: &str = "mixture posterior";
@@ -164,7 +167,11 @@ impl Mixture {
                 tensors.push((format!("{c}.precision.{name}"), entry.precision.shallow_clone()));
             }
         }
-        let content = Content { seed: self.seed, weights: self.mixing.clone(), names };
+        let mut damping: Vec<Vec<f64>> = self.components.iter().map(|q| q.dampings(self.names())).collect();
+        if damping.iter().all(Vec::is_empty) {
+            damping.clear();
+        }
+        let content = Content { seed: self.seed, weights: self.mixing.clone(), names, damping };
         checkpoint::save(path, FORM, &tensors, &content)
     }
 
@@ -178,6 +185,10 @@ impl Mixture {
         let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
         let mut stored = Stored { path, tensors };
         let mut components = Vec::new();
+        let (dampings, n) = (content.damping.len(), content.weights.len());
+        if dampings != 0 && dampings != n {
+            return Err(Error::file(path, format!("has dampings of {dampings} components, of which there are {n}")));
+        }
         for (c, weight) in content.weights.into_iter().enumerate() {
             let mut entries = Vec::new();
             for name in &content.names {
@@ -185,7 +196,9 @@ impl Mixture {
                     (stored.take(&format!("{c}.mean.{name}"))?, stored.take(&format!("{c}.precision.{name}"))?);
                 entries.push((name.clone(), mean, precision));
             }
-            components.push((weight, DiagonalGaussian::sharing(entries).map_err(|e| Error::file(path, e))?));
+            let damping = content.damping.get(c).cloned().unwrap_or_default();
+            let q = DiagonalGaussian::sharing(entries).and_then(|q| q.with_stored_dampings(damping));
+            components.push((weight, q.map_err(|e| Error::file(path, e))?));
         }
         stored.finish("component")?;
         Ok(Self::new(components).map_err(|e| Error::file(path, e))?.with_seed(content.seed))

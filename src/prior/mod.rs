@@ -96,6 +96,12 @@ impl Prior {
         }
     }
 
+    /// Whether it says something about this parameter.
+    pub(crate) fn knows(&self, leaf: &Leaf) -> bool {
+        let known = || self.parameters().iter().any(|known| leaf.names.contains(&known.name));
+        matches!(self.form, Form::Isotropic { .. }) || self.elsewhere.is_some() || known()
+    }
+
     fn family(&self) -> Family {
         match self.form {
             Form::Isotropic { .. } => Family::Diagonal,

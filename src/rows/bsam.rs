@@ -23,13 +23,14 @@ config! {
     /// m ← m - α b/s                      released code: the old s; StepLength::Adam: d in place of s
     /// ```
     ///
-    /// The posterior is N(m, 1/(λs)); the damping γ limits noise and step and so is part of it. Over the chunks of
-    /// [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ and |ĝ₁| are
-    /// averaged, each with an e of its own. There is no bias correction.
+    /// The posterior is N(m, 1/(λ(h+δ))). The damping γ limits noise and step, but is nothing that is known of the
+    /// weights: the posterior keeps λγ beside its precision and draws its samples with it ([`DiagonalGaussian::damping`]).
+    /// Over the chunks of [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ
+    /// and |ĝ₁| are averaged, each with an e of its own. There is no bias correction.
     ///
     /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at
-    /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior,
-    /// and damping; with `relative_noise` it starts at that all the same.
+    /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior;
+    /// with `relative_noise` it starts at that all the same.
     ///
     /// Two forms: [`BayesianSam::iclr2023`], the algorithm of the paper, which is the default, and
     /// [`BayesianSam::released`], that of its code.
@@ -89,7 +90,7 @@ impl Row for BayesianSam {
     const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay ess beta2);
+    fields!(weight_decay ess damping beta2);
 
     fn validate(&self) -> Result<()> {
         check::ess(self.ess)?;

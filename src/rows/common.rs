@@ -85,8 +85,9 @@ macro_rules! config {
 }
 pub(super) use config;
 
-/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ), `ess`, and
-/// `beta2` where that is the decay of an average of Hessians; and what has the driver of the row compiled in this crate, so that every row uses it.
+/// The accessors of [`Row`](crate::rule::Row) for the fields that a row calls `weight_decay` (an isotropic δ), `ess`,
+/// `damping` where the noise has it, and `beta2` where that is the decay of an average of Hessians; and what has the
+/// driver of the row compiled in this crate, so that every row uses it.
 macro_rules! fields {
     (@ weight_decay) => {
         fn isotropic_delta(&self) -> f64 {
@@ -104,6 +105,11 @@ macro_rules! fields {
     (@ beta2) => {
         fn initial_share(&self, t: u64) -> Option<f64> {
             Some(self.beta2.powf(t as f64))
+        }
+    };
+    (@ damping) => {
+        fn undamped(self) -> Self {
+            self.damping(0.0)
         }
     };
     (@ expectation) => {

@@ -83,7 +83,8 @@ impl<'a> Eigenbasis<'a> {
 
     /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with
     /// weight 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one,
-    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors.
+    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors. Moments
+    /// of zero turn nothing.
     pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
@@ -92,8 +93,9 @@ impl<'a> Eigenbasis<'a> {
         }
         for side in 0..2 {
             let (moment, basis) = (&new[side], &self.0[2 + side]);
-            let follows = basis.numel() > 0 && (t <= 1 || t.is_multiple_of(frequency));
-            new.push(if !follows {
+            let due = basis.numel() > 0 && (t <= 1 || t.is_multiple_of(frequency));
+            // Without any gradient the basis stays: it may be that of a prior, which another would know only in part.
+            new.push(if !due || linalg::is_zero(moment)? {
                 basis.shallow_clone()
             } else if t <= 1 {
                 // Descending, as the power method would sort them in time. The row's second moments belong to one

@@ -150,10 +150,12 @@ impl MixtureOfGaussians {
     /// before the step: the negative evidence lower bound, in nats.
     ///
     /// # Errors
-    /// A step size or expectation out of range, a loss of another shape or without a graph, a loss or derivative that
-    /// is not finite. Nothing has changed then.
+    /// A step size or expectation out of range (an adversarial one is: there is no ascent), a loss of another shape or
+    /// without a graph, a loss or derivative that is not finite. Nothing has changed then.
     pub fn step(&mut self, loss: impl FnOnce(&Tensor) -> Tensor) -> Result<f64> {
         self.expectation.validate()?;
+        let expected = "Delta, MonteCarlo or Antithetic: a mixture has no adversarial point";
+        check::that("expectation", self.expectation, !self.expectation.is_adversarial(), expected)?;
         let size = self.mean.size();
         let one = Tensor::zeros([1, size[0], size[1]], (Kind::Double, Device::Cpu));
         let evaluations = self.expectation.evaluations();

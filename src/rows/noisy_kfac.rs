@@ -78,16 +78,26 @@ struct Factors<'a> {
     values: [&'a Tensor; 2],
 }
 
-/// Basis and eigenvalues of a factor: its eigenvectors or, from the basis so far, a step towards them, after which the
-/// factor is nearly diagonal.
-fn followed(factor: &Tensor, basis: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-    let (q, values) = match basis {
-        None => {
+/// Where a factor's basis goes.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// To its eigenvectors.
+    Whole,
+    /// A step towards them, after which the factor is nearly diagonal.
+    Nearer,
+    None,
+}
+
+/// Basis and eigenvalues of a factor, from the basis so far.
+fn followed(factor: &Tensor, basis: &Tensor, turn: Turn) -> Result<(Tensor, Tensor)> {
+    let (q, values) = match turn {
+        Turn::Whole => {
             let (values, q) = linalg::eigen(factor)?;
             (q, values)
         }
-        Some(basis) => {
-            let q = linalg::nearer_eigenvectors(factor, basis)?;
+        Turn::Nearer | Turn::None => {
+            let nearer = matches!(turn, Turn::Nearer);
+            let q = if nearer { linalg::nearer_eigenvectors(factor, basis)? } else { basis.shallow_clone() };
             // qᵀ A q of each column q.
             // Only the diagonal, without the second product of matrices.
             let values = (factor.f_matmul(&q)? * &q).f_sum_dim_intlist(0, false, None::<tch::Kind>)?;
@@ -108,10 +118,13 @@ impl<'a> Factors<'a> {
         let [rows, columns] = self.values;
         let s = if let Some(delta) = prior.delta().map(|delta| delta + damping).filter(|_| split) {
             let mean = |x: &Tensor| x.mean(None::<tch::Kind>).double_value(&[]);
-            let ratio = (mean(columns) / mean(rows)).sqrt();
-            // A factor without any curvature would make π zero or infinite.
-            let pi = if ratio.is_finite() && ratio > 0.0 { ratio } else { 1.0 };
-            (rows + delta.sqrt() / pi).f_outer(&(columns + delta.sqrt() * pi))?
+            let pi = (mean(columns) / mean(rows)).sqrt();
+            if pi.is_finite() && pi > 0.0 {
+                (rows + delta.sqrt() / pi).f_outer(&(columns + delta.sqrt() * pi))?
+            } else {
+                // A factor without any curvature makes π zero or infinite, and in that limit only δ is left.
+                rows.f_outer(columns)?.f_full_like(delta)?
+            }
         } else {
             let [r, c] = [rows, columns].map(|x| x.numel() as i64);
             rows.f_outer(columns)? + prior.in_basis(Some(self.bases[0]), Some(self.bases[1]), &[r, c])? + damping
@@ -198,7 +211,13 @@ impl BlockRule for NoisyKfac {
             new.push(if first { fresh.copy() } else { old.f_lerp(fresh, 1.0 - self.beta2)? });
         }
         if first || when.t.is_multiple_of(self.frequency) {
-            let [rows, columns] = [0, 1].map(|side| followed(&new[1 + side], (!first).then_some(&state[3 + side])));
+            // Without any curvature the bases stay: they may be those of a prior, which others would know only in part.
+            let turn = match first {
+                _ if linalg::is_zero(&new[1])? || linalg::is_zero(&new[2])? => Turn::None,
+                true => Turn::Whole,
+                false => Turn::Nearer,
+            };
+            let [rows, columns] = [0, 1].map(|side| followed(&new[1 + side], &state[3 + side], turn));
             let (rows, columns) = (rows?, columns?);
             new.extend([rows.0, columns.0, rows.1, columns.1]);
         } else {

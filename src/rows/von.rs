@@ -39,9 +39,10 @@ config! {
     /// ```
     ///
     /// The prior's pull stands in one of the two brackets. With [`StepLength::Adam`] d takes the place of h+δ_τ+γ in
-    /// the last line. The damping γ limits the noise as well as the step, so it is part of the posterior N(m,
-    /// 1/(λ(h+δ_τ+γ))). The KL weight rises linearly from `warmup_from`·τ in the first step to τ after `warmup_steps`
-    /// steps.
+    /// the last line. The posterior is N(m, 1/(λ(h+δ_τ))). The damping γ limits noise and step, but is nothing that is
+    /// known of the weights: the posterior keeps λγ beside its precision and draws its samples with it
+    /// ([`DiagonalGaussian::damping`]). The KL weight rises linearly from `warmup_from`·τ in the first step to τ after
+    /// `warmup_steps` steps.
     ///
     /// With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior; with
     /// `relative_noise` it starts at that all the same.
@@ -167,7 +168,7 @@ impl Row for Von {
     const STATE: &'static [&'static str] = &["momentum", "hess", "square"];
     type Arithmetic = Weights;
     type Posterior = DiagonalGaussian;
-    fields!(weight_decay expectation);
+    fields!(weight_decay damping expectation);
 
     fn effective_sample_size(&self) -> Option<f64> {
         self.ess.map(|ess| ess * self.augmentation)

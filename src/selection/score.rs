@@ -6,18 +6,20 @@
 use super::error;
 use crate::continual::{Forward, Memory};
 use crate::curvature::{Entries, Linearized, Looked, Pass};
+use crate::kernel::{self, Stream};
 use crate::likelihood::{Outputs, rows};
-use crate::{DiagonalGaussian, IntoTensor, Params, Result, kernel};
+use crate::{DiagonalGaussian, IntoTensor, Params, Result};
 use tch::{Device, Kind, Tensor};
 
 /// A score without information: uniform on (0, 1), of example i by the seed and i alone; `[n]` in f64.
 pub fn random_scores(n: usize, seed: u64) -> Tensor {
-    Tensor::from_slice(&(0..n as u64).map(|i| uniform(seed, i)).collect::<Vec<_>>()).to_device(Device::Cpu)
+    Tensor::from_slice(&(0..n as u64).map(|i| uniform(seed, Stream::Scores, i)).collect::<Vec<_>>())
+        .to_device(Device::Cpu)
 }
 
 /// 52 random bits as a number in (0, 1).
-pub(super) fn uniform(seed: u64, counter: u64) -> f64 {
-    let [high, low, ..] = kernel::words(seed, counter);
+pub(super) fn uniform(seed: u64, stream: Stream, counter: u64) -> f64 {
+    let [high, low, ..] = kernel::words(seed, stream, counter);
     // 52 and not 53 bits, so that the half that keeps 0 and 1 out is exact in f64.
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;
     (bits as f64 + 0.5) / (1u64 << 52) as f64

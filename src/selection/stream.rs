@@ -2,6 +2,7 @@
 
 use super::error;
 use super::score::{numbers, uniform};
+use crate::kernel::Stream;
 use crate::{Result, check};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -165,7 +166,7 @@ impl<T> Reservoir<T> {
             return None;
         }
         // A number below `offered`, by the counter of the offer, so that batches of any size give the same choice.
-        let place = (uniform(self.seed, self.offered) * self.offered as f64) as usize;
+        let place = (uniform(self.seed, Stream::Reservoir, self.offered) * self.offered as f64) as usize;
         match self.items.get_mut(place) {
             Some(kept) => Some(std::mem::replace(kept, item)),
             None => Some(item),

@@ -12,6 +12,10 @@ use tch::{Device, Kind, Tensor};
 /// counts for 23 nats and not for all others together.
 const SMALLEST: f64 = 1e-10;
 
+/// The step of the outputs' noise: one that no optimizer of the same seed reaches, nor a posterior or the labels of a
+/// Fisher information, which draw at the last two.
+const OUTPUTS: u64 = u64::MAX - 2;
+
 /// How far a trained model would move without each of its examples, without training it again.
 ///
 /// A posterior N(m, S⁻¹) at the end of the Bayesian learning rule is a sum of the examples' parts. Taking out that of
@@ -194,9 +198,8 @@ impl Sensitivity {
         check::count("samples", samples)?;
         let root = self.root()?;
         let (z, shape) = (columns(&self.outputs.z)?, self.outputs.z.size());
-        // The number of the draw stands where optimizers have their step: one seed, one sequence.
         let draw = |k: usize| -> Result<Tensor> {
-            let normals = kernel::normals(seed, Draw { step: k as u64, sample: 0, parameter: 0, group: 0 }, &z);
+            let normals = kernel::normals(seed, Draw { step: OUTPUTS, sample: k as u64, parameter: 0, group: 0 }, &z);
             Ok((times(&root, &normals)? + &z).f_reshape(&shape)?)
         };
         let likelihood = self.outputs.likelihood;

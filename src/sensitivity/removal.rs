@@ -4,7 +4,7 @@
 use super::error;
 use crate::fisher::{Batch, DiagonalFisher, Fisher};
 use crate::likelihood::{Likelihood, Outputs};
-use crate::params::Leaf;
+use crate::params::{Buffers, Leaf};
 use crate::{DiagonalGaussian, Error, GaussianPosterior, IntoTensor, Params, Result};
 use tch::{Kind, Tensor};
 
@@ -44,7 +44,7 @@ impl Removal {
         let mut gradient: Vec<(String, Tensor)> = trained.iter().map(zero).collect();
         for batch in &batches {
             // Also where the caller has gradients off, as in an evaluation.
-            let z = tch::with_grad(|| model(&batch.inputs).into_tensor())?;
+            let z = Buffers::unmoved(&params, || tch::with_grad(|| model(&batch.inputs).into_tensor()))?;
             // Detached: e is a constant in Σ zᵀe, whose gradient is then Jᵀe.
             let f = Outputs::new(likelihood, &z.detach(), None)?;
             f.check_finite()?;

@@ -22,9 +22,11 @@ pub(super) fn write(
     let shards = shards(sources, plan.posteriors, out.most);
     let total = shards.iter().flatten().map(|entry| entry.bytes).sum();
     let mut metadata = pattern.metadata().clone();
-    if !plan.posteriors {
-        // It says that the file is a posterior's, which the result is not.
-        metadata.remove(DESCRIPTION);
+    if let Some(description) = metadata.remove(DESCRIPTION)
+        && plan.posteriors
+    {
+        // Of plain weights it would say that they are a posterior.
+        metadata.insert(DESCRIPTION.to_owned(), of_no_training(description));
     }
     let metadata = Some(metadata).filter(|m| !m.is_empty());
     let mut written = 0;
@@ -121,4 +123,15 @@ impl<T: Number> Output<T> for Place<'_, '_> {
     fn precision(&mut self, at: usize, s: &[T]) -> Result<()> {
         self.precision.as_ref().map_or(Ok(()), |name| self.file.elements(name, at, s))
     }
+}
+
+/// The description of a posterior without what only the training of the pattern has: the damping of its noise, and the
+/// share of its precision that was learned.
+fn of_no_training(description: String) -> String {
+    let Ok(mut all) = serde_json::from_str::<serde_json::Value>(&description) else { return description };
+    if let Some(content) = all.get_mut("content").and_then(serde_json::Value::as_object_mut) {
+        content.remove("damping");
+        content.remove("learned");
+    }
+    all.to_string()
 }
