@@ -247,7 +247,7 @@ impl<R: Row> Builder<R> {
             sums: Sums::default(),
             last: None,
             compiled,
-            taps_checked: false,
+            taps_checked: 0,
         };
         // The memory of the state is taken last, after everything that is cheap to refuse.
         optimizer.extend()?;
