@@ -187,6 +187,26 @@ fn squares_of_sequences_are_of_sums_over_their_positions() {
     }
 }
 
+/// Padding of sequences has no part in curvature and inputs: it is that of the tokens that are left.
+#[test]
+fn tokens_to_ignore_leave_the_others() {
+    let net = Net::new();
+    let x = chirp(&[5, 4, 3], 0.3);
+    let y = Tensor::arange(20, (Kind::Int64, Device::Cpu)).remainder(2);
+    let padding = chirp(&[20], 0.8).ge(0.2);
+    let kept = padding.logical_not().nonzero().reshape([-1]);
+    let n = kept.size()[0];
+    assert!((5..15).contains(&n));
+    let labels = y.masked_fill(&padding, -100);
+    let masked = || nn::cross_entropy(&net.forward(&x).reshape([20, 2]), &labels).unwrap().sum(Kind::Double) / n;
+    let chosen = || {
+        let x = x.reshape([20, 3]).index_select(0, &kept);
+        nn::cross_entropy(&net.forward(&x), &y.index_select(0, &kept)).unwrap().mean(Kind::Double)
+    };
+    assert_ratio(&net.squares(Labels::Exact, masked).unwrap(), &net.squares(Labels::Exact, chosen).unwrap(), 1.0);
+    assert_ratio(&net.products(Labels::Exact, masked).unwrap(), &net.products(Labels::Exact, chosen).unwrap(), 1.0);
+}
+
 /// A memory in the closure, of the batch's size or another, from the first step or later: no part of its examples' squares
 /// may be added to those of the batch.
 #[test]

@@ -9,6 +9,7 @@ use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, Statistic, Von, nn}
 type Net<'a> = &'a dyn Fn(&Tensor, &str) -> Tensor;
 /// From a net to the loss.
 type Closure<'a> = &'a dyn Fn(Net) -> Tensor;
+type Named<'a> = (&'static str, Box<dyn Fn(Net) -> Tensor + 'a>);
 
 /// Two heads, of three and two classes, on one hidden layer; or each by itself on the inputs.
 struct Model {
@@ -124,7 +125,7 @@ fn sum(t: &Tensor) -> Tensor {
 }
 
 /// What closures do with losses, with names.
-fn closures(d: &Data) -> Vec<(&'static str, Box<dyn Fn(Net) -> Tensor + '_>)> {
+fn closures(d: &Data) -> Vec<Named<'_>> {
     let whole = |net: Net| ce(&net(&d.x, "three"), &d.y);
     let part = |net: Net, from, n| ce(&net(&d.x.narrow(0, from, n), "three"), &d.y.narrow(0, from, n));
     let of_memory = |net: Net| ce(&net(&d.memory, "three"), &d.old);

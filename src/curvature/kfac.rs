@@ -99,10 +99,9 @@ fn observed(
     let parameters = tapped.parameters(deltas, 1);
     let batch = common_batch(tapped.params.iter().map(|(name, _)| *name).zip(&parameters), "")?.max(1);
     let examples = examples(losses, batch)?;
-    if let Some(loss) = loss {
-        if let Some(&p) = same_examples::unknown(tapped, loss, losses, deltas, 0..parameters.len())?.first() {
-            return Err(same_examples::refused(tapped.params[p].0, ""));
-        }
+    let strangers = loss.map(|loss| same_examples::unknown(tapped, loss, losses, deltas, 0..parameters.len()));
+    if let Some(&p) = strangers.transpose()?.unwrap_or_default().first() {
+        return Err(same_examples::refused(tapped.params[p].0, ""));
     }
     for (factors, parameter) in all.iter_mut().zip(&parameters) {
         if let Some(factors) = factors {

@@ -23,6 +23,10 @@ impl Halves {
         Ok(Halves { one: rows(&in_one)?, other: rows(&in_one.f_logical_not()?)? })
     }
 
+    fn rows(&self) -> i64 {
+        self.one.size()[0] + self.other.size()[0]
+    }
+
     /// Whether derivatives of what belongs to one half are zero in the rows of the other.
     fn are_separate(&self, derivatives: &Tensor) -> Result<bool> {
         let _no_grad = no_grad_guard();
@@ -50,28 +54,22 @@ pub(super) fn unknown(
     deltas: &Deltas,
     among: impl IntoIterator<Item = usize>,
 ) -> Result<Vec<usize>> {
+    let of_half = losses.map(|losses| {
+        let halves = Halves::of(losses.size()[0], losses)?;
+        let (_, deltas) = tapped.differentiate(&halves.sum(losses)?, &[], true)?;
+        Ok::<_, Error>((halves, deltas))
+    });
+    let of_half = of_half.transpose()?;
     let mut found = Vec::new();
     let mut known: Vec<(Vec<usize>, bool)> = Vec::new();
-    let calls = |p: usize| tapped.uses(p).iter().map(|(tap, _)| *tap).filter(|tap| deltas.contains_key(tap));
-    let mut of_half: Option<(Halves, Deltas)> = None;
     for p in among {
-        let mut taps: Vec<usize> = calls(p).collect();
-        taps.dedup();
+        let calls = tapped.uses(p).iter().map(|(tap, _)| *tap).filter(|tap| deltas.contains_key(tap));
+        let taps: Vec<usize> = calls.collect();
         let Some(&last) = taps.last() else { continue };
         let rows = tapped.output(last).size()[0];
-        let together = if let Some(losses) = losses.filter(|losses| losses.size()[0] == rows) {
-            let (halves, deltas) = match &of_half {
-                Some(found) => found,
-                None => {
-                    let halves = Halves::of(rows, losses)?;
-                    let (_, deltas) = tapped.differentiate(&halves.sum(losses)?, &[], true)?;
-                    of_half.insert((halves, deltas))
-                }
-            };
-            let separate = taps.iter().map(|tap| deltas.get(tap).map_or(Ok(true), |d| halves.are_separate(d)));
+        let together = if let Some((halves, of_half)) = of_half.as_ref().filter(|(halves, _)| halves.rows() == rows) {
+            let separate = taps.iter().map(|tap| of_half.get(tap).map_or(Ok(true), |d| halves.are_separate(d)));
             separate.collect::<Result<Vec<_>>>()?.into_iter().all(|separate| separate)
-        } else if taps.len() == 1 {
-            true
         } else if let Some((_, together)) = known.iter().find(|(others, _)| *others == taps) {
             // A weight and its bias.
             *together
@@ -90,49 +88,45 @@ pub(super) fn unknown(
 /// Whether the calls hang together, one with another, by z or by ∂L/∂z.
 fn are_together(tapped: &Tapped, loss: &Tensor, taps: &[usize]) -> Result<bool> {
     let outputs: Vec<&Tensor> = taps.iter().map(|tap| tapped.output(*tap)).collect();
-    let Some((last, before)) = outputs.split_last() else { return Ok(true) };
-    let halves = Halves::of(last.size()[0], last)?;
-    let mut strangers: Vec<usize> = (0..before.len()).collect();
+    let halves = Halves::of(outputs[0].size()[0], outputs[0])?;
+    let last = outputs.len() - 1;
+    let mut strangers: Vec<usize> = (0..last).collect();
     // Those that are known to belong to the last, and were not asked yet.
-    let mut next = vec![before.len()];
+    let mut next = vec![last];
     let mut slopes: Option<PerParameter> = None;
     while let Some(k) = next.pop() {
         for by_slope in [false, true] {
             if strangers.is_empty() {
                 return Ok(true);
             }
-            let from = if by_slope {
-                let slopes = match &slopes {
-                    Some(found) => found,
-                    None => {
-                        // With a graph of its own. What cannot be differentiated twice does not tell.
-                        let found = Tensor::f_run_backward(&[loss], &outputs, true, true).unwrap_or_default();
-                        let mut found: PerParameter = found.into_iter().map(|g| g.defined().then_some(g)).collect();
-                        found.resize_with(outputs.len(), || None);
-                        slopes.insert(found)
-                    }
-                };
-                slopes[k].as_ref()
-            } else {
-                Some(outputs[k])
-            };
+            if by_slope && slopes.is_none() {
+                slopes = Some(with_graph(loss, &outputs));
+            }
+            let from = if by_slope { slopes.as_ref().and_then(|all| all[k].as_ref()) } else { Some(outputs[k]) };
             let Some(from) = from.filter(|x| x.requires_grad()) else { continue };
             let inputs: Vec<&Tensor> = strangers.iter().map(|&j| outputs[j]).collect();
             let Ok(reached) = Tensor::f_run_backward(&[halves.sum(from)?], &inputs, true, false) else { continue };
-            let mut left = Vec::new();
             for (j, d) in std::mem::take(&mut strangers).into_iter().zip(reached) {
                 if !d.defined() {
-                    left.push(j);
+                    strangers.push(j);
                 } else if halves.are_separate(&d)? {
                     next.push(j);
                 } else {
                     return Ok(false);
                 }
             }
-            strangers = left;
         }
     }
     Ok(strangers.is_empty())
+}
+
+/// ∂L/∂z with graphs of their own; none if an operation on the way cannot be differentiated twice, which then tells
+/// nothing.
+fn with_graph(loss: &Tensor, outputs: &[&Tensor]) -> PerParameter {
+    match Tensor::f_run_backward(&[loss], outputs, true, true) {
+        Ok(found) => found.into_iter().map(|g| g.defined().then_some(g)).collect(),
+        Err(_) => outputs.iter().map(|_| None).collect(),
+    }
 }
 
 /// The error for a parameter among them; `or_else`: the way out, if there is one more.
