@@ -92,6 +92,11 @@ fn randn(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (kind, Device::Cpu))
 }
 
+fn wave(size: &[i64], phase: f64, kind: Kind) -> Tensor {
+    let n = size.iter().product::<i64>();
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 1.7 + phase).sin().reshape(size).to_kind(kind)
+}
+
 fn message(result: Result<PerExample>) -> String {
     match result {
         Err(Error::PerExample(text)) => text,
@@ -291,6 +296,16 @@ impl Two {
         Two { vs, first, second, x: randn(&[6, 3], kind) }
     }
 
+    /// With weights and inputs of which no unit is dead by chance.
+    fn fixed(kind: Kind) -> Two {
+        let net = Two::new(kind);
+        for (i, (_, w)) in named(&net.vs).into_iter().enumerate() {
+            let value = wave(&w.size(), i as f64, kind);
+            tch::no_grad(|| w.shallow_clone().copy_(&value));
+        }
+        Two { x: wave(&[6, 3], 0.0, kind), ..net }
+    }
+
     fn hidden(&self) -> Tensor {
         self.first.forward(&self.x).tanh()
     }
@@ -398,8 +413,8 @@ fn different_leading_dimensions_need_the_losses() {
 #[test]
 fn calls_for_the_same_examples_add_up() {
     for (kind, tol) in KINDS {
-        let net = Two::new(kind);
-        let (near, far) = (randn(&[6, 3], kind), randn(&[6, 3], kind));
+        let net = Two::fixed(kind);
+        let (near, far) = (wave(&[6, 3], 1.0, kind), wave(&[6, 3], 2.0, kind));
         let f = |x: &Tensor| net.second.forward(&net.first.forward(x).relu());
         let sum = |t: Tensor| t.sum_dim_intlist(1, false, None::<Kind>);
         // Not their plain difference, in which the biases cancel.
@@ -432,8 +447,8 @@ fn calls_for_the_same_examples_add_up() {
 #[test]
 fn calls_that_only_the_losses_tie_together_need_them() {
     for (kind, tol) in KINDS {
-        let net = Two::new(kind);
-        let worse = randn(&[6, 3], kind);
+        let net = Two::fixed(kind);
+        let worse = wave(&[6, 3], 1.0, kind);
         let score = |x: &Tensor| net.second.forward(&net.first.forward(x).tanh()).select(1, 0);
         let losses = || (score(&worse) * 1.5 - score(&net.x) + 2.0).clamp_min(0.1);
         let [without, with] = net.both(true, losses);
@@ -449,8 +464,8 @@ fn calls_that_only_the_losses_tie_together_need_them() {
 #[test]
 fn calls_for_other_examples_are_found_out() {
     for (kind, tol) in KINDS {
-        let net = Two::new(kind);
-        let memory = randn(&[6, 3], kind);
+        let net = Two::fixed(kind);
+        let memory = wave(&[6, 3], 1.0, kind);
         let f = |x: &Tensor| net.second.forward(&net.first.forward(x).tanh());
         let of_memory = || losses_of(&f(&memory)).mean(None::<Kind>);
         let beside = || losses_of(&f(&net.x)) + of_memory() * 0.3;
