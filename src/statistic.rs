@@ -15,15 +15,17 @@ pub enum Statistic {
     /// ĝ², the squared gradient of each evaluation. In expectation over mini-batches of size B drawn from N examples
     /// w·mean(gᵢ²) + (1-w)·(mean gᵢ)² with w = (N-B)/(B(N-1)) (Khan et al. 2018, theorem 1): a curvature at B = 1 only.
     SquaredGradient,
-    /// The diagonal of the Fisher information (1/B) Σᵢ E_y\[(∇ℓᵢ)²\]. Never negative. By its labels y:
+    /// The diagonal of the Fisher information (1/B) Σᵢ E_y\[(∇ℓᵢ)²\] of a mean loss. Never negative. By its labels y:
     ///
     /// * [`Labels::Observed`]: (1/B) Σᵢ (∇ℓᵢ)², exact per example and without a further backward pass. It is the
     ///   empirical Fisher information, not the Hessian of a misfit.
-    /// * [`Labels::Exact`]: diag (1/B) Σᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of
-    ///   example i's output and Λᵢ the Hessian of its loss there; one backward pass per column of the output. For a
-    ///   linear model it is the Hessian itself. The loss must be one of [`crate::nn`].
+    /// * [`Labels::Exact`]: diag Σᵢ wᵢ JᵢᵀΛᵢJᵢ, the generalized Gauss-Newton matrix, with Jᵢ the Jacobian of example i's
+    ///   output, Λᵢ the Hessian of its loss there and wᵢ = ∂L/∂ℓᵢ its weight in the loss that the closure returns, 1/B
+    ///   in a mean; one backward pass per column of the output. For a linear model it is the Hessian itself. The loss
+    ///   must be made of those of [`crate::nn`]; what counts is told at
+    ///   [`nn::cross_entropy`](crate::nn::cross_entropy).
     /// * [`Labels::Sampled`]: an unbiased estimate of the exact one by one backward pass, with labels drawn from the
-    ///   model's own prediction. The loss must be one of [`crate::nn`].
+    ///   model's own prediction. The same losses.
     Fisher(Labels),
     /// The Kronecker factors of the Fisher information of each parameter as a matrix `[r, c]`: `[r, r]` of its rows
     /// and `[c, c]` of its columns; `[1, 1]` and `[n, n]` of a parameter with fewer than two dimensions. For weights

@@ -2,23 +2,25 @@
 //! parameters have them.
 
 use super::linearized::{Column, Linearized};
+use super::noted::Part;
 use super::parameter::{Parameter, chunks};
 use super::squares::{Squares, add};
 use crate::linalg::matrix_shape;
+use crate::nn::tape::Matrix;
 use crate::{Error, Result};
-use tch::{Tensor, no_grad_guard};
+use tch::{Kind, Tensor, no_grad_guard};
 
 /// Sums over all positions of all examples.
 #[derive(Debug)]
 pub(crate) struct Factors {
     /// The parameter that is the bias of the layer, whose input 1 is the last of a.
     pub bias: Option<usize>,
-    /// Σ aaᵀ
+    /// Σ aaᵀ, or with weights Σ w aaᵀ
     pub inputs: Tensor,
     /// Σ_c Σ δδᵀ
     pub outputs: Tensor,
-    /// How many.
-    pub positions: i64,
+    /// How many, or Σ w.
+    pub positions: f64,
 }
 
 impl Factors {
@@ -26,37 +28,77 @@ impl Factors {
     pub(super) fn zeros(parameter: &Tensor, [outputs, inputs]: [i64; 2], bias: Option<usize>) -> Result<Self> {
         let options = (super::parameter::accumulation_kind(parameter.kind()), parameter.device());
         let zeros = |n: i64| Tensor::f_zeros([n, n], options);
-        Ok(Factors { bias, inputs: zeros(inputs)?, outputs: zeros(outputs)?, positions: 0 })
+        Ok(Factors { bias, inputs: zeros(inputs)?, outputs: zeros(outputs)?, positions: 0.0 })
     }
 
-    /// Adds the positions of all uses of a parameter, which must have matrices: to the sum of inputs, which is the same
-    /// for all columns, and to that of outputs.
-    pub(super) fn add(&mut self, parameter: &Parameter, inputs: bool, outputs: bool) -> Result<()> {
+    /// Adds the inputs at the positions of all uses of a parameter, which must have matrices. They are the same for all
+    /// columns, and belong to the sum once.
+    ///
+    /// `part`: the output whose weights those examples have, which otherwise count 1.
+    pub(super) fn add_inputs(&mut self, parameter: &Parameter, part: Option<&Part>) -> Result<()> {
         let _no_grad = no_grad_guard();
-        for used in &parameter.uses {
-            let Some(matrix) = used.rule.matrix() else { continue };
-            for (first, length) in chunks(parameter.batch, parameter.chunk(parameter.scratch(used))) {
-                let delta = used.delta.f_narrow(0, first, length)?.f_totype(parameter.kind())?;
-                if inputs {
-                    let mut a = matrix.inputs(first, &delta)?;
-                    // Counted with the inputs, which are added once, and not with the outputs, which come once per
-                    // column.
-                    self.positions += a.size()[0];
-                    if self.bias.is_some() {
-                        // The bias is one more input, of the value 1.
-                        a = a.f_constant_pad_nd([0, 1])?;
-                        _ = a.f_narrow(1, a.size()[1] - 1, 1)?.f_fill_(1.0)?;
-                    }
-                    _ = self.inputs.f_addmm_(&a.f_tr()?, &a)?;
-                }
-                if outputs {
-                    let d = matrix.outputs(&delta)?;
-                    _ = self.outputs.f_addmm_(&d.f_tr()?, &d)?;
-                }
+        each_chunk(parameter, |matrix, rows, first, delta| {
+            let mut a = matrix.inputs(first, delta)?;
+            if self.bias.is_some() {
+                // The bias is one more input, of the value 1.
+                a = a.f_constant_pad_nd([0, 1])?;
+                _ = a.f_narrow(1, a.size()[1] - 1, 1)?.f_fill_(1.0)?;
             }
-        }
-        Ok(())
+            let positions = a.size()[0];
+            let Some(part) = part else {
+                self.positions += positions as f64;
+                _ = self.inputs.f_addmm_(&a.f_tr()?, &a)?;
+                return Ok(());
+            };
+            let of_row = positions / delta.size()[0].max(1);
+            let (w, share) = of_positions(&part.weights, rows * of_row)?;
+            if first == 0 {
+                self.positions += part.total * share;
+            }
+            let w = w.f_narrow(0, first * of_row, positions)?.f_totype(a.kind())?;
+            _ = self.inputs.f_addmm_(&a.f_mul(&w.f_unsqueeze(1)?)?.f_tr()?, &a)?;
+            Ok(())
+        })
     }
+
+    /// Adds the outputs at the positions of all uses of a parameter, which must have matrices, for one column.
+    pub(super) fn add_outputs(&mut self, parameter: &Parameter) -> Result<()> {
+        let _no_grad = no_grad_guard();
+        each_chunk(parameter, |matrix, _, _, delta| {
+            let d = matrix.outputs(delta)?;
+            _ = self.outputs.f_addmm_(&d.f_tr()?, &d)?;
+            Ok(())
+        })
+    }
+}
+
+/// Calls `f(matrix, rows, first, δ)` for the uses of a parameter by matrices, a chunk of their rows at a time.
+fn each_chunk(parameter: &Parameter, mut f: impl FnMut(&dyn Matrix, i64, i64, &Tensor) -> Result<()>) -> Result<()> {
+    for used in &parameter.uses {
+        let Some(matrix) = used.rule.matrix() else { continue };
+        for (first, length) in chunks(used.rows(), parameter.chunk(Parameter::scratch(used))) {
+            f(matrix, used.rows(), first, &used.delta.f_narrow(0, first, length)?.f_totype(parameter.kind())?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Weights of examples `[B]` as those of n positions, which are in the order of the examples, and by how much their sum
+/// has grown.
+fn of_positions(weights: &Tensor, n: i64) -> Result<(Tensor, f64)> {
+    let b = weights.size()[0];
+    if b % n == 0 {
+        // A row stands for several, as a sentence for its words.
+        return Ok((weights.f_reshape([n, b / n])?.f_sum_dim_intlist(1, false, None::<Kind>)?, 1.0));
+    }
+    let of_each = if n % b == 0 {
+        // Each position of an example stands for it.
+        weights.f_unsqueeze(1)?.f_expand([b, n / b], false)?.f_reshape([n])?
+    } else {
+        // The closure has chosen among the rows, nobody knows how.
+        weights.f_mean(None::<Kind>)?.f_expand([n], false)?
+    };
+    Ok((of_each, n as f64 / b as f64))
 }
 
 /// What a Kronecker-factored sum keeps of a parameter.
@@ -129,7 +171,10 @@ impl Linearized<'_> {
         if parameter.uses.len() > 1 || parameter.uses.iter().any(|u| u.rule.matrix().is_none()) {
             return Err(self.changed(p));
         }
-        factors.add(&parameter, first_column, true)
+        if first_column {
+            factors.add_inputs(&parameter, None)?;
+        }
+        factors.add_outputs(&parameter)
     }
 
     fn changed(&self, p: usize) -> Error {

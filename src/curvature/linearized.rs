@@ -11,7 +11,7 @@ use crate::nn::tape::Tape;
 use crate::{Error, Params, Result};
 use tch::{Kind, Tensor, no_grad_guard};
 
-/// How many examples show whether a parameter is used outside of the tapped layers: enough to find a use that only some
+/// At most how many examples show whether a parameter is used outside of the tapped layers: enough to find a use that only some
 /// examples make, and few compared with a batch.
 const LOOK_AT: i64 = 16;
 
@@ -89,6 +89,9 @@ impl<'a> Linearized<'a> {
         let z = tch::with_grad(|| z.f_to_kind(accumulation_kind(z.kind()))?.f_reshape([z.size()[0], -1]))?;
         let batch = z.size()[0];
         let mut tapped = Tapped::new(tape, params)?;
+        if (0..params.len()).any(|p| tapped.batches(p).any(|b| b != batch)) {
+            tapped.only_before(&z)?;
+        }
         let first = looked.0.is_none();
         let mut ways = looked.0.take().unwrap_or_else(|| vec![Way::Unused; params.len()]);
         for (p, way) in ways.iter_mut().enumerate() {
@@ -139,7 +142,8 @@ impl<'a> Linearized<'a> {
         // An irrational-like step, so that no two examples or outputs have the same weight and nothing cancels.
         let wave = Tensor::f_arange(self.z.numel() as i64, (self.z.kind(), self.z.device()))?;
         let s = wave.f_mul_scalar(1.7)?.f_add_scalar(0.3)?.f_sin()?.f_reshape(self.z.size())?;
-        let few = LOOK_AT.min(self.batch());
+        // Not all of them: an example whose output depends on the rows of others shows by what those get.
+        let few = LOOK_AT.min(self.batch() - 1).max(1);
         // The others get no weight instead of being cut off: the graph is that of the whole batch.
         _ = s.f_narrow(0, few, self.batch() - few)?.f_zero_()?;
         let mut column = self.pull(&s)?;
@@ -156,8 +160,8 @@ impl<'a> Linearized<'a> {
             *delta = delta.f_narrow(0, 0, few)?;
         }
         let parameters = self.tapped.parameters(&column.deltas, few);
-        let squares = parameters.iter().map(|p| if p.is_used() { p.squares().map(Some) } else { Ok(None) });
-        let outside = unexplained(&parameters, &plain, &squares.collect::<Result<PerParameter>>()?)?;
+        let scales = parameters.iter().map(|p| p.is_used().then(|| p.scale(&p.squares()?)).transpose());
+        let outside = unexplained(&parameters, &plain, &scales.collect::<Result<Vec<_>>>()?)?;
         drop(parameters);
         for p in outside {
             // An unused parameter with a gradient is only untapped; a tapped one with an unexplained gradient is

@@ -5,16 +5,19 @@
 //! from its input is in [`crate::nn`].
 //!
 //! [`tapped`] finds the layer calls of each parameter, [`parameter`] sums over the gradients of one, [`linearized`]
-//! pulls vectors on the outputs back to them, and everything else is a kind of result.
+//! pulls vectors on the outputs back to them, [`noted`] knows what part each output has in the loss,
+//! [`same_examples`] whether the rows of the layer calls belong together, and everything else is a kind of result.
 
 mod factors;
 mod ggn;
 mod jacobian;
 mod kfac;
 mod linearized;
+mod noted;
 mod parameter;
 mod pass;
 mod per_example;
+mod same_examples;
 mod squares;
 mod tangent_kernel;
 mod tapped;

@@ -1,7 +1,6 @@
 //! Sums over the per-example gradients of one parameter, a chunk of examples at a time; and the test whether those
 //! gradients explain the plain one.
 
-use super::tapped::PerParameter;
 use crate::nn::tape::{Outer, Rule};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -13,9 +12,17 @@ use tch::{Kind, Tensor};
 pub(super) const CHUNK_ELEMENTS: i64 = 1 << 22;
 
 /// One use of a parameter, and δ = ∂L/∂z of that layer call.
+#[derive(Clone, Copy)]
 pub(super) struct Contribution<'a> {
     pub rule: &'a dyn Rule,
     pub delta: &'a Tensor,
+}
+
+impl Contribution<'_> {
+    /// The leading dimension.
+    pub(super) fn rows(&self) -> i64 {
+        self.delta.size()[0]
+    }
 }
 
 /// A parameter and its uses by tapped layers; G̃ᵢ is what they make of δᵢ, summed over the uses.
@@ -36,7 +43,12 @@ impl Parameter<'_> {
 
     /// The leading dimension of each use's δ.
     pub(super) fn batches(&self) -> impl Iterator<Item = i64> {
-        self.uses.iter().map(|u| u.delta.size()[0])
+        self.uses.iter().map(Contribution::rows)
+    }
+
+    /// Its uses by themselves, which need not have seen the same examples.
+    fn apart(&self) -> impl Iterator<Item = Self> {
+        self.uses.iter().map(|u| Parameter { uses: vec![*u], batch: u.rows(), ..*self })
     }
 
     /// Kind of what is summed for it.
@@ -46,18 +58,18 @@ impl Parameter<'_> {
 
     /// How many examples to take at a time, when the work on one takes `elements`.
     pub(super) fn chunk(&self, elements: i64) -> i64 {
-        (self.elements / elements.max(1)).clamp(1, self.batch.max(1))
+        (self.elements / elements.max(1)).max(1)
     }
 
     /// Elements of memory that the gradient of one example takes.
     pub(super) fn per_example(&self) -> i64 {
         // Twice: the gradients, and what a sum makes of them (their squares).
-        self.uses.iter().map(|u| self.scratch(u)).sum::<i64>() + 2 * self.tensor.numel() as i64
+        self.uses.iter().map(Self::scratch).sum::<i64>() + 2 * self.tensor.numel() as i64
     }
 
     /// Of these, those for one use, without the gradient itself.
-    pub(super) fn scratch(&self, u: &Contribution) -> i64 {
-        u.rule.scratch() + (u.delta.numel() as i64) / self.batch.max(1)
+    pub(super) fn scratch(u: &Contribution) -> i64 {
+        u.rule.scratch() + (u.delta.numel() as i64) / u.rows().max(1)
     }
 
     /// Calls `f(first, G̃)` for a chunk of examples at a time, as many as fit `share` times.
@@ -104,10 +116,14 @@ impl Parameter<'_> {
 
     /// Σᵢ G̃ᵢ
     fn total(&self) -> Result<Tensor> {
-        match self.outer()? {
-            Some((delta, outer)) => outer.total(&delta),
-            None => self.sum(Ok),
+        let mut total = Tensor::f_zeros(self.tensor.size(), (self.kind(), self.tensor.device()))?;
+        for used in self.apart() {
+            total = total.f_add(&match used.outer()? {
+                Some((delta, outer)) => outer.total(&delta)?,
+                None => used.sum(Ok)?,
+            })?;
         }
+        Ok(total)
     }
 
     /// Σᵢ G̃ᵢ²
@@ -127,8 +143,9 @@ impl Parameter<'_> {
         Ok(self.sum_of_squares()?.f_mul_scalar_(self.batch as f64)?)
     }
 
-    /// Whether g = Σᵢ G̃ᵢ up to rounding, given g, c and the scale of the whole model's per-example gradients.
-    pub(super) fn explains(&self, g: &Tensor, c: &Tensor, all: f64) -> Result<bool> {
+    /// Whether g = Σᵢ G̃ᵢ up to rounding, given g, the scale of its own per-example gradients and that of the whole
+    /// model's.
+    pub(super) fn explains(&self, g: &Tensor, scale: f64, all: f64) -> Result<bool> {
         let g = g.f_totype(self.kind())?;
         let error = norm(&self.total()?.f_sub(&g)?)?;
         // Rounding errors of examples add up like independent ones, so that they are measured against
@@ -136,13 +153,22 @@ impl Parameter<'_> {
         // for parameters on which the loss depends only formally (a bias in front of a normalization, the bias of
         // attention's keys), whose gradients are nothing but rounding errors: a hundredth of it is far above those and
         // far below a use that is missed.
-        let own = norm(&g)?.max(self.root_sum(c)?);
+        let own = norm(&g)?.max(scale);
         // NaN passes: a gradient that is not finite is reported as such by its reader.
         Ok(error.is_nan() || error <= self.tolerance() * own.max(all / 100.0))
     }
 
-    /// (Σᵢ ‖G̃ᵢ‖²)^½ from c.
-    fn root_sum(&self, c: &Tensor) -> Result<f64> {
+    /// The scale of its per-example gradients, (Σᵢ ‖G̃ᵢ‖²)^½, if the uses are those of different examples.
+    pub(super) fn scale_apart(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for used in self.apart() {
+            sum += f64::try_from(used.sum_of_squares()?.f_sum(Kind::Double)?)?;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// The same from c = B Σᵢ G̃ᵢ².
+    pub(super) fn scale(&self, c: &Tensor) -> Result<f64> {
         // c carries a factor B that the norm of the gradients does not have.
         Ok((f64::try_from(c.f_sum(Kind::Double)?)? / self.batch as f64).sqrt())
     }
@@ -176,15 +202,4 @@ pub(crate) fn accumulation_kind(kind: Kind) -> Kind {
 
 fn norm(x: &Tensor) -> Result<f64> {
     Ok(f64::try_from(x.f_square()?.f_sum(Kind::Double)?)?.sqrt())
-}
-
-/// (Σᵢ ‖G̃ᵢ‖²)^½ over all tapped parameters.
-pub(super) fn global_scale(parameters: &[Parameter], squares: &PerParameter) -> Result<f64> {
-    let mut sum = 0.0;
-    for (parameter, c) in parameters.iter().zip(squares) {
-        if let Some(c) = c {
-            sum += parameter.root_sum(c)?.powi(2);
-        }
-    }
-    Ok(sum.sqrt())
 }

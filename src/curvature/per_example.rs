@@ -11,8 +11,10 @@
 //! taken before squaring.
 
 use super::parameter::{CHUNK_ELEMENTS, Parameter, accumulation_kind};
+use super::same_examples;
 use super::squares::add;
 use super::tapped::{PerParameter, Tapped, by_example, common_batch, unexplained};
+use crate::gradient::examples;
 use crate::nn::tape::Tape;
 use crate::{Error, Result};
 use tch::{Tensor, no_grad_guard};
@@ -28,8 +30,8 @@ pub(crate) struct PerExample {
     pub gradient: PerParameter,
     /// c, f64 for parameters in f64 and f32 for all others.
     pub squares: PerParameter,
-    /// Whether the check found a parameter that is used outside the tapped layers too, so that a later call without the
-    /// check would give wrong squares for it.
+    /// Whether the check found a parameter that is used outside the tapped layers too, or whose rows do not belong to
+    /// one example each, so that a later call without the check would give wrong squares for it.
     pub mixed: bool,
     /// B; 0 if the loss depends on none of the parameters and came without per-example losses.
     #[cfg_attr(not(test), allow(dead_code))]
@@ -42,15 +44,16 @@ pub(crate) struct PerExample {
 /// * `losses`: ℓ `[B]`, of which `loss` is the mean, if the closure returned them. They allow parameters that are not
 ///   tapped, at the price of B backward passes for those.
 /// * `params`: name and leaf of each parameter; all require gradients.
-/// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers. It costs
-///   about as much as the squares do and reads values back from the device; once per model is enough, unless the result
-///   is [`PerExample::mixed`].
+/// * `check`: compare Σᵢ G̃ᵢ with g, which differ where a parameter is also used outside the tapped layers, and ask
+///   whether the [same examples](same_examples) are in the rows of all calls. It costs about as much as the squares do
+///   and reads values back from the device; once per model is enough, unless the result is [`PerExample::mixed`].
 ///
-/// Without `losses`, one backward pass and the graph is freed. Call with gradients enabled.
+/// Without `losses` and `check`, one backward pass and the graph is freed. Call with gradients enabled.
 ///
 /// # Errors
-/// [`Error::PerExample`] if, without `losses`, a parameter is used outside the tapped layers or B is ambiguous;
-/// [`Error::Loss`] for a loss of another shape or without a graph.
+/// [`Error::PerExample`] if, without `losses`, a parameter is used outside the tapped layers, B is ambiguous, or the
+/// rows of a layer are not known to belong to one example each; [`Error::Loss`] for a loss of another shape or without a
+/// graph.
 pub(crate) fn per_example(
     loss: &Tensor,
     losses: Option<&Tensor>,
@@ -72,9 +75,11 @@ fn in_chunks(
     let given = validate(loss, losses)?;
     let mut tapped = Tapped::new(tape, params)?;
     tapped.elements = elements;
-    let (gradient, deltas) = tapped.differentiate(loss, &tapped.leaves(), losses.is_some())?;
+    let (gradient, deltas) = tapped.differentiate(loss, &tapped.leaves(), check || losses.is_some())?;
     let used: Vec<usize> = (0..gradient.len()).filter(|&p| gradient[p].is_some()).collect();
     let batch = if let Some(batch) = given {
+        // Also where its layers have other rows: one example is the one number that can mean something else.
+        examples(losses, deltas.values().map(|delta| delta.size()[0]).max().unwrap_or(batch))?;
         batch
     } else {
         // Asked for their leading dimensions only; the number of examples follows from them.
@@ -102,7 +107,8 @@ fn in_chunks(
     let mut mixed = false;
     if check {
         // Reads from the device, so callers ask for it only once.
-        untapped = unexplained(&parameters, &gradient, &squares)?;
+        let scales = parameters.iter().zip(&squares).map(|(p, c)| c.as_ref().map(|c| p.scale(c)).transpose());
+        untapped = unexplained(&parameters, &gradient, &scales.collect::<Result<Vec<_>>>()?)?;
         let first = untapped.iter().find(|&&p| squares[p].is_some());
         mixed = first.is_some();
         if let (Some(&p), None) = (first, losses) {
@@ -112,6 +118,14 @@ fn in_chunks(
                 params[p].0
             )));
         }
+        let explained: Vec<usize> =
+            (0..params.len()).filter(|p| squares[*p].is_some() && !untapped.contains(p)).collect();
+        let strangers = same_examples::unknown(&tapped, loss, losses, &deltas, explained)?;
+        if let (Some(&p), None) = (strangers.first(), losses) {
+            return Err(same_examples::refused(params[p].0, &format!("; if it is one set, {OR_LOSSES}")));
+        }
+        mixed |= !strangers.is_empty();
+        untapped.extend(strangers);
     }
     drop(guard);
     if let Some(losses) = losses {

@@ -1,10 +1,10 @@
 //! The parameters of a recorded forward pass, the layer calls that use them, and the backward passes over either.
 
-use super::parameter::{CHUNK_ELEMENTS, Contribution, Parameter, accumulation_kind, global_scale};
+use super::parameter::{CHUNK_ELEMENTS, Contribution, Parameter, accumulation_kind};
 use crate::nn::tape::{Rule, Tape};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// δ = ∂L/∂z by the number of the tap, where L depends on that layer call.
 pub(super) type Deltas = HashMap<usize, Tensor>;
@@ -60,10 +60,25 @@ impl<'a> Tapped<'a> {
 
     /// The leading dimensions of the outputs of the layers that use a parameter.
     pub(super) fn batches(&self, p: usize) -> impl Iterator<Item = i64> {
-        self.uses[p].iter().map(|(tap, _)| self.tape.taps()[*tap].output.size()[0])
+        self.uses[p].iter().map(|(tap, _)| self.output(*tap).size()[0])
     }
 
-    /// Derivatives of a 0-dim loss by `leaves`, and by the outputs of all layers that use a parameter.
+    /// z of a layer call.
+    pub(super) fn output(&self, tap: usize) -> &'a Tensor {
+        &self.tape.taps()[tap].output
+    }
+
+    /// Leaves out the layer calls that z does not come from: those of another batch in the same closure.
+    pub(super) fn only_before(&mut self, z: &Tensor) -> Result<()> {
+        let total = tch::with_grad(|| z.f_sum(None::<Kind>))?;
+        let (_, deltas) = self.differentiate(&total, &[], true)?;
+        for uses in &mut self.uses {
+            uses.retain(|(tap, _)| deltas.contains_key(tap));
+        }
+        Ok(())
+    }
+
+    /// Derivatives of a 0-dim loss by `leaves` (or any other tensors that it depends on), and by the outputs of all layers that use a parameter.
     pub(super) fn differentiate(
         &self,
         loss: &Tensor,
@@ -74,7 +89,7 @@ impl<'a> Tapped<'a> {
         // A weight and a bias share a tap, and libtorch differentiates by each input that it is given.
         taps.sort_unstable();
         taps.dedup();
-        let outputs = taps.iter().map(|&tap| &self.tape.taps()[tap].output);
+        let outputs = taps.iter().map(|&tap| self.output(tap));
         let inputs: Vec<&Tensor> = leaves.iter().copied().chain(outputs).collect();
         if inputs.is_empty() {
             // Given no inputs, a backward pass accumulates into every leaf's `.grad`.
@@ -108,18 +123,18 @@ impl<'a> Tapped<'a> {
 }
 
 /// The parameters with a gradient g ≠ Σᵢ G̃ᵢ, because they are also used outside of the tapped layers, and those with
-/// a gradient but without squares c.
+/// a gradient but without a scale (Σᵢ ‖G̃ᵢ‖²)^½.
 pub(super) fn unexplained(
     parameters: &[Parameter],
     gradient: &PerParameter,
-    squares: &PerParameter,
+    scales: &[Option<f64>],
 ) -> Result<Vec<usize>> {
-    let all = global_scale(parameters, squares)?;
+    let all = scales.iter().flatten().map(|s| s * s).sum::<f64>().sqrt();
     let mut found = Vec::new();
-    for (p, (g, c)) in gradient.iter().zip(squares).enumerate() {
-        let explained = match (g, c) {
+    for (p, (g, scale)) in gradient.iter().zip(scales).enumerate() {
+        let explained = match (g, scale) {
             (None, _) => true,
-            (Some(g), Some(c)) => parameters[p].explains(g, c, all)?,
+            (Some(g), Some(scale)) => parameters[p].explains(g, *scale, all)?,
             (Some(_), None) => false,
         };
         if !explained {

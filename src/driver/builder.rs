@@ -158,6 +158,12 @@ impl<R: Row> Builder<R> {
 
     /// Scales each evaluation's gradient to a global L2 norm of at most max > 0, before curvature is estimated from it
     /// (per-example squares are of the unclipped gradients). Replaces an earlier choice; default no clipping.
+    ///
+    /// Price's estimate is proportional to the gradient and is scaled with it: while every step is clipped, h of
+    /// [`Ivon`](crate::Ivon), [`Evon`](crate::Evon) and the like is too small by max/‖g‖, and q as much too wide. Their
+    /// `clip_radius` instead limits the length of the step, weight by weight, after h has divided it, and leaves the
+    /// estimate alone. So this is for single gradients that are out of all proportion; see
+    /// [`Diagnostics::clipped`](crate::Diagnostics::clipped) for how often it cuts.
     #[must_use]
     pub fn clip_grad_norm(mut self, max: f64) -> Self {
         self.clip = Some(Clip::Norm(max));
@@ -273,7 +279,7 @@ impl<R: Row> Builder<R> {
             sums: Sums::default(),
             last: None,
             compiled,
-            taps_checked: false,
+            taps_checked: 0,
         };
         // The memory of the state is taken last, after everything that is cheap to refuse.
         optimizer.extend()?;

@@ -119,8 +119,9 @@ pub struct Optimizer<R: Row> {
     sums: Sums,
     last: Option<Last>,
     compiled: &'static Compiled<R>,
-    /// Whether what the tape gives was compared with the true gradient, and batch-norm was looked for.
-    taps_checked: bool,
+    /// The most layer calls on a tape that was compared with the true gradient; 0 if none was, and batch-norm was not
+    /// looked for.
+    taps_checked: usize,
 }
 
 /// How often the limit on the gradient's norm was reached.

@@ -113,7 +113,9 @@ impl<R: Row> Optimizer<R> {
         let known = self.units.len();
         self.extend()?;
         // A new variable may be used outside of the tapped layers, so the check is due again.
-        self.taps_checked &= self.units.len() == known;
+        if self.units.len() > known {
+            self.taps_checked = 0;
+        }
         R::Arithmetic::follow(&mut self.units, &self.params);
         Ok(())
     }
@@ -228,7 +230,7 @@ impl<R: Row> Optimizer<R> {
 
     fn begun(&self, k: u64, point: Point, guard: Perturbed) -> Begun {
         let tapped = self.config.statistic().is_tapped();
-        let look = tapped && !self.taps_checked;
+        let look = tapped && self.taps_checked == 0;
         // Batch normalization, under which examples have no gradients of their own, shows in buffers that move. They
         // are copied only for the first look.
         let buffers = if look { Buffers::new(&self.params) } else { Buffers::default() };
@@ -368,33 +370,29 @@ impl<R: Row> Optimizer<R> {
         let places = || trained.iter().map(|(i, _)| *i);
         // libtorch leaves the gradient of an unused input undefined, and most methods panic on such a tensor.
         let defined = |found: Vec<Tensor>| found.into_iter().map(|g| g.defined().then_some(g)).collect::<Vec<_>>();
-        let backward = |keep: bool| Tensor::f_run_backward(&[&loss.mean], &inputs, keep, false).map(defined);
+        let backward = || Tensor::f_run_backward(&[&loss.mean], &inputs, false, false).map(defined);
         let this = &*self;
         let vectors =
             |by: Labels| move |i: usize, output: &Outputs| output.vectors(by, || Ok(this.label_noise(k, i, &output.z)));
         let n = leaves.len();
-        let mut checked = self.taps_checked;
+        // More layer calls than in any pass that was checked: a memory beside the batch, say.
+        let check = self.taps_checked < tape.taps().len().max(1);
+        let mut check_again = false;
         let (gradients, statistics) = match self.config.statistic() {
             Statistic::Fisher(Labels::Observed) => {
-                let found =
-                    curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &named, !self.taps_checked)?;
-                // Without taps nothing was compared, since the losses were differentiated one by one.
-                checked = !found.mixed && (self.taps_checked || !tape.taps().is_empty());
+                let found = curvature::per_example(&loss.mean, loss.per_example.as_ref(), tape, &named, check)?;
+                check_again = found.mixed;
                 let squares = spread(n, places(), found.squares);
                 (spread(n, places(), found.gradient), self.of_units(squares))
             }
             Statistic::Fisher(by) => {
-                // The graph is kept: the columns of the output are differentiated after the loss.
-                let gradient = backward(true)?;
-                let found = curvature::ggn(tape, &named, !self.taps_checked, vectors(by))?;
-                checked = !found.mixed;
-                (spread(n, places(), gradient), self.of_units(spread(n, places(), found.diagonal)))
+                let found = curvature::ggn(&loss.mean, tape, &named, check, vectors(by))?;
+                check_again = found.check_again;
+                (spread(n, places(), found.gradient), self.of_units(spread(n, places(), found.diagonal)))
             }
             Statistic::KroneckerFisher(by) => {
                 let vectors = (by != Labels::Observed).then(|| vectors(by));
-                let found = curvature::kfac(&loss.mean, tape, &named, !self.taps_checked, vectors)?;
-                // `kfac` refuses what it cannot explain, so there is no mixture to look for again.
-                checked = true;
+                let found = curvature::kfac(&loss.mean, loss.per_example.as_ref(), tape, &named, check, vectors)?;
                 let mut factors = spread(n, places(), found.factors);
                 let of = |unit: &super::Unit<R>| factors[unit.members[0]].take().map_or_else(Vec::new, Vec::from);
                 (spread(n, places(), found.gradient), self.units.iter().map(of).collect())
@@ -413,9 +411,11 @@ impl<R: Row> Optimizer<R> {
                 let second = second.collect::<Result<Vec<_>>>()?;
                 (spread(n, blocks.into_iter().flatten(), found.gradient), second)
             }
-            _ => (spread(n, places(), backward(false)?), Vec::new()),
+            _ => (spread(n, places(), backward()?), Vec::new()),
         };
-        self.taps_checked = checked;
+        if !check_again {
+            self.taps_checked = self.taps_checked.max(tape.taps().len());
+        }
         let examples = loss.per_example.as_ref().map(|losses| losses.size()[0] as u64);
         Ok(Found { loss: loss.value, examples, gradients, statistics })
     }

@@ -56,7 +56,7 @@ impl Fisher {
                     finite(name(p), &inputs, examples)?;
                     finite(name(p), &outputs, examples)?;
                     // Only one side becomes a mean: the product of two sums would count the data twice.
-                    let inputs = inputs.f_div_scalar(positions.max(1))?;
+                    let inputs = inputs.f_div_scalar(positions.max(1.0))?;
                     let (weight, bias) = (name(p).to_owned(), bias.map(|q| name(q).to_owned()));
                     layers.push(LayerFactors { weight, bias, inputs, outputs });
                 }

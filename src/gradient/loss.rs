@@ -84,7 +84,8 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// Accepts a finite 0-dim mean loss or a 1-D tensor of B per-example losses.
+    /// Accepts a finite mean loss, which is 0-dim or has one element in two or more dimensions, as a mean that keeps
+    /// them gives it; or a 1-D tensor of B per-example losses.
     pub(crate) fn new(loss: Tensor, step: u64) -> Result<Self> {
         if !loss.defined() {
             return Err(Error::Loss("the tensor is undefined".to_owned()));
@@ -94,7 +95,7 @@ impl Loss {
             return Err(Error::Loss(format!("its kind is {:?}: expected a floating-point loss", loss.kind())));
         }
         let size = loss.size();
-        if size.len() > 1 || size == [0] {
+        if size == [0] || size.len() > 1 && loss.numel() != 1 {
             return Err(Error::Loss(format!(
                 "its shape is {size:?}: expected a 0-dim mean loss or a 1-D tensor of at least one per-example loss"
             )));
@@ -106,8 +107,12 @@ impl Loss {
                     .to_owned(),
             ));
         }
-        // A loss of shape [1] counts as one example, not as a mean.
-        let (mean, per_example) = if size.is_empty() { (loss, None) } else { (loss.f_mean(None)?, Some(loss)) };
+        let (mean, per_example) = match size.len() {
+            0 => (loss, None),
+            // One example; where that is told from a mean, see `examples`.
+            1 => (loss.f_mean(None)?, Some(loss)),
+            _ => (loss.f_reshape([0i64; 0])?, None),
+        };
         let value = mean.double_value(&[]);
         // Before the backward pass, which would spread a NaN over every gradient and hide where it came from.
         if !value.is_finite() {
@@ -115,6 +120,23 @@ impl Loss {
         }
         Ok(Loss { mean, per_example, value })
     }
+}
+
+/// How many examples the mean is over: as many as there are losses, if the closure returned them, or rows in the layers.
+///
+/// # Errors
+/// One loss, of shape `[1]`, for several rows: it may be a mean of that shape, or the loss of one example of several
+/// positions, and the squares of the two are far apart.
+pub(crate) fn examples(losses: Option<&Tensor>, rows: i64) -> Result<i64> {
+    let examples = losses.map_or(rows, |losses| losses.size()[0]);
+    if examples == 1 && rows > 1 {
+        return Err(Error::Loss(format!(
+            "its shape is [1], which is the loss of one example, and the layers of `tch_blr::nn` saw {rows} rows: if it \
+             is the mean of {rows} examples, return it 0-dim (loss.squeeze()); if it is one example of {rows} positions, \
+             keep the batch as the leading dimension in every layer: [1, {rows}, ..]"
+        )));
+    }
+    Ok(examples)
 }
 
 #[cfg(test)]
@@ -133,6 +155,17 @@ mod tests {
         let refused = |t: Tensor| Loss::new(t, 7).unwrap_err().to_string();
         assert!(refused(Tensor::new()).contains("undefined"));
         assert!(refused(w.reshape([1, 3])).contains("[1, 3]"));
+        // What a mean that keeps its dimensions leaves.
+        for shape in [&[1i64, 1][..], &[1, 1, 1]] {
+            let mean = Loss::new(w.mean(Kind::Double).reshape(shape), 0).unwrap();
+            assert!(mean.value == 3.0 && mean.per_example.is_none() && mean.mean.dim() == 0);
+        }
+        assert_eq!(examples(None, 32).unwrap(), 32);
+        assert_eq!(examples(Some(&w), 32).unwrap(), 3);
+        let one = w.narrow(0, 0, 1);
+        assert_eq!((examples(Some(&one), 1).unwrap(), examples(Some(&one), 0).unwrap()), (1, 1));
+        let e = examples(Some(&one), 32).unwrap_err().to_string();
+        assert!(e.contains("[1]") && e.contains("32 rows") && e.contains("squeeze"), "{e}");
         assert!(refused(w.narrow(0, 0, 0)).contains("[0]"));
         assert!(refused(w.detach().sum(Kind::Double)).contains("no graph"));
         assert!(refused(Tensor::zeros([], (Kind::Int64, Device::Cpu))).contains("Int64"));

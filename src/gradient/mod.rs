@@ -5,5 +5,5 @@ mod clip;
 mod loss;
 
 pub use clip::Clip;
-pub(crate) use loss::Loss;
 pub use loss::{IntoTensor, WithOutput};
+pub(crate) use loss::{Loss, examples};

@@ -14,7 +14,7 @@ mod outputs;
 pub(crate) use average::logits_of_mean;
 pub use labels::Labels;
 pub(crate) use loss::{conjugates, rows};
-pub(crate) use outputs::{Outputs, no_targets};
+pub(crate) use outputs::{IGNORED, Outputs, no_targets};
 
 use crate::{Result, check};
 

@@ -14,6 +14,9 @@ pub(crate) struct Outputs {
     active: Option<Vec<i64>>,
 }
 
+/// The label of an example that does not count, as in libtorch.
+pub(crate) const IGNORED: i64 = -100;
+
 pub(super) fn refuse(problem: impl Into<String>) -> Error {
     Error::Likelihood(problem.into())
 }
@@ -158,6 +161,24 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    /// Which classes `[B]` of categorical outputs `[B, C]` count, `[B]`: all but [`IGNORED`]; `None` if that is all.
+    pub(crate) fn counted(&self, y: &Tensor) -> Result<Option<Tensor>> {
+        let classes = self.z.size()[1];
+        let counted = y.f_ne(IGNORED)?;
+        let wrong = y.f_lt(0)?.f_logical_or(&y.f_ge(classes)?)?.f_logical_and(&counted)?;
+        // Before libtorch sees it, whose message names no example, and whose kernels on a GPU end the process. One read.
+        let any = Tensor::f_stack(&[&wrong, &counted.f_logical_not()?], 0)?.f_any_dim(1, false)?;
+        if any.int64_value(&[0]) != 0 {
+            let at = wrong.to_kind(Kind::Int64).argmax(0, false).int64_value(&[]);
+            let (class, last) = (y.int64_value(&[at]), classes - 1);
+            return Err(refuse(format!(
+                "example {at} has class {class}, and the model has the outputs 0 to {last}: expected one of them, or \
+                 {IGNORED} for an example that is to be left out"
+            )));
+        }
+        Ok((any.int64_value(&[1]) != 0).then_some(counted))
     }
 
     /// Targets in the form of predictions, in the shape and kind of z: classes become rows of zeros and a one, and

@@ -1,31 +1,48 @@
 //! Losses that say which likelihood they come from, so that the Hessian with respect to the model's output is known.
 
-use super::tape;
+use super::tape::{self, Noted};
 use crate::Result;
-use crate::likelihood::{Likelihood, Outputs, rows};
+use crate::likelihood::{IGNORED, Likelihood, Outputs, rows};
 use tch::{Reduction, Tensor};
 
 /// Losses -ln softmax(z)ᵧ `[B]` of logits z `[B, C]` and classes y `[B]` (`i64`), as tch's `cross_entropy_for_logits`
-/// before the mean is taken, but in the kind of the logits instead of f32.
+/// before the mean is taken, but in the kind of the logits instead of f32. The label -100 leaves an example out, as in
+/// libtorch: its loss is 0, in a mean over all B too.
 ///
 /// The losses of this module are for rows with the generalized Gauss-Newton matrix
-/// ([`Statistic::Fisher(Labels::Exact)`] and [`Statistic::Fisher(Labels::Sampled)`]), which need the model's output
-/// beside the loss; any other row takes them as well.
-/// What else the closure adds to the loss counts for the gradient and not for the curvature.
+/// ([`Statistic::Fisher(Labels::Exact)`] and [`Statistic::Fisher(Labels::Sampled)`]) or its Kronecker factors
+/// ([`NoisyKfac`]), which need the model's output beside the loss; any other row takes them as well.
+///
+/// # What counts for the curvature
+/// The loss L that the closure returns, as far as it is made of these losses. Each example has the weight that L gives
+/// to its loss, as it has in the gradient:
+///
+/// ```text
+/// Σᵢ wᵢ JᵢᵀΛᵢJᵢ,    wᵢ = ∂L/∂ℓᵢ
+/// ```
+///
+/// with Jᵢ the Jacobian of the output zᵢ and Λᵢ = ∂²ℓᵢ/∂zᵢ². So means, sums, factors, class weights, masks, several
+/// calls (heads, tasks, a memory beside the batch, a batch in parts) count as they are, and what has no part in L (a loss
+/// for a log, a detached one) not at all. Of a function that is not linear in the losses this is the linear part.
+/// What else the closure adds to L, as an L2 term or a loss of tch, counts for the gradient and not for the curvature.
+///
+/// A negative weight is an error of the step, since the matrix must not become negative: subtract a loss of tch instead,
+/// or detach it.
 ///
 /// [`Statistic::Fisher(Labels::Exact)`]: crate::Statistic::Fisher(Labels::Exact)
 /// [`Statistic::Fisher(Labels::Sampled)`]: crate::Statistic::Fisher(Labels::Sampled)
+/// [`NoisyKfac`]: crate::NoisyKfac
 ///
 /// # Errors
-/// [`Error::Likelihood`](crate::Error::Likelihood) for other shapes or kinds.
+/// [`Error::Likelihood`](crate::Error::Likelihood) for other shapes or kinds, and for labels that are neither one of the
+/// C classes nor -100.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let output = fitting(Likelihood::Categorical, logits, targets)?;
-    // tch's `cross_entropy_for_logits` goes through f32 and takes the mean. -100 is libtorch's default for labels to
-    // ignore.
-    let losses = logits.f_cross_entropy_loss(targets, None::<&Tensor>, Reduction::None, -100, 0.0)?;
+    let counted = output.counted(targets)?;
+    // tch's `cross_entropy_for_logits` goes through f32 and takes the mean.
+    let losses = logits.f_cross_entropy_loss(targets, None::<&Tensor>, Reduction::None, IGNORED, 0.0)?;
     // After the loss: an output whose loss failed must not be on the tape.
-    tape::note(output);
-    Ok(losses)
+    Ok(tape::note(Noted { output, losses, counted }))
 }
 
 /// Losses Σ -ln p(y) `[B]` of logits z `[B]` or `[B, D]` and targets y in [0, 1] of the same shape, p = sigmoid(z),
@@ -41,8 +58,7 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
         None::<&Tensor>,
         Reduction::None,
     )?;
-    tape::note(output);
-    rows(&each)
+    Ok(tape::note(Noted { output, losses: rows(&each)?, counted: None }))
 }
 
 /// Losses |z - y|²/(2σ²) `[B]` of outputs z `[B]` or `[B, D]` and targets y of the same shape, with σ² = `variance` >
@@ -53,8 +69,7 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
 pub fn squared_error(outputs: &Tensor, targets: &Tensor, variance: f64) -> Result<Tensor> {
     let output = fitting(Likelihood::Gaussian { variance }, outputs, targets)?;
     let each = (outputs - targets).f_square()?.f_mul_scalar(0.5 / variance)?;
-    tape::note(output);
-    rows(&each)
+    Ok(tape::note(Noted { output, losses: rows(&each)?, counted: None }))
 }
 
 /// The output, if the targets are targets for it.
@@ -144,7 +159,7 @@ mod tests {
         let z = outputs().remove(0).z.set_requires_grad(true);
         let y = Tensor::from_slice(&[2i64, 0, 3]);
         let (ours, tape) = Tape::record(|| cross_entropy(&z, &y).unwrap());
-        assert_eq!(tape.outputs().len(), 1);
+        assert_eq!(tape.noted().len(), 1);
         let error = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(error(&ours.mean(Kind::Double), &z.log_softmax(-1, Kind::Double).nll_loss(&y)) < 1e-15);
         let half = (z.detach() + 1.0) * 0.5;
@@ -154,6 +169,31 @@ mod tests {
         assert!(error(&squared_error(&z, &half, 4.0).unwrap(), &sum((&z - &half).square() / 8.0)) < 1e-15);
     }
 
+    /// As tch's own with `ignore_index`; and nothing else is handed out than what is on the tape.
+    #[test]
+    fn labels_to_ignore_have_no_loss() {
+        let z = outputs().remove(0).z.set_requires_grad(true);
+        let y = Tensor::from_slice(&[2i64, -100, 3]);
+        let (mut losses, tape) = Tape::record(|| cross_entropy(&z, &y).unwrap());
+        let kept = losses.sum(Kind::Double) / 2.0;
+        let expected = z.cross_entropy_loss(&y, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+        assert!((kept - expected).abs().double_value(&[]) < 1e-15);
+        assert_eq!(losses.double_value(&[1]), 0.0);
+        let counted = tape.noted()[0].counted.as_ref().unwrap();
+        assert_eq!(Vec::<bool>::try_from(counted).unwrap(), [true, false, true]);
+        // In place: what was noted still stands for the losses as they were.
+        let halved = losses.g_mul_scalar_(0.5).sum(Kind::Double);
+        let w = &Tensor::run_backward(&[halved], &[&tape.noted()[0].losses], false, false)[0];
+        assert_eq!(Vec::<f64>::try_from(w).unwrap(), [0.5; 3]);
+        // A loss that has no graph is on no tape.
+        let (_, tape) = Tape::record(|| {
+            _ = tch::no_grad(|| cross_entropy(&z, &y));
+            _ = cross_entropy(&z.detach(), &y);
+            squared_error(&z.detach(), &z, 1.0).unwrap()
+        });
+        assert!(tape.noted().is_empty());
+    }
+
     #[test]
     fn what_does_not_fit_is_refused() {
         let z = |shape: &[i64]| Tensor::zeros(shape, (Kind::Double, Device::Cpu));
@@ -161,6 +201,11 @@ mod tests {
         assert!(cross_entropy(&z(&[3, 2]), &z(&[3])).unwrap_err().to_string().contains("Int64"));
         assert!(cross_entropy(&z(&[2, 2]), &y).unwrap_err().to_string().contains("[2, 2]"));
         assert!(cross_entropy(&z(&[3, 2, 2]), &y).is_err());
+        for label in [-1i64, 2, -101, i64::MAX] {
+            let y = Tensor::from_slice(&[0, -100, label]);
+            let e = cross_entropy(&z(&[3, 2]), &y).unwrap_err().to_string();
+            assert!(e.contains("example 2") && e.contains(&label.to_string()) && e.contains("0 to 1"), "{e}");
+        }
         assert!(binary_cross_entropy(&z(&[3]), &z(&[3, 1])).unwrap_err().to_string().contains("[3, 1]"));
         assert!(squared_error(&z(&[3, 1]), &z(&[3]), 1.0).is_err());
         assert!(squared_error(&z(&[3]), &z(&[3]), 0.0).unwrap_err().to_string().contains("`variance`"));

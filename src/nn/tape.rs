@@ -19,8 +19,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct Tape {
     taps: Vec<Tap>,
-    /// What losses of [`crate::nn`] were computed from.
-    outputs: Vec<Outputs>,
+    noted: Vec<Noted>,
 }
 
 impl Tape {
@@ -28,9 +27,21 @@ impl Tape {
         &self.taps
     }
 
-    pub(crate) fn outputs(&self) -> &[Outputs] {
-        &self.outputs
+    /// The losses of [`crate::nn`] that have a graph.
+    pub(crate) fn noted(&self) -> &[Noted] {
+        &self.noted
     }
+}
+
+/// What one call of a loss of [`crate::nn`] leaves behind.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    /// What the losses were computed from.
+    pub output: Outputs,
+    /// ℓ `[B]`, for ∂L/∂ℓ: what the closure made of them.
+    pub losses: Tensor,
+    /// `[B]`, false for examples whose label says that they do not count; `None` if all do.
+    pub counted: Option<Tensor>,
 }
 
 /// Records the tapped layers that this thread calls from now on.
@@ -173,9 +184,7 @@ impl Tap {
         if self.uses.is_empty() {
             return self.output;
         }
-        // The same memory as a separate tensor: if the caller had z itself, or a view of it, an activation in place
-        // (`relu_`) would make the recorded z stand for what comes after the activation.
-        let handed_out = self.output.internal_unsafe_view(self.output.size());
+        let handed_out = separate(&self.output);
         RECORDER.with_borrow_mut(|tape| {
             if let Some(tape) = tape {
                 // In the order of the calls; the index is the name by which the curvature finds a tap's δ.
@@ -186,13 +195,23 @@ impl Tap {
     }
 }
 
-/// Puts the output that a loss is computed from on the tape, while a recording is on.
-pub(crate) fn note(output: Outputs) {
-    RECORDER.with_borrow_mut(|tape| {
-        if let Some(tape) = tape.as_mut().filter(|_| output.z.requires_grad()) {
-            tape.outputs.push(output);
+/// Puts a loss on the tape while a recording is on, and returns the tensor to hand to the caller in place of its losses.
+pub(crate) fn note(noted: Noted) -> Tensor {
+    RECORDER.with_borrow_mut(|tape| match tape {
+        // Under `no_grad`, or of an output that was cut off, it is for a log, or has a graph by its targets alone.
+        Some(tape) if noted.losses.requires_grad() && noted.output.z.requires_grad() => {
+            let handed_out = separate(&noted.losses);
+            tape.noted.push(noted);
+            handed_out
         }
-    });
+        _ => noted.losses,
+    })
+}
+
+/// The same memory as a tensor of its own: if the caller had x itself, or a view of it, an operation in place (`relu_`)
+/// would make the recorded x stand for what comes after it.
+fn separate(x: &Tensor) -> Tensor {
+    x.internal_unsafe_view(x.size())
 }
 
 /// Which dimensions of a layer's output a parameter is indexed by.

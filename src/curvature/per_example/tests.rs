@@ -92,6 +92,11 @@ fn randn(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (kind, Device::Cpu))
 }
 
+fn wave(size: &[i64], phase: f64, kind: Kind) -> Tensor {
+    let n = size.iter().product::<i64>();
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 1.7 + phase).sin().reshape(size).to_kind(kind)
+}
+
 fn message(result: Result<PerExample>) -> String {
     match result {
         Err(Error::PerExample(text)) => text,
@@ -291,6 +296,16 @@ impl Two {
         Two { vs, first, second, x: randn(&[6, 3], kind) }
     }
 
+    /// With weights and inputs of which no unit is dead by chance.
+    fn fixed(kind: Kind) -> Two {
+        let net = Two::new(kind);
+        for (i, (_, w)) in named(&net.vs).into_iter().enumerate() {
+            let value = wave(&w.size(), i as f64, kind);
+            tch::no_grad(|| w.shallow_clone().copy_(&value));
+        }
+        Two { x: wave(&[6, 3], 0.0, kind), ..net }
+    }
+
     fn hidden(&self) -> Tensor {
         self.first.forward(&self.x).tanh()
     }
@@ -388,6 +403,90 @@ fn different_leading_dimensions_need_the_losses() {
             assert!(text.contains("saw 6 examples") && text.contains('3') && text.contains("`second."), "{text}");
             let with = with.unwrap();
             assert_eq!(with.batch, 3);
+            net.assert_right(&with, losses, tol);
+        }
+    }
+}
+
+/// Layers that see several views of the same examples: in pairs, in triplets of which the middle one is the hub, in a
+/// chain, and compared by what has no second derivative by both.
+#[test]
+fn calls_for_the_same_examples_add_up() {
+    for (kind, tol) in KINDS {
+        let net = Two::fixed(kind);
+        let (near, far) = (wave(&[6, 3], 1.0, kind), wave(&[6, 3], 2.0, kind));
+        let f = |x: &Tensor| net.second.forward(&net.first.forward(x).relu());
+        let sum = |t: Tensor| t.sum_dim_intlist(1, false, None::<Kind>);
+        // Not their plain difference, in which the biases cancel.
+        let apart = |a: &Tensor, b: &Tensor| sum((a * 1.5 - b).square());
+        let pairs = || apart(&f(&net.x), &f(&near));
+        let similar = || Tensor::cosine_similarity(&f(&net.x), &f(&near), 1, 1e-8);
+        let hub = || {
+            let (a, b, c) = (f(&near), f(&net.x), f(&far));
+            apart(&a, &b) * 0.3 + apart(&b, &c)
+        };
+        let triplets = || (apart(&f(&net.x), &f(&near)) - apart(&f(&net.x), &f(&far)) + 0.5).relu();
+        let chain = || {
+            let back = |h: &Tensor| Tensor::cat(&[h, &net.x.narrow(1, 0, 1)], 1);
+            losses_of(&f(&back(&f(&back(&f(&net.x)))).sin()))
+        };
+        // As a learned sum of two views: neither ∂L/∂z depends on the other's z before the last layer does.
+        let joined = || losses_of(&net.second.forward(&(net.first.forward(&net.x) + net.first.forward(&near))).sin());
+        let all: [&dyn Fn() -> Tensor; 6] = [&pairs, &similar, &hub, &triplets, &chain, &joined];
+        for losses in all {
+            for found in net.both(true, losses) {
+                let found = found.unwrap();
+                assert!(!found.mixed);
+                net.assert_right(&found, losses, tol);
+            }
+        }
+    }
+}
+
+/// A margin between two scores is linear in both, like a sum of two losses: only the losses tell them apart.
+#[test]
+fn calls_that_only_the_losses_tie_together_need_them() {
+    for (kind, tol) in KINDS {
+        let net = Two::fixed(kind);
+        let worse = wave(&[6, 3], 1.0, kind);
+        let score = |x: &Tensor| net.second.forward(&net.first.forward(x).tanh()).select(1, 0);
+        let losses = || (score(&worse) * 1.5 - score(&net.x) + 2.0).clamp_min(0.1);
+        let [without, with] = net.both(true, losses);
+        let text = message(without);
+        assert!(text.contains("if it is one set, return the [B]") && text.contains("`first."), "{text}");
+        let with = with.unwrap();
+        assert!(!with.mixed);
+        net.assert_right(&with, losses, tol);
+    }
+}
+
+/// A memory of as many examples as the batch: its gradients are no part of the batch's.
+#[test]
+fn calls_for_other_examples_are_found_out() {
+    for (kind, tol) in KINDS {
+        let net = Two::fixed(kind);
+        let memory = wave(&[6, 3], 1.0, kind);
+        let f = |x: &Tensor| net.second.forward(&net.first.forward(x).tanh());
+        let of_memory = || losses_of(&f(&memory)).mean(None::<Kind>);
+        let beside = || losses_of(&f(&net.x)) + of_memory() * 0.3;
+        // A product ties them together, but not row by row.
+        let times = || losses_of(&f(&net.x)) * (of_memory() + 3.0);
+        // The rows of one call, in pairs of neighbours.
+        let pairs = || losses_of(&(f(&net.x) + f(&net.x).roll([1], [0])));
+        // The same for the outputs of one call; the means of this kind are not looked at.
+        let rolled = || {
+            let z = f(&net.x);
+            losses_of(&(&z + z.roll([1], [0])))
+        };
+        let all: [(&dyn Fn() -> Tensor, bool); 4] = [(&beside, true), (&times, true), (&pairs, true), (&rolled, false)];
+        for (losses, refused) in all {
+            let [without, with] = net.both(true, losses);
+            if refused {
+                let text = message(without);
+                assert!(text.contains("two sets of examples") && text.contains("Labels::Exact"), "{text}");
+            }
+            let with = with.unwrap();
+            assert!(with.mixed);
             net.assert_right(&with, losses, tol);
         }
     }
