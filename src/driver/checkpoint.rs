@@ -15,7 +15,7 @@ use crate::prior::{BlockPrior, Isotropic, Layout, PriorOf};
 use crate::storage::checkpoint;
 use crate::{Error, Result, Schedule, check};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -189,9 +189,10 @@ impl<R: Row> Optimizer<R> {
         let Accumulated { weight, evaluations, loss, per_example, gradients: names } = content.accumulated;
         let mut gradients: Vec<Option<Tensor>> = Vec::new();
         if !names.is_empty() {
+            let names: HashSet<String> = names.into_iter().collect();
             for leaf in self.params.leaves() {
                 // By any of them: a tied variable's first name depends on when it was tied.
-                let name = names.iter().find(|name| leaf.names.contains(name));
+                let name = leaf.names.iter().find(|name| names.contains(*name));
                 let kind = R::Arithmetic::kind(leaf);
                 let take = |name: &String| {
                     file.take(&format!("accumulated.gradient.{name}"), &leaf.tensor.size(), kind, leaf.tensor.device())

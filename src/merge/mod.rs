@@ -45,7 +45,7 @@ mod posteriors;
 mod tensors;
 
 pub use blr_merge::{
-    Destination, Difference, FileModel, Keep, Merged, Method, Rescale, StoredTensor, TaskVectors, WeightFile,
+    Destination, Difference, FileModel, Keep, Merged, Method, Recipe, Rescale, Role, StoredTensor, TaskVectors, WeightFile,
     diff_files, merge_files, remove_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};

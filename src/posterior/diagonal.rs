@@ -3,10 +3,11 @@
 use super::BlockPrecision;
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
-use super::valid::{Stored, finite_float, form, given_twice, no_parameter, smallest};
+use super::named::{Named, Parameter};
+use super::valid::{Stored, finite_float, form, no_parameter, smallest};
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::linalg::matrix_shape;
-use crate::storage::{PRECISION, checkpoint};
+use crate::storage::{POSTERIOR, PRECISION, checkpoint};
 use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -23,7 +24,7 @@ use tch::{Kind, Tensor};
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
 #[derive(Debug)]
 pub struct DiagonalGaussian {
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Named<Entry>,
     pub(super) seed: u64,
     learned: Option<f64>,
 }
@@ -34,6 +35,15 @@ pub(crate) struct Entry {
     pub name: String,
     pub mean: Tensor,
     pub precision: Tensor,
+}
+
+impl Parameter for Entry {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> Vec<i64> {
+        self.mean.size()
+    }
 }
 
 /// (m, s, z) → m + z/√s
@@ -71,7 +81,7 @@ struct Content {
     learned: Option<f64>,
 }
 
-const FORM: &str = "diagonal Gaussian posterior";
+const FORM: &str = POSTERIOR;
 
 posterior!(DiagonalGaussian);
 
@@ -90,13 +100,10 @@ impl DiagonalGaussian {
 
     /// As [`DiagonalGaussian::new`], with tensors that nobody else writes to.
     pub(crate) fn sharing<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
-        let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0, learned: None };
+        let mut q = DiagonalGaussian { entries: Named::new(), seed: 0, learned: None };
         for (name, mean, precision) in entries {
             let name = name.into();
             let refuse = |problem: String| Err(Error::parameter(&name, problem));
-            if q.entry(&name).is_some() {
-                return Err(given_twice(&name));
-            }
             finite_float(&name, "mean", &mean)?;
             finite_float(&name, "precision", &precision)?;
             if (mean.size(), mean.kind(), mean.device()) != (precision.size(), precision.kind(), precision.device()) {
@@ -113,7 +120,7 @@ impl DiagonalGaussian {
                 ));
             }
             // Detached: a graph behind the mean would be kept alive by the posterior.
-            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() });
+            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach() })?;
         }
         if q.entries.is_empty() {
             return Err(no_parameter());
@@ -176,15 +183,15 @@ impl DiagonalGaussian {
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.name == name)
+        self.entries.get(name)
     }
 
     fn map(&self, f: impl Fn(&Entry) -> (Tensor, Tensor)) -> Self {
-        let entries = self.entries.iter().map(|e| {
+        let entries = self.entries.map(|e| {
             let (mean, precision) = f(e);
             Entry { name: e.name.clone(), mean, precision }
         });
-        DiagonalGaussian { entries: entries.collect(), ..*self }
+        DiagonalGaussian { entries, ..*self }
     }
 
     /// The posterior of the parameters whose name passes, for example all but an old head.
@@ -332,27 +339,13 @@ impl DiagonalGaussian {
     }
 
     pub(super) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
-        let missing =
-            |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
-        if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
-            return Err(Error::parameter(
-                &name,
-                "one posterior has it and the other does not; align them with select(..)",
-            ));
-        }
-        for e in &self.entries {
-            let theirs = other.entry(&e.name).expect("checked above").mean.size();
-            if e.mean.size() != theirs {
-                return Err(Error::parameter(&e.name, format!("shapes {:?} and {theirs:?} differ", e.mean.size())));
-            }
-        }
-        Ok(())
+        self.entries.same(&other.entries)
     }
 
     /// Tensor `<name>` is the mean, `<name>.precision` the precision.
     fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        for e in &self.entries {
+        for e in self.entries.iter() {
             // A parameter may itself be called `x.precision`, and would overwrite that of `x` in the file.
             if let Some(clash) = e.name.strip_suffix(PRECISION).and_then(|base| self.entry(base)) {
                 return Err(Error::parameter(&e.name, format!("this is where the precision of `{}` goes", clash.name)));
