@@ -7,16 +7,12 @@ use crate::{Error, Result};
 pub(crate) fn that(name: &'static str, value: impl std::fmt::Debug, ok: bool, expected: &'static str) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::HyperParameter { name, value: format!("{value:?}"), expected }) }
 }
-/// The largest number that a setting may be: weights and states are mostly f32, where a larger one is infinite, and
-/// libtorch refuses it.
-const LARGEST: f64 = f32::MAX as f64;
-
 pub(crate) fn positive(name: &'static str, x: f64) -> Result<()> {
     // Written so that a NaN fails, which every comparison with it does.
-    that(name, x, x > 0.0 && x <= LARGEST, "a finite number > 0, at most that of f32")
+    that(name, x, x.is_finite() && x > 0.0, "a finite number > 0")
 }
 pub(crate) fn non_negative(name: &'static str, x: f64) -> Result<()> {
-    that(name, x, (0.0..=LARGEST).contains(&x), "a finite number ≥ 0, at most that of f32")
+    that(name, x, x.is_finite() && x >= 0.0, "a finite number ≥ 0")
 }
 /// For decay rates: [0, 1).
 pub(crate) fn rate(name: &'static str, x: f64) -> Result<()> {

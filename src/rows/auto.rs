@@ -79,8 +79,7 @@ pub(super) fn check_growth(factor: f64) -> Result<()> {
 /// h₀: as given, or the one whose noise 1/√(λh₀) is `relative` times the root mean square of the parameter's weights.
 pub(super) fn hess_init(given: f64, relative: Option<f64>, start: Start, lambda: f64) -> f64 {
     match relative {
-        // f32 has no larger one, and libtorch does not make a tensor of a number that its kind has not.
-        Some(r) => (1.0 / (lambda * (r * start.rms.max(SMALLEST_SCALE)).powi(2))).min(f64::from(f32::MAX)),
+        Some(r) => 1.0 / (lambda * (r * start.rms.max(SMALLEST_SCALE)).powi(2)),
         // q starts with the precision of the prior.
         None if start.posterior_prior => 0.0,
         None => given,

@@ -142,12 +142,12 @@ fn only_regular_files_are_replaced() {
     symlink("circle", at("circle")).unwrap();
     let before = names(folder.path());
     for (name, says) in [
-        ("pipe", "is a pipe: only a regular file is replaced"),
-        ("socket", "is a socket"),
-        ("folder", "is a folder"),
-        ("link to a pipe", "is a pipe"),
+        ("pipe", "cannot be written: there is a pipe, and only a regular file"),
+        ("socket", "there is a socket"),
+        ("folder", "there is a folder"),
+        ("link to a pipe", "there is a pipe"),
         ("circle", "go in a circle"),
-        ("/dev/null", "is a device"),
+        ("/dev/null", "there is a device"),
     ] {
         let e = Draft::of_file(at(name)).unwrap_err().to_string();
         assert!(e.contains(says) && e.starts_with(&at(name).display().to_string()), "{e}");
@@ -158,7 +158,7 @@ fn only_regular_files_are_replaced() {
     let draft = Draft::of_file(at("late")).unwrap();
     assert!(Command::new("mkfifo").arg(at("late")).status().unwrap().success());
     let e = draft.commit().unwrap_err().to_string();
-    assert!(e.contains("is a pipe") && names(folder.path()).len() == before.len() + 1, "{e}");
+    assert!(e.contains("there is a pipe") && names(folder.path()).len() == before.len() + 1, "{e}");
 }
 
 #[test]

@@ -164,8 +164,10 @@ pub fn same_tensors<D: PartialEq + Debug>(
 ) -> Result<(), Error> {
     let missing = |(a, shapes): (&str, &BTreeMap<&str, D>), (b, others): (&str, &BTreeMap<&str, D>)| {
         shapes.keys().find(|name| !others.contains_key(*name)).map_or(Ok(()), |name| {
-            let problem =
-                format!("model `{a}` has it and model `{b}` does not; only models of one architecture can be merged");
+            let problem = format!(
+                "model `{a}` has it and model `{b}` does not; only models of one architecture can be merged. If it is \
+                 another one's head, leave it out (exclude); if it is tied to another tensor there, say to which (tied)"
+            );
             Err(Error::parameter(name, problem))
         })
     };

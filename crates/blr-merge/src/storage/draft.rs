@@ -153,7 +153,7 @@ fn replaced(path: &Path, target: &Path, folder: bool) -> Result<Option<Permissio
         return Err(Error::file(path, "is there already: shards go to a new or empty folder"));
     }
     if !folder && !old.is_file() {
-        return Err(Error::file(path, format_args!("is {}: only a regular file is replaced", kind(&old))));
+        return Err(Error::file(path, format_args!("cannot be written: there is {}, and only a regular file is replaced", kind(&old))));
     }
     Ok(Some(old.permissions()))
 }

@@ -130,6 +130,9 @@ impl WeightFile {
                 return Err(error(format!("says that tensor `{name}` is in {file}, where it is not")));
             }
         }
+        if self.tensors.is_empty() {
+            return Err(error("lists no tensor".to_owned()));
+        }
         if let Some(name) = self.tensors.keys().find(|name| !index.weight_map.contains_key(*name)) {
             return Err(error(format!("does not list tensor `{name}`, which a shard has")));
         }
