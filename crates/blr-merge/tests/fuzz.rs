@@ -39,7 +39,7 @@ fn changed_files_give_errors_or_whole_files() {
         ("w", Stored::f16(&[1.0; 6]).shaped(&[2, 3])),
     ]);
     save(&at("plain"), &plain);
-    let seeds = ["good", "plain"].map(|name| Parts::of(&fs::read(at(name)).unwrap()));
+    let seeds = ["good", "plain"].map(|name| Parts::of(&fs::read(at(name)).unwrap()).unwrap());
     fs::write(at("out"), "old").unwrap();
     fs::write(at("changed"), "").unwrap();
     let before = names(folder.path());

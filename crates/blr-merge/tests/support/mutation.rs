@@ -32,10 +32,11 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub fn of(bytes: &[u8]) -> Self {
-        let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
-        let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
-        Parts { header: serde_json::from_slice(header).unwrap(), data: data.to_vec() }
+    /// None if there is no header that can be read.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        let (length, rest) = bytes.split_first_chunk::<8>()?;
+        let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+        Some(Parts { header: serde_json::from_slice(header).ok()?, data: data.to_vec() })
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -61,9 +62,12 @@ pub fn changed(file: &Parts, random: &mut Random) -> Vec<u8> {
             _ => {
                 // What is special about our files, and so most of the changes.
                 let Some(mut description) = file.description() else { continue };
-                let content = if random.below(16) == 0 { &mut description } else { &mut description["content"] };
-                change_value(content, random);
-                file.header["__metadata__"]["tch_blr"] = Value::String(description.to_string());
+                match description.get_mut("content") {
+                    Some(content) if random.below(16) > 0 => change_value(content, random),
+                    _ => change_value(&mut description, random),
+                }
+                let place = file.header.get_mut("__metadata__").and_then(|m| m.get_mut("tch_blr"));
+                *place.expect("it has just been read") = Value::String(description.to_string());
             }
         }
     }
