@@ -105,8 +105,13 @@ fn shapes_that_cannot_be() {
         refused(FullGaussian::load(&path), &["x: has a mean of shape [6] that does not fit"]);
     }
     // In the header, where they belong to a tensor without elements.
-    for shape in [json!([0, 1u64 << 63]), json!([0, u64::MAX]), json!([1u64 << 62, 0, 4]), json!([1u64 << 32, 1u64 << 32])] {
-        DiagonalGaussian::new([("w", ones(&[0]), ones(&[0])), ("b", ones(&[1]), ones(&[1]))]).unwrap().save(&path).unwrap();
+    for shape in
+        [json!([0, 1u64 << 63]), json!([0, u64::MAX]), json!([1u64 << 62, 0, 4]), json!([1u64 << 32, 1u64 << 32])]
+    {
+        DiagonalGaussian::new([("w", ones(&[0]), ones(&[0])), ("b", ones(&[1]), ones(&[1]))])
+            .unwrap()
+            .save(&path)
+            .unwrap();
         rewritten(&path, |header, _| header["w"]["shape"] = shape.clone());
         refused(DiagonalGaussian::load(&path), &["`w`"]);
     }
@@ -236,7 +241,10 @@ fn thousands_of_parameters() {
     q.save(&path).unwrap();
     let loaded = DiagonalGaussian::load(&path).unwrap();
     assert_eq!((loaded.len(), loaded.kl(&q).unwrap()), (16_000, 0.0));
-    assert_eq!(combine(&[(1.0, &q), (1.0, &loaded)]).unwrap().precision(&names[15_999]).unwrap().double_value(&[0]), 2.0);
+    assert_eq!(
+        combine(&[(1.0, &q), (1.0, &loaded)]).unwrap().precision(&names[15_999]).unwrap().double_value(&[0]),
+        2.0
+    );
     assert!(names.iter().all(|name| loaded.variance(name).is_some()));
     let q = MeanFieldBernoulli::new(entries().map(|(name, t, _)| (name, t))).unwrap();
     q.save(&path).unwrap();

@@ -32,10 +32,9 @@ fn fuzz(what: &str, seed: u64, files: &[Parts], cases: usize, mut load: impl FnM
         fs::write(&path, &bytes).unwrap();
         // If its header can be read at all, for what it says.
         let parts = Parts::of(&bytes).unwrap_or_else(|| file.clone());
-        match catch_unwind(AssertUnwindSafe(|| load(&path, &parts))) {
-            Ok(taken) => accepted += usize::from(taken),
-            Err(_) => panic!("{what}, case {case}: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(4000)])),
-        }
+        let taken = catch_unwind(AssertUnwindSafe(|| load(&path, &parts)));
+        let taken = taken.unwrap_or_else(|_| panic!("{what}, case {case}: {}", String::from_utf8_lossy(&bytes)));
+        accepted += usize::from(taken);
         assert_eq!(fs::read(&path).unwrap(), bytes, "{what}, case {case}: the file was changed");
     }
     println!("{what}: {accepted} of {cases} accepted");
@@ -95,7 +94,7 @@ fn changed_checkpoints_give_errors_or_optimizers() {
             (fs::read(&again).unwrap(), own.weights.iter().map(bits).collect::<Vec<_>>())
         };
         let mut before = state(&*opt, &own);
-        fuzz(name, 0xabcd + i as u64, &files, 500, |path, parts| {
+        fuzz(name, 0x5eed + i as u64, &files, 40, |path, parts| {
             if opt.load(path).is_err() {
                 assert!(state(&*opt, &own) == before, "a load that failed has changed something");
                 return false;
@@ -133,7 +132,7 @@ fn changed_posteriors_give_errors_or_posteriors() {
     };
     let q = diagonal(0.0);
     q.save(&path).unwrap();
-    fuzz("diagonal", 1, &read(), 4000, |path, _| {
+    fuzz("diagonal", 1, &read(), 400, |path, _| {
         let Ok(q) = DiagonalGaussian::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.natural(), q.temper(2.0), q.kl(&diagonal(1.0)), q.full().map(|q| q.entropy()));
@@ -141,7 +140,7 @@ fn changed_posteriors_give_errors_or_posteriors() {
         true
     });
     MeanFieldBernoulli::new([("w", wave(&[2, 3])), ("b", wave(&[3]))]).unwrap().save(&path).unwrap();
-    fuzz("Bernoulli", 2, &read(), 4000, |path, _| {
+    fuzz("Bernoulli", 2, &read(), 400, |path, _| {
         let Ok(q) = MeanFieldBernoulli::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.kl(&q));
@@ -149,14 +148,14 @@ fn changed_posteriors_give_errors_or_posteriors() {
         true
     });
     Mixture::new([(0.3, diagonal(0.0)), (0.7, diagonal(1.0))]).unwrap().save(&path).unwrap();
-    fuzz("mixture", 3, &read(), 4000, |path, _| {
+    fuzz("mixture", 3, &read(), 400, |path, _| {
         let Ok(q) = Mixture::load(path) else { return false };
         sampled(&q);
         q.save(&again).unwrap();
         true
     });
     q.full().unwrap().save(&path).unwrap();
-    fuzz("full", 4, &read(), 4000, |path, _| {
+    fuzz("full", 4, &read(), 400, |path, _| {
         let Ok(q) = FullGaussian::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.kl(&q), q.marginals(), q.diagonal());
@@ -173,7 +172,7 @@ fn changed_posteriors_give_errors_or_posteriors() {
     };
     let parameters = [parameter("w", &[2, 3], eye(2), eye(3)), parameter("b", &[3], None, eye(3))];
     KroneckerGaussian::new(parameters).unwrap().save(&path).unwrap();
-    fuzz("Kronecker", 5, &read(), 4000, |path, _| {
+    fuzz("Kronecker", 5, &read(), 400, |path, _| {
         let Ok(q) = KroneckerGaussian::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.kl(&q), q.marginals(), q.diagonal(), q.full().map(|q| q.entropy()));

@@ -136,7 +136,7 @@ pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) 
     };
     let all = || base.into_iter().chain(models);
     let pattern = base.unwrap_or(&models[0]);
-    recipe.check(all().flat_map(|m| m.tensors.keys()).map(String::as_str).collect::<Vec<_>>().into_iter())?;
+    recipe.check(&all().flat_map(|m| m.tensors.keys()).map(String::as_str).collect::<Vec<_>>())?;
     let mut roles = BTreeMap::new();
     for (name, t) in pattern.tensors {
         // Of integers nothing is computed.

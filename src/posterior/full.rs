@@ -320,9 +320,8 @@ impl FullGaussian {
         let (mean, precision) = (stored.take("mean")?, stored.take("precision")?);
         stored.finish("part of it")?;
         // Checked arithmetic: the shapes come from a file. Two negative sizes have a product, but not a tensor.
-        let weights = |p: &Saved| -> Option<i64> {
-            p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d).filter(|_| *d >= 0))
-        };
+        let weights =
+            |p: &Saved| -> Option<i64> { p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d).filter(|_| *d >= 0)) };
         let sizes = content.parameters.iter().map(weights).collect::<Option<Vec<_>>>();
         let total = sizes.as_ref().and_then(|sizes| sizes.iter().try_fold(0i64, |sum, n| sum.checked_add(*n)));
         let (Some(sizes), 1, true) = (sizes, mean.dim(), total == Some(mean.numel() as i64)) else {

@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn parts_are_those_of_decimal_fractions() {
-        for (share, n, expected) in [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.999, 1000, 999), (1.0, 7, 7)] {
+        for (share, n, expected) in [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.999, 1000, 999), (1.0, 7, 7)]
+        {
             assert_eq!(part_of(share, n), expected);
         }
         for denominator in [10usize, 100, 1000, 7, 3] {

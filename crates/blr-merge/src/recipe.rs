@@ -116,8 +116,8 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Merge`] with the first pattern that fits none.
-    pub fn check<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
-        let unused = |pattern: &&String| !names.clone().any(|name| fits(pattern, name));
+    pub fn check(&self, names: &[&str]) -> Result<()> {
+        let unused = |pattern: &&String| !names.iter().any(|name| fits(pattern, name));
         match self.include.iter().chain(&self.exclude).find(unused) {
             Some(pattern) => Err(Error::Merge(format!(
                 "no tensor's name fits the pattern `{pattern}`: it must fit the whole name, `*` standing for any characters"
@@ -232,8 +232,8 @@ mod tests {
         for (name, role) in [("a.weight", Role::Weight), ("a.bias", Role::Kept), ("head.weight", Role::Kept)] {
             assert_eq!(some.role(name).unwrap(), role);
         }
-        some.check(["a.weight", "head.bias"].into_iter()).unwrap();
-        let e = some.check(["a.weight"].into_iter()).unwrap_err().to_string();
+        some.check(&["a.weight", "head.bias"]).unwrap();
+        let e = some.check(&["a.weight"]).unwrap_err().to_string();
         assert!(e.contains("`head.*`"), "{e}");
     }
 }

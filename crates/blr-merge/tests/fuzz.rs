@@ -6,9 +6,7 @@
 mod mutation;
 mod support;
 
-use blr_merge::{
-    Destination, FileModel, Method, Recipe, Rescale, WeightFile, diff_files, merge_files, remove_files,
-};
+use blr_merge::{Destination, FileModel, Method, Recipe, Rescale, WeightFile, diff_files, merge_files, remove_files};
 use mutation::{Parts, Random, change_value, changed, garbled};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +53,7 @@ fn changed_files_give_errors_or_whole_files() {
     ];
     let mut random = Random(0x5eed);
     let (mut refused, mut merged) = (0, 0);
-    for case in 0..600 {
+    for case in 0..300 {
         let (seed, good) = if case % 3 == 0 { (&seeds[1], at("plain")) } else { (&seeds[0], at("good")) };
         let bytes = changed(seed, &mut random);
         fs::write(at("changed"), &bytes).unwrap();
@@ -93,7 +91,7 @@ fn changed_files_give_errors_or_whole_files() {
         assert_eq!(fs::read(at("changed")).unwrap(), bytes);
     }
     // Both happen: neither is everything refused nor everything believed.
-    assert!(refused > 200 && merged > 50, "{refused} {merged}");
+    assert!(refused > 100 && merged > 25, "{refused} {merged}");
 }
 
 #[test]

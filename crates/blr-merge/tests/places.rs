@@ -48,7 +48,8 @@ fn other_formats_are_named() {
         assert!(e.contains("model.safetensors") && e.contains("not a safetensors file: ") && e.len() < 400, "{e}");
     }
     // Not named is what is none of these, though it begins like one: a header of 35615 bytes is no gzip.
-    for (bytes, says) in [(&b"whatever it is"[..], "claims a header"), (b"", "it has 0 bytes"), (b"PK\x03", "3 bytes")] {
+    for (bytes, says) in [(&b"whatever it is"[..], "claims a header"), (b"", "it has 0 bytes"), (b"PK\x03", "3 bytes")]
+    {
         fs::write(&path, bytes).unwrap();
         let e = WeightFile::open(&path).unwrap_err().to_string();
         assert!(e.contains("is not a whole safetensors file") && e.contains(says), "{e}");

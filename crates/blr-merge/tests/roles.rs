@@ -99,7 +99,7 @@ fn files_that_hold_no_weights_are_named() {
             let e = folder.refuses(Method::linear(), None, &models);
             assert!(e.contains(says) && e.contains("other: "), "{e}");
         }
-        let e = folder.refuses(Method::task_arithmetic(1.0), Some(&other), &[a.clone()]);
+        let e = folder.refuses(Method::task_arithmetic(1.0), Some(&other), std::slice::from_ref(&a));
         assert!(e.contains(says), "{e}");
         let e = folder.refuses(Method::Fisher, None, &[a.clone().curvature(folder.at("other"))]);
         assert!(e.contains(says), "{e}");
@@ -135,8 +135,12 @@ fn statistics_are_averaged_by_every_method() {
     let base = folder.save("base", &net(1.0)).curvature(folder.at("fisher"));
     folder.save("fisher", &f32s([("w", &[2.0])]));
     let models = |weights: [f64; 2]| {
-        [(0.5, "a"), (0.1, "b")].map(|(x, name)| folder.save(name, &net(x)).curvature(folder.at("fisher"))).into_iter()
-            .zip(weights).map(|(m, w)| m.weight(w)).collect::<Vec<_>>()
+        [(0.5, "a"), (0.1, "b")]
+            .map(|(x, name)| folder.save(name, &net(x)).curvature(folder.at("fisher")))
+            .into_iter()
+            .zip(weights)
+            .map(|(m, w)| m.weight(w))
+            .collect::<Vec<_>>()
     };
     let variance = |method: Method, weights| {
         let merged = folder.merge(method, Some(&base), &models(weights));
@@ -224,11 +228,8 @@ fn tied_tensors_that_are_not_written_again() {
 #[test]
 fn the_result_is_as_wide_as_the_widest() {
     let folder = Folder::new();
-    let bf16 = |x: f32| Stored {
-        dtype: Dtype::BF16,
-        shape: vec![1],
-        bytes: half::bf16::from_f32(x).to_le_bytes().to_vec(),
-    };
+    let bf16 =
+        |x: f32| Stored { dtype: Dtype::BF16, shape: vec![1], bytes: half::bf16::from_f32(x).to_le_bytes().to_vec() };
     let of = |name: &str, t: Stored| folder.save(name, &model([("w", t)]));
     let narrow = of("narrow", bf16(1.0));
     let single = of("single", Stored::f32(&[1.001]));
@@ -256,7 +257,8 @@ fn the_result_is_as_wide_as_the_widest() {
     let thirds = [of("1", Stored::f32(&[1.0])), of("2", Stored::f32(&[1.0])), of("3", Stored::f32(&[2.0]))];
     assert_eq!(out(&[&thirds[0], &thirds[1], &thirds[2]], Some(Dtype::F64)), Stored::f64(&[4.0 / 3.0]));
     let wrong = Destination::from(folder.at("none")).dtype(Dtype::I64);
-    let e = merge_files(Method::linear(), None, &[single.clone()], wrong, &mut quiet).unwrap_err().to_string();
+    let e =
+        merge_files(Method::linear(), None, std::slice::from_ref(&single), wrong, &mut quiet).unwrap_err().to_string();
     assert!(e.contains("`dtype` = I64") && !folder.at("none").exists(), "{e}");
     // What is copied as well, but no integers.
     let kept = folder.save("kept", &model([("h", Stored::f32(&[0.1])), ("n", Stored::i64(&[3])), ("w", bf16(1.0))]));

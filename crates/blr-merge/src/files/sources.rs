@@ -151,7 +151,7 @@ impl Sources {
         };
         let models = models.iter().map(|m| Source::open(m, recipe)).collect::<Result<Vec<_>>>()?;
         let mut sources = Sources { base, models, tensors: BTreeMap::new() };
-        recipe.check(sources.all().flat_map(Source::tensors).map(|(name, _)| name).collect::<Vec<_>>().into_iter())?;
+        recipe.check(&sources.all().flat_map(Source::tensors).map(|(name, _)| name).collect::<Vec<_>>())?;
         if let Some((name, of)) = recipe.tied.iter().find(|(name, _)| sources.all().all(|s| s.tensor(name).is_none())) {
             return Err(Error::parameter(name, format!("no model has it, nor `{of}` to stand for it")));
         }

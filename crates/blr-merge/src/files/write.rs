@@ -66,7 +66,8 @@ fn keeps_models_whole(sources: &Sources, out: &Path) -> Result<()> {
     let Ok(out) = out.canonicalize() else { return Ok(()) };
     for file in sources.files().filter(|file| file.shards().count() > 1) {
         if file.shards().any(|shard| shard.canonicalize().is_ok_and(|shard| shard == out)) {
-            let problem = format!("is a shard of {}, which would be broken; choose another name", file.path().display());
+            let problem =
+                format!("is a shard of {}, which would be broken; choose another name", file.path().display());
             return Err(Error::file(&out, problem));
         }
     }

@@ -35,11 +35,11 @@ const LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Draft {
     /// As it was given; for errors.
-    path: PathBuf,
+    given: PathBuf,
     /// Where its links end.
     target: PathBuf,
     folder: bool,
-    draft: PathBuf,
+    path: PathBuf,
     /// Open, and locked.
     file: File,
     committed: bool,
@@ -71,12 +71,12 @@ impl Draft {
         let beside = beside(&target);
         sweep(beside, &head);
         let (draft, file) = begin(beside, &head, folder, private).map_err(|e| error(&e))?;
-        Ok(Draft { path: path.to_owned(), folder, draft, file, committed: false, target })
+        Ok(Draft { given: path.to_owned(), target, folder, path: draft, file, committed: false })
     }
 
     /// Where it is written: the file itself, which [`Draft::output`] has open, or the folder that files are put into.
     pub fn path(&self) -> &Path {
-        &self.draft
+        &self.path
     }
 
     /// The new file, to be written to.
@@ -91,15 +91,15 @@ impl Draft {
     /// old file is then still there, and no draft.
     pub fn commit(mut self) -> Result<()> {
         // Again, for the work between may have taken hours.
-        let permissions = replaced(&self.path, &self.target, self.folder)?;
+        let permissions = replaced(&self.given, &self.target, self.folder)?;
         let rename = || -> io::Result<()> {
             permissions.map_or(Ok(()), |p| self.file.set_permissions(p))?;
             // Before the rename: otherwise a crash could leave the new name with the old file gone and the new one
             // empty.
             self.file.sync_all()?;
-            fs::rename(&self.draft, &self.target)
+            fs::rename(&self.path, &self.target)
         };
-        rename().map_err(|e| Error::file(&self.path, format_args!("cannot be written: {e}")))?;
+        rename().map_err(|e| Error::file(&self.given, format_args!("cannot be written: {e}")))?;
         self.committed = true;
         // The rename itself is on the disk only once the folder is. But it is done: a folder that cannot be opened or
         // flushed must not make the new file look as if it were the old one.
@@ -112,7 +112,7 @@ impl Drop for Draft {
     fn drop(&mut self) {
         if !self.committed {
             // Still locked, so that nobody takes it for a stale one meanwhile.
-            remove(&self.draft, self.folder);
+            remove(&self.path, self.folder);
         }
     }
 }
@@ -153,7 +153,10 @@ fn replaced(path: &Path, target: &Path, folder: bool) -> Result<Option<Permissio
         return Err(Error::file(path, "is there already: shards go to a new or empty folder"));
     }
     if !folder && !old.is_file() {
-        return Err(Error::file(path, format_args!("cannot be written: there is {}, and only a regular file is replaced", kind(&old))));
+        return Err(Error::file(
+            path,
+            format_args!("cannot be written: there is {}, and only a regular file is replaced", kind(&old)),
+        ));
     }
     Ok(Some(old.permissions()))
 }
@@ -194,11 +197,8 @@ fn begin(beside: &Path, head: &str, folder: bool, private: bool) -> io::Result<(
         // is new, cannot be somebody's link to another file.
         let number = RandomState::new().hash_one(0);
         let draft = beside.join(format!("{head}{number:0DIGITS$x}{END}"));
-        let made = if folder {
-            fs::create_dir(&draft).and_then(|()| File::open(&draft))
-        } else {
-            create(&draft, private)
-        };
+        let made =
+            if folder { fs::create_dir(&draft).and_then(|()| File::open(&draft)) } else { create(&draft, private) };
         let file = match made {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
             made => made?,

@@ -98,7 +98,8 @@ impl WeightFile {
         if file.extension().is_some_and(|e| e == "json") {
             weights.open_shards(file)?;
             if file == index && single.exists() && weights.shards.iter().any(|(path, _)| *path != single) {
-                let problem = format!("has a {SINGLE}, and a {INDEX} of other files: give the path of the one you mean");
+                let problem =
+                    format!("has a {SINGLE}, and a {INDEX} of other files: give the path of the one you mean");
                 return Err(Error::file(path, problem));
             }
         } else {

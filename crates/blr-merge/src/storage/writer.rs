@@ -83,13 +83,19 @@ impl<'a> FileWriter<'a> {
         // too.
         header.resize(header.len().next_multiple_of(8), b' ');
         if header.len() as u64 > header::LONGEST {
-            return Err(error(&format_args!("its header would have {} bytes; {} may be", header.len(), header::LONGEST)));
+            return Err(error(&format_args!(
+                "its header would have {} bytes; {} may be",
+                header.len(),
+                header::LONGEST
+            )));
         }
         let data = 8 + header.len() as u64;
         let mut output = file;
         let prefix = (header.len() as u64).to_le_bytes();
         output.write_all(&prefix).and_then(|()| output.write_all(&header)).map_err(|e| error(&e))?;
-        tensors.values_mut().for_each(|(_, at)| *at += data);
+        for (_, at) in tensors.values_mut() {
+            *at += data;
+        }
         Ok(FileWriter { path, file, tensors, progress, buffer: Vec::new() })
     }
 

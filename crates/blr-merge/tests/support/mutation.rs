@@ -133,7 +133,9 @@ pub fn change_value(tree: &mut Value, random: &mut Random) {
         }
         (2, Value::Number(n)) => {
             let x = n.as_f64().unwrap_or(0.0);
-            *value = random.one(&[json!(-x), json!(x + 1.0), json!((x as i64).saturating_sub(1)), json!(x * 1e10), json!(x * 0.5)]).clone();
+            *value = random
+                .one(&[json!(-x), json!(x + 1.0), json!((x as i64).saturating_sub(1)), json!(x * 1e10), json!(x * 0.5)])
+                .clone();
         }
         (2, Value::Bool(b)) => *b = !*b,
         (2, Value::String(s)) => s.push('\u{0}'),

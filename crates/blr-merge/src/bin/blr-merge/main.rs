@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Merge models of one architecture into one.
-    Merge(Merge),
+    Merge(Box<Merge>),
     /// Take one posterior's information out of another.
     Remove(Remove),
     /// List the tensors of a model.

@@ -77,7 +77,7 @@ pub struct Merge {
     #[arg(required = true)]
     models: Vec<PathBuf>,
     #[command(flatten)]
-    out: Out,
+    out: Target,
     /// One weight per model, in the order of the models; repeat or separate by commas [default: 1 each].
     #[arg(long, short, value_delimiter = ',', allow_negative_numbers = true)]
     weight: Vec<f64>,
@@ -147,7 +147,7 @@ pub struct Remove {
     #[arg(long, short, default_value_t = 1.0)]
     weight: f64,
     #[command(flatten)]
-    out: Out,
+    out: Target,
 }
 
 impl Remove {
@@ -159,7 +159,7 @@ impl Remove {
 }
 
 #[derive(Args)]
-struct Out {
+struct Target {
     /// Where the result goes: a file or, with --max-shard-size, a new folder.
     #[arg(long, short)]
     out: PathBuf,
@@ -181,7 +181,7 @@ enum Kind {
     Bf16,
 }
 
-impl Out {
+impl Target {
     fn destination(&self) -> Destination {
         let out = match self.max_shard_size {
             Some(most) => Destination::shards(&self.out, most),
