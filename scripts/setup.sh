@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=2.13.0 # the libtorch that tch 0.26 is generated for
-# All that the CPU needs: the wheel, and two libraries that it is linked to. By the hashes of PyPI's wheels for x86-64 and
-# for ARM, so that nobody between here and there can give us others. Those of CUDA's dependencies are not listed.
+# All that the CPU needs: the wheel, and two libraries that it is linked to. By the hashes of PyPI's wheels for x86-64
+# and for ARM, so that nobody between here and there can give us others. Those of CUDA's dependencies are not listed.
 PINNED="
 torch==$TORCH
     --hash=sha256:60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7

@@ -144,7 +144,7 @@ macro_rules! samples {
 }
 pub(super) use samples;
 
-/// x₀ in every element, infinite if the kind has no such number: a tensor cannot be filled with one, and tch would panic.
+/// x in every element; infinite if the kind has no such number, with which libtorch does not fill a tensor.
 pub(super) fn filled(like: &Tensor, x: f64) -> Tensor {
     let one = Tensor::from(x).to_kind(like.kind()).to_device(like.device());
     one.expand_as(like).contiguous()

@@ -25,8 +25,8 @@
 //! # }
 //! ```
 //!
-//! Inside: `method` says what is computed, `recipe` for which tensors, [`engine`] computes it over slices, [`storage`] reads and writes files
-//! without knowing what for, and `files` and `diff` join the two.
+//! Inside: `method` says what is computed, `recipe` for which tensors, [`engine`] computes it over slices, [`storage`]
+//! reads and writes files without knowing what for, and `files` and `diff` join the two.
 
 mod diff;
 pub mod engine;

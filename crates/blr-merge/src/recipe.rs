@@ -120,7 +120,7 @@ impl Recipe {
         let unused = |pattern: &&String| !names.iter().any(|name| fits(pattern, name));
         match self.include.iter().chain(&self.exclude).find(unused) {
             Some(pattern) => Err(Error::Merge(format!(
-                "no tensor's name fits the pattern `{pattern}`: it must fit the whole name, `*` standing for any characters"
+                "no tensor's name fits the pattern `{pattern}`: it must fit all of a name, with * for any characters"
             ))),
             None => Ok(()),
         }

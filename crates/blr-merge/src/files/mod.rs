@@ -115,9 +115,9 @@ pub struct Merged {
 /// Merges models in safetensors files, streamed in pieces of tensors: neither a model nor a single tensor needs to fit
 /// into memory.
 ///
-/// Computed in f32, or in f64 where an input or the result is; sums over a tensor and everything with curvature always in f64. On
-/// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
-/// rounding of sums.
+/// Computed in f32, or in f64 where an input or the result is; sums over a tensor and everything with curvature always
+/// in f64. On the same inputs the result has the same bits, whatever the number of threads; another order of models
+/// changes the rounding of sums.
 ///
 /// A method is applied to all weights; a [`Recipe`] leaves some out, and says what becomes of tensors that are no
 /// weights. Names, shapes and metadata of the result are those of the base, or of the first model if the method needs

@@ -216,8 +216,8 @@ fn begin(beside: &Path, head: &str, folder: bool, private: bool) -> io::Result<(
     }
 }
 
-/// A new file, and never one that is there. Readable by others only if the old file did not say by whom: what replaces a
-/// private file must at no moment be readable.
+/// A new file, and never one that is there. If there is an old one, it may have been private, and what replaces it must
+/// at no moment be readable by others.
 fn create(draft: &Path, private: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

@@ -1,4 +1,4 @@
-//! Files that are read: regular ones, for everything else is read for ever, waits for a writer, or cannot be read twice.
+//! Files that are read: regular ones, for anything else may be read for ever, wait for a writer, or not be read twice.
 
 use crate::{Error, Result};
 use std::fs::{self, File, Metadata};

@@ -77,8 +77,8 @@ impl WeightFile {
     /// `model.safetensors` or `model.safetensors.index.json`.
     ///
     /// # Errors
-    /// [`Error::File`] if a file cannot be read or is broken, an index and its shards do not agree, or a folder has both
-    /// a `model.safetensors` and an index of other files: nobody can know which of the two is the model.
+    /// [`Error::File`] if a file cannot be read or is broken, an index and its shards do not agree, or a folder has a
+    /// `model.safetensors` and an index of other files: nobody can know which of the two is the model.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let [index, single] = [INDEX, SINGLE].map(|name| path.join(name));
@@ -178,8 +178,8 @@ impl WeightFile {
         &self.metadata
     }
 
-    /// Whether tch-blr has written it as a diagonal Gaussian posterior. Only then is `<name>.precision` the precision of
-    /// `<name>`; in any other file it is a tensor like the others.
+    /// Whether tch-blr has written it as a diagonal Gaussian posterior. Only then is `<name>.precision` the precision
+    /// of `<name>`; in any other file it is a tensor like the others.
     pub fn is_posterior(&self) -> bool {
         self.contents == Contents::Posterior
     }

@@ -48,8 +48,8 @@ impl<'a> FileWriter<'a> {
     /// bytes of each piece of a tensor that is written.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a tensor's name that is given twice, that the format keeps for itself, or that is longer
-    /// than [`WeightFile`] reads; [`Error::File`] if the header is, or if it cannot be written.
+    /// [`Error::Parameter`] for a tensor's name that is given twice, that the format keeps for itself, or that is
+    /// longer than [`WeightFile`] reads; [`Error::File`] if the header is, or if it cannot be written.
     pub fn new(
         path: &'a Path,
         file: &'a File,
