@@ -7,7 +7,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=2.13.0 # the libtorch that tch 0.26 is generated for
-CUDA_LIBS=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85) # all that the wheel needs on a CPU
+# All that the CPU needs: the wheel, and two libraries that it is linked to. By the hashes of PyPI's wheels for x86-64
+# and for ARM, so that nobody between here and there can give us others. Those of CUDA's dependencies are not listed.
+PINNED="
+torch==$TORCH
+    --hash=sha256:60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7
+    --hash=sha256:092790c696a760c729fd5722835f50b9d81fd7c8f141571f3f3cf4081a8f664c
+nvidia-cuda-runtime==13.0.96
+    --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548
+    --hash=sha256:ef9bcbe90493a2b9d810e43d249adb3d02e98dd30200d86607d8d02687c43f55
+nvidia-cuda-cupti==13.0.85
+    --hash=sha256:4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8
+    --hash=sha256:796bd679890ee55fb14a94629b698b6db54bcfd833d391d5e94017dd9d7d3151
+"
 NEEDED_MIB=2048 # the wheel and what it unpacks to, side by side for a moment
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -55,10 +67,8 @@ if [ -n "${LIBTORCH+set}" ]; then
 fi
 
 flavour=cpu
-packages=("torch==$TORCH" "${CUDA_LIBS[@]}")
-deps=(--no-deps)
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-    flavour=cuda packages=("torch==$TORCH") deps=()
+    flavour=cuda
     NEEDED_MIB=9216
 fi
 
@@ -74,7 +84,7 @@ home=$cache/libtorch-$TORCH-$flavour
 complete() { [ -e "$home/torch/lib/libtorch_cpu.so" ]; }
 
 fetch() {
-    local arch i python pip free quiet=(--quiet) platforms=()
+    local arch i python pip free quiet=(--quiet) platforms=() wanted=("torch==$TORCH")
     arch=$(uname -m)
     case "$(uname -s)-$arch" in
         Linux-x86_64 | Linux-aarch64) ;;
@@ -99,17 +109,22 @@ fetch() {
     for ((i = 28; i >= 5; i--)); do platforms+=("--platform=manylinux_2_${i}_$arch"); done
     for i in manylinux2014 manylinux2010 manylinux1; do platforms+=("--platform=${i}_$arch"); done
     if [ -t 1 ]; then quiet=(); fi
+    if [ "$flavour" = cpu ]; then
+        # One requirement a line, its hashes behind it.
+        printf '%s\n' "${PINNED//$'\n'    / }" >"$partial/pinned.txt"
+        wanted=(--no-deps --require-hashes -r "$partial/pinned.txt")
+    fi
     say "fetching libtorch $TORCH ($flavour) into $home; once per user"
     # In the background, so that a signal reaches this script at once. It holds the lock: no other set-up starts beside it.
     TMPDIR=$partial PIP_REQUIRE_VIRTUALENV=0 "$python" -m pip install ${quiet[@]+"${quiet[@]}"} --no-input \
         --disable-pip-version-check --no-cache-dir --no-compile --no-user --target "$partial/site" --only-binary=:all: \
-        --implementation cp --python-version 3.11 "${platforms[@]}" ${deps[@]+"${deps[@]}"} "${packages[@]}" \
+        --implementation cp --python-version 3.11 "${platforms[@]}" "${wanted[@]}" \
         2>"$partial/pip.log" </dev/null &
     pip_pid=$!
     wait "$pip_pid" || {
         pip_pid=
         tail -n 3 "$partial/pip.log" >&2
-        die "pip could not fetch ${packages[*]}; check the network (or your pip index settings) and the space in $cache, then run the same command again"
+        die "pip could not fetch torch $TORCH; check the network (or your pip index settings: other wheels than PyPI's are refused) and the space in $cache, then run the same command again"
     }
     pip_pid=
     [ -e "$partial/site/torch/lib/libtorch_cpu.so" ] || die "the wheel torch $TORCH holds no libtorch_cpu.so; please report this with your platform ($(uname -sm))"

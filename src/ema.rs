@@ -4,9 +4,10 @@
 //! They know variables by name and nothing of how these are trained, so any optimizer will do, tch's too.
 
 use crate::params::{Leaf, Params, Perturbed};
-use crate::storage::checkpoint;
+use crate::storage::{AVERAGE, checkpoint};
 use crate::{Error, Result, check};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::Path;
 use tch::Tensor;
 
@@ -63,7 +64,7 @@ struct Content {
     names: Vec<String>,
 }
 
-const FORM: &str = "moving average of weights";
+const FORM: &str = AVERAGE;
 
 impl Ema {
     /// An average of these parameters with decay β = `decay` in [0, 1), which starts at their present values: about the
@@ -166,10 +167,11 @@ impl Ema {
         check::rate("decay", decay).map_err(|e| Error::file(path, e))?;
         self.params.refresh();
         self.extend();
+        let names: HashSet<String> = names.into_iter().collect();
         let mut averages = Vec::new();
         for (leaf, average) in self.params.leaves().iter().zip(&self.averages) {
             // By any of its names: a tied variable's first one depends on when it was tied.
-            let name = leaf.names.iter().find(|name| names.contains(name)).map_or(leaf.name(), String::as_str);
+            let name = leaf.names.iter().find(|name| names.contains(*name)).map_or(leaf.name(), String::as_str);
             let missing = || refused(format!("has no tensor `{name}`, which the model has"));
             let found = tensors.remove(name).ok_or_else(missing)?;
             same_shape(name, average, &found).map_err(|e| Error::file(path, e))?;

@@ -11,12 +11,12 @@ pub enum Expectation {
     Delta,
     /// At independent samples of q.
     MonteCarlo {
-        /// How many, at least 1.
+        /// How many, 1 to 2²⁰.
         samples: usize,
     },
     /// At pairs m+e, m-e, which cancel all that is odd in e: the gradient is exact for a quadratic loss.
     Antithetic {
-        /// How many pairs, at least 1.
+        /// How many pairs, 1 to 2²⁰.
         pairs: usize,
     },
     /// At m+ε, where ε is the row's step uphill ([`Rule::adversarial`](crate::rule::Rule::adversarial)) along ĝ₁, the
@@ -27,12 +27,16 @@ pub enum Expectation {
     },
 }
 
+/// Most samples, or pairs, of a step. A number beyond is a slip, or a file's: such a step would not end.
+const MOST: usize = 1 << 20;
+
 impl Expectation {
     pub(crate) fn validate(self) -> Result<()> {
+        let count = |name, n| check::that(name, n, (1..=MOST).contains(&n), "a number from 1 to 1,048,576");
         match self {
             Expectation::Delta | Expectation::Adversarial { .. } => Ok(()),
-            Expectation::MonteCarlo { samples } => check::count("samples", samples),
-            Expectation::Antithetic { pairs } => check::count("pairs", pairs),
+            Expectation::MonteCarlo { samples } => count("samples", samples),
+            Expectation::Antithetic { pairs } => count("pairs", pairs),
         }
     }
 

@@ -38,6 +38,8 @@ use crate::driver::Rule;
 use crate::fisher::DiagonalFisher;
 use crate::posterior::in_model;
 use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Perturbed, Result, check};
+use blr_merge::engine::part_of;
+use std::collections::HashSet;
 use tch::{Device, Kind, Tensor};
 
 /// A number for each weight of each parameter, by its name and in its shape. Leave out what is not to be pruned
@@ -85,7 +87,7 @@ pub fn saliency(fisher: &DiagonalFisher, params: impl Into<Params>) -> Result<Im
     Ok(each.into_iter().zip(pairs).map(|((name, f), (theta, _))| (name, f * theta.detach().square() * 0.5)).collect())
 }
 
-/// Keeps all weights but the share `sparsity` in \[0, 1\] of lowest importance: floor(sparsity·n) of the n weights of
+/// Keeps all weights but the share `sparsity` in \[0, 1\] of lowest importance: ⌊sparsity·n⌋ of the n weights of
 /// all these parameters together; among equals the earlier ones are pruned.
 ///
 /// # Errors
@@ -93,8 +95,9 @@ pub fn saliency(fisher: &DiagonalFisher, params: impl Into<Params>) -> Result<Im
 pub fn prune(importance: &[(String, Tensor)], sparsity: f64) -> Result<Mask> {
     let _no_grad = tch::no_grad_guard();
     check::that("sparsity", sparsity, (0.0..=1.0).contains(&sparsity), "a share of the weights, 0 to 1")?;
-    for (i, (name, t)) in importance.iter().enumerate() {
-        if importance[..i].iter().any(|(other, _)| other == name) {
+    let mut names = HashSet::new();
+    for (name, t) in importance {
+        if !names.insert(name) {
             return Err(Error::parameter(name, "its importance is given twice"));
         }
         // A NaN sorts last, so that it would silently count as the most important weight.
@@ -112,9 +115,7 @@ pub fn prune(importance: &[(String, Tensor)], sparsity: f64) -> Result<Mask> {
         return Err(Error::Parameters("there are no weights to prune".to_owned()));
     }
     let all = Tensor::f_cat(&flat, 0)?;
-    // Cut off, not rounded: never more than the share asked for, even where the product rounds to just below an
-    // integer.
-    let pruned = (sparsity * all.numel() as f64) as i64;
+    let pruned = part_of(sparsity, all.numel()) as i64;
     // Stable, so that equal importances (zeros, say) give the same mask on every run.
     let lowest = all.f_argsort_stable(true, 0, false)?.f_narrow(0, 0, pruned)?;
     let keep = Tensor::f_ones(all.size(), (Kind::Float, Device::Cpu))?.f_index_fill(0, &lowest, 0.0)?;

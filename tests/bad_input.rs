@@ -709,7 +709,7 @@ fn refuses_files<T: Debug>(
     };
     refuse("no file", &["cannot be read"]);
     fs::create_dir(&path).unwrap();
-    refuse("a directory", &["cannot be read"]);
+    refuse("a directory", &["is a folder"]);
     fs::remove_dir(&path).unwrap();
 
     let whole = fs::read(good).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use support::{F64, randn, values};
 use tch::{Device, Kind, Tensor, nn};
 use tch_blr::merge::{
-    Keep, Method, Model, NaturalSum, Rescale, TaskVectors, Tensors, barrier, federated, gradient_matching,
+    Keep, Method, Model, NaturalSum, Recipe, Rescale, TaskVectors, Tensors, barrier, federated, gradient_matching,
     gradient_mismatch, largest_removal, merge, remove, sweep,
 };
 use tch_blr::{
@@ -743,20 +743,63 @@ fn random_choices_depend_on_names_alone() {
 // Kinds, ties, errors
 
 #[test]
-fn results_have_the_kind_of_the_base() {
+fn results_have_the_kind_of_the_widest() {
     let x = Tensor::from_slice(&[1.0f32, 2.5, -3.0]);
-    for kind in [Kind::BFloat16, Kind::Half, Kind::Float, Kind::Double] {
+    for (kind, with, expected) in [
+        (Kind::BFloat16, Kind::Float, Kind::Float),
+        (Kind::BFloat16, Kind::Half, Kind::Float),
+        (Kind::Half, Kind::Half, Kind::Half),
+        (Kind::Float, Kind::BFloat16, Kind::Float),
+        (Kind::Double, Kind::Float, Kind::Double),
+        (Kind::Half, Kind::Double, Kind::Double),
+    ] {
         let base =
             BTreeMap::from([("count".to_owned(), Tensor::from_slice(&[3i64])), ("w".to_owned(), x.to_kind(kind))]);
         let other = BTreeMap::from([
             ("count".to_owned(), Tensor::from_slice(&[5i64])),
-            ("w".to_owned(), (&x + 1.0).to_kind(Kind::Float)),
+            ("w".to_owned(), (&x + 1.0).to_kind(with)),
         ]);
         let models = [Model::new("a", &base), Model::new("b", &other)];
         let merged = merge(Method::linear(), None, &models).unwrap();
-        assert_eq!((merged["w"].kind(), merged["count"].int64_value(&[0])), (kind, 3));
+        assert_eq!((merged["w"].kind(), merged["count"].int64_value(&[0])), (expected, 3));
         assert_eq!(values(&merged["w"]), [1.5, 3.0, -2.5]);
     }
+}
+
+/// As for files: statistics are averaged, counts and what is left out copied, factors refused.
+#[test]
+fn tensors_are_merged_as_what_they_are_for() {
+    let model = |x: f64, head: i64| {
+        let t = |x: f64| Tensor::from_slice(&[x]);
+        BTreeMap::from([
+            ("bn.num_batches_tracked".to_owned(), t(10.0 * x)),
+            ("bn.running_var".to_owned(), t(x)),
+            ("bn.weight".to_owned(), t(x)),
+            ("head".to_owned(), Tensor::full([head], x, F64)),
+        ])
+    };
+    let (base, a, b) = (model(1.0, 1), model(0.5, 2), model(0.1, 3));
+    let models = [Model::new("a", &a), Model::new("b", &b).weight(3.0)];
+    let recipe = || Recipe::new(Method::task_arithmetic(1.0)).exclude("head");
+    let merged = merge(recipe(), Some(&Model::new("base", &base)), &models).unwrap();
+    assert_eq!(values(&merged["bn.running_var"]), [(0.5 + 3.0 * 0.1) / 4.0]);
+    assert!((merged["bn.weight"].double_value(&[0]) - (1.0 - 0.5 - 2.7)).abs() < 1e-15);
+    assert_eq!((values(&merged["bn.num_batches_tracked"]), values(&merged["head"])), (vec![10.0], vec![1.0]));
+    assert_eq!(values(&base["head"]), [1.0]);
+    // Nobody has the curvature of a buffer.
+    let f = BTreeMap::from([("bn.weight".to_owned(), Tensor::from_slice(&[2.0]))]);
+    let weighted = [Model::new("a", &a).curvature(&f), Model::new("b", &b).curvature(&f)];
+    let merged = merge(Recipe::new(Method::Fisher).exclude("head"), None, &weighted).unwrap();
+    assert_eq!((values(&merged["bn.running_var"]), values(&merged["bn.weight"])), (vec![0.3], vec![0.3]));
+    assert!(merge(Method::task_arithmetic(1.0), Some(&Model::new("base", &base)), &models).is_err());
+    let e = merge(recipe().exclude("heads"), Some(&Model::new("base", &base)), &models).unwrap_err();
+    assert!(e.to_string().contains("`heads`"), "{e}");
+
+    let adapter = BTreeMap::from([("q.lora_A.weight".to_owned(), Tensor::from_slice(&[1.0]))]);
+    let adapter = [Model::new("a", &adapter)];
+    let e = merge(Method::linear(), None, &adapter).unwrap_err();
+    assert!(e.to_string().contains("`q.lora_A.weight`: it is a factor"), "{e}");
+    merge(Recipe::new(Method::linear()).factors(true), None, &adapter).unwrap();
 }
 
 #[test]

@@ -460,6 +460,13 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
     // After `configure`: whether h starts at h₀ depends on the prior.
     unit.kept.state = unit.row.initial(&mean, &unit.kept.prior);
+    for (state, t) in R::STATE.iter().zip(&unit.kept.state) {
+        if let Some(x) = kernel::first_non_finite(t) {
+            let problem =
+                format!("its initial state `{state}` is {x:e}: the settings that it follows from are beyond f32");
+            return Err(Error::parameter(unit.name(params), problem));
+        }
+    }
     unit.kept.mean = apart.then(|| mean.copy());
     Ok(unit)
 }

@@ -45,8 +45,8 @@ mod posteriors;
 mod tensors;
 
 pub use blr_merge::{
-    Destination, Difference, FileModel, Keep, Merged, Method, Rescale, StoredTensor, TaskVectors, WeightFile,
-    diff_files, merge_files, remove_files,
+    Destination, Difference, FileModel, Keep, Merged, Method, Recipe, Rescale, Role, StoredTensor, TaskVectors,
+    WeightFile, diff_files, merge_files, remove_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
 pub use posteriors::{NaturalSum, clamp_information, federated, gradient_matching, largest_removal, remove};

@@ -2,7 +2,7 @@
 //!
 //! What is computed is in [`blr_merge`], which sees slices of numbers and names.
 
-use super::Method;
+use super::{Recipe, Role};
 use crate::{Error, Result};
 use blr_merge::engine::{self, Input, Inputs, Number, Output, Plan, same_tensors};
 use std::collections::BTreeMap;
@@ -58,8 +58,10 @@ impl<'a> Model<'a> {
     }
 }
 
-fn shapes(tensors: &Tensors) -> BTreeMap<&str, Vec<i64>> {
-    tensors.iter().map(|(name, t)| (name.as_str(), t.size())).collect()
+/// Of the tensors that are not left out.
+fn shapes<'a>(recipe: &Recipe, tensors: &'a Tensors) -> BTreeMap<&'a str, Vec<i64>> {
+    let compared = tensors.iter().filter(|(name, _)| recipe.role(name).is_ok_and(|role| role != Role::Kept));
+    compared.map(|(name, t)| (name.as_str(), t.size())).collect()
 }
 
 fn floating(t: &Tensor) -> bool {
@@ -103,20 +105,26 @@ impl<T: Copy> Output<T, Error> for Values<T> {
 
 /// Merges models of one architecture, tensor by tensor.
 ///
+/// A method is applied to all weights; a [`Recipe`] leaves some out, and says what becomes of tensors that are no
+/// weights: statistics of batch normalization are averaged, factors of adapters are refused.
+///
 /// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On
 /// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
 /// rounding of sums.
 ///
-/// Each tensor of the result has the kind and device of the base's, or of the first model's if the method needs no
-/// base. From the same model, tensors of integers and booleans are copied, and names that share a tensor there (tied
-/// weights) share the merged one.
+/// Each tensor of the result has the device of the base's, or of the first model's if the method needs no base, and the
+/// narrowest kind that holds those of all models (and the base) exactly: f32 for f16 and bf16 together. From the same
+/// model, tensors of integers and booleans are copied, and names that share a tensor there (tied weights) share the
+/// merged one.
 ///
 /// # Errors
 /// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, numbers
 /// that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the tensor; weights and settings
 /// out of range.
-pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
+pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
     let _no_grad = tch::no_grad_guard();
+    let recipe = recipe.into();
+    let method = recipe.method();
     let names: Vec<(&str, f64)> = models.iter().map(|m| (m.name, m.weight)).collect();
     method.validate(&names)?;
     let base = if method.needs_base() {
@@ -128,14 +136,22 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
     };
     let all = || base.into_iter().chain(models);
     let pattern = base.unwrap_or(&models[0]);
-    let expected = shapes(pattern.tensors);
+    recipe.check(&all().flat_map(|m| m.tensors.keys()).map(String::as_str).collect::<Vec<_>>())?;
+    let mut roles = BTreeMap::new();
+    for (name, t) in pattern.tensors {
+        // Of integers nothing is computed.
+        let role = recipe.role(name)?;
+        roles.insert(name.as_str(), if t.defined() && !floating(t) { Role::Kept } else { role });
+    }
+    // What is left out may differ, or be in some of the models only.
+    let expected = shapes(&recipe, pattern.tensors);
     let mut posteriors = None;
     for model in all() {
         if let Some((name, _)) = model.tensors.iter().find(|(_, t)| !t.defined()) {
             return Err(Error::parameter(name, format!("it is undefined in model `{}`", model.name)));
         }
         // Before anything is computed, so that an error does not come after minutes of work.
-        same_tensors((pattern.name, &expected), (model.name, &shapes(model.tensors)))?;
+        same_tensors((pattern.name, &expected), (model.name, &shapes(&recipe, model.tensors)))?;
         if !method.needs_curvature() {
             continue;
         }
@@ -149,7 +165,7 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
                 "some models have a loss's curvature and others a precision; give the same for all".to_owned(),
             ));
         }
-        for (name, t) in model.tensors.iter().filter(|(_, t)| floating(t)) {
+        for (name, t) in model.tensors.iter().filter(|(name, _)| roles.get(name.as_str()) == Some(&Role::Weight)) {
             let problem = match curvature.tensors.get(name) {
                 None => "is missing".to_owned(),
                 Some(h) if h.size() == t.size() && floating(h) => continue,
@@ -170,22 +186,39 @@ pub fn merge(method: Method, base: Option<&Model>, models: &[Model]) -> Result<T
             continue;
         }
         done.push((like, name));
-        let result = if floating(like) {
-            if let Some(other) = all().find(|m| !floating(&m.tensors[name])) {
-                let (ours, theirs) = (like.kind(), other.tensors[name].kind());
-                return Err(Error::parameter(name, format!("it is {ours:?} in one model and {theirs:?} in another")));
-            }
-            one(&plan, name, like, base, models)?
-        } else {
-            like.copy()
+        let others = || all().filter_map(|m| m.tensors.get(name));
+        if let Some(other) = others().find(|t| expected.contains_key(name.as_str()) && floating(t) != floating(like)) {
+            let (ours, theirs) = (like.kind(), other.kind());
+            return Err(Error::parameter(name, format!("it is {ours:?} in one model and {theirs:?} in another")));
+        }
+        let kind = others().fold(like.kind(), |kind, t| both(kind, t.kind()));
+        let result = match roles[name.as_str()] {
+            Role::Kept => like.copy(),
+            Role::Statistic => one(&plan.average(), (name, like, kind), None, models)?,
+            Role::Weight => one(&plan, (name, like, kind), base, models)?,
         };
         merged.insert(name.clone(), result);
     }
     Ok(merged)
 }
 
-/// The merge of one tensor, like `like`.
-fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[Model]) -> Result<Tensor> {
+/// The narrowest kind that holds the numbers of both exactly. Of the two narrow ones neither holds the other: one has
+/// the digits, the other the range.
+fn both(a: Kind, b: Kind) -> Kind {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
+        _ => Kind::Float,
+    }
+}
+
+/// The merge of one tensor, in the shape and on the device of `like`.
+fn one(
+    plan: &Plan,
+    (name, like, result): (&str, &Tensor, Kind),
+    base: Option<&Model>,
+    models: &[Model],
+) -> Result<Tensor> {
     let flat = |t: &Tensor| -> Result<Tensor> { Ok(t.detach().f_to_device(Device::Cpu)?.f_reshape([-1])?) };
     let source = |m: &Model| -> Result<(Tensor, Option<Tensor>)> {
         let curvature = m.curvature.filter(|_| plan.method.needs_curvature());
@@ -200,10 +233,10 @@ fn one(plan: &Plan, name: &str, like: &Tensor, base: Option<&Model>, models: &[M
     let kind = if wide { Kind::Double } else { Kind::Float };
     let mut sources = Sources { base, models, kind, name };
     let merged = if wide { run::<f64>(plan, like, &mut sources) } else { run::<f32>(plan, like, &mut sources) }?;
-    let merged = merged.f_to_kind(like.kind())?;
+    let merged = merged.f_to_kind(result)?;
     // After the conversion: a sum may fit into f32 and overflow f16.
     if merged.isfinite().all().int64_value(&[]) == 0 {
-        return Err(Error::parameter(name, format!("the merge has numbers that are too large for {:?}", like.kind())));
+        return Err(Error::parameter(name, format!("the merge has numbers that are too large for {result:?}")));
     }
     Ok(merged.f_reshape(like.size())?.f_to_device(like.device())?)
 }

@@ -2,7 +2,8 @@
 
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model;
-use super::valid::{Stored, finite_float, given_twice, no_parameter};
+use super::named::Named;
+use super::valid::{Stored, finite_float, no_parameter};
 use crate::kernel::{self, Draw};
 use crate::link::{half_logistic, sign};
 use crate::params::Perturbed;
@@ -25,7 +26,7 @@ use tch::{Kind, Tensor};
 #[derive(Debug)]
 pub struct MeanFieldBernoulli {
     /// (name, λ); λ in f32 or f64.
-    entries: Vec<(String, Tensor)>,
+    entries: Named<(String, Tensor)>,
     seed: u64,
 }
 
@@ -47,15 +48,12 @@ impl MeanFieldBernoulli {
     /// # Errors
     /// No entry, a name twice, a kind other than f32 and f64, a λ that is not finite.
     pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
-        let mut q = MeanFieldBernoulli { entries: Vec::new(), seed: 0 };
+        let mut q = MeanFieldBernoulli { entries: Named::new(), seed: 0 };
         for (name, natural) in entries {
             let name = name.into();
-            if q.natural(&name).is_some() {
-                return Err(given_twice(&name));
-            }
             finite_float(&name, "natural parameter", &natural)?;
             // A copy, because λ may be an optimizer's state that goes on moving.
-            q.entries.push((name, natural.detach().copy()));
+            q.entries.push((name, natural.detach().copy()))?;
         }
         if q.entries.is_empty() {
             return Err(no_parameter());
@@ -75,7 +73,7 @@ impl MeanFieldBernoulli {
 
     /// λ of one parameter.
     pub fn natural(&self, name: &str) -> Option<&Tensor> {
-        self.entries.iter().find(|(n, _)| n == name).map(|(_, natural)| natural)
+        self.entries.get(name).map(|(_, natural)| natural)
     }
 
     /// tanh λ of one parameter.
@@ -151,23 +149,17 @@ impl MeanFieldBernoulli {
     /// # Errors
     /// If the two do not have the same parameters.
     pub fn kl(&self, p: &MeanFieldBernoulli) -> Result<f64> {
-        let missing = |a: &Self, b: &Self| a.names().find(|name| b.natural(name).is_none()).map(ToOwned::to_owned);
-        if let Some(name) = missing(self, p).or_else(|| missing(p, self)) {
-            return Err(Error::parameter(&name, "one posterior has it and the other does not"));
-        }
+        self.entries.same(&p.entries)?;
         // ln cosh x = |x| + ln(1 + exp(-2|x|)) - ln 2, whose last term cancels.
         let ln_cosh = |x: &Tensor| x.abs() + (x.abs() * -2.0).exp().log1p();
         let terms = self.entries.iter().map(|(name, natural)| {
-            let (a, b) = (natural.to_kind(Kind::Double), p.natural(name).expect("found above"));
-            if a.size() != b.size() {
-                return Err(Error::parameter(name, format!("shapes {:?} and {:?} differ", a.size(), b.size())));
-            }
+            let (a, b) = (natural.to_kind(Kind::Double), p.natural(name).expect("same() has seen to it"));
             // The other posterior may have been loaded, and is then on the CPU.
             let b = b.to_device(a.device()).to_kind(Kind::Double);
             let terms = (&a - &b) * a.tanh() - ln_cosh(&a) + ln_cosh(&b);
-            Ok(terms.sum(Kind::Double).double_value(&[]))
+            terms.sum(Kind::Double).double_value(&[])
         });
-        terms.sum()
+        Ok(terms.sum())
     }
 
     /// Tensor `<name>` is λ.

@@ -236,7 +236,7 @@ impl NaturalSum for FullGaussian {
         // The factorization is also the test that there is a Gaussian at all.
         let factor = linalg::cholesky("the combined precision", &precision)?;
         let mean = linalg::solve(&factor, &precision_mean)?;
-        Ok(FullGaussian { parameters: first.parameters.clone(), mean, precision, factor, seed: first.seed })
+        Ok(FullGaussian { parameters: first.parameters.map(Clone::clone), mean, precision, factor, seed: first.seed })
     }
 
     /// 1 over the largest eigenvalue of L⁻¹ S' L⁻ᵀ.
@@ -258,7 +258,7 @@ impl NaturalSum for FullGaussian {
     fn clamped(&self, prior: &Self) -> Result<Self> {
         self.same_parameters(prior)?;
         let with = |precision: Tensor, factor: Tensor| {
-            let (parameters, mean) = (self.parameters.clone(), self.mean.copy());
+            let (parameters, mean) = (self.parameters.map(Clone::clone), self.mean.copy());
             Ok(FullGaussian { parameters, mean, precision, factor, seed: self.seed })
         };
         if !self.is_empty() {
@@ -290,7 +290,7 @@ impl KroneckerGaussian {
     /// The same parameters, in the same bases.
     fn same_bases(&self, other: &Self) -> Result<()> {
         self.same_parameters(other)?;
-        for p in &self.parameters {
+        for p in self.parameters.iter() {
             let other = other.parameter(&p.name).expect("same_parameters() has seen to it");
             if !same_basis(p.left.as_ref(), other.left.as_ref()) || !same_basis(p.right.as_ref(), other.right.as_ref())
             {

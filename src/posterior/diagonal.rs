@@ -3,10 +3,11 @@
 use super::BlockPrecision;
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
-use super::valid::{Stored, finite_float, form, given_twice, no_parameter, smallest};
+use super::named::{Named, Parameter};
+use super::valid::{Stored, finite_float, form, no_parameter, smallest};
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::linalg::matrix_shape;
-use crate::storage::{PRECISION, checkpoint};
+use crate::storage::{POSTERIOR, PRECISION, checkpoint};
 use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -31,7 +32,7 @@ use tch::{Kind, Tensor};
 /// [`combine`]: crate::combine
 #[derive(Debug)]
 pub struct DiagonalGaussian {
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Named<Entry>,
     pub(super) seed: u64,
     learned: Option<f64>,
 }
@@ -50,6 +51,15 @@ impl Entry {
     fn shallow_clone(&self) -> Self {
         let (mean, precision) = (self.mean.shallow_clone(), self.precision.shallow_clone());
         Entry { name: self.name.clone(), mean, precision, damping: self.damping }
+    }
+}
+
+impl Parameter for Entry {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> Vec<i64> {
+        self.mean.size()
     }
 }
 
@@ -91,7 +101,7 @@ struct Content {
     damping: Vec<f64>,
 }
 
-const FORM: &str = "diagonal Gaussian posterior";
+const FORM: &str = POSTERIOR;
 
 posterior!(DiagonalGaussian);
 
@@ -110,13 +120,10 @@ impl DiagonalGaussian {
 
     /// As [`DiagonalGaussian::new`], with tensors that nobody else writes to.
     pub(crate) fn sharing<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor)>) -> Result<Self> {
-        let mut q = DiagonalGaussian { entries: Vec::new(), seed: 0, learned: None };
+        let mut q = DiagonalGaussian { entries: Named::new(), seed: 0, learned: None };
         for (name, mean, precision) in entries {
             let name = name.into();
             let refuse = |problem: String| Err(Error::parameter(&name, problem));
-            if q.entry(&name).is_some() {
-                return Err(given_twice(&name));
-            }
             finite_float(&name, "mean", &mean)?;
             finite_float(&name, "precision", &precision)?;
             if (mean.size(), mean.kind(), mean.device()) != (precision.size(), precision.kind(), precision.device()) {
@@ -133,7 +140,7 @@ impl DiagonalGaussian {
                 ));
             }
             // Detached: a graph behind the mean would be kept alive by the posterior.
-            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach(), damping: 0.0 });
+            q.entries.push(Entry { name, mean: mean.detach(), precision: precision.detach(), damping: 0.0 })?;
         }
         if q.entries.is_empty() {
             return Err(no_parameter());
@@ -197,7 +204,7 @@ impl DiagonalGaussian {
     /// A second handle to the same tensors.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        DiagonalGaussian { entries: self.entries.iter().map(Entry::shallow_clone).collect(), ..*self }
+        DiagonalGaussian { entries: self.entries.map(Entry::shallow_clone), ..*self }
     }
 
     /// Names of the parameters, in order.
@@ -237,7 +244,7 @@ impl DiagonalGaussian {
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.name == name)
+        self.entries.get(name)
     }
 
     /// The posterior of the parameters whose name passes, for example all but an old head.
@@ -245,7 +252,9 @@ impl DiagonalGaussian {
     /// # Errors
     /// If none passes.
     pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
-        let entries: Vec<Entry> = self.entries.iter().filter(|e| keep(&e.name)).map(Entry::shallow_clone).collect();
+        let mut entries = Named::new();
+        let kept = self.entries.iter().filter(|e| keep(&e.name)).map(Entry::shallow_clone);
+        kept.map(|e| entries.push(e)).collect::<Result<()>>()?;
         if entries.is_empty() { Err(no_parameter()) } else { Ok(DiagonalGaussian { entries, ..*self }) }
     }
 
@@ -386,27 +395,13 @@ impl DiagonalGaussian {
     }
 
     pub(super) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
-        let missing =
-            |a: &DiagonalGaussian, b: &DiagonalGaussian| a.names().find(|n| b.entry(n).is_none()).map(str::to_owned);
-        if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
-            return Err(Error::parameter(
-                &name,
-                "one posterior has it and the other does not; align them with select(..)",
-            ));
-        }
-        for e in &self.entries {
-            let theirs = other.entry(&e.name).expect("checked above").mean.size();
-            if e.mean.size() != theirs {
-                return Err(Error::parameter(&e.name, format!("shapes {:?} and {theirs:?} differ", e.mean.size())));
-            }
-        }
-        Ok(())
+        self.entries.same(&other.entries)
     }
 
     /// Tensor `<name>` is the mean, `<name>.precision` the precision.
     fn write(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
-        for e in &self.entries {
+        for e in self.entries.iter() {
             // A parameter may itself be called `x.precision`, and would overwrite that of `x` in the file.
             if let Some(clash) = e.name.strip_suffix(PRECISION).and_then(|base| self.entry(base)) {
                 return Err(Error::parameter(&e.name, format!("this is where the precision of `{}` goes", clash.name)));

@@ -4,7 +4,8 @@ use super::DiagonalGaussian;
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::diagonal::Entry;
 use super::in_model::{self, in_model};
-use super::valid::{Stored, finite_float, form, given_twice, no_parameter};
+use super::named::{Named, Parameter};
+use super::valid::{Stored, finite_float, form, no_parameter};
 use crate::kernel::{self, Draw, Field};
 use crate::storage::checkpoint;
 use crate::{Error, Params, Result, linalg};
@@ -22,7 +23,7 @@ use tch::{Kind, Tensor};
 /// ([`FullGaussian::with_seed`], default 0).
 #[derive(Debug)]
 pub struct FullGaussian {
-    pub(super) parameters: Vec<Named>,
+    pub(super) parameters: Named<Placed>,
     /// `[n]`
     pub(super) mean: Tensor,
     /// P `[n, n]`
@@ -33,24 +34,49 @@ pub struct FullGaussian {
 }
 
 /// A parameter's place in the vector.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Named {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
     name: String,
     shape: Vec<i64>,
+    /// Its first weight.
+    first: i64,
+    /// Number of its weights.
+    weights: i64,
 }
 
-impl Named {
-    fn weights(&self) -> i64 {
-        self.shape.iter().product()
+impl Parameter for Placed {
+    fn name(&self) -> &str {
+        &self.name
     }
+    fn size(&self) -> Vec<i64> {
+        self.shape.clone()
+    }
+}
+
+/// Places one after the other.
+fn placed(shapes: impl IntoIterator<Item = (String, Vec<i64>)>) -> Result<Named<Placed>> {
+    let mut parameters = Named::new();
+    let mut first = 0;
+    for (name, shape) in shapes {
+        let weights = shape.iter().product();
+        parameters.push(Placed { name, shape, first, weights })?;
+        first += weights;
+    }
+    Ok(parameters)
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
     seed: u64,
-    parameters: Vec<Named>,
+    parameters: Vec<Saved>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    name: String,
+    shape: Vec<i64>,
 }
 
 const FORM: &str = "full Gaussian posterior";
@@ -68,20 +94,18 @@ impl FullGaussian {
     /// shape, that is not symmetric up to rounding, or not positive definite.
     pub fn new<S: Into<String>>(means: impl IntoIterator<Item = (S, Tensor)>, precision: &Tensor) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let (mut parameters, mut parts): (Vec<Named>, Vec<Tensor>) = (Vec::new(), Vec::new());
+        let (mut shapes, mut parts): (Vec<(String, Vec<i64>)>, Vec<Tensor>) = (Vec::new(), Vec::new());
         for (name, mean) in means {
             let name = name.into();
-            if parameters.iter().any(|p| p.name == name) {
-                return Err(given_twice(&name));
-            }
             finite_float(&name, "mean", &mean)?;
             // `view` needs rows one after the other, which a transposed variable does not have.
             parts.push(mean.detach().to_kind(Kind::Double).contiguous().view([-1]));
-            parameters.push(Named { name, shape: mean.size() });
+            shapes.push((name, mean.size()));
         }
-        if parameters.is_empty() {
+        if shapes.is_empty() {
             return Err(no_parameter());
         }
+        let parameters = placed(shapes)?;
         let mean = Tensor::f_cat(&parts, 0)?;
         let n = mean.size()[0];
         if !precision.defined() || precision.size() != [n, n] {
@@ -103,7 +127,7 @@ impl FullGaussian {
         Self::symmetric(parameters, mean, linalg::symmetric(&precision)?)
     }
 
-    fn symmetric(parameters: Vec<Named>, mean: Tensor, precision: Tensor) -> Result<Self> {
+    fn symmetric(parameters: Named<Placed>, mean: Tensor, precision: Tensor) -> Result<Self> {
         let factor = linalg::cholesky("the precision of the posterior", &precision)?;
         Ok(FullGaussian { parameters, mean, precision, factor, seed: 0 })
     }
@@ -120,9 +144,7 @@ impl FullGaussian {
 
     /// First weight, number of weights and shape of one parameter.
     fn place(&self, name: &str) -> Option<(i64, i64, &[i64])> {
-        let i = self.parameters.iter().position(|p| p.name == name)?;
-        let first = self.parameters[..i].iter().map(Named::weights).sum();
-        Some((first, self.parameters[i].weights(), &self.parameters[i].shape))
+        self.parameters.get(name).map(|p| (p.first, p.weights, &p.shape[..]))
     }
 
     /// m of one parameter, in its shape.
@@ -174,13 +196,8 @@ impl FullGaussian {
 
     /// A vector as parameters.
     pub(crate) fn split(&self, all: &Tensor) -> Vec<(String, Tensor)> {
-        let mut first = 0;
-        let parts = self.parameters.iter().map(|p| {
-            let part = all.narrow(0, first, p.weights()).copy().view(&p.shape[..]);
-            first += p.weights();
-            (p.name.clone(), part)
-        });
-        parts.collect()
+        let part = |p: &Placed| all.narrow(0, p.first, p.weights).copy().view(&p.shape[..]);
+        self.parameters.iter().map(|p| (p.name.clone(), part(p))).collect()
     }
 
     /// The marginals of the single weights, N(mᵢ, (P⁻¹)ᵢᵢ): of all diagonal Gaussians this has the smallest
@@ -268,7 +285,7 @@ impl FullGaussian {
     }
 
     pub(super) fn same_parameters(&self, other: &FullGaussian) -> Result<()> {
-        if self.parameters == other.parameters {
+        if self.parameters[..] == other.parameters[..] {
             return Ok(());
         }
         let list = |q: &FullGaussian| {
@@ -286,7 +303,8 @@ impl FullGaussian {
     fn write(&self, path: &Path) -> Result<()> {
         let tensors = [("mean", &self.mean), ("precision", &self.precision)];
         let tensors = tensors.map(|(name, t)| (name.to_owned(), t.shallow_clone()));
-        let content = Content { seed: self.seed, parameters: self.parameters.clone() };
+        let saved = |p: &Placed| Saved { name: p.name.clone(), shape: p.shape.clone() };
+        let content = Content { seed: self.seed, parameters: self.parameters.iter().map(saved).collect() };
         checkpoint::save(path, FORM, &tensors, &content)
     }
 
@@ -301,21 +319,18 @@ impl FullGaussian {
         let mut stored = Stored { path, tensors };
         let (mean, precision) = (stored.take("mean")?, stored.take("precision")?);
         stored.finish("part of it")?;
-        // Checked arithmetic: the shapes come from a file, and their product may overflow.
-        let sizes = content.parameters.iter().map(|p| p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d)));
-        let sizes = sizes.map(|n| n.filter(|n| *n >= 0)).collect::<Option<Vec<_>>>();
-        let total = sizes.and_then(|sizes| sizes.into_iter().try_fold(0i64, i64::checked_add));
-        if mean.dim() != 1 || total != Some(mean.numel() as i64) {
+        // Checked arithmetic: the shapes come from a file. Two negative sizes have a product, but not a tensor.
+        let weights =
+            |p: &Saved| -> Option<i64> { p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d).filter(|_| *d >= 0)) };
+        let sizes = content.parameters.iter().map(weights).collect::<Option<Vec<_>>>();
+        let total = sizes.as_ref().and_then(|sizes| sizes.iter().try_fold(0i64, |sum, n| sum.checked_add(*n)));
+        let (Some(sizes), 1, true) = (sizes, mean.dim(), total == Some(mean.numel() as i64)) else {
             let problem = format!("has a mean of shape {:?} that does not fit its parameters", mean.size());
             return Err(Error::file(path, problem));
-        }
-        let mut first = 0;
-        let parts = content.parameters.iter().map(|p| {
-            let part = mean.narrow(0, first, p.weights()).view(&p.shape[..]);
-            first += p.weights();
-            (p.name.clone(), part)
-        });
-        let q = Self::new(parts.collect::<Vec<_>>(), &precision).map_err(|e| Error::file(path, e))?;
+        };
+        let parts = mean.f_split_with_sizes(&sizes, 0)?.into_iter().zip(content.parameters);
+        let parts = parts.map(|(part, p)| Ok((p.name, part.f_view(&p.shape[..])?))).collect::<Result<Vec<_>>>();
+        let q = parts.and_then(|parts| Self::new(parts, &precision)).map_err(|e| Error::file(path, e))?;
         Ok(q.with_seed(content.seed))
     }
 }
@@ -333,9 +348,9 @@ impl DiagonalGaussian {
             Tensor::f_cat(&self.entries.iter().map(|e| flat(part(e))).collect::<Vec<_>>(), 0)
         };
         let (mean, precision) = (join(|e| &e.mean)?, join(|e| &e.precision)?);
-        let parameters = self.entries.iter().map(|e| Named { name: e.name.clone(), shape: e.mean.size() });
+        let parameters = placed(self.entries.iter().map(|e| (e.name.clone(), e.mean.size())))?;
         Ok(FullGaussian {
-            parameters: parameters.collect(),
+            parameters,
             mean,
             // The factor of a diagonal matrix is known: no factorization of n³/3 operations.
             factor: precision.f_sqrt()?.f_diag(0)?,

@@ -3,7 +3,8 @@
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
 use super::kronecker_parameter::matrix;
-use super::valid::{Stored, given_twice, no_parameter};
+use super::named::{Named, Parameter};
+use super::valid::{Stored, no_parameter};
 use super::{BlockPrecision, DiagonalGaussian, FullGaussian, KroneckerParameter};
 use crate::kernel::{self, Draw, Field};
 use crate::linalg::{into_basis, matrix_shape};
@@ -30,7 +31,7 @@ use tch::{Kind, Tensor};
 /// ([`KroneckerGaussian::with_seed`], default 0).
 #[derive(Debug)]
 pub struct KroneckerGaussian {
-    pub(super) parameters: Vec<KroneckerParameter>,
+    pub(super) parameters: Named<KroneckerParameter>,
     pub(super) seed: u64,
 }
 
@@ -52,6 +53,15 @@ struct Saved {
     right: bool,
 }
 
+impl Parameter for KroneckerParameter {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn size(&self) -> Vec<i64> {
+        self.mean.size()
+    }
+}
+
 const FORM: &str = "Kronecker Gaussian posterior";
 
 posterior!(KroneckerGaussian);
@@ -64,12 +74,9 @@ impl KroneckerGaussian {
     /// not positive, a basis that is not orthogonal.
     pub fn new(parameters: impl IntoIterator<Item = KroneckerParameter>) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let mut q = KroneckerGaussian { parameters: Vec::new(), seed: 0 };
+        let mut q = KroneckerGaussian { parameters: Named::new(), seed: 0 };
         for parameter in parameters {
-            if q.parameter(&parameter.name).is_some() {
-                return Err(given_twice(&parameter.name));
-            }
-            q.parameters.push(parameter.owned()?);
+            q.parameters.push(parameter.owned()?)?;
         }
         if q.parameters.is_empty() {
             return Err(no_parameter());
@@ -89,7 +96,7 @@ impl KroneckerGaussian {
 
     /// Mean, basis and precisions of one parameter.
     pub fn parameter(&self, name: &str) -> Option<&KroneckerParameter> {
-        self.parameters.iter().find(|p| p.name == name)
+        self.parameters.get(name)
     }
 
     /// M of one parameter, the posterior's own tensor: copy it before you write to it.
@@ -229,7 +236,7 @@ impl KroneckerGaussian {
         let _no_grad = tch::no_grad_guard();
         self.same_parameters(p)?;
         let mut total = 0.0;
-        for q in &self.parameters {
+        for q in self.parameters.iter() {
             let q = q.double();
             let other = p.parameter(&q.name).expect("same_parameters() has seen to it").double();
             let (ours, theirs) = (q.block(), other.block().like(&q.mean));
@@ -242,17 +249,7 @@ impl KroneckerGaussian {
     }
 
     pub(super) fn same_parameters(&self, other: &KroneckerGaussian) -> Result<()> {
-        let missing = |a: &Self, b: &Self| a.names().find(|n| b.parameter(n).is_none()).map(str::to_owned);
-        if let Some(name) = missing(self, other).or_else(|| missing(other, self)) {
-            return Err(Error::parameter(&name, "one posterior has it and the other does not"));
-        }
-        for p in &self.parameters {
-            let theirs = other.parameter(&p.name).expect("checked above").mean.size();
-            if p.mean.size() != theirs {
-                return Err(Error::parameter(&p.name, format!("shapes {:?} and {theirs:?} differ", p.mean.size())));
-            }
-        }
-        Ok(())
+        self.parameters.same(&other.parameters)
     }
 
     /// Tensor `<name>` is M, `<name>.precision` s, `<name>.left` and `<name>.right` the bases that are not the
@@ -260,19 +257,13 @@ impl KroneckerGaussian {
     fn write(&self, path: &Path) -> Result<()> {
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         let mut parameters = Vec::new();
-        for p in &self.parameters {
+        for p in self.parameters.iter() {
             let parts = [("", Some(&p.mean)), (".precision", Some(&p.precision))];
             let bases = [(".left", p.left.as_ref()), (".right", p.right.as_ref())];
             for (suffix, t) in parts.into_iter().chain(bases) {
                 let Some(t) = t else { continue };
                 let name = format!("{}{suffix}", p.name);
-                // A parameter may itself be called `x.left`, and would overwrite the basis of `x`.
-                if tensors.iter().any(|(other, _)| *other == name) {
-                    return Err(Error::parameter(
-                        &p.name,
-                        format!("two tensors would have the name `{name}` in the file"),
-                    ));
-                }
+                // A parameter may itself be called `x.left`: writing the file refuses to have two tensors of one name.
                 tensors.push((name, t.shallow_clone()));
             }
             parameters.push(Saved { name: p.name.clone(), left: p.left.is_some(), right: p.right.is_some() });

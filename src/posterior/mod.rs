@@ -15,6 +15,7 @@ mod in_model;
 mod kronecker;
 mod kronecker_parameter;
 mod mixture;
+mod named;
 mod predictive;
 mod valid;
 

@@ -150,6 +150,18 @@ macro_rules! samples {
 }
 pub(super) use samples;
 
+/// x in every element; infinite if the kind has no such number, with which libtorch does not fill a tensor.
+pub(super) fn filled(like: &Tensor, x: f64) -> Tensor {
+    let one = Tensor::from(x).to_kind(like.kind()).to_device(like.device());
+    one.expand_as(like).contiguous()
+}
+
+/// x with every element between -limit and limit. A limit that the kind does not have is none.
+pub(super) fn clipped(x: &Tensor, limit: Option<f64>) -> Tensor {
+    let there = |limit: &f64| x.kind() == Kind::Double || (*limit as f32).is_finite();
+    limit.filter(there).map_or_else(|| x.shallow_clone(), |limit| x.clamp(-limit, limit))
+}
+
 /// h₀ I, the Hessian before the first update of a full-covariance row; zero under a prior from a posterior, so that q
 /// starts with the precision of the prior.
 pub(super) fn initial_hessian(mean: &Tensor, prior: &BlockPrior, hess_init: f64) -> Tensor {

@@ -1,7 +1,7 @@
 //! EVON: variational online Newton in an eigenbasis.
 
 use super::auto::{self, StepLength};
-use super::common::{config, fields, retracted_share, samples};
+use super::common::{clipped, config, fields, filled, retracted_share, samples};
 use super::eigenbasis::{EIGENBASIS, Eigenbasis};
 use crate::driver::{Block, BlockRule, Blocks, Displaced, Evaluated, Learned, Row, Start, When, rms};
 use crate::posterior::KroneckerGaussian;
@@ -133,7 +133,7 @@ impl BlockRule for Evon {
         } else {
             mean.new_empty([0], (mean.kind(), mean.device()))
         };
-        let mut state = vec![mean.zeros_like(), mean.full_like(h), squares];
+        let mut state = vec![mean.zeros_like(), filled(mean, h), squares];
         state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
         state
     }
@@ -159,7 +159,7 @@ impl BlockRule for Evon {
         let s = h + &delta;
         let f = &x.statistics[0] * check::ess(self.ess)?;
         // Clipped in units of h+δ, which therefore comes last.
-        let f = self.hess_clip.map_or_else(|| f.shallow_clone(), |kappa| f.clamp(-kappa, kappa)) * &s;
+        let f = clipped(&f, self.hess_clip) * &s;
         // The second-order term keeps h+δ above half of its value, whatever the sign of f.
         let change = (f - h) * r;
         let h = h + &change + change.square() * 0.5 / &s;
@@ -176,7 +176,7 @@ impl BlockRule for Evon {
         };
         // One rotation for both, since it is linear; and the new precision divides.
         let step = basis.rotate(&(&b * debias + pull))? / divisor;
-        let step = self.clip_radius.map_or_else(|| step.shallow_clone(), |xi| step.clamp(-xi, xi));
+        let step = clipped(&step, self.clip_radius);
         let mean = x.mean - basis.back(&step)? * when.lr;
         let mut state = vec![b, h, square];
         // Last: no step may use a basis that has seen its gradient.

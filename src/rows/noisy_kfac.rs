@@ -1,6 +1,6 @@
 //! Noisy K-FAC: a matrix-normal posterior by Kronecker factors of the Fisher information.
 
-use super::common::{config, fields, samples};
+use super::common::{config, fields, filled, samples};
 use crate::driver::{Block, BlockRule, Blocks, Displaced, Learned, Row, When};
 use crate::linalg::{into_basis, matrix_shape, out_of_basis};
 use crate::posterior::{KroneckerGaussian, KroneckerParameter};
@@ -197,7 +197,7 @@ impl BlockRule for NoisyKfac {
         let mut state = vec![mean.zeros_like()];
         state.extend(sides.map(|n| Tensor::eye(n, like) * root));
         state.extend([basis(0), basis(1)]);
-        state.extend(sides.map(|n| Tensor::full([n], root, like)));
+        state.extend(sides.map(|n| filled(&mean.new_empty([n], like), root)));
         state
     }
     fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {

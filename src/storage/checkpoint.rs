@@ -4,12 +4,11 @@
 //! module.
 
 use crate::{Error, Result};
-use blr_merge::storage::{DESCRIPTION, other_format, replace};
-use safetensors::{Dtype, SafeTensors, View, tensor::serialize_to_file};
+use blr_merge::WeightFile;
+use blr_merge::storage::{DESCRIPTION, Draft, Entry, FileWriter};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -24,18 +23,6 @@ struct Description<C> {
     content: C,
 }
 
-/// A contiguous CPU tensor on its way to a file.
-struct Stored(Tensor, Vec<usize>);
-
-impl Stored {
-    fn new(t: &Tensor) -> Self {
-        // Made contiguous once; tch would do it again in every call of `data`.
-        let t = t.detach().to_device(Device::Cpu).contiguous();
-        let shape = t.size().iter().map(|n| *n as usize).collect();
-        Stored(t, shape)
-    }
-}
-
 /// The kinds that states and posteriors have.
 fn dtype(kind: Kind) -> Option<Dtype> {
     match kind {
@@ -45,60 +32,40 @@ fn dtype(kind: Kind) -> Option<Dtype> {
     }
 }
 
-impl View for &Stored {
-    fn dtype(&self) -> Dtype {
-        dtype(self.0.kind()).expect("save() admits only kinds that have a dtype")
-    }
-    fn shape(&self) -> &[usize] {
-        &self.1
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        self.0.copy_data_u8(&mut bytes, self.0.numel());
-        Cow::Owned(bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.0.numel() * self.0.kind().elt_size_in_bytes()
-    }
-}
-
 /// Writes tensors (f32, f64) and `content` as a file of this form. It takes the place of an old file only once it is
 /// whole.
 pub(crate) fn save(path: &Path, form: &str, tensors: &[(String, Tensor)], content: &impl Serialize) -> Result<()> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {problem}"));
-    // Before the draft is made: a kind that cannot be saved leaves nothing behind on the disk.
-    if let Some((name, t)) = tensors.iter().find(|(_, t)| dtype(t.kind()).is_none()) {
-        return Err(Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind())));
-    }
+    let entry = |(name, t): &(String, Tensor)| {
+        let dtype = dtype(t.kind()).ok_or_else(|| {
+            Error::parameter(name, format!("kind {:?} cannot be saved: expected f32 or f64", t.kind()))
+        })?;
+        Ok(Entry { name: name.clone(), dtype, shape: t.size().iter().map(|n| *n as usize).collect() })
+    };
+    let entries = tensors.iter().map(entry).collect::<Result<Vec<_>>>()?;
     let description = Description { form: form.to_owned(), version: VERSION, content };
     let description = serde_json::to_string(&description).map_err(|e| error(&e))?;
     let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
-    // Copied from the device first, so that the draft is open only while it is written.
-    let stored: Vec<Stored> = tensors.iter().map(|(_, t)| Stored::new(t)).collect();
-    replace(path, |draft| {
-        // serialize_to_file makes a private file; ours should be as readable as the user's other files.
-        let readable = || fs::File::create(draft)?.metadata().map(|m| m.permissions());
-        let permissions = readable().map_err(|e| error(&e))?;
-        let named = tensors.iter().map(|(name, _)| name.as_str()).zip(&stored);
-        serialize_to_file(named, Some(metadata), draft).map_err(|e| error(&e))?;
-        fs::set_permissions(draft, permissions).map_err(|e| error(&e))
-    })
+    let draft = Draft::of_file(path)?;
+    let nobody_asks = &mut |_| ();
+    let mut file = FileWriter::new(path, draft.output(), &metadata, entries, nobody_asks)?;
+    for (name, t) in tensors {
+        let t = t.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+        let mut bytes = vec![0; t.numel() * t.kind().elt_size_in_bytes()];
+        t.f_copy_data_u8(&mut bytes, t.numel())?;
+        file.whole(name, &bytes)?;
+    }
+    Ok(draft.commit()?)
 }
 
 /// Reads what [`save`] wrote in this form: tensors on the CPU, and the content.
 pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTreeMap<String, Tensor>, C)> {
     let error = |problem: &dyn std::fmt::Display| Error::file(path, problem);
-    let bytes = fs::read(path).map_err(|e| error(&format!("cannot be read: {e}")))?;
-    if let Some(other) = other_format(&bytes) {
-        return Err(error(&other));
-    }
-    let invalid = |e: &dyn std::fmt::Display| error(&format!("is not a whole safetensors file: {e}"));
+    let file = WeightFile::open(path)?;
     // The description before the tensors: a file of another form should be named as one, whatever its tensors are.
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;
-    let description = header
+    let description = file
         .metadata()
-        .as_ref()
-        .and_then(|m| m.get(DESCRIPTION))
+        .get(DESCRIPTION)
         .ok_or_else(|| error(&"holds tensors, but no description by tch-blr; it was written by something else"))?;
     let damaged = |e| error(&format!("has a description that cannot be read: {e}"));
     // The content stays unread until the form is known: that of another form would fail with a message about fields.
@@ -109,17 +76,20 @@ pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTre
     }
     let content = serde_json::from_value(found.content).map_err(damaged)?;
     let mut tensors = BTreeMap::new();
-    for (name, view) in SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?.iter() {
-        let kind = match view.dtype() {
+    for (name, t) in file.tensors() {
+        let kind = match t.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::F64 => Kind::Double,
             other => return Err(error(&format!("tensor `{name}` has kind {other:?}: expected F32 or F64"))),
         };
-        let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-        // Copies: the tensors must not borrow from `bytes`.
-        let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
-            .map_err(|e| error(&format!("tensor `{name}` cannot be made: {}", Error::from(e))))?;
-        tensors.insert(name.to_owned(), tensor);
+        let refused = |problem: String| error(&format!("tensor `{name}` cannot be made: {problem}"));
+        // A shape without elements may have any other sizes, also such as are negative for libtorch.
+        let size = t.shape.iter().map(|n| i64::try_from(*n)).collect::<std::result::Result<Vec<i64>, _>>();
+        let size = size.map_err(|e| refused(e.to_string()))?;
+        let mut bytes = vec![0; t.bytes() as usize];
+        file.read_bytes(t, 0, &mut bytes)?;
+        let tensor = Tensor::f_from_data_size(&bytes, &size, kind).map_err(|e| refused(Error::from(e).to_string()))?;
+        tensors.insert(name.clone(), tensor);
     }
     Ok((tensors, content))
 }
@@ -127,6 +97,7 @@ pub(crate) fn load<C: DeserializeOwned>(path: &Path, form: &str) -> Result<(BTre
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn example(x: f64) -> Vec<(String, Tensor)> {
         vec![

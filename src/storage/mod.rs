@@ -6,4 +6,4 @@
 
 pub(crate) mod checkpoint;
 
-pub(crate) use blr_merge::storage::PRECISION;
+pub(crate) use blr_merge::storage::{AVERAGE, POSTERIOR, PRECISION};

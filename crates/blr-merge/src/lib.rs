@@ -25,8 +25,8 @@
 //! # }
 //! ```
 //!
-//! Inside: `method` says what is computed, [`engine`] computes it over slices, [`storage`] reads and writes files
-//! without knowing what for, and `files` and `diff` join the two.
+//! Inside: `method` says what is computed, `recipe` for which tensors, [`engine`] computes it over slices, [`storage`]
+//! reads and writes files without knowing what for, and `files` and `diff` join the two.
 
 mod diff;
 pub mod engine;
@@ -35,10 +35,12 @@ mod files;
 mod method;
 mod number;
 mod philox;
+mod recipe;
 pub mod storage;
 
 pub use diff::{Difference, diff_files};
 pub use error::{Error, Result};
 pub use files::{Destination, FileModel, Merged, merge_files, remove_files};
 pub use method::{Keep, Method, Rescale, TaskVectors};
+pub use recipe::{Recipe, Role};
 pub use storage::{StoredTensor, WeightFile};

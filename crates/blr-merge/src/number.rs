@@ -15,6 +15,14 @@ pub(crate) const BLOCK: usize = 1 << 14;
 // Blocks begin at multiples of four, as the groups of random words do (engine/select.rs), whichever chunk they are in.
 const _: () = assert!(CHUNK.is_multiple_of(BLOCK) && BLOCK.is_multiple_of(4));
 
+/// ⌊share·n⌋, as it is on paper: of 100, the share 0.29 is 29, though neither the number in memory nor its product is
+/// so large. A product that is less than its own rounding below a whole number is that number.
+pub fn part_of(share: f64, n: usize) -> usize {
+    let product = share * n as f64;
+    let near = product.round();
+    (if near - product <= 2.0 * f64::EPSILON * near { near } else { product.floor() }) as usize
+}
+
 /// f32, or f64 where an input is f64. Sealed.
 pub trait Number: Float + Default + Send + Sync + sealed::Sealed + 'static {
     /// 16-bit digits of [`Number::magnitude`].
@@ -73,5 +81,30 @@ impl Number for f64 {
     }
     fn single(self) -> f32 {
         self as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part_of;
+
+    #[test]
+    fn parts_are_those_of_decimal_fractions() {
+        for (share, n, expected) in [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.999, 1000, 999), (1.0, 7, 7)]
+        {
+            assert_eq!(part_of(share, n), expected);
+        }
+        for denominator in [10usize, 100, 1000, 7, 3] {
+            for numerator in 0..=denominator {
+                for n in (0..3000).chain([1_000_000, 123_456_789]) {
+                    let share = numerator as f64 / denominator as f64;
+                    assert_eq!(part_of(share, n), numerator * n / denominator, "{numerator}/{denominator} of {n}");
+                }
+            }
+        }
+        // What rounding has left of a tenth.
+        assert_eq!((part_of(1.0 - 0.9, 100), part_of(0.3 - 0.1, 5)), (10, 1));
+        // Below by more than that.
+        assert_eq!((part_of(0.289_999_999_999, 100), part_of(0.0, 5), part_of(0.5, 0)), (28, 0, 0));
     }
 }

@@ -106,11 +106,14 @@ fn errors_say_what_to_do() {
         ("merge --method ties --base base.safetensors a.safetensors --out m", "needs --density"),
         ("merge --method ties --density 2 --base base.safetensors a.safetensors --out m", "`density` = 2"),
         ("merge --method ties --density 0.5 a.safetensors --out m", "needs the base"),
-        ("merge --method fisher a.safetensors --out m", "no `w.precision`"),
+        ("merge --method fisher a.safetensors --out m", "is not a posterior that tch-blr has saved"),
         ("merge --method average a.safetensors --out none/m", "cannot be written"),
-        ("merge --method average a.safetensors ./a.safetensors --out m", "two models have the name"),
+        ("merge --method average a.safetensors ./a.safetensors --out m", "give one model once, with a larger weight"),
+        ("merge --method average a.safetensors b.safetensors --name x,x --out m", "two models are `x`"),
+        ("merge --method average a.safetensors b.safetensors --name x --out m", "--name is given 1 times for 2"),
+        ("merge --method average a.safetensors b.safetensors --exclude v.* --out m", "no tensor's name fits"),
         ("inspect broken.safetensors", "broken.safetensors: is not a whole"),
-        ("remove a.safetensors b.safetensors --out m", "no `w.precision`"),
+        ("remove a.safetensors b.safetensors --out m", "is not a posterior"),
     ] {
         let e = error(at, arguments);
         assert!(e.contains(says), "{arguments}: {e}");
@@ -168,14 +171,26 @@ fn results_in_shards() {
     }
     let merge = "merge --method average a.safetensors b.safetensors --out";
     ok(at, &format!("{merge} one.safetensors"));
-    for (size, shards) in [("8KB", 3), ("8KiB", 3), ("4000", 5), ("1MB", 1), ("5GB", 1)] {
+    for (size, shards) in [
+        ("8KB", 3),
+        ("8kb", 3),
+        ("8KiB", 3),
+        ("4000", 5),
+        ("7.9kib", 3),
+        ("7.8KB", 5),
+        ("0.008MB", 3),
+        ("1MB", 1),
+        ("5GB", 1),
+        ("1.5gb", 1),
+        ("2TB", 1),
+    ] {
         let text = ok(at, &format!("{merge} {size} --max-shard-size {size}"));
         assert!(text.contains("weights of 5 tensors, 5000 elements"), "{text}");
         assert_eq!(ok(at, &format!("diff one.safetensors {size}")), "");
         assert!(ok(at, &format!("inspect {size}")).contains(&format!("20000 bytes, {shards} file(s)")), "{size}");
     }
     assert!(error(at, &format!("{merge} 5GB --max-shard-size 5GB")).contains("shards go to a new or empty folder"));
-    for size in ["0", "GB", "-1", "1.5GB", "5TB", "99999999999GB"] {
+    for size in ["0", "GB", "-1", "5B", "1e3", "1.5.5GB", "infGB", ".GB", "5EB", "99999999999GB", "0.0001KB"] {
         let out = run(at, &format!("{merge} m --max-shard-size={size}"));
         assert_eq!(out.status.code(), Some(2), "{size}");
         let text = String::from_utf8(out.stderr).unwrap();
@@ -195,6 +210,72 @@ fn inspect_and_diff() {
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(text.starts_with("w: largest difference 2.000e0, norm of the difference 1.342e0"), "{text}");
     error(folder.path(), "diff a.safetensors none");
+}
+
+/// What a file says about itself comes to the terminal as text, and not as commands to it.
+#[test]
+fn control_characters_are_shown_and_not_obeyed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let evil = "w\u{1b}[2J\u{9b}31m\u{7}\n\u{202e}é";
+    let tensors = |x: f32| model([(evil, Stored::f32(&[x]))]);
+    support::save_with(&at.join("a"), &tensors(1.0), ("note", "\u{1b}]0;title\u{7}\r\nfake line"));
+    support::save(&at.join("b"), &tensors(f32::NAN));
+    support::save(&at.join("c"), &tensors(2.0));
+    let same = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}');
+    let inspected = ok(at, "inspect a");
+    assert!(same(&inspected) && inspected.contains("w\\u{1b}[2J\\u{9b}31m\\u{7}\\n\\u{202e}é"), "{inspected}");
+    assert!(inspected.contains("note: \\u{1b}]0;title\\u{7}\\r\\nfake line"), "{inspected}");
+    let different = String::from_utf8(run(at, "diff a c").stdout).unwrap();
+    assert!(same(&different) && different.starts_with("w\\u{1b}"), "{different}");
+    let merged = ok(at, "merge --method average a c --exclude w* --out m");
+    assert!(same(&merged) && merged.contains("copied from the base or the first model: w\\u{1b}"), "{merged}");
+    let e = error(at, "merge --method average a b --out m");
+    assert!(same(&e) && e.contains("w\\u{1b}[2J"), "{e}");
+}
+
+/// What becomes of tensors that are no weights, and that the command says so.
+#[test]
+fn what_is_not_merged_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let save = |name: &str, x: f32, steps: i64| {
+        let t = model([
+            ("bn.weight", Stored::f32(&[x])),
+            ("bn.running_mean", Stored::f32(&[10.0 * x])),
+            ("bn.running_var", Stored::f32(&[x])),
+            ("bn.num_batches_tracked", Stored::i64(&[steps])),
+            ("head", Stored::f32(&[x])),
+        ]);
+        support::save(&at.join(name), &t);
+    };
+    save("base", 1.0, 7);
+    save("a", 0.5, 8);
+    save("b", 0.2, 9);
+    let merge = "merge --method task-arithmetic --base base a b --weight 1,3 --exclude head --out m";
+    assert_eq!(
+        ok(at, merge),
+        "m: weights of 1 tensors, 1 elements\n\
+         averaged, being statistics of batch normalization: bn.running_mean, bn.running_var\n\
+         copied from the base or the first model: bn.num_batches_tracked, head\n"
+    );
+    let m = support::load(&at.join("m"));
+    let close = |name: &str, x: f32| assert!((m[name].numbers()[0] - x).abs() < 1e-6, "{name}: {:?}", m[name]);
+    // 1 - 0.5 - 3·0.8: of a variance that would be no variance.
+    close("bn.weight", -1.9);
+    close("bn.running_mean", (5.0 + 3.0 * 2.0) / 4.0);
+    close("bn.running_var", (0.5 + 3.0 * 0.2) / 4.0);
+    close("head", 1.0);
+    assert_eq!(m["bn.num_batches_tracked"], Stored::i64(&[7]));
+
+    let adapter = model([("q.lora_A.weight", Stored::f32(&[1.0])), ("q.lora_B.weight", Stored::f32(&[1.0]))]);
+    for name in ["l1", "l2"] {
+        support::save(&at.join(name), &adapter);
+    }
+    let e = error(at, "merge --method average l1 l2 --out l");
+    assert!(e.contains("`q.lora_A.weight`") && e.contains("the product of averages is not the average"), "{e}");
+    ok(at, "merge --method average l1 l2 --factors --out l");
+    ok(at, "merge --method average l1 l2 --exclude *.lora_?.weight --out l");
 }
 
 #[test]

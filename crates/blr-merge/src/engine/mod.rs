@@ -49,7 +49,7 @@ mod natural;
 mod select;
 mod task_vectors;
 
-pub use crate::number::Number;
+pub use crate::number::{Number, part_of};
 pub(crate) use natural::smallest_ratio;
 
 use crate::{Error, Method};
@@ -108,6 +108,22 @@ pub struct Plan<'a> {
     pub posteriors: bool,
 }
 
+impl Plan<'_> {
+    /// The average of the same models by those of their weights that are positive, or of all alike if none is: what
+    /// becomes of statistics. Slerp has the weights 1-t and t.
+    #[must_use]
+    pub fn average(&self) -> Self {
+        let weights: Vec<f64> = match self.method {
+            Method::Slerp { t } => vec![1.0 - t, t],
+            _ => self.models.iter().map(|(_, w)| *w).collect(),
+        };
+        let any = weights.iter().any(|w| *w > 0.0);
+        let weights = weights.iter().map(|w| if any { w.max(0.0) } else { 1.0 });
+        let models = self.models.iter().zip(weights).map(|((name, _), w)| (*name, w)).collect();
+        Plan { method: Method::linear(), models, posteriors: false }
+    }
+}
+
 /// Merges one tensor of `len` elements. The `name` appears in errors and decides, with the names of the models, what
 /// DARE keeps.
 ///
@@ -148,8 +164,10 @@ pub fn same_tensors<D: PartialEq + Debug>(
 ) -> Result<(), Error> {
     let missing = |(a, shapes): (&str, &BTreeMap<&str, D>), (b, others): (&str, &BTreeMap<&str, D>)| {
         shapes.keys().find(|name| !others.contains_key(*name)).map_or(Ok(()), |name| {
-            let problem =
-                format!("model `{a}` has it and model `{b}` does not; only models of one architecture can be merged");
+            let problem = format!(
+                "model `{a}` has it and model `{b}` does not; only models of one architecture can be merged. If it is \
+                 another one's head, leave it out (exclude); if it is tied to another tensor there, say to which (tied)"
+            );
             Err(Error::parameter(name, problem))
         })
     };

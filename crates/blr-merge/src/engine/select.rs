@@ -5,7 +5,7 @@ use super::Input;
 use super::job::{Job, sum};
 use crate::Error;
 use crate::method::{Keep, Rescale};
-use crate::number::{BLOCK, Number};
+use crate::number::{BLOCK, Number, part_of};
 use crate::philox::words;
 use rayon::prelude::*;
 
@@ -94,7 +94,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         let models = 0..self.plan.models.len();
         match keep {
             Keep::Largest { density } if density < 1.0 => {
-                let kept = ((density * self.len as f64) as usize).clamp(1, self.len.max(1));
+                let kept = part_of(density, self.len).max(1);
                 self.thresholds(kept)
             }
             Keep::All | Keep::Largest { .. } => Ok(models.map(|_| Selection::All).collect()),

@@ -8,7 +8,9 @@ mod write;
 pub use remove::remove_files;
 
 use crate::engine::Plan;
-use crate::{Error, Method, Result};
+use crate::storage::{Draft, is_floating};
+use crate::{Error, Recipe, Result};
+use safetensors::Dtype;
 use sources::{Sources, names};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone)]
 pub struct FileModel {
     path: PathBuf,
+    name: Option<String>,
     weight: f64,
     curvature: Option<PathBuf>,
 }
@@ -23,7 +26,15 @@ pub struct FileModel {
 impl FileModel {
     /// Whatever [`WeightFile::open`](crate::WeightFile::open) takes, with weight 1.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        FileModel { path: path.into(), weight: 1.0, curvature: None }
+        FileModel { path: path.into(), name: None, weight: 1.0, curvature: None }
+    }
+
+    /// What errors call it, and what [`Method::dare`](crate::Method::dare) knows it by. Default: the end of its path
+    /// that tells it from the others.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// w_k; ignored for a base. Default 1.
@@ -49,6 +60,7 @@ pub struct Destination {
     path: PathBuf,
     /// Most bytes of tensors in a shard.
     most: Option<u64>,
+    dtype: Option<Dtype>,
 }
 
 impl Destination {
@@ -56,38 +68,45 @@ impl Destination {
     /// their index `model.safetensors.index.json`. A tensor larger than that has a shard to itself; a weight and its
     /// precision share one. [`WeightFile::open`](crate::WeightFile::open) takes the folder.
     pub fn shards(folder: impl Into<PathBuf>, most: u64) -> Self {
-        Destination { path: folder.into(), most: Some(most) }
+        Destination { path: folder.into(), most: Some(most), dtype: None }
     }
 
-    /// Fails before any work is done, where it can be known.
-    fn check(&self) -> Result<()> {
-        let Some(most) = self.most else { return Ok(()) };
-        Error::unless(most > 0, "max_shard_size", most, "a number of bytes > 0")?;
-        let taken = match std::fs::read_dir(&self.path) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(_) => self.path.exists(),
-        };
-        if taken {
-            return Err(Error::file(&self.path, "is there already: shards go to a new or empty folder"));
+    /// The kind of all floating-point numbers: F32, F64, F16 or BF16. Default: for each tensor, the narrowest that
+    /// holds those of all models (and the base) exactly; F32 for F16 and BF16 together.
+    #[must_use]
+    pub fn dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Fails before any work is done, where nothing could be written.
+    fn draft(&self) -> Result<Draft> {
+        if let Some(most) = self.most {
+            Error::unless(most > 0, "max_shard_size", most, "a number of bytes > 0")?;
         }
-        Ok(())
+        if let Some(dtype) = self.dtype {
+            Error::unless(is_floating(dtype), "dtype", dtype, "F32, F64, F16 or BF16")?;
+        }
+        if self.most.is_some() { Draft::of_folder(&self.path) } else { Draft::of_file(&self.path) }
     }
 }
 
 impl<P: AsRef<Path>> From<P> for Destination {
     fn from(path: P) -> Self {
-        Destination { path: path.as_ref().to_owned(), most: None }
+        Destination { path: path.as_ref().to_owned(), most: None, dtype: None }
     }
 }
 
 /// What [`merge_files`] or [`remove_files`] did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merged {
-    /// Number of tensors that were merged; a weight's precision does not count.
+    /// Number of tensors that were merged by the method; a weight's precision does not count.
     pub tensors: usize,
     /// Number of weights in these.
     pub weights: u64,
-    /// Tensors of integers and booleans, which were copied from the base or the first model.
+    /// Tensors that were averaged, whatever the method: statistics of batch normalization.
+    pub averaged: Vec<String>,
+    /// Tensors that were copied from the base or the first model: integers, booleans, and those left out.
     pub copied: Vec<String>,
     /// Whether precisions were merged and written too.
     pub posterior: bool,
@@ -96,37 +115,39 @@ pub struct Merged {
 /// Merges models in safetensors files, streamed in pieces of tensors: neither a model nor a single tensor needs to fit
 /// into memory.
 ///
-/// Computed in f32, or in f64 where an input is f64; sums over a tensor and everything with curvature always in f64. On
-/// the same inputs the result has the same bits, whatever the number of threads; another order of models changes the
-/// rounding of sums.
+/// Computed in f32, or in f64 where an input or the result is; sums over a tensor and everything with curvature always
+/// in f64. On the same inputs the result has the same bits, whatever the number of threads; another order of models
+/// changes the rounding of sums.
 ///
-/// Names, shapes, kinds and metadata of the result are those of the base, or of the first model if the method needs no
-/// base. Methods with curvature take files of curvature or posteriors' files (tensors `<name>` and `<name>.precision`,
-/// as `tch_blr::DiagonalGaussian::save` writes them), and merge posteriors into a posterior's file; the other methods
-/// make plain weights of posteriors. [`Method::dare`] knows a model by the end of its path that tells it from the
-/// others.
+/// A method is applied to all weights; a [`Recipe`] leaves some out, and says what becomes of tensors that are no
+/// weights. Names, shapes and metadata of the result are those of the base, or of the first model if the method needs
+/// no base. Methods with curvature take files of curvature or posteriors' files (as `tch_blr::DiagonalGaussian::save`
+/// writes them: they say so in their metadata, and hold `<name>` and `<name>.precision`), and merge posteriors into a
+/// posterior's file; the other methods make plain weights of posteriors.
 ///
 /// `out`, a file or [`Destination::shards`], appears or is replaced atomically once everything is written. `progress`
 /// is called with the bytes written so far and those to be written in all.
 ///
 /// # Errors
 /// A base or a curvature that the method needs and that is not given; models that differ in names or shapes, kinds that
-/// cannot be merged, numbers that are not finite, curvature < 0 or a merged precision ≤ 0, all with the name of the
-/// tensor; weights and settings out of range; files that cannot be read or written, or are broken. `out` is then as it
-/// was before.
+/// cannot be merged, numbers that are not finite, curvature < 0, a merged precision ≤ 0 or one that the kind of the
+/// result rounds to 0, factors of adapters, all with the name of the tensor; weights and settings out of range; files
+/// that cannot be read or written, are broken, or hold neither weights nor a diagonal posterior (an optimizer's
+/// checkpoint). `out` is then as it was before.
 pub fn merge_files(
-    method: Method,
+    recipe: impl Into<Recipe>,
     base: Option<&FileModel>,
     models: &[FileModel],
     out: impl Into<Destination>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
-    let out = out.into();
-    out.check()?;
-    let names = names(models);
+    let (recipe, out) = (recipe.into(), out.into());
+    let method = recipe.method;
+    let names = names(models)?;
     let weighted: Vec<(&str, f64)> = names.iter().zip(models).map(|(name, m)| (name.as_str(), m.weight)).collect();
     method.validate(&weighted)?;
-    let sources = Sources::open(method, base, models)?;
-    let posteriors = method.needs_curvature() && sources.pattern().curvature.is_none();
-    write::write(&Plan { method, models: weighted, posteriors }, &sources, &out, progress)
+    let draft = out.draft()?;
+    let sources = Sources::open(&recipe, base, models)?;
+    let posteriors = method.needs_curvature() && sources.pattern().is_posterior();
+    write::write(&Plan { method, models: weighted, posteriors }, &sources, &out, draft, progress)
 }

@@ -4,7 +4,7 @@ use super::sources::{Reader, Sources, names};
 use super::write::write;
 use super::{Destination, FileModel, Merged};
 use crate::engine::{Plan, smallest_ratio};
-use crate::{Error, Method, Result};
+use crate::{Error, Method, Result, Role};
 use std::path::PathBuf;
 
 /// Takes `weight` times `part` out of the posterior `q`, both posteriors' files: the natural parameters of `q` less
@@ -24,22 +24,23 @@ pub fn remove_files(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
     let out = out.into();
-    out.check()?;
     Error::unless(weight.is_finite() && weight > 0.0, "weight", weight, "a finite number > 0")?;
     let models = [FileModel::new(q), FileModel::new(part).weight(-weight)];
-    let names = names(&models);
+    let names = names(&models)?;
     let weighted: Vec<(&str, f64)> = names.iter().zip(&models).map(|(name, m)| (name.as_str(), m.weight)).collect();
     let plan = Plan { method: Method::Combine, models: weighted, posteriors: true };
-    let sources = Sources::open(plan.method, None, &models)?;
+    let draft = out.draft()?;
+    let sources = Sources::open(&plan.method.into(), None, &models)?;
     // A pass over the precisions alone, for an error that says how much would be possible; a merge that fails can only
     // say where.
     let (mut largest, mut what) = (f64::INFINITY, String::new());
-    for (name, t) in sources.weights().filter(|(_, t)| t.is_floating()) {
+    for (name, tensor) in sources.tensors().filter(|(_, tensor)| tensor.role == Role::Weight) {
         let mut reader = Reader::new(&sources, name);
+        let len = tensor.like.elements();
         let ratio = if reader.wide(plan.method)? {
-            smallest_ratio::<f64>(&plan, name, t.elements(), &mut reader)?
+            smallest_ratio::<f64>(&plan, name, len, &mut reader)?
         } else {
-            smallest_ratio::<f32>(&plan, name, t.elements(), &mut reader)?
+            smallest_ratio::<f32>(&plan, name, len, &mut reader)?
         };
         if ratio < largest {
             (largest, what) = (ratio, format!("parameter `{name}`"));
@@ -49,5 +50,5 @@ pub fn remove_files(
         return Err(Error::Removal { what, weight, largest });
     }
     plan.method.validate(&plan.models)?;
-    write(&plan, &sources, &out, progress)
+    write(&plan, &sources, &out, draft, progress)
 }

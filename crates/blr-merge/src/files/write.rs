@@ -3,10 +3,11 @@
 use super::sources::{Reader, Sources};
 use super::{Destination, Merged};
 use crate::engine::{self, Number, Output, Plan};
-use crate::storage::{DESCRIPTION, Entry, FileWriter, INDEX, PRECISION, StoredTensor, WeightFile, replace};
-use crate::{Error, Result};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use crate::storage::{DESCRIPTION, Draft, Entry, FileWriter, INDEX, PRECISION, StoredTensor, vanishing};
+use crate::{Error, Result, Role};
+use safetensors::Dtype;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -15,65 +16,94 @@ pub(super) fn write(
     plan: &Plan,
     sources: &Sources,
     out: &Destination,
+    draft: Draft,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
-    let pattern = &sources.pattern().weights;
-    let mut merged = Merged { tensors: 0, weights: 0, copied: Vec::new(), posterior: plan.posteriors };
-    let shards = shards(sources, plan.posteriors, out.most);
-    let total = shards.iter().flatten().map(|entry| entry.bytes).sum();
-    let mut metadata = pattern.metadata().clone();
-    if let Some(description) = metadata.remove(DESCRIPTION)
-        && plan.posteriors
-    {
-        // Of plain weights it would say that they are a posterior.
-        metadata.insert(DESCRIPTION.to_owned(), of_no_training(description));
-    }
-    let metadata = Some(metadata).filter(|m| !m.is_empty());
+    keeps_models_whole(sources, &out.path)?;
+    let mut merged =
+        Merged { tensors: 0, weights: 0, averaged: Vec::new(), copied: Vec::new(), posterior: plan.posteriors };
+    let shards = shards(sources, plan.posteriors, out);
+    let total = shards.iter().flatten().map(Entry::bytes).sum();
+    let metadata = metadata(sources, plan.posteriors);
     let mut written = 0;
     let mut count = |bytes| {
         written += bytes;
         progress(written, total);
     };
-    // Writes one file, called `path` in errors, at `draft`.
-    let mut fill = |path: &Path, draft: &Path, entries: &[Entry]| {
-        let mut file = FileWriter::create(path, draft, metadata.clone(), entries.to_vec(), &mut count)?;
-        let weights = entries.iter().map(|entry| entry.name.as_str()).filter(|name| !pattern.is_precision(name));
-        for name in weights {
-            write_tensor(plan, sources, name, &mut file, &mut merged)?;
+    // Fills one file, which is called `path` in errors.
+    let mut fill = |path: &Path, file: &File, entries: &[Entry]| {
+        let mut writer = FileWriter::new(path, file, &metadata, entries.to_vec(), &mut count)?;
+        let weights = entries.iter().map(|entry| entry.name.as_str());
+        for name in weights.filter(|name| !(plan.posteriors && sources.pattern().file().is_precision(name))) {
+            write_tensor(plan, sources, name, &mut writer, &mut merged)?;
         }
-        file.finish()
+        Ok(())
     };
-    replace(&out.path, |draft| {
-        if out.most.is_none() {
-            return shards.iter().try_for_each(|entries| fill(&out.path, draft, entries));
-        }
-        let error = |e: std::io::Error| Error::file(&out.path, format!("cannot be written: {e}"));
-        fs::create_dir(draft).map_err(error)?;
-        let mut map = BTreeMap::new();
-        for (i, entries) in shards.iter().enumerate() {
-            let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-            fill(&out.path.join(&name), &draft.join(&name), entries)?;
-            map.extend(entries.iter().map(|entry| (&entry.name, name.clone())));
-        }
-        let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
-        let mut file = File::create(draft.join(INDEX)).map_err(error)?;
-        file.write_all(format!("{index:#}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(error)
-    })?;
+    if out.most.is_none() {
+        shards.iter().try_for_each(|entries| fill(&out.path, draft.output(), entries))?;
+        draft.commit()?;
+        return Ok(merged);
+    }
+    let error = |e: std::io::Error| Error::file(&out.path, format!("cannot be written: {e}"));
+    let mut map = BTreeMap::new();
+    for (i, entries) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        let file = File::create_new(draft.path().join(&name)).map_err(error)?;
+        fill(&out.path.join(&name), &file, entries)?;
+        file.sync_all().map_err(error)?;
+        map.extend(entries.iter().map(|entry| (&entry.name, name.clone())));
+    }
+    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+    let mut file = File::create_new(draft.path().join(INDEX)).map_err(error)?;
+    file.write_all(format!("{index:#}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(error)?;
+    draft.commit()?;
     Ok(merged)
 }
 
+/// Refuses a result in the place of one of several shards of a model, which would be broken. (A whole input may be
+/// replaced: it is read before, and remains open.)
+fn keeps_models_whole(sources: &Sources, out: &Path) -> Result<()> {
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
+    for file in sources.files().filter(|file| file.shards().count() > 1) {
+        if file.shards().any(|shard| shard.canonicalize().is_ok_and(|shard| shard == out)) {
+            let problem =
+                format!("is a shard of {}, which would be broken; choose another name", file.path().display());
+            return Err(Error::file(&out, problem));
+        }
+    }
+    Ok(())
+}
+
+/// What the result says about itself.
+fn metadata(sources: &Sources, posteriors: bool) -> HashMap<String, String> {
+    let mut metadata = sources.pattern().file().metadata().clone();
+    let description = metadata.remove(DESCRIPTION).filter(|_| posteriors);
+    // Without it, the result is plain weights.
+    if let Some(mut description) = description.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok()) {
+        // Of the training, which the merge is not: the share of the precision that it has learned, and the damping of its
+        // noise.
+        if let Some(content) = description.get_mut("content").and_then(serde_json::Value::as_object_mut) {
+            content.remove("learned");
+            content.remove("damping");
+        }
+        metadata.insert(DESCRIPTION.to_owned(), description.to_string());
+    }
+    metadata
+}
+
 /// What is written, as files of at most so many bytes of tensors: at least one file, and exactly one without a limit.
-fn shards(sources: &Sources, posteriors: bool, most: Option<u64>) -> Vec<Vec<Entry>> {
-    let pattern = &sources.pattern().weights;
-    let most = most.unwrap_or(u64::MAX);
+fn shards(sources: &Sources, posteriors: bool, out: &Destination) -> Vec<Vec<Entry>> {
+    let most = out.most.unwrap_or(u64::MAX);
     let (mut shards, mut room) = (vec![Vec::new()], most);
-    for (name, t) in sources.weights() {
-        let entry =
-            |name: String, t: &StoredTensor| Entry { name, dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes() };
-        let precision = pattern.precision_of(name).filter(|_| posteriors);
-        let mut both = vec![entry(name.to_owned(), t)];
+    for (name, tensor) in sources.tensors() {
+        let entry = |name: String, t: &StoredTensor| {
+            let dtype = out.dtype.filter(|_| t.is_floating()).unwrap_or(tensor.dtype);
+            Entry { name, dtype, shape: t.shape.clone() }
+        };
+        let precision = sources.pattern().file().precision_of(name).filter(|_| posteriors);
+        let mut both = vec![entry(name.to_owned(), &tensor.like)];
         both.extend(precision.map(|s| entry(format!("{name}{PRECISION}"), s)));
-        let bytes = both.iter().map(|entry| entry.bytes).sum();
+        let bytes = both.iter().map(Entry::bytes).sum();
         if bytes > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
             shards.push(Vec::new());
             room = most;
@@ -86,25 +116,40 @@ fn shards(sources: &Sources, posteriors: bool, most: Option<u64>) -> Vec<Vec<Ent
 
 /// Merges or copies one tensor into a file that has a place for it.
 fn write_tensor(plan: &Plan, sources: &Sources, name: &str, file: &mut FileWriter, merged: &mut Merged) -> Result<()> {
-    let pattern: &WeightFile = &sources.pattern().weights;
-    let t = &pattern.tensors()[name];
-    if !t.is_floating() {
-        file.copy(name, pattern, t)?;
-        merged.copied.push(name.to_owned());
-        return Ok(());
-    }
+    let tensor = sources.tensor(name);
+    let elements = tensor.like.elements();
+    let average;
+    let plan = match tensor.role {
+        Role::Kept => {
+            let pattern = sources.pattern().file();
+            file.copy(name, pattern, &tensor.like)?;
+            if let Some(s) = pattern.precision_of(name).filter(|_| plan.posteriors) {
+                file.copy(&format!("{name}{PRECISION}"), pattern, s)?;
+            }
+            merged.copied.push(name.to_owned());
+            return Ok(());
+        }
+        Role::Statistic => {
+            merged.averaged.push(name.to_owned());
+            average = plan.average();
+            &average
+        }
+        Role::Weight => {
+            merged.tensors += 1;
+            merged.weights += elements as u64;
+            plan
+        }
+    };
     let mut reader = Reader::new(sources, name);
-    let wide = reader.wide(plan.method)?;
+    // Also for a result in f64, which would otherwise have the digits of f32.
+    let wide = reader.wide(plan.method)? || file.dtype(name) == Dtype::F64;
     let precision = plan.posteriors.then(|| format!("{name}{PRECISION}"));
     let mut place = Place { file, name, precision };
     if wide {
-        engine::merge::<f64, Error>(plan, name, t.elements(), &mut reader, &mut place)?;
+        engine::merge::<f64, Error>(plan, name, elements, &mut reader, &mut place)
     } else {
-        engine::merge::<f32, Error>(plan, name, t.elements(), &mut reader, &mut place)?;
+        engine::merge::<f32, Error>(plan, name, elements, &mut reader, &mut place)
     }
-    merged.tensors += 1;
-    merged.weights += t.elements() as u64;
-    Ok(())
 }
 
 /// Where one merged tensor goes.
@@ -121,17 +166,18 @@ impl<T: Number> Output<T> for Place<'_, '_> {
     }
 
     fn precision(&mut self, at: usize, s: &[T]) -> Result<()> {
-        self.precision.as_ref().map_or(Ok(()), |name| self.file.elements(name, at, s))
+        let Some(name) = &self.precision else { return Ok(()) };
+        let dtype = self.file.dtype(name);
+        let lost = vanishing(dtype);
+        if let Some(i) = s.iter().position(|s| s.wide() <= lost) {
+            let problem = format!(
+                "its precision {:e} of element {} would be 0 in {dtype:?}, and no weight has that: choose a wider kind \
+                 (dtype)",
+                s[i].wide(),
+                at + i
+            );
+            return Err(Error::parameter(self.name, problem));
+        }
+        self.file.elements(name, at, s)
     }
-}
-
-/// The description of a posterior without what only the training of the pattern has: the damping of its noise, and the
-/// share of its precision that was learned.
-fn of_no_training(description: String) -> String {
-    let Ok(mut all) = serde_json::from_str::<serde_json::Value>(&description) else { return description };
-    if let Some(content) = all.get_mut("content").and_then(serde_json::Value::as_object_mut) {
-        content.remove("damping");
-        content.remove("learned");
-    }
-    all.to_string()
 }

@@ -15,6 +15,22 @@ pub(super) fn width(dtype: Dtype) -> Option<usize> {
     }
 }
 
+/// Whether merges compute with this kind.
+pub(crate) fn is_floating(dtype: Dtype) -> bool {
+    width(dtype).is_some()
+}
+
+/// The largest number that the kind has no place for: it and all below are rounded to 0.
+pub(crate) fn vanishing(dtype: Dtype) -> f64 {
+    // Half of the smallest subnormal, a tie that goes to the even number, 0.
+    match dtype {
+        Dtype::F16 => 2f64.powi(-25),
+        Dtype::BF16 => 2f64.powi(-134),
+        Dtype::F32 => 2f64.powi(-150),
+        _ => 0.0,
+    }
+}
+
 /// Numbers from their bytes, as many as `x` has places for. Narrower kinds are exact in `x`; f64 is rounded if T is
 /// f32.
 pub(super) fn decode<T: Number>(dtype: Dtype, bytes: &[u8], x: &mut [T]) {

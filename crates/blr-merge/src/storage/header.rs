@@ -5,7 +5,8 @@
 //! without the text or a tree of JSON values in between. No number in it reserves memory, and entries without a use are
 //! skipped.
 
-use super::convert::width;
+use super::convert::is_floating;
+use super::format;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use serde::de::value::StrDeserializer;
@@ -13,13 +14,17 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
 /// Bytes of the longest header that the format allows.
-const LONGEST: u64 = 100_000_000;
+pub(super) const LONGEST: u64 = 100_000_000;
+/// The entry of a header that is not a tensor.
+pub(super) const METADATA: &str = "__metadata__";
 /// Bytes before the header, which hold its length.
 const PREFIX: u64 = 8;
+/// Bytes that are enough to tell other formats.
+const BEGINNING: u64 = 64;
 /// As many as libtorch can reduce over, and twice as many as older numpy allows. In a header a dimension takes two
 /// bytes, here eight, so their number must not be up to the file.
 const MOST_DIMENSIONS: usize = 64;
@@ -57,7 +62,7 @@ impl StoredTensor {
 
     /// Whether it is of a kind that merges compute with: F32, F64, BF16, F16.
     pub fn is_floating(&self) -> bool {
-        width(self.dtype).is_some()
+        is_floating(self.dtype)
     }
 }
 
@@ -74,19 +79,26 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
     let invalid = |problem: String| Error::file(path, format_args!("is not a whole safetensors file: {problem}"));
     let unreadable = |e: std::io::Error| Error::file(path, format_args!("cannot be read: {e}"));
     let total = file.metadata().map_err(unreadable)?.len();
+    let mut file = BufReader::new(file);
+    let mut beginning = Vec::new();
+    file.by_ref().take(BEGINNING).read_to_end(&mut beginning).map_err(unreadable)?;
+    let prefix = beginning.first_chunk::<{ PREFIX as usize }>();
+    let length = prefix.map(|prefix| u64::from_le_bytes(*prefix));
+    let fits = length.is_some_and(|length| length <= LONGEST.min(total.saturating_sub(PREFIX)));
+    // A header begins with a brace. Other formats have lengths that do not fit, or something else in this place.
+    if !(fits && beginning.get(PREFIX as usize) == Some(&b'{'))
+        && let Some(other) = format::named(&beginning)
+    {
+        return Err(Error::file(path, other));
+    }
     let Some(rest) = total.checked_sub(PREFIX) else {
         return Err(invalid(format!("it has {total} bytes, fewer than the length of its header takes")));
     };
-    let mut file = BufReader::new(file);
-    let mut prefix = [0; PREFIX as usize];
-    file.read_exact(&mut prefix).map_err(unreadable)?;
-    if let Some(other) = other_format(&prefix) {
-        return Err(Error::file(path, other));
-    }
-    let length = u64::from_le_bytes(prefix);
-    if length > rest.min(LONGEST) {
+    let length = length.unwrap_or(u64::MAX);
+    if !fits {
         return Err(invalid(format!("it claims a header of {length} bytes, of which {rest} are there")));
     }
+    let file = Cursor::new(beginning.split_off(PREFIX as usize)).chain(file);
     let mut parser = serde_json::Deserializer::from_reader(file.take(length));
     let parsed = Header::deserialize(&mut parser).and_then(|header| parser.end().map(|()| header));
     let mut header = parsed.map_err(|e| {
@@ -108,13 +120,15 @@ pub(super) fn read(path: &Path, file: &File, shard: usize) -> Result<Header> {
     Ok(header)
 }
 
-/// What a file is that begins so, if it is one that people take for a safetensors file; and what to do about it.
-pub fn other_format(beginning: &[u8]) -> Option<&'static str> {
-    // A zip archive. As the length of a header it would be 5·10¹⁷ bytes or more.
-    beginning.starts_with(b"PK\x03\x04").then_some(
-        "is a zip archive, as tch's .ot and PyTorch's .pt are, and not a safetensors file: save the weights under a \
-         name that ends in .safetensors (tch: VarStore::save; Python: safetensors.torch.save_file)",
-    )
+/// Errors if the format has no place for a tensor of this name, or this crate would not read it.
+pub(super) fn check_name(name: &str) -> std::result::Result<(), String> {
+    if name == METADATA {
+        return Err("safetensors files keep this name for themselves; rename it to save it".to_owned());
+    }
+    if name.len() > LONGEST_NAME {
+        return Err(format!("its name has {} bytes: expected {LONGEST_NAME} at most", name.len()));
+    }
+    Ok(())
 }
 
 /// Checks that every tensor has the bytes that its shape needs, and that they lie one after the other without gaps.
@@ -255,7 +269,7 @@ by_visitor! { Header, "tensors by name",
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
         let mut header = Header::default();
         while let Some(Name(name)) = map.next_key()? {
-            if name == "__metadata__" {
+            if name == METADATA {
                 Entries(header.metadata) = map.next_value()?;
                 continue;
             }

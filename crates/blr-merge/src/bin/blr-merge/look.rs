@@ -18,7 +18,7 @@ pub fn inspect(path: &Path) -> Outcome<()> {
     let tensors = file.tensors().len();
     lines.push(format!("{tensors} tensors, {elements} elements, {bytes} bytes, {} file(s)", file.shards().count()));
     let precisions = file.tensors().keys().filter(|name| file.is_precision(name)).count();
-    if precisions > 0 {
+    if file.is_posterior() {
         lines.push(format!("a posterior: {precisions} of the tensors are precisions of others"));
     }
     let mut metadata: Vec<_> = file.metadata().iter().collect();

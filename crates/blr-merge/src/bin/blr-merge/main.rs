@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Merge models of one architecture into one.
-    Merge(Merge),
+    Merge(Box<Merge>),
     /// Take one posterior's information out of another.
     Remove(Remove),
     /// List the tensors of a model.
@@ -64,14 +64,14 @@ fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "blr-merge", &mut text);
-            output::print(&[String::from_utf8_lossy(&text).into_owned()]).map(|()| false)
+            output::write(&String::from_utf8_lossy(&text)).map(|()| false)
         }
     };
     match done {
         Ok(different) => ExitCode::from(u8::from(different)),
         Err(e) => {
             // Not eprintln!, which panics where stderr is closed.
-            _ = writeln!(io::stderr(), "error: {e}");
+            _ = writeln!(io::stderr(), "error: {}", output::visible(&e.to_string()));
             ExitCode::from(2)
         }
     }

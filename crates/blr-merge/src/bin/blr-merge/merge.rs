@@ -2,8 +2,9 @@
 
 use crate::Outcome;
 use crate::output::{report, with_progress};
-use blr_merge::{Destination, FileModel, Keep, Method, Rescale, TaskVectors, merge_files, remove_files};
+use blr_merge::{Destination, FileModel, Keep, Method, Recipe, Rescale, TaskVectors, merge_files, remove_files};
 use clap::{Args, ValueEnum};
+use safetensors::Dtype;
 use std::path::PathBuf;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,6 +54,9 @@ Examples:
   Posteriors saved by tch-blr (with <name>.precision); q0 is the prior of both:
     blr-merge merge --method gradient-matching --base q0.safetensors q1.safetensors q2.safetensors --out q.safetensors
 
+  All but the heads, which differ and are taken from the first model:
+    blr-merge merge --method average a.safetensors b.safetensors --exclude 'head.*' --out m.safetensors
+
   Into shards with an index, as model hubs keep large models:
     blr-merge merge --method average a.safetensors b.safetensors --max-shard-size 5GB --out merged
 
@@ -73,10 +77,28 @@ pub struct Merge {
     #[arg(required = true)]
     models: Vec<PathBuf>,
     #[command(flatten)]
-    out: Out,
+    out: Target,
     /// One weight per model, in the order of the models; repeat or separate by commas [default: 1 each].
     #[arg(long, short, value_delimiter = ',', allow_negative_numbers = true)]
     weight: Vec<f64>,
+    /// One name per model, in the order of the models, for errors and for what dare keeps; repeat or separate by commas
+    /// [default: the end of the path that tells it from the others].
+    #[arg(long, value_delimiter = ',')]
+    name: Vec<String>,
+    /// Merge only tensors whose whole name fits this pattern (* for any characters, ? for one) and copy the others from
+    /// the base or the first model; repeat or separate by commas. They may differ between the models.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    include: Vec<String>,
+    /// Copy tensors whose whole name fits this pattern, instead of merging them; repeat or separate by commas.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    exclude: Vec<String>,
+    /// Merge the factors of low-rank adapters (lora_A, lora_B, …) one by one, though the product of their averages is
+    /// not the average of their products.
+    #[arg(long)]
+    factors: bool,
+    /// In files that lack the tensor NAME, take OTHER for it: a head tied to the embedding that was not written again.
+    #[arg(long, value_name = "NAME=OTHER", value_parser = pair)]
+    tied: Vec<(String, String)>,
     /// Factor on the sum of differences [default: 1].
     #[arg(long, allow_negative_numbers = true)]
     lambda: Option<f64>,
@@ -125,7 +147,7 @@ pub struct Remove {
     #[arg(long, short, default_value_t = 1.0)]
     weight: f64,
     #[command(flatten)]
-    out: Out,
+    out: Target,
 }
 
 impl Remove {
@@ -137,39 +159,73 @@ impl Remove {
 }
 
 #[derive(Args)]
-struct Out {
+struct Target {
     /// Where the result goes: a file or, with --max-shard-size, a new folder.
     #[arg(long, short)]
     out: PathBuf,
-    /// Write a folder of shards, each with at most this many bytes of tensors (5GB, 500MiB, 1000000), and their index.
+    /// Write a folder of shards, each with at most this many bytes of tensors (5GB, 1.5gb, 500MiB, 1000000), and their
+    /// index.
     #[arg(long, value_parser = size)]
     max_shard_size: Option<u64>,
+    /// Kind of the result's floating-point numbers [default: for each tensor, the narrowest that holds those of all
+    /// models].
+    #[arg(long)]
+    dtype: Option<Kind>,
 }
 
-impl Out {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Target {
     fn destination(&self) -> Destination {
-        match self.max_shard_size {
+        let out = match self.max_shard_size {
             Some(most) => Destination::shards(&self.out, most),
             None => Destination::from(&self.out),
+        };
+        match self.dtype {
+            None => out,
+            Some(Kind::F64) => out.dtype(Dtype::F64),
+            Some(Kind::F32) => out.dtype(Dtype::F32),
+            Some(Kind::F16) => out.dtype(Dtype::F16),
+            Some(Kind::Bf16) => out.dtype(Dtype::BF16),
         }
     }
 }
 
-/// Parses a number of bytes, with or without a unit.
+/// Parses a number of bytes: a decimal number with or without a unit, in which small letters are as good as large ones.
 fn size(text: &str) -> Result<u64, String> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match &text[number.len()..] {
-        "" | "B" => 1,
-        "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("expected a unit of B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
+    // Not B alone: in the name of a model it is a billion.
+    let unit: u64 = match text[number.len()..].to_ascii_lowercase().as_str() {
+        "" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err("expected a unit of KB, MB, GB, TB, KiB, MiB, GiB or TiB, or none for bytes".to_owned()),
     };
-    let bytes = number.trim_end().parse().ok().and_then(|n: u64| n.checked_mul(unit)).filter(|n| *n > 0);
-    bytes.ok_or_else(|| "expected a whole number > 0 with a unit: 5GB".to_owned())
+    let number = number.trim_end();
+    // Whole numbers exactly.
+    let whole = || number.parse().ok().and_then(|n: u64| n.checked_mul(unit));
+    let plain = number.bytes().all(|c| c.is_ascii_digit() || c == b'.');
+    let decimal = || number.parse().ok().map(|n: f64| n * unit as f64).filter(|n| plain && *n < u64::MAX as f64);
+    let bytes = whole().or_else(|| decimal().map(|n| n as u64)).filter(|n| *n > 0);
+    bytes.ok_or_else(|| "expected a number of bytes > 0, below 2⁶⁴: 5GB, 1.5GB, 500000000".to_owned())
+}
+
+/// Parses `NAME=OTHER`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, other) = text.split_once('=').ok_or("expected NAME=OTHER")?;
+    Ok((name.to_owned(), other.to_owned()))
 }
 
 impl Merge {
@@ -227,19 +283,26 @@ impl Merge {
     }
 
     pub fn run(&self) -> Outcome<()> {
-        let method = self.method()?;
+        let mut recipe = Recipe::new(self.method()?).factors(self.factors);
+        recipe = self.include.iter().fold(recipe, Recipe::include);
+        recipe = self.exclude.iter().fold(recipe, Recipe::exclude);
+        recipe = self.tied.iter().fold(recipe, |recipe, (name, of)| recipe.tied(name, of));
         let count = self.models.len();
-        for (option, given) in [("--weight", self.weight.len()), ("--fisher", self.fisher.len())] {
+        let given = [("--weight", self.weight.len()), ("--fisher", self.fisher.len()), ("--name", self.name.len())];
+        for (option, given) in given {
             if given != 0 && given != count {
                 return Err(format!("{option} is given {given} times for {count} models; give one for each").into());
             }
         }
         let models = self.models.iter().enumerate().map(|(k, path)| {
-            let model = FileModel::new(path).weight(self.weight.get(k).copied().unwrap_or(1.0));
-            match self.fisher.get(k) {
-                Some(fisher) => model.curvature(fisher),
-                None => model,
+            let mut model = FileModel::new(path).weight(self.weight.get(k).copied().unwrap_or(1.0));
+            if let Some(name) = self.name.get(k) {
+                model = model.name(name);
             }
+            if let Some(fisher) = self.fisher.get(k) {
+                model = model.curvature(fisher);
+            }
+            model
         });
         let base = self.base.as_ref().map(|path| match &self.base_fisher {
             Some(fisher) => FileModel::new(path).curvature(fisher),
@@ -247,7 +310,7 @@ impl Merge {
         });
         let models: Vec<FileModel> = models.collect();
         let merged =
-            with_progress(|progress| merge_files(method, base.as_ref(), &models, self.out.destination(), progress))?;
+            with_progress(|progress| merge_files(recipe, base.as_ref(), &models, self.out.destination(), progress))?;
         report(&merged, &self.out.out)
     }
 }

@@ -22,14 +22,44 @@ pub fn report(merged: &Merged, out: &Path) -> Outcome<()> {
     let what = if merged.posterior { "a posterior" } else { "weights" };
     let mut lines =
         vec![format!("{}: {what} of {} tensors, {} elements", out.display(), merged.tensors, merged.weights)];
-    if !merged.copied.is_empty() {
-        lines.push(format!("copied, since they are not floating-point numbers: {}", merged.copied.join(", ")));
+    for (what, names) in [
+        ("averaged, being statistics of batch normalization", &merged.averaged),
+        ("copied from the base or the first model", &merged.copied),
+    ] {
+        if !names.is_empty() {
+            lines.push(format!("{what}: {}", some(names)));
+        }
     }
     print(&lines)
 }
 
+/// As many of the names as fit on a line or two.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 10;
+    let more = names.len().saturating_sub(MOST);
+    let names = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{names} and {more} more") } else { names }
+}
+
+/// Prints lines in which names and texts of files may be, which may come from anyone.
 pub fn print(lines: &[String]) -> Outcome<()> {
-    let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+    write(&lines.iter().map(|line| visible(line) + "\n").collect::<String>())
+}
+
+/// Without the characters that a terminal takes for commands, or by which text looks different from what it is.
+pub fn visible(text: &str) -> String {
+    let hidden = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut seen = String::new();
+    for c in text.chars() {
+        if hidden(c) { seen.extend(c.escape_default()) } else { seen.push(c) }
+    }
+    seen
+}
+
+/// Prints as it is.
+pub fn write(text: &str) -> Outcome<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         // The reader, `head` for example, has had enough.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
