@@ -74,11 +74,12 @@ impl Ema {
     /// A decay out of range, or no parameter.
     pub fn new(params: impl Into<Params>, decay: f64) -> Result<Self> {
         check::rate("decay", decay)?;
-        let params = params.into();
+        let params = Params::separate(params)?;
         if params.is_empty() {
             let problem = "there are none; create the model's variables (layers) before the average";
             return Err(Error::Parameters(problem.to_owned()));
         }
+        params.check_free()?;
         let mut ema = Ema { params, averages: Vec::new(), decay, debias: true, updates: 0 };
         ema.extend();
         Ok(ema)
@@ -104,7 +105,7 @@ impl Ema {
     /// A parameter of another shape than when its average was started. Nothing has changed then.
     pub fn update(&mut self) -> Result<()> {
         self.params.refresh();
-        self.params.check_free()?;
+        let _claim = self.params.claim()?;
         self.extend();
         let pairs = || self.params.leaves().iter().zip(&self.averages);
         pairs().try_for_each(|(leaf, average)| same_shape(leaf.name(), average, &leaf.tensor))?;
@@ -209,8 +210,9 @@ impl Ema {
 /// then.
 pub fn soft_update(target: impl Into<Params>, source: impl Into<Params>, tau: f64) -> Result<()> {
     check::that("tau", tau, tau > 0.0 && tau <= 1.0, "a number in (0, 1]")?;
-    let (target, source) = (target.into(), source.into());
-    target.check_free()?;
+    let (target, source) = (Params::separate(target)?, Params::separate(source)?);
+    source.check_free()?;
+    let _claim = target.claim()?;
     let pair = |ours: &Leaf| {
         let theirs = ours.names.iter().find_map(|name| source.find(name));
         let theirs =

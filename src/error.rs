@@ -63,13 +63,14 @@ pub enum Error {
         /// Number of steps taken before this one.
         step: u64,
     },
-    /// A gradient (or a curvature estimate) is NaN or infinite.
+    /// A gradient or a curvature estimate is NaN or infinite, or an update by finite ones would leave the range of the
+    /// numbers.
     #[error(
         "the {what} of parameter `{name}` is not finite ({value}) in step {step}; nothing was changed \
          (clip the gradient, lower the learning rate, or look at the batch)"
     )]
     NonFiniteGradient {
-        /// "gradient" or "per-example square".
+        /// A gradient, a statistic of the curvature, or what an update would have made of a finite gradient.
         what: &'static str,
         /// Name of the variable.
         name: String,

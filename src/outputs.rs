@@ -34,7 +34,7 @@ impl DiagonalGaussian {
         params: impl Into<Params>,
         outputs: impl FnOnce() -> L,
     ) -> Result<Tensor> {
-        self.of_outputs(&params.into(), outputs, |model, v, size| Ok(model.variance(v)?.f_reshape(size)?))
+        self.of_outputs(&Params::separate(params)?, outputs, |model, v, size| Ok(model.variance(v)?.f_reshape(size)?))
     }
 
     /// Covariances `[B, C, C]` of each example's outputs, Jᵢ S⁻¹ Jᵢᵀ: as [`DiagonalGaussian::output_variance`], which
@@ -47,7 +47,7 @@ impl DiagonalGaussian {
         params: impl Into<Params>,
         outputs: impl FnOnce() -> L,
     ) -> Result<Tensor> {
-        self.of_outputs(&params.into(), outputs, |model, v, _| model.covariance(v))
+        self.of_outputs(&Params::separate(params)?, outputs, |model, v, _| model.covariance(v))
     }
 
     fn of_outputs<L: IntoTensor>(
@@ -84,7 +84,7 @@ impl FullGaussian {
         params: impl Into<Params>,
         outputs: impl FnOnce() -> L,
     ) -> Result<Tensor> {
-        self.of_outputs(&params.into(), outputs)
+        self.of_outputs(&Params::separate(params)?, outputs)
     }
 
     fn of_outputs<L: IntoTensor>(&self, params: &Params, outputs: impl FnOnce() -> L) -> Result<Tensor> {

@@ -154,7 +154,7 @@ impl Mask {
     /// # Errors
     /// A parameter that the model lacks, or has in another shape; nothing is changed then.
     pub fn apply(&self, params: impl Into<Params>) -> Result<()> {
-        clear(&self.of_model(&params.into())?);
+        clear(&self.of_model(&Params::separate(params)?)?);
         Ok(())
     }
 
@@ -206,7 +206,6 @@ fn clear(pruned: &[(Tensor, Tensor)]) {
     let _no_grad = tch::no_grad_guard();
     for (variable, mask) in pruned {
         // Not a product: 0·NaN is a NaN, and a negative weight would become -0.
-        let _ = variable.shallow_clone().masked_fill_(&mask.eq(0.0), 0.0);
-        Perturbed::wrote(variable);
+        let _ = Perturbed::write(variable, || variable.shallow_clone().masked_fill_(&mask.eq(0.0), 0.0));
     }
 }

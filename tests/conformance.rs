@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::rows::{self, Case};
 use support::{F32, F64, Form, Net, Place, Separable, Snapshot, assert_close, bits, places, refused};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use tch_blr::rule::{DeltaRule, MaybePosterior, Row};
 use tch_blr::{
     Adam, AdamW, BayesBiNN, BayesianSam, Error, Evon, Expectation, Ivon, Newton, NoisyKfac, Optimizer, Philox, Prior,
@@ -945,7 +945,7 @@ fn aliases_are_at_every_point<R: Row>(row: &Case<R>) {
 
 /// However small or large the gradients: weights and state stay finite, or the step is an error and has changed nothing.
 fn extreme_gradients_leave_finite_weights<R: Row>(row: &Case<R>) {
-    for place in [F32, F64] {
+    for place in [F32, F64, (Kind::Half, Device::Cpu)] {
         for power in [-44, 10, 16, 30, 160] {
             let net = row.net(place);
             let mut opt = row.builder(&net.vs).build(&net.vs, row.lr).unwrap();

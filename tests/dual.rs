@@ -329,6 +329,27 @@ fn network() -> (VarStore, tch::nn::Sequential) {
     (vs, net)
 }
 
+/// A regression of one output may have targets `[N, 1]`, as its outputs and `nn::squared_error` do, or `[N]`.
+#[test]
+fn targets_of_one_output() {
+    let (vs, net) = network();
+    let (x, y) = (ripple(&[11, 4], 2.1), ripple(&[11, 1], 0.7));
+    let noise = Likelihood::Gaussian { variance: 0.5 };
+    let first = || net.forward(&x).narrow(1, 0, 1);
+    let _ = tch_blr::nn::squared_error(&first(), &y, 0.5).unwrap();
+    let alphas = [&y, &y.squeeze()].map(|y| {
+        let j = sensitivity::jacobian(&vs, first).unwrap();
+        let fitted = DualView::fitted(&j, y, noise, 1.0).unwrap();
+        let linearized = DualView::linearized(&vs, first, y, noise, 1.0).unwrap();
+        (values(fitted.alpha()), values(linearized.alpha()))
+    });
+    assert_eq!(alphas[0], alphas[1]);
+    assert_eq!(alphas[0].1, values(&((y.squeeze() - first().squeeze()) / 0.5)));
+    for wrong in [y.tr(), y.repeat([1, 2])] {
+        assert!(DualView::linearized(&vs, first, &wrong, noise, 1.0).is_err());
+    }
+}
+
 /// A softmax network in its Jacobian is Laplace's approximation with the Gauss-Newton matrix.
 #[test]
 fn a_softmax_network_is_a_process_of_its_jacobian() {

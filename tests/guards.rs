@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::{F32, Snapshot, bits, wave_at};
 use tch::nn::{Module, VarStore, linear};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Adam, DiagonalGaussian, Ema, Error, Evon, Ivon, Perturbed, Philox, Sam, soft_update};
+use tch_blr::rule::Row;
+use tch_blr::{Adam, DiagonalGaussian, Ema, Error, Evon, FullVon, Ivon, Params, Perturbed, Philox, Sam, soft_update};
 
 fn weights() -> (VarStore, Tensor) {
     let vs = VarStore::new(Device::Cpu);
@@ -124,37 +125,74 @@ fn steps_inside_of_steps() {
     assert_eq!((other.steps(), adam.steps()), (2, 1));
 }
 
-/// A guard that outlives the evaluation it was made in.
+/// A guard that outlives the evaluation it was made in, in rows at samples, at the mean, at two points and over blocks:
+/// no update is made at its weights.
 #[test]
 fn a_guard_from_inside_an_evaluation() {
-    let run = |leave: bool| {
-        let (vs, w) = weights();
-        let q = posterior(&w);
-        let mut opt = Ivon::default().ess(10.0).builder().noise(Philox { seed: 1 }).build(&vs, 0.1).unwrap();
-        let before = Snapshot::of(&opt, &vs);
-        let mut kept = None;
-        let mut closure = |leave: bool| {
-            let guard = q.perturb(&vs, 0).unwrap();
-            let there = tch::no_grad(|| w.square().mean(Kind::Float).double_value(&[]));
+    fn check<R: Row>(row: R) {
+        let run = |leave: bool| {
+            let (vs, w) = weights();
+            let q = posterior(&w);
+            let mut opt = row.builder().noise(Philox { seed: 1 }).build(&vs, 0.1).unwrap();
+            let before = Snapshot::of(&opt, &vs);
+            let loss = || w.square().mean(Kind::Float);
+            let mut kept = None;
+            let mut closure = |leave: bool| {
+                let guard = q.perturb(&vs, 0).unwrap();
+                if leave {
+                    kept = Some(guard);
+                } else {
+                    drop(guard);
+                }
+                loss()
+            };
             if leave {
-                kept = Some(guard);
-            } else {
+                // At the first point, and at the second where there is one.
+                in_use(opt.step(|| closure(true)), "");
+                in_use(opt.step(|| closure(false)), "`w`");
+                drop(kept.take());
+                assert_eq!(Snapshot::of(&opt, &vs), before, "{}", R::NAME);
+                let evaluation = opt.perturbed().unwrap();
+                let guard = q.perturb(&vs, 1).unwrap();
+                if matches!(R::NAME, "sam") {
+                    in_use(evaluation.ascend(loss()), "");
+                } else {
+                    in_use(evaluation.step(loss()), "");
+                }
                 drop(guard);
+                assert_eq!(Snapshot::of(&opt, &vs), before, "{}", R::NAME);
+            } else {
+                opt.step(|| closure(false)).unwrap();
+                return Snapshot::of(&opt, &vs).values();
             }
-            (w.square().mean(Kind::Float), there).0
+            opt.step(loss).unwrap();
+            Snapshot::of(&opt, &vs).values()
         };
-        if leave {
-            in_use(opt.step(|| closure(true)), "made in the evaluation");
-            in_use(opt.step(|| closure(false)), "`w`");
-            drop(kept);
-            assert_eq!(Snapshot::of(&opt, &vs), before);
-            opt.step(|| w.square().mean(Kind::Float)).unwrap();
-        } else {
-            opt.step(|| closure(false)).unwrap();
-        }
-        Snapshot::of(&opt, &vs).values()
+        assert!(run(true) == run(false), "{}", R::NAME);
+    }
+    check(Ivon::default().ess(10.0));
+    check(Ivon::default().ess(10.0).samples(2));
+    check(Adam::default());
+    check(Sam::default());
+    check(Evon::default().ess(10.0));
+    check(FullVon::default().ess(10.0).weight_decay(1.0));
+}
+
+/// Memory that is held in one layout is not perturbed in another: out of order, the mean would come back transposed.
+#[test]
+fn one_layout_at_a_time() {
+    let square = wave_at(&[3, 3], 0.0, F32);
+    let before = bits(&square);
+    let of = |w: Tensor| {
+        let q = DiagonalGaussian::new([("w", w.detach().copy(), w.detach().ones_like())]).unwrap();
+        (q, Params::named([("w", w)]).unwrap())
     };
-    assert!(run(true) == run(false));
+    let ((q, params), (transposed, others)) = (of(square.shallow_clone()), of(square.tr()));
+    let guard = q.perturb(&params, 0).unwrap();
+    in_use(transposed.perturb(&others, 0), "layout");
+    drop(guard);
+    drop(transposed.perturb(&others, 0).unwrap());
+    assert_eq!(bits(&square), before);
 }
 
 /// A leaked guard leaves the weights where they are, and no one trains them unknowingly.

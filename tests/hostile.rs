@@ -1,10 +1,14 @@
 //! Numbers and memory that nobody means to hand over: what comes of them is right, or an error that has changed nothing.
 
-use support::{F32, Snapshot, bits, wave_at};
+use support::{F32, Snapshot, bits, refused, wave_at};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_blr::continual::SynapticIntelligence;
+use tch_blr::fisher::Fisher;
 use tch_blr::rule::Rule;
-use tch_blr::{Adam, BayesianSam, Derivatives, Error, Ivon, Params, Philox, Sgd};
+use tch_blr::{
+    Adam, BayesianSam, Derivatives, DiagonalGaussian, Ema, Error, Evon, Ivon, Params, Philox, Sgd, sensitivity,
+};
 
 fn parameters(tensors: [(&str, &Tensor); 2]) -> Params {
     Params::named(tensors.map(|(name, t)| (name, t.shallow_clone()))).unwrap()
@@ -88,6 +92,44 @@ fn settings_beyond_the_range_of_the_numbers() {
     check("bsam's ess", BayesianSam::default().ess(1e300), |c| c.ess(1e3));
 }
 
+/// A micro-batch of a huge gradient is not forgotten when the next one is small; nor is the first of two points, of which
+/// Bayesian SAM takes the precision.
+#[test]
+fn huge_gradients_among_others() {
+    let one = |size: f64| {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[2], Init::Const(0.5));
+        let c = Tensor::from_slice(&[size as f32, -size as f32]);
+        (vs, w, c)
+    };
+    for size in [1e20, 1e30, 3e38] {
+        let (vs, w, c) = one(size);
+        let mut opt = Ivon::default().ess(6e4).builder().noise(Philox { seed: 4 }).build(&vs, 1e-3).unwrap();
+        opt.step(|| w.square().sum(Kind::Float)).unwrap();
+        let mut calls = 0;
+        for _ in 0..2 {
+            _ = opt.accumulate(|| (&w * &c).sum(Kind::Float));
+            _ = opt.step(|| w.square().sum(Kind::Float));
+            _ = opt.step_chunks(2, |k| if k == 0 { (&w * &c).sum(Kind::Float) } else { w.square().sum(Kind::Float) });
+        }
+        let hess = opt.state("w", "hess").unwrap();
+        assert!(Tensor::cat(&[&hess, &w], 0).isfinite().all().int64_value(&[]) == 1, "{size:e}");
+
+        let (vs, w, c) = one(size);
+        let mut opt = BayesianSam::default().ess(6e4).builder().noise(Philox { seed: 4 }).build(&vs, 1e-3).unwrap();
+        for _ in 0..6 {
+            _ = opt.step(|| {
+                calls += 1;
+                if calls % 2 == 1 { (&w * &c).sum(Kind::Float) } else { w.square().sum(Kind::Float) }
+            });
+            // An evaluation that fails at its first point has no second.
+            calls = 0;
+        }
+        let hess = opt.state("w", "hess").unwrap();
+        assert!(Tensor::cat(&[&hess, &w], 0).isfinite().all().int64_value(&[]) == 1, "{size:e}");
+    }
+}
+
 /// A finite gradient whose square is not: named at once, and the next step goes on.
 #[test]
 fn finite_gradients_with_infinite_squares() {
@@ -109,5 +151,40 @@ fn finite_gradients_with_infinite_squares() {
             assert!(opt.state("w", "hess").unwrap().isfinite().all().int64_value(&[]) == 1, "{size:e}");
         }
         assert!(w.isfinite().all().int64_value(&[]) == 1, "{size:e}");
+    }
+}
+
+/// Parameters in a store that are no plain memory, or share it, are refused by name wherever they would be read or
+/// written, and not by a panic.
+#[test]
+fn parameters_that_cannot_be() {
+    let plain = |n: i64| wave_at(&[n, 2], 0.0, F32);
+    let whole = plain(4);
+    let cases: [(&str, Vec<Tensor>); 4] = [
+        ("sparse", vec![plain(2).to_sparse_sparse_dim(2)]),
+        ("expand", vec![plain(1).expand([3, 2], false)]),
+        ("share", vec![whole.narrow(0, 0, 3), whole.narrow(0, 2, 2)]),
+        ("share", vec![plain(2)].into_iter().flat_map(|t| [t.tr(), t]).collect()),
+    ];
+    for (word, tensors) in cases {
+        let vs = VarStore::new(Device::Cpu);
+        for (i, t) in tensors.iter().enumerate() {
+            _ = vs.root().add(&format!("w{i}"), t.detach(), true);
+        }
+        let entry =
+            |(i, t): (usize, &Tensor)| (format!("w{i}"), Tensor::zeros(t.size(), F32), Tensor::ones(t.size(), F32));
+        let q = DiagonalGaussian::new(tensors.iter().enumerate().map(entry)).unwrap();
+        let x = plain(3);
+        refused(Sgd::default().build(&vs, 0.1), &["w0", word]);
+        refused(Ivon::default().ess(1.0).build(&vs, 0.1), &["w0", word]);
+        refused(Evon::default().ess(1.0).build(&vs, 0.1), &["w0", word]);
+        refused(q.perturb(&vs, 0), &["w0", word]);
+        refused(q.predict(&vs, 1, || x.softmax(-1, Kind::Float)), &["w0", word]);
+        refused(q.copy_mean_to(&vs), &["w0", word]);
+        refused(Ema::new(&vs, 0.5), &["w0", word]);
+        refused(Fisher::exact().diagonal(&vs, [&x], Tensor::shallow_clone), &["w0", word]);
+        refused(Fisher::exact().full(&vs, [&x], Tensor::shallow_clone), &["w0", word]);
+        refused(sensitivity::jacobian(&vs, || x.shallow_clone()), &["w0", word]);
+        refused(SynapticIntelligence::new(&vs, 0.1), &["w0", word]);
     }
 }

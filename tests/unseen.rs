@@ -180,3 +180,35 @@ fn padding_is_zero_under_any_noise() {
         (0..3).for_each(|k| assert_eq!(at_padding(&outputs.get(k)), [&zero; 3].map(Vec::clone)));
     }
 }
+
+/// Sentences of two to four words, padded to twelve, whose first word has the class. With noise on the padding, which
+/// grows to the prior's or without bound, nothing can be learned of them; here IVON learns what Adam does.
+#[test]
+fn padded_sentences_are_learned() {
+    let accuracy = |decay: Option<f64>| {
+        let _turn = seeded(5);
+        let integers = (Kind::Int64, tch::Device::Cpu);
+        let tokens = Tensor::randint_low(1, 50, [200, 12], integers);
+        let length = Tensor::randint_low(2, 5, [200, 1], integers);
+        let tokens = &tokens * Tensor::arange(12, integers).unsqueeze(0).less_tensor(&length).to_kind(Kind::Int64);
+        let y = tokens.select(1, 0).remainder(2);
+        let vs = VarStore::new(tch::Device::Cpu);
+        let config = EmbeddingConfig { padding_idx: 0, ..Default::default() };
+        let table = nn::embedding(vs.root() / "table", 50, 16, config);
+        let head = nn::linear(vs.root() / "head", 16, 2, Default::default());
+        let forward = || head.forward(&table.forward(&tokens).sum_dim_intlist([1_i64].as_slice(), false, Kind::Float));
+        let loss = || forward().cross_entropy_for_logits(&y);
+        if let Some(decay) = decay {
+            let ivon = Ivon::default().ess(200.0).hess_init(0.1).beta2(0.99).weight_decay(decay);
+            let mut opt = ivon.builder().noise(Philox { seed: 1 }).build(&vs, 0.1).unwrap();
+            (0..800).for_each(|_| _ = opt.step(loss).unwrap());
+        } else {
+            let mut opt = Adam::default().build(&vs, 1e-2).unwrap();
+            (0..800).for_each(|_| _ = opt.step(loss).unwrap());
+        }
+        let right = forward().argmax(-1, false).eq_tensor(&y);
+        right.to_kind(Kind::Double).mean(None::<Kind>).double_value(&[])
+    };
+    // Chance is .5.
+    assert!([None, Some(1e-4), Some(0.0)].map(accuracy).iter().all(|a| *a > 0.7));
+}

@@ -142,7 +142,7 @@ impl Fromp {
         memories: impl IntoIterator<Item = &'m Memory>,
         forward: impl Fn(&Tensor) -> L,
     ) -> Result<Self> {
-        let (params, gaussian) = (params.into(), kernel.of_posterior()?);
+        let (params, gaussian) = (Params::separate(params)?, kernel.of_posterior()?);
         let forward = |x: &Tensor| forward(x).into_tensor();
         let mut looked = Looked::default();
         let task = |(s, memory): (usize, &Memory)| {
@@ -195,7 +195,7 @@ impl Fromp {
             return Err(problem("the identity is not computed from a posterior"));
         };
         let forward = |x: &Tensor| forward(x).into_tensor();
-        let (_, found) = gaussian.kernels(&params.into(), memory, &forward, &mut Looked::default())?;
+        let (_, found) = gaussian.kernels(&Params::separate(params)?, memory, &forward, &mut Looked::default())?;
         let _no_grad = tch::no_grad_guard();
         let all = found.iter().map(|k| gaussian.with_jitter(k)).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_stack(&all, 0)?)

@@ -50,7 +50,7 @@ type Gradients = Vec<Option<Tensor>>;
 /// # Errors
 /// A loss that is not 0-dim.
 pub fn gradients(loss: &Tensor, params: impl Into<Params>) -> Result<Gradients> {
-    let params = params.into();
+    let params = Params::separate(params)?;
     let mut found = gradient(loss, &params)?.into_iter();
     let each = params
         .leaves()

@@ -56,7 +56,7 @@ impl Past {
     /// # Errors
     /// Those of the parts, and the closure's.
     pub fn value<L: IntoTensor>(&self, params: impl Into<Params>, forward: impl Fn(&Tensor) -> L) -> Result<Tensor> {
-        Regularizer::value(self, &Model { params: &params.into(), forward: &|x| forward(x).into_tensor() })
+        Regularizer::value(self, &Model { params: &Params::separate(params)?, forward: &|x| forward(x).into_tensor() })
     }
 
     /// The objective of the new task: its mean loss beside the past, L + K(θ)/N.
@@ -90,7 +90,7 @@ impl Past {
         forward: impl Fn(&Tensor) -> L,
         truth: impl FnOnce() -> T,
     ) -> Result<f64> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         let (ours, theirs) =
             // Also inside of a caller's `no_grad`, as diagnostics often are.
             tch::with_grad(|| Ok::<_, Error>((self.value(&params, forward)?, truth().into_tensor()?)))?;

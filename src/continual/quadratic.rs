@@ -130,7 +130,7 @@ impl Quadratic {
     /// # Errors
     /// A δ that is negative or not finite.
     pub fn isotropic(params: impl Into<Params>, delta: f64) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         check::non_negative("delta", delta)?;
         let entry = |l: &Leaf| {
             let mean = l.tensor.detach().to_kind(l.state_kind());
@@ -190,7 +190,7 @@ impl Quadratic {
     /// # Errors
     /// Parameters that the model does not have in this shape, weights that are not finite.
     pub fn recentred(&self, params: impl Into<Params>) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         for leaf in params.leaves() {
             if let Some(value) = crate::kernel::first_non_finite(&leaf.tensor) {
                 return Err(Error::parameter(leaf.name(), format!("its weights are not finite ({value})")));

@@ -70,7 +70,7 @@ impl SynapticIntelligence {
     /// # Errors
     /// A ξ that is not finite and positive, no parameter.
     pub fn new(params: impl Into<Params>, xi: f64) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         check::positive("xi", xi)?;
         params.check()?;
         let path = |l: &crate::params::Leaf| {
@@ -88,7 +88,7 @@ impl SynapticIntelligence {
     /// # Errors
     /// A loss that is not 0-dim, other trained parameters than at the start, a gradient that is not finite.
     pub fn before(&mut self, params: impl Into<Params>, loss: &Tensor) -> Result<()> {
-        let params = &params.into();
+        let params = &Params::separate(params)?;
         self.check(params)?;
         let gradients = gradient(loss, params)?;
         // All are looked at before the first is kept.
@@ -110,7 +110,7 @@ impl SynapticIntelligence {
     /// # Errors
     /// Without [`before`](Self::before), and for other trained parameters than at the start.
     pub fn after(&mut self, params: impl Into<Params>) -> Result<()> {
-        let params = &params.into();
+        let params = &Params::separate(params)?;
         self.check(params)?;
         if !self.stepping {
             let problem = "after() without before(): call before() with the loss of each step";
@@ -130,7 +130,7 @@ impl SynapticIntelligence {
     /// # Errors
     /// Other trained parameters than at the start.
     pub fn end_task(&mut self, params: impl Into<Params>) -> Result<()> {
-        let params = &params.into();
+        let params = &Params::separate(params)?;
         self.check(params)?;
         for w in &mut self.weights {
             let end = now(params, &w.name, w.start.kind());

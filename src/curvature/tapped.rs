@@ -24,8 +24,7 @@ pub(super) struct Tapped<'a> {
 }
 
 impl<'a> Tapped<'a> {
-    /// Identity is that of the storage and its layout: every handle to a variable shares it, also after the variable's
-    /// data were swapped for a perturbation.
+    /// Identity is that of the memory and its layout: every handle to a variable shares it.
     pub(super) fn new(tape: &'a Tape, params: &[(&'a str, &'a Tensor)]) -> Result<Self> {
         let mut at_address: HashMap<_, Vec<usize>> = HashMap::new();
         for (p, (_, tensor)) in params.iter().enumerate() {

@@ -185,7 +185,8 @@ impl<R: Row> Builder<R> {
     /// A step that was left out is none: weights, state, step count, schedule and bias corrections stay. Only its noise
     /// is spent, so that the next step is at other samples, even on the same batch. What the closure has changed itself
     /// (batch-norm statistics) is not undone. [`Optimizer::skipped`] counts them, and after 100 without an update in
-    /// between the error is returned after all. A gradient is only looked at with [`Builder::check_finite`].
+    /// between the error is returned after all. A gradient is only looked at with [`Builder::check_finite`]. An update by
+    /// finite gradients that would leave the range of the numbers is an error all the same.
     #[must_use]
     pub fn skip_non_finite(mut self) -> Self {
         self.skip_non_finite = true;

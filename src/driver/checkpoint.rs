@@ -281,15 +281,26 @@ impl<R: Row> Optimizer<R> {
             R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
             statistics.push(saved.statistics);
         }
-        // Whether the last gradient was cut, and how long it was, is not in the file.
-        let (gradient_norm, cut) = (f64::NAN, false);
+        // Whether the last gradient was cut, and how long it was, is not in the file; it may have been very long.
+        let (gradient_norm, largest_norm, cut) = (f64::NAN, f64::INFINITY, false);
         let sizes = match self.skip_unseen {
             false => Vec::new(),
             // Written by an optimizer that did not ask for it.
             true if sizes.is_empty() => gradients.iter().map(|g| g.as_ref().map(Tensor::abs)).collect(),
             true => sizes,
         };
-        self.sums = Sums { weight, evaluations, loss, gradient_norm, cut, per_example, gradients, statistics, sizes };
+        self.sums = Sums {
+            weight,
+            evaluations,
+            loss,
+            gradient_norm,
+            largest_norm,
+            cut,
+            per_example,
+            gradients,
+            statistics,
+            sizes,
+        };
         self.config = base;
         self.lr = content.lr;
         self.schedule = content.schedule;

@@ -91,7 +91,7 @@ impl<R: Row> Compiled<R> {
             optimizer.keep(ended)
         },
         posterior: |optimizer| {
-            optimizer.params.check_free()?;
+            let _claim = optimizer.params.claim()?;
             R::Arithmetic::posterior(&optimizer.units, now(optimizer))
         },
         learned_posterior: |optimizer| {
@@ -100,17 +100,17 @@ impl<R: Row> Compiled<R> {
                                its initial Hessian is left";
                 return Err(Error::Posterior(format!("{problem}: call posterior()")));
             }
-            optimizer.params.check_free()?;
+            let _claim = optimizer.params.claim()?;
             R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer))
         },
         lr_find: Optimizer::lr_found,
         diagnostics: Optimizer::diagnosed,
         save: |optimizer, path| {
-            optimizer.params.check_free()?;
+            let _claim = optimizer.params.claim()?;
             optimizer.write(path)
         },
         load: |optimizer, path| {
-            optimizer.params.check_free()?;
+            let _claim = optimizer.params.claim()?;
             optimizer.read(path)
         },
     };

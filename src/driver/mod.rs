@@ -9,9 +9,9 @@
 //! │  ├─ begin          step.rs        tape on; perturb: the variables go to m+e
 //! │  │  └─ perturb     weights.rs, blocks.rs
 //! │  ├─ closure        yours          the loss there
-//! │  └─ end            step.rs        differentiate; the mean comes back; finite? clip
+//! │  └─ end            step.rs        differentiate; finite? clip; with several points, the mean comes back
 //! │     └─ ascend      weights.rs     SAM: from the first point's gradient to the second point
-//! └─ finish → apply    step.rs        averages, then one update
+//! └─ finish → apply    step.rs        averages, then one update, which brings the mean back
 //!    └─ update         weights.rs     Rule::update on every weight, in one pass of the kernel (programs.rs)
 //!                      blocks.rs      BlockRule::update on every block; all, or none if one fails
 //! ```

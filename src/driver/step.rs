@@ -24,8 +24,8 @@ use tch::{Kind, Tensor};
 enum Point {
     /// The first of two: its gradient only serves to find the second.
     First,
-    /// The only one, or the second, with the statistic that the first has given.
-    Last { statistics: Vec<Vec<Tensor>> },
+    /// The only one, or the second, with the statistic that the first has given and the norm of its gradient.
+    Last { statistics: Vec<Vec<Tensor>>, norm: f64 },
     /// The second, of an evaluation that was left out at the first.
     LeftOut,
 }
@@ -151,7 +151,7 @@ impl<R: Row> Optimizer<R> {
             }
             sums.merge(self.formed(one)?)?;
         }
-        Ok(Ended { sums, at: Perturbed::default() })
+        Ok(Ended { sums, at: Perturbed::none() })
     }
 
     /// With the statistic of a single evaluation; the variables are at their means again.
@@ -192,7 +192,7 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn apply_kept(&mut self) -> Result<f64> {
         // Here as well as in `prepare`: weights may have been loaded since the evaluations.
         R::Arithmetic::follow(&mut self.units, &self.params);
-        let loss = self.apply(Ended { sums: self.sums.shallow_clone(), at: Perturbed::default() }, true)?;
+        let loss = self.apply(Ended { sums: self.sums.shallow_clone(), at: Perturbed::none() }, true)?;
         self.sums = Sums::default();
         Ok(loss)
     }
@@ -222,9 +222,10 @@ impl<R: Row> Optimizer<R> {
                 let step = step_of(&self.params, &self.schedule, self.steps);
                 R::Arithmetic::perturb(&mut self.units, step, sample)?
             }
-            None => Perturbed::default(),
+            None => Perturbed::none(),
         };
-        let point = if expectation.is_adversarial() { Point::First } else { Point::Last { statistics: Vec::new() } };
+        let only = Point::Last { statistics: Vec::new(), norm: 0.0 };
+        let point = if expectation.is_adversarial() { Point::First } else { only };
         Ok(self.begun(k, point, guard))
     }
 
@@ -242,7 +243,7 @@ impl<R: Row> Optimizer<R> {
         let k = begun.k;
         let Ended { sums: first, at } = self.end(begun, outcome)?;
         if first.is_left_out() {
-            return Ok(self.begun(k, Point::LeftOut, Perturbed::default()));
+            return Ok(self.begun(k, Point::LeftOut, Perturbed::none()));
         }
         // The check has computed the norm already, but the one before clipping.
         let known = self.check_finite && self.clip.is_none();
@@ -253,12 +254,12 @@ impl<R: Row> Optimizer<R> {
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
         let step = step_of(&self.params, &self.schedule, self.steps);
         let (guard, statistics) = R::Arithmetic::ascend(&mut self.units, step, at, &first.gradients, norm)?;
-        Ok(self.begun(k, Point::Last { statistics }, guard))
+        Ok(self.begun(k, Point::Last { statistics, norm: first.gradient_norm }, guard))
     }
 
     /// Ends an evaluation. The variables are still at its point, but where it was left out.
     pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
-        let mut at = Perturbed::default();
+        let mut at = Perturbed::none();
         if matches!(begun.point, Point::LeftOut) {
             // It was counted at its first point; but the closure's own error is one.
             return if let Outcome::Loss(Err(e)) = outcome { Err(e) } else { Ok(Ended { sums: Sums::left_out(), at }) };
@@ -285,6 +286,10 @@ impl<R: Row> Optimizer<R> {
             Outcome::Derivatives(given) => self.given(given)?,
         };
         at.settle()?;
+        if at.is_empty() {
+            // Evaluated at the mean, unless a guard was made in between and still lives.
+            self.params.check_free()?;
+        }
         if let Some(variable) = at.changed() {
             let name = self.params.name_of(variable).unwrap_or("?");
             let problem = "the evaluation has changed it in place (a clamp, a projection, a load), which is lost when the \
@@ -295,10 +300,13 @@ impl<R: Row> Optimizer<R> {
         self.params.check()?;
         let mut sums = self.checked(found)?;
         // What SAM's first point gave takes the place of what the second would.
-        if let Point::Last { statistics } = point
-            && !statistics.is_empty()
-        {
-            sums.statistics = statistics;
+        if let Point::Last { statistics, norm } = point {
+            if norm > sums.largest_norm {
+                sums.largest_norm = norm;
+            }
+            if !statistics.is_empty() {
+                sums.statistics = statistics;
+            }
         }
         Ok(Ended { sums, at })
     }
@@ -490,7 +498,18 @@ impl<R: Row> Optimizer<R> {
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
-        Ok(Sums { weight, evaluations: 1, loss, gradient_norm, cut, per_example, gradients, statistics, sizes })
+        Ok(Sums {
+            weight,
+            evaluations: 1,
+            loss,
+            gradient_norm,
+            largest_norm: gradient_norm,
+            cut,
+            per_example,
+            gradients,
+            statistics,
+            sizes,
+        })
     }
 
     /// The global L2 norm; an error if an element is not finite.

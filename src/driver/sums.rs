@@ -17,6 +17,8 @@ pub struct Sums {
     pub loss: f64,
     /// Global L2 norm of the last evaluation's gradient.
     pub gradient_norm: f64,
+    /// The largest of all evaluations, of both points of a pair; NaN if they were not looked at.
+    pub largest_norm: f64,
     /// Whether the limit of its norm has cut it.
     pub cut: bool,
     /// Whether weights count examples.
@@ -98,6 +100,9 @@ impl Sums {
         self.weight += other.weight;
         self.evaluations += other.evaluations;
         (self.gradient_norm, self.cut) = (other.gradient_norm, other.cut);
+        if !(other.largest_norm <= self.largest_norm) {
+            self.largest_norm = other.largest_norm;
+        }
         Ok(())
     }
 }

@@ -65,7 +65,10 @@ impl Slot {
     fn moved(&self, leaf: &Leaf, at: &mut Perturbed) -> Result<()> {
         let Some(beside) = &self.beside else { return Ok(()) };
         if self.mean.is_some() {
-            return at.put(&leaf.tensor, beside.to_kind(leaf.tensor.kind()));
+            // A copy also where there is nothing to round: the variable's old values go where the new ones come from.
+            let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
+            point.shallow_clone().f_copy_(beside)?;
+            return at.put(&leaf.tensor, point);
         }
         at.moved(&leaf.tensor, beside);
         Ok(())
@@ -152,10 +155,11 @@ impl<R: Rule> Unit<R> {
     }
 
     /// Whether an update could leave the range of the numbers, so that it is tried out before anything is written.
-    fn may_overflow(&self, leaf: &Leaf, step: Step, gradient_norm: f64) -> bool {
+    fn may_overflow(&self, leaf: &Leaf, step: Step, largest_norm: f64) -> bool {
         let ess = self.row.effective_sample_size().unwrap_or(1.0);
         let scale = ess.max(1.0) * self.when(1, step.lr_factor).lr.max(1.0);
-        self.kept.untried || gradient_norm * scale > large(leaf)
+        // A NaN: nobody has looked, because nobody wants to know (`check_finite`).
+        !largest_norm.is_nan() && (self.kept.untried || largest_norm * scale > large(leaf))
     }
 
     /// Whether some number among the new tensors, in the order of [`Unit::written`], is large.
@@ -166,9 +170,11 @@ impl<R: Rule> Unit<R> {
         let mut any_large = false;
         for (i, (new, old)) in new.iter().zip(self.written(leaf)).enumerate() {
             let (Some(new), Some(old)) = (new, old) else { continue };
-            let norm = kernel::sum_of_squares([new]).sqrt();
+            // The mean also as the variable will hold it.
+            let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
+            let norm = kernel::sum_of_squares([&new]).sqrt();
             if !norm.is_finite()
-                && let Some(value) = kernel::first_non_finite(new)
+                && let Some(value) = kernel::first_non_finite(&new)
                 && kernel::first_non_finite(old).is_none()
             {
                 let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
@@ -433,7 +439,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let all = units.iter().zip(params.leaves()).zip(&noise);
             all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?)))
         };
-        let mut at = Perturbed::default();
+        let mut at = Perturbed::none();
         at.claim(moved().map(|(_, leaf, _)| &leaf.tensor))?;
         kernel::run(moved().map(|(unit, leaf, z)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
@@ -516,7 +522,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         by_statistic!(statistic, |statistic| {
             let found = Found { step, at: &at, sums };
             let all = || units.iter().zip(params.leaves().iter().enumerate());
-            for (unit, (i, leaf)) in all().filter(|(unit, (_, leaf))| unit.may_overflow(leaf, step, sums.gradient_norm))
+            for (unit, (i, leaf)) in all().filter(|(unit, (_, leaf))| unit.may_overflow(leaf, step, sums.largest_norm))
             {
                 let trial: Vec<Option<Tensor>> = unit.written(leaf).map(|t| t.map(Tensor::empty_like)).collect();
                 if let Some(job) = found.job(statistic, unit, i, leaf, trial.iter().map(Option::as_ref).collect()) {

@@ -28,7 +28,7 @@ impl Fisher {
         batches: impl IntoIterator<Item = B>,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<DiagonalFisher> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         // A copy from before the passes: training may go on while the result is in use.
         let solution = params.at_present();
         let mut sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();

@@ -16,7 +16,7 @@ impl Fisher {
         batches: impl IntoIterator<Item = B>,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<FullFisher> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         params.check()?;
         let solution = params.at_present();
         let weights: usize = solution.leaves().iter().map(|l| l.tensor.numel()).sum();

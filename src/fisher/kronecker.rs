@@ -36,7 +36,7 @@ impl Fisher {
         batches: impl IntoIterator<Item = B>,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<KroneckerFisher> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         let solution = params.at_present();
         let mut parts: Option<Vec<Factored>> = None;
         let examples = self.each(&params, batches, model, |batch, columns| {

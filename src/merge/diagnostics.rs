@@ -17,14 +17,7 @@ fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     // The weights may also hold buffers, which the parameters do not list.
     let known = weights.iter().filter(|(name, _)| params.find(name).is_some_and(Leaf::trainable));
     let values = known.map(|(name, t)| (name.clone(), t.detach().copy()));
-    let mut changes: Vec<(Tensor, Tensor)> = Vec::new();
-    for (variable, value) in in_model(params, values)? {
-        // A tied variable is exchanged once: a second exchange would keep the first value as the original.
-        if !changes.iter().any(|(other, _)| other.is_set_to(&variable)) {
-            changes.push((variable, value));
-        }
-    }
-    Perturbed::enter(changes)
+    Perturbed::enter(in_model(params, values)?)
 }
 
 fn value<L: IntoTensor>(params: &Params, loss: &mut dyn FnMut() -> L) -> Result<f64> {
@@ -66,7 +59,7 @@ pub fn gradient_mismatch<L: IntoTensor>(
     merged: &Tensors,
     models: &mut [(&Tensors, &mut dyn FnMut() -> L)],
 ) -> Result<Vec<f64>> {
-    let params = params.into();
+    let params = Params::separate(params)?;
     let each = models.iter_mut().map(|(weights, loss)| {
         let (at_merged, at_own) = (gradient(&params, merged, loss)?, gradient(&params, weights, loss)?);
         let _no_grad = tch::no_grad_guard();
@@ -105,7 +98,7 @@ pub fn barrier<L: IntoTensor>(
     mut loss: impl FnMut() -> L,
 ) -> Result<Barrier> {
     check::that("points", points, points >= 2, "at least 2")?;
-    let params = params.into();
+    let params = Params::separate(params)?;
     // Fails before anything is computed if one of the two does not fit.
     for end in [a, b] {
         drop(enter(&params, end)?);
@@ -144,7 +137,7 @@ pub fn sweep<L: IntoTensor>(
     mut merge: impl FnMut(&[f64]) -> Result<Tensors>,
     mut loss: impl FnMut() -> L,
 ) -> Result<Vec<f64>> {
-    let params = params.into();
+    let params = Params::separate(params)?;
     let point = |a: &Vec<f64>| {
         let merged = merge(a)?;
         let _guard = enter(&params, &merged)?;

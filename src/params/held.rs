@@ -17,14 +17,16 @@ pub(super) fn place(variable: &Tensor) -> Place {
     variable.data_ptr() as usize
 }
 
-/// One guard's hold on one variable. The guard has handles to the memory, so that the address is not given to another
-/// tensor meanwhile, also if it is leaked.
+/// One guard's hold on one variable. The guard has a handle to the memory ([`Perturbed`](super::Perturbed), which takes it
+/// along if it is leaked; a [`Claim`] lives shorter than the parameters), so that the address means the same tensor.
 #[derive(Debug)]
 struct Hold {
     guard: u64,
     thread: ThreadId,
-    /// The values that the variable had before, once it has others, and libtorch's count of writes to it then.
+    stride: Vec<i64>,
+    /// The values that the variable had before, once it has others.
     original: Option<Tensor>,
+    /// libtorch's count of writes to it then.
     version: Option<i64>,
 }
 
@@ -40,7 +42,10 @@ fn held() -> MutexGuard<'static, Holds> {
 
 /// Errors if a guard holds one of these variables.
 pub(super) fn check_free<'a>(named: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
-    let held = held();
+    check(&held(), named)
+}
+
+fn check<'a>(held: &Holds, named: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
     if held.is_empty() {
         return Ok(());
     }
@@ -58,7 +63,7 @@ pub(super) fn check_free<'a>(named: impl Iterator<Item = (&'a str, &'a Tensor)>)
     Ok(())
 }
 
-/// A hold on variables that are written to for good, by a borrower of them.
+/// A hold on variables that are at their own values, to read them or to write to them for good.
 #[derive(Debug)]
 pub(crate) struct Claim {
     guard: u64,
@@ -66,11 +71,18 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    pub(super) fn new<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<Self> {
-        let all: Vec<(Place, &Tensor)> = variables.map(|variable| (place(variable), variable)).collect();
-        let guard = guard();
-        take(guard, all.iter().copied())?;
-        Ok(Claim { guard, places: all.into_iter().map(|(place, _)| place).collect() })
+    /// Errors if a guard holds one of these variables.
+    pub(super) fn new<'a>(named: impl Iterator<Item = (&'a str, &'a Tensor)> + Clone) -> Result<Self> {
+        // One lock for both, so that nobody comes in between.
+        let mut held = held();
+        check(&held, named.clone())?;
+        let (guard, thread) = (guard(), thread::current().id());
+        let places: Vec<Place> = named.map(|(_, variable)| place(variable)).collect();
+        for place in &places {
+            let hold = Hold { guard, thread, stride: Vec::new(), original: None, version: None };
+            held.entry(*place).or_default().push(hold);
+        }
+        Ok(Claim { guard, places })
     }
 }
 
@@ -94,7 +106,7 @@ pub(super) fn guard() -> u64 {
 pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a Tensor)> + Clone) -> Result<()> {
     let mut held = held();
     let thread = thread::current().id();
-    for (place, variable) in variables.clone() {
+    for (place, variable) in variables.clone().filter(|_| !held.is_empty()) {
         let Some(last) = held.get(&place).and_then(|holds| holds.last()) else { continue };
         if last.thread != thread {
             return Err(Error::InUse(format!(
@@ -103,15 +115,19 @@ pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a T
                 variable.size()
             )));
         }
-        if let Some(other) = last.original.as_ref().filter(|other| other.size() != variable.size()) {
-            let (size, other) = (variable.size(), other.size());
+        let other = last.original.as_ref().map(Tensor::size);
+        if other.as_ref().is_some_and(|other| *other != variable.size() || last.stride != variable.stride()) {
             return Err(Error::InUse(format!(
-                "a guard holds a variable of shape {other:?} in the memory of this one of shape {size:?}: drop it before"
+                "a guard holds a variable of shape {:?} in the memory of this one of shape {:?}, or in another layout: \
+                 drop it before",
+                other.unwrap_or_default(),
+                variable.size()
             )));
         }
     }
-    for (place, _) in variables {
-        held.entry(place).or_default().push(Hold { guard, thread, original: None, version: None });
+    for (place, variable) in variables {
+        let stride = variable.stride();
+        held.entry(place).or_default().push(Hold { guard, thread, stride, original: None, version: None });
     }
     Ok(())
 }
@@ -123,12 +139,17 @@ pub(super) fn replaced(guard: u64, at: Place, original: &Tensor) {
     }
 }
 
-/// Says that a variable was written to by someone who knows that it may be held.
-pub(super) fn wrote(variable: &Tensor) {
+/// Writes to a variable that may be held, which its guards then know of. They go on to find out about other writes, also
+/// about earlier ones.
+pub(super) fn write<T>(variable: &Tensor, write: impl FnOnce() -> T) -> T {
+    let before = variable.f_internal_version().ok();
+    let written = write();
     if let Some(holds) = held().get_mut(&place(variable)) {
-        let version = variable.f_internal_version().ok();
-        holds.iter_mut().for_each(|hold| hold.version = version);
+        let now = variable.f_internal_version().ok();
+        let unaware = holds.iter_mut().filter(|hold| hold.version.is_none() || hold.version == before);
+        unaware.for_each(|hold| hold.version = now);
     }
+    written
 }
 
 /// Whether a held variable was written to by someone else.

@@ -5,6 +5,17 @@ use crate::{Error, Result};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
+/// Where the memory of a tensor begins; 0 for one that is no plain memory, which libtorch would not tell.
+pub(super) fn address(t: &Tensor) -> usize {
+    if t.is_sparse() || t.is_mkldnn() { 0 } else { t.data_ptr() as usize }
+}
+
+/// Whether two handles are to one tensor, or to views of the same elements. Of tensors without plain memory nobody knows.
+pub(super) fn is_same(a: &Tensor, b: &Tensor) -> bool {
+    let plain = |t: &Tensor| !(t.is_sparse() || t.is_mkldnn());
+    plain(a) && plain(b) && a.is_set_to(b)
+}
+
 /// Errors unless the tensor is plain memory with a place for every element.
 pub(super) fn check_layout(name: &str, t: &Tensor) -> Result<()> {
     if t.is_sparse() || t.is_mkldnn() {
@@ -33,13 +44,19 @@ fn addresses(t: &Tensor) -> Range<usize> {
     start..start + (last as usize + 1) * t.kind().elt_size_in_bytes()
 }
 
-/// Memory that something is written to.
+/// Memory that something is written to: ranges by their start, each with the furthest end up to it. They may lie within
+/// each other, as columns of a matrix do.
 pub(crate) struct Written(Vec<Range<usize>>);
 
 impl Written {
     pub(crate) fn of(tensors: impl Iterator<Item = Tensor>) -> Self {
         let mut all: Vec<_> = tensors.filter(|t| t.numel() > 0).map(|t| addresses(&t)).collect();
         all.sort_unstable_by_key(|range| range.start);
+        let mut furthest = 0;
+        for range in &mut all {
+            furthest = furthest.max(range.end);
+            range.end = furthest;
+        }
         Written(all)
     }
 
@@ -49,8 +66,9 @@ impl Written {
             return false;
         }
         let read = addresses(t);
-        // Ranges of parameters may lie within each other (columns of a matrix), so that an earlier end says nothing.
-        self.0.iter().take_while(|range| range.start < read.end).any(|range| range.end > read.start)
+        let before = self.0.partition_point(|range| range.start < read.end);
+        // A gap that the furthest end spans counts as written: the tensor is then copied for nothing.
+        self.0[..before].last().is_some_and(|range| range.end > read.start)
     }
 }
 
@@ -93,6 +111,16 @@ impl<'a> Span<'a> {
 }
 
 impl Params {
+    /// Parameters that are only looked at or written to, and not trained: each weight has a place of its own.
+    ///
+    /// # Errors
+    /// Those of `check_separate`.
+    pub(crate) fn separate(params: impl Into<Params>) -> Result<Params> {
+        let mut params = params.into();
+        params.check_separate()?;
+        Ok(params)
+    }
+
     /// Errors if an element of a parameter shares its memory with another one, of the same or of another parameter: a
     /// step would change it twice. Looks again only when there are new ones.
     pub(crate) fn check_separate(&mut self) -> Result<()> {

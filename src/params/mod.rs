@@ -233,7 +233,7 @@ impl Params {
         leaf.noise_group = self.noise_end;
         self.noise_end = leaf.noise_end();
         let i = self.leaves.len();
-        self.index.places.entry(leaf.tensor.data_ptr() as usize).or_default().push(i);
+        self.index.places.entry(memory::address(&leaf.tensor)).or_default().push(i);
         self.index.names.extend(leaf.names.iter().map(|name| (name.clone(), i)));
         self.leaves.push(leaf);
     }
@@ -241,8 +241,8 @@ impl Params {
     /// The number of the parameter that is this tensor.
     fn of_memory(&self, t: &Tensor) -> Option<usize> {
         // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
-        let there = self.index.places.get(&(t.data_ptr() as usize))?;
-        there.iter().copied().find(|i| self.leaves[*i].tensor.is_set_to(t))
+        let there = self.index.places.get(&memory::address(t))?;
+        there.iter().copied().find(|i| memory::is_same(&self.leaves[*i].tensor, t))
     }
 
     /// The name of the parameter that is this tensor.
@@ -391,10 +391,11 @@ impl Params {
         held::check_free(self.leaves.iter().map(|leaf| (leaf.name(), &leaf.tensor)))
     }
 
-    /// Keeps other threads from perturbing or updating them as long as the result lives.
+    /// Errors if a guard holds one of them, and keeps them from being perturbed or updated by others as long as the result
+    /// lives.
     pub(crate) fn claim(&self) -> Result<Claim> {
-        let trained = self.leaves.iter().filter(|leaf| leaf.trainable() && leaf.tensor.numel() > 0);
-        Claim::new(trained.map(|leaf| &leaf.tensor))
+        let all = self.leaves.iter().filter(|leaf| leaf.tensor.numel() > 0);
+        Claim::new(all.map(|leaf| (leaf.name(), &leaf.tensor)))
     }
 
     /// The stores' tensors that are no weights (batch-norm statistics), in the order of their names.

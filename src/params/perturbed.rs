@@ -42,18 +42,17 @@ impl std::fmt::Debug for Perturbed {
     }
 }
 
-impl Default for Perturbed {
-    fn default() -> Self {
+impl Perturbed {
+    /// A guard of nothing.
+    pub(crate) fn none() -> Self {
         Perturbed { guard: held::guard(), held: HashMap::new(), _not_send: PhantomData }
     }
-}
 
-impl Perturbed {
     /// Puts new values into variables, each of the variable's shape, kind and device and in memory that nobody else
     /// holds.
     pub(crate) fn enter(changes: impl IntoIterator<Item = (impl Borrow<Tensor>, Tensor)>) -> Result<Self> {
         let (variables, values): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
-        let mut guard = Perturbed::default();
+        let mut guard = Perturbed::none();
         guard.claim(variables.iter().map(Borrow::borrow))?;
         // One at a time: if a later one fails, dropping the guard takes back those before it.
         variables.iter().zip(values).try_for_each(|(variable, value)| guard.put(variable.borrow(), value))?;
@@ -86,8 +85,7 @@ impl Perturbed {
         }
         let _no_grad = tch::no_grad_guard();
         if held.original.is_some() {
-            variable.shallow_clone().f_copy_(&value)?;
-            held::wrote(variable);
+            held::write(variable, || variable.shallow_clone().f_copy_(&value))?;
         } else {
             // Exchanged, so that the value's memory holds the original.
             let inputs = [variable, &value].map(Field::Tensor).into_iter().collect();
@@ -102,8 +100,7 @@ impl Perturbed {
         let Some(held) = self.held.get_mut(&place(variable)) else { return };
         held.original = Some(original.shallow_clone());
         held::replaced(self.guard, place(variable), original);
-        kernel::note_write(variable);
-        held::wrote(variable);
+        held::write(variable, || kernel::note_write(variable));
     }
 
     /// Whether it holds nothing.
@@ -140,10 +137,10 @@ impl Perturbed {
         moved.map(|held| &held.memory).find(|memory| held::is_written(self.guard, memory))
     }
 
-    /// Says that a variable was written to on purpose, whether or not a guard holds it: what is lost with the guard is
-    /// written again after it.
-    pub(crate) fn wrote(variable: &Tensor) {
-        held::wrote(variable);
+    /// Writes to a variable on purpose, whether or not a guard holds it: what is lost with the guard is written again after
+    /// it.
+    pub(crate) fn write<T>(variable: &Tensor, write: impl FnOnce() -> T) -> T {
+        held::write(variable, write)
     }
 
     /// Lets a variable go as it is.
@@ -170,8 +167,8 @@ fn put_back(guard: u64, at: Place, Held { mut variable, mut memory, original }: 
     if let Some(original) = original
         && !held::is_covered(guard, at)
     {
-        _ = memory.f_copy_(&original);
-        held::wrote(&memory);
+        let written = memory.shallow_clone();
+        _ = held::write(&written, || memory.f_copy_(&original));
     }
     held::let_go(guard, at);
 }

@@ -1,6 +1,7 @@
 //! A store that parameters come from: its variables in order, by name, and what else it holds.
 
 use super::Leaf;
+use super::memory::{address, is_same};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
@@ -31,13 +32,13 @@ impl Store {
         // A variable carries no name; the store's names are found by the memory they point at.
         let mut by_memory: HashMap<usize, Vec<(&String, &Tensor)>> = HashMap::new();
         for (name, tensor) in &variables.named_variables {
-            by_memory.entry(tensor.data_ptr() as usize).or_default().push((name, tensor));
+            by_memory.entry(address(tensor)).or_default().push((name, tensor));
         }
         let new = variables.trainable_variables[self.seen..].iter().map(|variable| {
             let tensor = &variable.tensor;
             // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
-            let candidates = by_memory.get(&(tensor.data_ptr() as usize)).into_iter().flatten();
-            let named = candidates.filter(|(_, t)| t.is_set_to(tensor));
+            let candidates = by_memory.get(&address(tensor)).into_iter().flatten();
+            let named = candidates.filter(|(_, t)| is_same(t, tensor));
             let mut names: Vec<String> = named.map(|(name, _)| format!("{}{name}", self.prefix)).collect();
             names.sort();
             (self.prefix.clone(), Leaf::new(names, tensor.shallow_clone(), variable.group))
@@ -51,7 +52,11 @@ impl Store {
     pub fn buffers(&self) -> Vec<(String, Tensor)> {
         let variables = lock(&self.variables);
         // Weights of the store that are no parameters here are none, either.
-        let trained = |t: &Tensor| variables.trainable_variables.iter().any(|v| v.tensor.is_set_to(t));
+        let mut trainable: HashMap<usize, Vec<&Tensor>> = HashMap::new();
+        for variable in &variables.trainable_variables {
+            trainable.entry(address(&variable.tensor)).or_default().push(&variable.tensor);
+        }
+        let trained = |t: &Tensor| trainable.get(&address(t)).is_some_and(|there| there.iter().any(|v| is_same(v, t)));
         let buffers = variables.named_variables.iter().filter(|(_, t)| !trained(t));
         buffers.map(|(name, t)| (format!("{}{name}", self.prefix), t.shallow_clone())).collect()
     }

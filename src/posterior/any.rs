@@ -111,7 +111,7 @@ macro_rules! generic_methods {
             /// # Errors
             /// A parameter of the posterior that the model does not have, or has in another shape.
             pub fn perturb(&self, params: impl Into<$crate::Params>, k: u64) -> $crate::Result<$crate::Perturbed> {
-                $crate::posterior::in_model::enter(&params.into(), self.sample(k)?)
+                $crate::posterior::in_model::enter(&$crate::Params::separate(params)?, self.sample(k)?)
             }
 
             /// Puts the mean into the variables of a model, for good.
@@ -119,7 +119,10 @@ macro_rules! generic_methods {
             /// # Errors
             /// As [`perturb`](#method.perturb).
             pub fn copy_mean_to(&self, params: impl Into<$crate::Params>) -> $crate::Result<()> {
-                $crate::posterior::in_model::write(&params.into(), $crate::posterior::in_model::means(self))
+                $crate::posterior::in_model::write(
+                    &$crate::Params::separate(params)?,
+                    $crate::posterior::in_model::means(self),
+                )
             }
 
             /// Monte-Carlo prediction: `probabilities` (shape `[B, C]`, after the softmax) is called with samples 0, 1,
@@ -143,7 +146,7 @@ macro_rules! generic_methods {
                 samples: usize,
                 probabilities: impl FnMut() -> L,
             ) -> $crate::Result<$crate::Predictive> {
-                $crate::posterior::predictive::predict(self, &params.into(), samples, probabilities)
+                $crate::posterior::predictive::predict(self, &$crate::Params::separate(params)?, samples, probabilities)
             }
 
             /// [`predict`](#method.predict) for examples that come in batches, in memory for one batch and the
@@ -194,7 +197,12 @@ macro_rules! generic_methods {
                 samples: usize,
                 outputs: impl FnMut() -> L,
             ) -> $crate::Result<tch::Tensor> {
-                $crate::posterior::predictive::predict_samples(self, &params.into(), samples, outputs)
+                $crate::posterior::predictive::predict_samples(
+                    self,
+                    &$crate::Params::separate(params)?,
+                    samples,
+                    outputs,
+                )
             }
 
             /// Writes one safetensors file, which the family's `load` reads. The file is replaced atomically.

@@ -119,7 +119,7 @@ impl MeanFieldBernoulli {
     /// # Errors
     /// As [`MeanFieldBernoulli::perturb`].
     pub fn perturb_to_mode(&self, params: impl Into<Params>) -> Result<Perturbed> {
-        in_model::enter(&params.into(), self.map(sign))
+        in_model::enter(&Params::separate(params)?, self.map(sign))
     }
 
     /// Puts the mode into the variables of a model, for good.
@@ -127,7 +127,7 @@ impl MeanFieldBernoulli {
     /// # Errors
     /// As [`MeanFieldBernoulli::perturb`].
     pub fn copy_mode_to(&self, params: impl Into<Params>) -> Result<()> {
-        in_model::write(&params.into(), self.map(sign))
+        in_model::write(&Params::separate(params)?, self.map(sign))
     }
 
     fn sum(&self, f: impl Fn(&Tensor) -> Tensor) -> f64 {

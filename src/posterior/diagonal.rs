@@ -292,7 +292,7 @@ impl DiagonalGaussian {
     /// # Errors
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
-        self.log_prob_at(&params.into())
+        self.log_prob_at(&Params::separate(params)?)
     }
 
     pub(super) fn log_prob_at(&self, params: &Params) -> Result<f64> {

@@ -249,7 +249,7 @@ impl FullGaussian {
     /// As [`FullGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
-        let pairs = in_model(&params.into(), in_model::means(self))?;
+        let pairs = in_model(&Params::separate(params)?, in_model::means(self))?;
         let parts = pairs.iter().map(|(theta, _)| theta.detach().to_kind(Kind::Double).contiguous().view([-1]));
         let theta = Tensor::f_cat(&parts.collect::<Vec<_>>(), 0)?.to_device(self.mean.device());
         let n = self.len() as f64;

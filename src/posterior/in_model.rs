@@ -38,7 +38,7 @@ pub(super) fn enter(params: &Params, values: Vec<(String, Tensor)>) -> Result<Pe
 
 /// Writes the values into the variables, for good.
 pub(super) fn write(params: &Params, values: Vec<(String, Tensor)>) -> Result<()> {
-    params.check_free()?;
+    let _claim = params.claim()?;
     // All pairs before the first write: a name that does not fit leaves every variable as it was.
     let changes = in_model(params, values)?;
     let _no_grad = tch::no_grad_guard();

@@ -199,7 +199,7 @@ impl KroneckerGaussian {
     /// As [`KroneckerGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
-        let pairs = in_model(&params.into(), in_model::means(self))?;
+        let pairs = in_model(&Params::separate(params)?, in_model::means(self))?;
         let mut total = 0.0;
         for (p, (theta, _)) in self.parameters.iter().zip(pairs) {
             let p = p.double();

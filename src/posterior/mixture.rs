@@ -148,7 +148,7 @@ impl Mixture {
     /// # Errors
     /// As [`DiagonalGaussian::perturb`].
     pub fn log_prob(&self, params: impl Into<Params>) -> Result<f64> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         let terms = self.mixing.iter().zip(&self.components).map(|(w, q)| Ok(w.ln() + q.log_prob_at(&params)?));
         let terms = terms.collect::<Result<Vec<f64>>>()?;
         // The largest is taken out: a density of a million weights is far below the smallest f64.

@@ -98,7 +98,7 @@ impl Memory {
         params: impl Into<Params>,
         forward: impl Fn(&Tensor) -> L,
     ) -> Result<Tensor> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         params.check()?;
         let mut outputs = None;
         let pass = Pass::run(&params, || self.seen(&|x| forward(x).into_tensor(), &mut outputs))?;

@@ -78,7 +78,7 @@ pub struct DualView {
 /// Outputs of another form or not finite; [`Error::PerExample`] for batch normalization in training mode;
 /// [`Error::Memory`] for more than 2²⁹ numbers.
 pub fn jacobian<L: IntoTensor>(params: impl Into<Params>, outputs: impl FnOnce() -> L) -> Result<Tensor> {
-    let (f, jacobian) = linearize(&params.into(), outputs)?;
+    let (f, jacobian) = linearize(&Params::separate(params)?, outputs)?;
     Ok(if f.dim() == 1 { jacobian.f_squeeze_dim(1)? } else { jacobian })
 }
 
@@ -95,8 +95,8 @@ fn linearize<L: IntoTensor>(params: &Params, outputs: impl FnOnce() -> L) -> Res
 }
 
 impl DualView {
-    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` (0
-    /// or 1, or values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their
+    /// Of weights θ `[P]` that were trained with the prior precision δ > 0 on features Φ `[N, P]` and targets `[N]` or
+    /// `[N, 1]` (0 or 1, or values), or on Jacobians `[N, C, P]` and targets as classes `[N]` (i64; categorical) or `[N, C]`. Their
     /// optimum is assumed, not found: [`DualView::duality_gap`] tells how far they are from it.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl DualView {
     }
 
     /// Of a network at its present weights, linearized there. Its prior is N(0, 1/δ) on all trained weights; its
-    /// outputs `[N]`, `[N, 1]` (taken as `[N]`) or `[N, C]` are those of the given targets.
+    /// outputs `[N]`, `[N, 1]` (taken as `[N]`, and so are such targets) or `[N, C]` are those of the given targets.
     ///
     /// # Errors
     /// As [`DualView::new`] and [`jacobian`].
@@ -136,7 +136,7 @@ impl DualView {
         likelihood: Likelihood,
         delta: f64,
     ) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         let (f, jacobian) = linearize(&params, outputs)?;
         let _no_grad = tch::no_grad_guard();
         let trained = params.leaves().iter().filter(|l| l.trainable());
@@ -175,7 +175,10 @@ impl DualView {
         delta: f64,
     ) -> Result<Self> {
         check::positive("delta", delta)?;
-        let sites = Sites::of(likelihood, outputs, targets)?;
+        // As outputs `[N, 1]` are taken as `[N]`: one batch then serves the loss, the Fisher information and this.
+        let one = outputs.dim() == 1 && targets.defined() && targets.size() == [outputs.size()[0], 1];
+        let targets = if one { targets.f_squeeze_dim(1)? } else { targets.shallow_clone() };
+        let sites = Sites::of(likelihood, outputs, &targets)?;
         let jacobian = features.f_reshape([sites.len(), sites.columns(), -1])?;
         // The factor of S, not its inverse, which would lose digits where δ is small.
         let factor = precision(&jacobian, &sites.root, delta)?;

@@ -98,7 +98,7 @@ impl Sensitivity {
         likelihood: Likelihood,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         Self::each(batches, likelihood, model, |outputs| q.covariance_of_outputs(&params, outputs))
     }
 
@@ -113,7 +113,7 @@ impl Sensitivity {
         likelihood: Likelihood,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         Self::each(batches, likelihood, model, |outputs| {
             let v = q.variance_of_outputs(&params, outputs)?;
             Ok(v.f_reshape([v.size()[0], -1])?)

@@ -35,7 +35,7 @@ impl Removal {
         likelihood: Likelihood,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<Self> {
-        let params = params.into();
+        let params = Params::separate(params)?;
         params.check()?;
         let batches: Vec<Batch> = batches.into_iter().map(Into::into).collect();
         let trained: Vec<_> = params.leaves().iter().filter(|l| l.trainable()).collect();
