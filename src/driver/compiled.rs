@@ -92,8 +92,8 @@ impl<R: Row> Compiled<R> {
         posterior: |optimizer| R::Arithmetic::posterior(&optimizer.units, now(optimizer)),
         learned_posterior: |optimizer| {
             if optimizer.skip_unseen {
-                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much of \
-                               its initial Hessian is left";
+                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much \
+                               of its initial Hessian is left";
                 return Err(Error::Posterior(format!("{problem}: call posterior()")));
             }
             R::Arithmetic::learned_posterior(&optimizer.units, now(optimizer))
