@@ -215,8 +215,8 @@ impl From<blr_merge::Error> for Error {
 /// What is taken from a precision over what there is: where the two agree to the digits of f32, rounding is the cause.
 fn rounding(taken: f64) -> &'static str {
     if (taken - 1.0).abs() < 4.0 * f64::from(f32::EPSILON) {
-        ". The two agree to the seven digits of an f32, so what was learned may have been lost in rounding beside a prior \
-         ten million times as precise: train weights of f64, whose posterior is in f64, or take a wider prior"
+        ". The two agree to the seven digits of an f32, so what was learned may have been lost in rounding beside a \
+         prior ten million times as precise: train weights of f64, whose posterior is in f64, or take a wider prior"
     } else {
         ""
     }

@@ -160,9 +160,9 @@ impl Mask {
 
     /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated
     /// (samples and adversarial points too), and in the new mean; the other weights move as in a network without the
-    /// pruned ones, whose gradients are in no norm either (`clip_grad_norm`, the ascent of SAM). A pruned binary weight is
-    /// 0 as well, and has λ = 0. A training loop that cannot use this comes near it by [`Mask::apply`] at the beginning of
-    /// the closure and after the step; norms then count all gradients.
+    /// pruned ones, whose gradients are in no norm either (`clip_grad_norm`, the ascent of SAM). A pruned binary weight
+    /// is 0 as well, and has λ = 0. A training loop that cannot use this comes near it by [`Mask::apply`] at the
+    /// beginning of the closure and after the step; norms then count all gradients.
     ///
     /// Only for elementwise rows. A row over blocks steps by S⁻¹g with an S that ties weights together, so the others
     /// would move with pruned ones that stay where they are, away from their own optimum.

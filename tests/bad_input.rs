@@ -1143,6 +1143,8 @@ fn targets_outside_of_zero_and_one() {
         }
     }
     for good in [[0.0, 1.0, 1.0, 0.0], [0.3, 1.0, 0.0, 0.9]] {
-        all(&Tensor::from_slice(&good)).into_iter().for_each(|result| result.unwrap());
+        for result in all(&Tensor::from_slice(&good)) {
+            result.unwrap();
+        }
     }
 }

@@ -129,6 +129,13 @@ fn the_posterior_of_an_empty_task_is_its_prior() {
             assert_close(&last.variance(name).unwrap(), &first.variance(name).unwrap(), 1e-12);
         }
     }
+    // Of a task with data, so that its bases are not the identity.
+    fn trained<R: Row<Posterior = KroneckerGaussian>>(row: R) -> KroneckerGaussian {
+        let net = Net::of(Form::Tapped, F64, 0.0);
+        let mut opt = row.builder().noise(Philox { seed: 9 }).build(&net.vs, 1e-12).unwrap();
+        (0..12).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
+        opt.posterior().unwrap()
+    }
     let net = Net::of(Form::Tapped, F64, 0.0);
     let of = |(i, (name, w)): (usize, (String, Tensor))| {
         let s = Tensor::arange(w.numel() as i64, (Kind::Double, w.device())).reshape(w.size()) + 3.0 + i as f64;
@@ -147,13 +154,6 @@ fn the_posterior_of_an_empty_task_is_its_prior() {
     check("Adam", &diagonal, || Adam::default().ess(50.0).builder());
     check("DiagonalNewton", &diagonal, || DiagonalNewton::default().ess(50.0).builder());
 
-    // Of a task with data, so that its bases are not the identity.
-    fn trained<R: Row<Posterior = KroneckerGaussian>>(row: R) -> KroneckerGaussian {
-        let net = Net::of(Form::Tapped, F64, 0.0);
-        let mut opt = row.builder().noise(Philox { seed: 9 }).build(&net.vs, 1e-12).unwrap();
-        (0..12).for_each(|_| _ = opt.step(|| net.losses()).unwrap());
-        opt.posterior().unwrap()
-    }
     let kfac = NoisyKfac::default().ess(50.0).damping(0.1).frequency(2).labels(Labels::Observed);
     let evon = Evon::default().ess(50.0).frequency(2);
     // Not that of K-FAC, whose biases have a basis.
@@ -267,8 +267,8 @@ fn damping_goes_where_the_posterior_goes() {
     assert_eq!(bits(&loaded.sample(2).unwrap()[1].1), bits(&mixture.sample(2).unwrap()[1].1));
 }
 
-/// Fine-tunes of a quadratic loss: orthogonal inputs, 100 examples each, unit noise, the prior q₀. The merge is the exact
-/// posterior of all data, whatever the damping.
+/// Fine-tunes of a quadratic loss: orthogonal inputs, 100 examples each, unit noise, the prior q₀. The merge is the
+/// exact posterior of all data, whatever the damping.
 #[test]
 fn merges_of_damped_fine_tunes_are_exact() {
     let (n, p0) = (100.0, [4.0, 9.0]);

@@ -56,8 +56,8 @@ fn a_map_of_variables_has_one_order() {
     assert_eq!(after(&vs, &mut opt, 3), sorted);
 }
 
-/// A checkpoint of a model whose variables were created in another order: the next step is the same to the bit, with the
-/// noise and within an accumulation.
+/// A checkpoint of a model whose variables were created in another order: the next step is the same to the bit, with
+/// the noise and within an accumulation.
 #[test]
 fn files_go_by_name() {
     fn check<R: Row>(row: R) {

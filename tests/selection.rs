@@ -399,5 +399,5 @@ fn streams_of_one_seed_are_apart() {
         }
     }
     let z = (scores / count - 0.5) * (12.0_f64 * count).sqrt();
-    assert!(count > 2000.0 && z.abs() < 4.5, "{} standard errors", z);
+    assert!(count > 2000.0 && z.abs() < 4.5, "{z} standard errors");
 }

@@ -102,8 +102,8 @@ fn gradients_that_cancel_were_seen() {
     }
 }
 
-/// A token that never occurs keeps the precision it started with, also without any prior; one that occurs in every other
-/// batch learns from those. Without the option both lose theirs, and the noise has no bound.
+/// A token that never occurs keeps the precision it started with, also without any prior; one that occurs in every
+/// other batch learns from those. Without the option both lose theirs, and the noise has no bound.
 #[test]
 fn tokens_that_do_not_occur() {
     let run = |skip: bool| {

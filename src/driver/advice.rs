@@ -135,9 +135,9 @@ impl fmt::Display for Advice {
             ),
             Advice::Unbounded { name, sigma, weights } => write!(
                 f,
-                "weight_decay is 0 and the curvature of some weights of `{name}` vanishes, so that nothing bounds their \
-                 noise: σ is {sigma:.1e} by now, the weights {weights:.1e}. Set a weight_decay (1/ess is the prior N(0, 1)), \
-                 or leave weights without any gradient alone: skip_unseen()"
+                "weight_decay is 0 and the curvature of some weights of `{name}` vanishes, so that nothing bounds \
+                 their noise: σ is {sigma:.1e} by now, the weights {weights:.1e}. Set a weight_decay (1/ess is the \
+                 prior N(0, 1)), or leave weights without any gradient alone: skip_unseen()"
             ),
             Advice::NoNoise { ratio } => write!(
                 f,

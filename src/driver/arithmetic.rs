@@ -56,8 +56,8 @@ pub(super) fn delta<R: Row>(prior: Isotropic, row: &R) -> f64 {
     prior.delta(row.isotropic_delta(), row.effective_sample_size())
 }
 
-/// 1 - β₂ᵗ, the share of the precision that was learned, of the unit with the fewest updates, but for those without any;
-/// `None` if there are no others, or the precision is no such average.
+/// 1 - β₂ᵗ, the share of the precision that was learned, of the unit with the fewest updates, but for those without
+/// any; `None` if there are no others, or the precision is no such average.
 pub(super) fn learned<R: Row>(units: &[Unit<R>]) -> Option<f64> {
     let trained = units.iter().filter(|unit| unit.steps > 0);
     let shares = trained.map(|unit| unit.row.initial_share(unit.steps).map(|start| 1.0 - start));

@@ -201,9 +201,9 @@ impl<R: Row> Builder<R> {
     ///
     /// Without it such a gradient counts as measured. In rows that learn a precision that is a curvature of zero: h
     /// decays with every batch in which a token is missing, until its noise is the prior's, or without bound where
-    /// `weight_decay` is 0. With it the precision of a token that never occurs is where it started, ess·(h₀+δ), and that
-    /// of a rare one is what its own batches have said. Bias corrections still count the parameter's steps, and neither
-    /// decay nor momentum move a weight that was left alone.
+    /// `weight_decay` is 0. With it the precision of a token that never occurs is where it started, ess·(h₀+δ), and
+    /// that of a rare one is what its own batches have said. Bias corrections still count the parameter's steps, and
+    /// neither decay nor momentum move a weight that was left alone.
     ///
     /// Takes a copy of those parameters that have such weights, for the time of the update. For elementwise rows; those
     /// over blocks refuse it.

@@ -92,9 +92,9 @@ impl<R: Row> Optimizer<R> {
     /// Tensor keys and fields are listed in `docs/design.md`. Frozen variables of elementwise rows are in it as well,
     /// and not those that were never trained in a row over blocks.
     ///
-    /// So are the buffers of the stores that the parameters come from (batch-norm statistics, constants), in f32 or f64:
-    /// a model that goes on answers as the one that was saved. Parameters by [`Params::named`] have no store, and so no
-    /// buffers.
+    /// So are the buffers of the stores that the parameters come from (batch-norm statistics, constants), in f32 or
+    /// f64: a model that goes on answers as the one that was saved. Parameters by [`Params::named`] have no store, and
+    /// so no buffers.
     ///
     /// Not in it: noise given as tensors, and the state of libtorch's own generator.
     ///
@@ -234,7 +234,7 @@ impl<R: Row> Optimizer<R> {
             let name = p.parameters.first().map_or("?", String::as_str);
             return Err(Error::file(path, format!("has a parameter `{name}`, which the model does not have")));
         }
-        let buffers = self.buffers_of(&mut file, content.buffers)?;
+        let buffers = self.buffers_of(&mut file, &content.buffers)?;
         if let Some((name, _)) = content.positions.iter().find(|(_, at)| **at >= POSITIONS) {
             return Err(Error::file(path, format!("has a position of `{name}` in the noise that cannot be")));
         }
@@ -318,19 +318,19 @@ impl<R: Row> Optimizer<R> {
 
 impl<R: Row> Optimizer<R> {
     /// The buffers that the model has, with what the file has for them: the same ones.
-    fn buffers_of(&self, file: &mut File, names: Vec<String>) -> Result<Vec<(Tensor, Tensor)>> {
+    fn buffers_of(&self, file: &mut File, names: &[String]) -> Result<Vec<(Tensor, Tensor)>> {
         let own = self.params.buffers();
         let refused = |problem: String| Err(Error::file(file.path, problem));
         if let Some(name) = names.iter().find(|name| !own.iter().any(|(n, _)| n == *name)) {
             return refused(format!(
-                "has a buffer `{name}`, which the model does not have; build the same model, from its store (parameters by \
-                 name have no buffers)"
+                "has a buffer `{name}`, which the model does not have; build the same model, from its store \
+                 (parameters by name have no buffers)"
             ));
         }
         if let Some((name, _)) = own.iter().find(|(name, _)| !names.contains(name)) {
             return refused(format!(
-                "has no buffer `{name}`, which the model has, so that its answers would be others than those of the model \
-                 that was saved; build the model that was saved, from its store"
+                "has no buffer `{name}`, which the model has, so that its answers would be others than those of the \
+                 model that was saved; build the model that was saved, from its store"
             ));
         }
         let take = |(name, t): (String, Tensor)| {

@@ -96,8 +96,8 @@ impl<R: Row> Compiled<R> {
         },
         learned_posterior: |optimizer| {
             if optimizer.skip_unseen {
-                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much of \
-                               its initial Hessian is left";
+                let problem = "with skip_unseen nobody has counted how often each weight was updated, and so how much \
+                               of its initial Hessian is left";
                 return Err(Error::Posterior(format!("{problem}: call posterior()")));
             }
             let _claim = optimizer.params.claim()?;

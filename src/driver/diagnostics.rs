@@ -75,8 +75,8 @@ impl Spread {
     }
 }
 
-/// Standard deviations of the noise of single weights, over all weights. If min, mean and max stay where they started, the
-/// precision is not being learned: lower β₂ or `hess_init`.
+/// Standard deviations of the noise of single weights, over all weights. If min, mean and max stay where they started,
+/// the precision is not being learned: lower β₂ or `hess_init`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Sigma {

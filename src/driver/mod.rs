@@ -47,6 +47,7 @@ mod skip;
 mod step;
 mod sums;
 mod train;
+mod unseen;
 mod weights;
 
 pub use advice::Advice;
@@ -307,8 +308,8 @@ impl<R: Row> Optimizer<R> {
     /// The posterior over the trainable parameters: an owned copy, in f64 for f64 weights (and in all rows with a full
     /// covariance) and otherwise in f32. Its precision is that of q itself, for example ess·(h+δ), and not divided by
     /// ess; each row's documentation has the formula. The damping of rows that have one is no part of it, but of its
-    /// samples ([`DiagonalGaussian::damping`]); with damping it is at least the prior's, since of h+δ+γ > 0 no more than
-    /// h+δ is known, and the estimate h by Price's theorem may be negative. Frozen parameters are not in it.
+    /// samples ([`DiagonalGaussian::damping`]); with damping it is at least the prior's, since of h+δ+γ > 0 no more
+    /// than h+δ is known, and the estimate h by Price's theorem may be negative. Frozen parameters are not in it.
     ///
     /// A parameter that no loss has depended on yet (a head of a later task) still has its initial precision, which
     /// under an isotropic prior includes `hess_init`; leave it out with

@@ -16,8 +16,8 @@ impl<R: Row> Drop for Pruned<'_, R> {
 }
 
 impl<R: Row> Optimizer<R> {
-    /// [`Optimizer::step`] with gradients of zero where `pruned`, a mask per parameter, is true: before they are measured
-    /// or clipped, so that the others see no trace of these.
+    /// [`Optimizer::step`] with gradients of zero where `pruned`, a mask per parameter, is true: before they are
+    /// measured or clipped, so that the others see no trace of these.
     pub(crate) fn step_without<L: IntoTensor>(
         &mut self,
         pruned: Vec<Option<Tensor>>,

@@ -75,14 +75,15 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
     fn expectation(&self) -> Expectation {
         Expectation::Delta
     }
-    /// The same settings without the damping γ of the noise, for rows that have one: their precision is then that of what
-    /// is known, ess·(h+δ). By default as they are.
+    /// The same settings without the damping γ of the noise, for rows that have one: their precision is then that of
+    /// what is known, ess·(h+δ). By default as they are.
     #[must_use]
     fn undamped(self) -> Self {
         self
     }
     /// Share of the initial Hessian in the precision after t updates, as β₂ᵗ; `None` for rows whose precision is not
-    /// such an average, or starts from none by default. Of those that have one, it is a function of the form ess·(h+δ+γ).
+    /// such an average, or starts from none by default. Of those that have one, it is a function of the form
+    /// ess·(h+δ+γ).
     fn initial_share(&self, t: u64) -> Option<f64> {
         let _ = t;
         None
@@ -93,8 +94,8 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
     }
 }
 
-/// Errors if a hyper-parameter is out of range, or if evaluations cannot give what the row asks for: of settings that come
-/// from a builder or from a file.
+/// Errors if a hyper-parameter is out of range, or if evaluations cannot give what the row asks for: of settings that
+/// come from a builder or from a file.
 pub(super) fn check<R: Row>(row: &R) -> Result<()> {
     row.validate()?;
     row.statistic().check(row.expectation())?;

@@ -97,8 +97,8 @@ pub trait Rule: Row<Arithmetic = super::Weights, Posterior: OfWeights> {
     /// `[T; K]`: what [`Rule::coefficients`] computes; K is at most 16.
     type Coefficients<T: Real>: Pack<T>;
 
-    /// Which of [`Statistic::SquaredGradient`], [`Statistic::Price`] and [`Statistic::Relaxed`] settings of this row can
-    /// ask for: the driver compiles a pass over the weights for each.
+    /// Which of [`Statistic::SquaredGradient`], [`Statistic::Price`] and [`Statistic::Relaxed`] settings of this row
+    /// can ask for: the driver compiles a pass over the weights for each.
     const FORMED: &'static [Statistic] = &[];
 
     /// What the variables hold: the mean that is learned itself, or binary weights.
@@ -158,8 +158,8 @@ pub trait DeltaRule: Rule {}
 /// A posterior over single weights, independent under it: what an elementwise row can have.
 pub trait OfWeights: super::row::MaybePosterior {
     /// From name and mean (or the natural parameter of binary weights) of each trainable parameter;
-    /// `precision(i)` computes the precision of number i, of which `learned` is the share that was learned, and what its
-    /// noise has beyond that, the damping.
+    /// `precision(i)` computes the precision of number i, of which `learned` is the share that was learned, and what
+    /// its noise has beyond that, the damping.
     ///
     /// # Errors
     /// Those of `precision`, and of a posterior that does not exist.

@@ -7,6 +7,7 @@ use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights,
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
+use super::unseen::Unseen;
 use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Outputs, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
@@ -518,7 +519,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
         // What was evaluated away from its mean is held already.
         let _claim = at.is_empty().then(|| params.claim()).transpose()?;
         let mut tried = Vec::new();
-        let unseen = unseen(units, params, &at, sums);
+        let unseen = units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
+            let mean = (unit.kept.mean(leaf), unit.kept.mean_and_point(leaf, &at).0);
+            let kept = std::iter::once(mean).chain(unit.kept.state.iter().flatten().map(|t| (t, t)));
+            sums.gradient(i, leaf).and_then(|_| Unseen::of(sums, i, kept))
+        });
+        let unseen: Vec<Unseen> = unseen.collect();
         by_statistic!(statistic, |statistic| {
             let found = Found { step, at: &at, sums };
             let all = || units.iter().zip(params.leaves().iter().enumerate());
@@ -590,58 +596,18 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| unit.known(step), learned(units))
+        posterior(units, step.params, |unit| unit.known(step), learned(units))
     }
     fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, &|unit| Ok((unit.learned_precision(step)?, 0.0)), None)
+        posterior(units, step.params, |unit| Ok((unit.learned_precision(step)?, 0.0)), None)
     }
-}
-
-/// Weights of a parameter that are to be left alone, with what they are.
-struct Unseen {
-    /// True for each of them.
-    mask: Tensor,
-    /// Mean and state, and copies of these.
-    tensors: Vec<(Tensor, Tensor)>,
-}
-
-impl Unseen {
-    fn put_back(self) {
-        for (mut t, before) in self.tensors {
-            let after = before.where_self(&self.mask, &t);
-            t.copy_(&after);
-        }
-    }
-}
-
-/// What no evaluation has spoken about, where that is to be left alone. Put back after the update and not passed over in
-/// it: that would be a choice inside of the loop over the weights, also of those who do not ask for it.
-fn unseen<R: Rule>(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &Sums) -> Vec<Unseen> {
-    let of = |(unit, (i, leaf)): (&Unit<R>, (usize, &Leaf))| {
-        _ = sums.gradient(i, leaf)?;
-        let size = sums.sizes.get(i)?.as_ref()?;
-        // Squares of examples may be there where gradients cancel. None is negative, and those that are formed of the
-        // gradient vanish with it.
-        let mask = match sums.statistics.get(i).and_then(|s| s.first()) {
-            Some(statistic) => size.eq(0.0).logical_and(&statistic.eq(0.0)),
-            None => size.eq(0.0),
-        };
-        if mask.any().int64_value(&[]) == 0 {
-            return None;
-        }
-        let mean = (unit.kept.mean(leaf), unit.kept.mean_and_point(leaf, at).0);
-        let kept = std::iter::once(mean).chain(unit.kept.state.iter().flatten().map(|t| (t, t)));
-        let tensors = kept.map(|(t, before)| (t.detach(), before.detach().copy())).collect();
-        Some(Unseen { mask, tensors })
-    };
-    units.iter().zip(params.leaves().iter().enumerate()).filter_map(of).collect()
 }
 
 /// The means of the trainable parameters with these precisions.
 fn posterior<R: Rule>(
     units: &[Unit<R>],
     params: &Params,
-    precision: &dyn Fn(&Unit<R>) -> Result<(Tensor, f64)>,
+    known: impl Fn(&Unit<R>) -> Result<(Tensor, f64)>,
     learned: Option<f64>,
 ) -> Result<R::Posterior> {
     let _no_grad = tch::no_grad_guard();
@@ -649,5 +615,5 @@ fn posterior<R: Rule>(
         units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
     // Copies: a posterior must not move with the next step.
     let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
-    R::Posterior::of_weights(means.collect(), &|i| precision(trained[i].0), learned)
+    R::Posterior::of_weights(means.collect(), &|i| known(trained[i].0), learned)
 }

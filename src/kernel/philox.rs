@@ -75,16 +75,17 @@ pub(super) fn philox<const W: usize>(counters: [[u32; W]; 4], seed: u64) -> [[u3
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stream {
     /// Scores of examples.
-    Scores = 0xFFFF_FFFF,
+    Scores,
     /// Places in a reservoir.
-    Reservoir = 0xFFFF_FFFE,
+    Reservoir,
     /// Draws from exponential families.
-    Family = 0xFFFF_FFFD,
+    Family,
 }
 
 /// Four random words of a stream that is read in sequence; no elementwise draw has its sample number.
 pub(crate) fn words(seed: u64, stream: Stream, counter: u64) -> [u32; 4] {
-    philox([[counter as u32], [(counter >> 32) as u32], [stream as u32], [u32::MAX]], seed).map(|[word]| word)
+    philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX - stream as u32], [u32::MAX]], seed)
+        .map(|[word]| word)
 }
 
 #[cfg(test)]

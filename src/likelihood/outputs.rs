@@ -155,8 +155,8 @@ impl Outputs {
             let (least, largest) = (y.f_min()?.f_double_value(&[])?, y.f_max()?.f_double_value(&[])?);
             if !(least >= 0.0 && largest <= 1.0) {
                 return Err(refuse(format!(
-                    "the targets are from {least} to {largest}: expected probabilities of y = 1, from 0 to 1; labels of \
-                     -1 and 1 are (y + 1)/2"
+                    "the targets are from {least} to {largest}: expected probabilities of y = 1, from 0 to 1; labels \
+                     of -1 and 1 are (y + 1)/2"
                 )));
             }
         }

@@ -16,9 +16,9 @@ pub struct Embedding {
 
 /// Creates a lookup table for tokens `[B]` or `[B, …]` as [`tch::nn::embedding`] does.
 ///
-/// The vector of the padding token is zero, whatever noise a posterior puts on its row: no loss ever depends on that row,
-/// so that nothing holds its noise down, and it would be added to every example that is padded. (tch leaves the row as
-/// initialized and looks it up like others; PyTorch sets it to zero at the start.)
+/// The vector of the padding token is zero, whatever noise a posterior puts on its row: no loss ever depends on that
+/// row, so that nothing holds its noise down, and it would be added to every example that is padded. (tch leaves the
+/// row as initialized and looks it up like others; PyTorch sets it to zero at the start.)
 ///
 /// Not tapped with one token `[]`, and not with `sparse` or `scale_grad_by_freq`: the latter divides by counts over the
 /// whole batch, so that single examples have no gradients.

@@ -38,7 +38,8 @@ impl Buffers {
         Some(self.0[changed].0.clone())
     }
 
-    /// Runs what only looks at a model. Buffers that it moves get their values back, also if it fails, and are an error.
+    /// Runs what only looks at a model. Buffers that it moves get their values back, also if it fails, and are an
+    /// error.
     pub(crate) fn unmoved<T>(params: &Params, look: impl FnOnce() -> Result<T>) -> Result<T> {
         let buffers = Buffers::new(params);
         let seen = look();

@@ -100,8 +100,8 @@ impl Leaf {
 
 impl Params {
     /// Named tensors that require gradients, for example of a model that keeps no [`VarStore`], in the order of their
-    /// names, whatever order they come in: that of a `HashMap`, such as [`VarStore::variables`], is another one in every
-    /// run, and noise, files and lists of gradients go by the order ([`Params::names`]). All are in group 0.
+    /// names, whatever order they come in: that of a `HashMap`, such as [`VarStore::variables`], is another one in
+    /// every run, and noise, files and lists of gradients go by the order ([`Params::names`]). All are in group 0.
     ///
     /// # Errors
     /// Two different tensors under one name; a tensor that is undefined or not a leaf.

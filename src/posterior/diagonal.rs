@@ -23,9 +23,9 @@ use tch::{Kind, Tensor};
 /// Samples come from a counter-based generator: sample k of one seed is always the same
 /// ([`DiagonalGaussian::with_seed`], default 0), and posteriors of one seed and the same shapes share their noise.
 ///
-/// **Damping.** Rows with a damping γ (`Von`, `BayesianSam`) train with less noise than 1/s, for stability's sake. Their
-/// posterior keeps d = λγ beside s, and its samples are N(m, 1/(s+d)), the noise that the model was trained with: wider
-/// ones would be predictions of weights that no loss has seen. But d is nothing that is known of the weights, so
+/// **Damping.** Rows with a damping γ (`Von`, `BayesianSam`) train with less noise than 1/s, for stability's sake.
+/// Their posterior keeps d = λγ beside s, and its samples are N(m, 1/(s+d)), the noise that the model was trained with:
+/// wider ones would be predictions of weights that no loss has seen. But d is nothing that is known of the weights, so
 /// precision, variance, entropy, KL and log density are those of s, and so is what goes on as a prior, into [`combine`]
 /// and merges, and to sensitivities. [`DiagonalGaussian::undamped`] samples with s alone. Everything else has d = 0.
 ///

@@ -24,9 +24,10 @@ config! {
     /// ```
     ///
     /// The posterior is N(m, 1/(λ(h+δ))). The damping γ limits noise and step, but is nothing that is known of the
-    /// weights: the posterior keeps λγ beside its precision and draws its samples with it ([`DiagonalGaussian::damping`]).
-    /// Over the chunks of [`Optimizer::step_chunks`](crate::Optimizer::step_chunks) (m-sharpness) and over micro-batches ĝ
-    /// and |ĝ₁| are averaged, each with an e of its own. There is no bias correction.
+    /// weights: the posterior keeps λγ beside its precision and draws its samples with it
+    /// ([`DiagonalGaussian::damping`]). Over the chunks of [`Optimizer::step_chunks`](crate::Optimizer::step_chunks)
+    /// (m-sharpness) and over micro-batches ĝ and |ĝ₁| are averaged, each with an e of its own. There is no bias
+    /// correction.
     ///
     /// With ρ = 0 it is OGN ([`Von::ogn`](crate::Von::ogn)) with √s·|ĝ₁| at a sample in place of squared gradients at
     /// the mean. With a prior built from a posterior, h starts at 0, so that q starts with the precision of the prior;

@@ -83,8 +83,8 @@ impl<'a> Eigenbasis<'a> {
 
     /// The four state tensors after the moments of the t-th update: the first sets them, and later ones enter with
     /// weight 1-β. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one,
-    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors. Moments
-    /// of zero turn nothing.
+    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors.
+    /// Moments of zero turn nothing.
     pub(super) fn updated(&self, moments: &[Tensor], beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (old, fresh) in self.0.iter().zip(moments) {
