@@ -5,7 +5,7 @@
 
 use crate::params::{Leaf, Params, Perturbed};
 use crate::storage::{AVERAGE, checkpoint};
-use crate::{Error, Result, check};
+use crate::{Error, Result, check, kernel};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
@@ -176,6 +176,9 @@ impl Ema {
             let missing = || refused(format!("has no tensor `{name}`, which the model has"));
             let found = tensors.remove(name).ok_or_else(missing)?;
             same_shape(name, average, &found).map_err(|e| Error::file(path, e))?;
+            if let Some(value) = kernel::first_non_finite(&found) {
+                return Err(refused(format!("tensor `{name}` is not finite ({value})")));
+            }
             averages.push(found.f_to_device(average.device())?.f_to_kind(average.kind())?);
         }
         if let Some(name) = tensors.keys().next() {

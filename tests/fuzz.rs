@@ -189,6 +189,7 @@ fn changed_posteriors_give_errors_or_posteriors() {
             assert_eq!(ema.get("first.weight").map(|t| bits(&t)), before);
             return false;
         }
+        assert!(ema.get("first.weight").unwrap().isfinite().all().int64_value(&[]) != 0);
         drop(ema.swap_in().unwrap());
         ema.update().unwrap();
         true

@@ -29,7 +29,8 @@ struct Curvature<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// A model of weight 1. Errors call it by this name, and what [`Method::dare`] keeps of it depends on the name.
+    /// A model of weight 1. Errors call it by this name, and what [`Method::dare`](super::Method::dare) keeps of it
+    /// depends on the name.
     pub fn new(name: &'a str, tensors: &'a Tensors) -> Self {
         Model { name, tensors, weight: 1.0, curvature: None }
     }
