@@ -5,7 +5,7 @@
 use super::{Recipe, Role};
 use crate::{Error, Result};
 use blr_merge::engine::{self, Input, Inputs, Number, Output, Plan, same_tensors};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
@@ -178,15 +178,21 @@ pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) 
     let plan = Plan { method, models: names, posteriors: posteriors.unwrap_or(false) };
 
     let mut merged = Tensors::new();
-    let mut done: Vec<(&Tensor, &str)> = Vec::new();
+    let mut done: HashMap<usize, Vec<(&Tensor, &str)>> = HashMap::new();
     for (name, like) in pattern.tensors {
         // Same memory, offset and shape: a tied tensor, which has to stay one.
-        if let Some((_, first)) = done.iter().find(|(t, _)| t.is_set_to(like)) {
+        let there = done.entry(like.data_ptr() as usize).or_default();
+        if let Some((_, first)) = there.iter().find(|(t, _)| t.is_set_to(like)) {
+            if roles[*first] != roles[name.as_str()] {
+                let problem =
+                    format!("it is tied to `{first}`, and only one of them is to be merged: include or exclude both");
+                return Err(Error::parameter(name, problem));
+            }
             let tied = merged[*first].shallow_clone();
             merged.insert(name.clone(), tied);
             continue;
         }
-        done.push((like, name));
+        there.push((like, name));
         let others = || all().filter_map(|m| m.tensors.get(name));
         if let Some(other) = others().find(|t| expected.contains_key(name.as_str()) && floating(t) != floating(like)) {
             let (ours, theirs) = (like.kind(), other.kind());

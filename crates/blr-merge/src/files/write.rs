@@ -3,7 +3,7 @@
 use super::sources::{Reader, Sources};
 use super::{Destination, Merged};
 use crate::engine::{self, Number, Output, Plan};
-use crate::storage::{DESCRIPTION, Draft, Entry, FileWriter, INDEX, PRECISION, StoredTensor, vanishing};
+use crate::storage::{DESCRIPTION, Draft, Entry, FileWriter, INDEX, PRECISION, StoredTensor};
 use crate::{Error, Result, Role};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, HashMap};
@@ -124,7 +124,7 @@ fn write_tensor(plan: &Plan, sources: &Sources, name: &str, file: &mut FileWrite
             let pattern = sources.pattern().file();
             file.copy(name, pattern, &tensor.like)?;
             if let Some(s) = pattern.precision_of(name).filter(|_| plan.posteriors) {
-                file.copy(&format!("{name}{PRECISION}"), pattern, s)?;
+                file.copy_precisions(name, &format!("{name}{PRECISION}"), pattern, s)?;
             }
             merged.copied.push(name.to_owned());
             return Ok(());
@@ -166,18 +166,6 @@ impl<T: Number> Output<T> for Place<'_, '_> {
     }
 
     fn precision(&mut self, at: usize, s: &[T]) -> Result<()> {
-        let Some(name) = &self.precision else { return Ok(()) };
-        let dtype = self.file.dtype(name);
-        let lost = vanishing(dtype);
-        if let Some(i) = s.iter().position(|s| s.wide() <= lost) {
-            let problem = format!(
-                "its precision {:e} of element {} would be 0 in {dtype:?}, and no weight has that: choose a wider kind \
-                 (dtype)",
-                s[i].wide(),
-                at + i
-            );
-            return Err(Error::parameter(self.name, problem));
-        }
-        self.file.elements(name, at, s)
+        self.precision.as_ref().map_or(Ok(()), |name| self.file.precisions(self.name, name, at, s))
     }
 }

@@ -1,6 +1,6 @@
 //! Replacing a file, or making a new folder, so that no reader ever finds half of it.
 
-use super::regular::kind;
+use super::regular::{self, kind};
 use crate::{Error, Result};
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
@@ -158,7 +158,17 @@ fn replaced(path: &Path, target: &Path, folder: bool) -> Result<Option<Permissio
             format_args!("cannot be written: there is {}, and only a regular file is replaced", kind(&old)),
         ));
     }
-    Ok(Some(old.permissions()))
+    Ok(Some(plain(old.permissions())))
+}
+
+/// Who may read, write and run it; and not on whose behalf it runs, which is for the owner of the old file to say.
+fn plain(mut permissions: Permissions) -> Permissions {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        permissions.set_mode(permissions.mode() & 0o777);
+    }
+    permissions
 }
 
 /// What the names of a file's drafts begin with.
@@ -181,8 +191,8 @@ fn sweep(beside: &Path, head: &str) {
             continue;
         };
         let path = entry.path();
-        // Locked while it is removed: see begin().
-        if let Ok(file) = File::open(&path)
+        // Locked while it is removed: see begin(). Without waiting, for it may have become a pipe since.
+        if let Ok(file) = regular::opened(&path)
             && file.try_lock().is_ok()
         {
             remove(&path, kind.is_dir());
@@ -197,8 +207,11 @@ fn begin(beside: &Path, head: &str, folder: bool, private: bool) -> io::Result<(
         // is new, cannot be somebody's link to another file.
         let number = RandomState::new().hash_one(0);
         let draft = beside.join(format!("{head}{number:0DIGITS$x}{END}"));
-        let made =
-            if folder { fs::create_dir(&draft).and_then(|()| File::open(&draft)) } else { create(&draft, private) };
+        let made = if folder {
+            create_dir(&draft, private).and_then(|()| File::open(&draft))
+        } else {
+            create(&draft, private)
+        };
         let file = match made {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
             made => made?,
@@ -214,6 +227,18 @@ fn begin(beside: &Path, head: &str, folder: bool, private: bool) -> io::Result<(
             return Ok((draft, file));
         }
     }
+}
+
+/// A new folder, as private as [`create`] makes files.
+fn create_dir(draft: &Path, private: bool) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    if private {
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    }
+    #[cfg(not(unix))]
+    let _ = (&mut builder, private);
+    builder.create(draft)
 }
 
 /// A new file, and never one that is there. If there is an old one, it may have been private, and what replaces it must

@@ -11,7 +11,7 @@ mod regular;
 mod weight_file;
 mod writer;
 
-pub(crate) use convert::{is_floating, vanishing};
+pub(crate) use convert::is_floating;
 pub use draft::Draft;
 pub use header::StoredTensor;
 pub use weight_file::WeightFile;

@@ -1,19 +1,31 @@
 //! Files that are read: regular ones, for anything else may be read for ever, wait for a writer, or not be read twice.
 
 use crate::{Error, Result};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
 /// Opens a regular file, or a link to one.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let unreadable = |e: std::io::Error| Error::file(path, format_args!("cannot be read: {e}"));
-    // Before opening, which would wait for the other end of a pipe.
-    let found = fs::metadata(path).map_err(unreadable)?;
-    if !found.is_file() {
-        return Err(Error::file(path, format_args!("is {}: expected a regular file", kind(&found))));
-    }
-    File::open(path).map_err(unreadable)
+    let check = |found: &Metadata| {
+        let problem = || Error::file(path, format_args!("is {}: expected a regular file", kind(found)));
+        found.is_file().then_some(()).ok_or_else(problem)
+    };
+    // Before opening, which is an event for some devices; and again of what was opened, which may be something else.
+    check(&fs::metadata(path).map_err(unreadable)?)?;
+    let file = opened(path).map_err(unreadable)?;
+    check(&file.metadata().map_err(unreadable)?)?;
+    Ok(file)
+}
+
+/// Opens whatever is there, without waiting for the other end of a pipe.
+pub(super) fn opened(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    options.open(path)
 }
 
 /// All of a regular file of at most so many bytes.

@@ -1,6 +1,6 @@
 //! A safetensors file that is written in pieces.
 
-use super::convert::encode;
+use super::convert::{encode, vanishing};
 use super::header::{self, METADATA};
 use super::{PIECE, StoredTensor, WeightFile};
 use crate::number::{CHUNK, Number};
@@ -137,15 +137,47 @@ impl<'a> FileWriter<'a> {
         Ok(())
     }
 
+    /// Writes the precisions `at`.. of a tensor `of`, none of which may become 0.
+    pub(crate) fn precisions<T: Number>(&mut self, of: &str, name: &str, at: usize, s: &[T]) -> Result<()> {
+        let dtype = self.dtype(name);
+        let lost = vanishing(dtype);
+        if let Some(i) = s.iter().position(|s| s.wide() <= lost) {
+            let problem = format!(
+                "its precision {:e} of element {} would be 0 in {dtype:?}, and no weight has that: choose a wider kind \
+                 (dtype)",
+                s[i].wide(),
+                at + i
+            );
+            return Err(Error::parameter(of, problem));
+        }
+        self.elements(name, at, s)
+    }
+
     /// Writes a whole tensor of another file: as it is or, if the kinds differ, number by number.
     pub(crate) fn copy(&mut self, name: &str, from: &WeightFile, t: &StoredTensor) -> Result<()> {
+        self.copied(name, from, t, |file, at, x| file.elements(name, at, x))
+    }
+
+    /// The same of the precisions of a tensor `of`.
+    pub(crate) fn copy_precisions(&mut self, of: &str, name: &str, from: &WeightFile, t: &StoredTensor) -> Result<()> {
+        self.copied(name, from, t, |file, at, x| file.precisions(of, name, at, x))
+    }
+
+    /// `put`: what writes numbers that have to be converted.
+    fn copied(
+        &mut self,
+        name: &str,
+        from: &WeightFile,
+        t: &StoredTensor,
+        put: impl Fn(&mut Self, usize, &[f64]) -> Result<()>,
+    ) -> Result<()> {
         let (dtype, begin) = self.tensors[name];
         if dtype != t.dtype {
             let (mut x, mut buffer) = (Vec::new(), Vec::new());
             for at in (0..t.elements()).step_by(CHUNK) {
                 x.resize(CHUNK.min(t.elements() - at), 0f64);
                 from.read(t, at, &mut x, &mut buffer)?;
-                self.elements(name, at, &x)?;
+                put(self, at, &x)?;
             }
             return Ok(());
         }
