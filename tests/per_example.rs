@@ -1,6 +1,6 @@
 //! Online Gauss-Newton steps do not depend on how the per-example gradients are had.
 
-use support::{chirp, values};
+use support::{chirp, refused, values};
 use tch::nn::{BatchNormConfig, LinearConfig, Module, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{Error, Expectation, Ivon, Labels, NoisyKfac, Philox, Statistic, Von, nn};
@@ -309,4 +309,23 @@ fn one_loss_for_several_rows_says_what_it_is() {
         net.vs.trainable_variables().iter().flat_map(values).collect::<Vec<f64>>()
     });
     assert!(a == b && b == c);
+}
+
+/// A sparse embedding does not record; the message says so, and does not send its user to the layer that it is.
+#[test]
+fn a_sparse_embedding_is_named_as_one() {
+    for sparse in [true, false] {
+        let vs = VarStore::new(Device::Cpu);
+        let table = nn::embedding(vs.root(), 5, 3, tch::nn::EmbeddingConfig { sparse, ..Default::default() });
+        let tokens = Tensor::from_slice(&[0i64, 2, 2, 4]);
+        let mut opt = Von::vogn().ess(5.0).build(&vs, 0.1).unwrap();
+        let losses = || table.forward(&tokens).square().sum_dim_intlist(1, false, Kind::Float);
+        let of_mean = opt.step(|| losses().mean(Kind::Float));
+        if sparse {
+            refused(of_mean, &["`weight`", "sparse: false"]);
+        } else {
+            of_mean.unwrap();
+        }
+        opt.step(losses).unwrap();
+    }
 }

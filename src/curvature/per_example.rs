@@ -85,6 +85,14 @@ fn in_chunks(
         // Asked for their leading dimensions only; the number of examples follows from them.
         let each = tapped.parameters(&deltas, 1);
         if let Some(&p) = used.iter().find(|&&p| !each[p].is_used()) {
+            // A layer of ours all the same, but one that does not record.
+            if gradient[p].as_ref().is_some_and(Tensor::is_sparse) {
+                return Err(Error::PerExample(format!(
+                    "the gradient of parameter `{}` is sparse, as that of an embedding with `sparse: true`, and its \
+                     layer does not record then; make it with `sparse: false`, or {OR_LOSSES}",
+                    params[p].0
+                )));
+            }
             return Err(Error::PerExample(format!(
                 "the loss depends on parameter `{}`, but not through a tapped layer, so that its per-example gradients \
                  are unknown; {LAYERS} {OR_LOSSES}",
