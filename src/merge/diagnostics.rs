@@ -37,7 +37,7 @@ fn gradient<L: IntoTensor>(params: &Params, weights: &Tensors, loss: &mut dyn Fn
     if !loss.defined() || loss.numel() != 1 || !loss.requires_grad() {
         return Err(Error::Loss("expected one number with a graph back to the weights".to_owned()));
     }
-    // While the guard lives: libtorch refuses the graph once the weights were exchanged back.
+    // While the guard lives: libtorch refuses the graph once the weights were put back.
     let gradients = Tensor::f_run_backward(&[loss], &variables, false, false)?;
     // A head of another model: the loss does not depend on it, and is flat there.
     let own = |(g, v): (&Tensor, &Tensor)| if g.defined() { g.detach().copy() } else { v.detach().zeros_like() };

@@ -19,7 +19,8 @@ use tch::Tensor;
 ///
 /// While a guard lives, other threads that want to perturb or to update the same variables get [`Error::InUse`], and so
 /// does an optimizer of the same thread that wants to train, save or load them. tch's own readers are not stopped: a
-/// forward pass on another thread finds the perturbed values, or a mixture.
+/// forward pass on another thread finds the perturbed values, or a mixture. And a variable is known by where its memory
+/// begins: of two views that overlap in part, perturb one after the other, on one thread.
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Perturbed {
     guard: u64,
