@@ -1,10 +1,9 @@
 //! The generalized Gauss-Newton matrix as the curvature of VON.
 
-use support::{all_close, close, mean_and_error, params, seeded, state, values, weight};
+use support::{all_close, close, mean_and_error, params, state, values, weight};
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::rule::Row;
-use tch_blr::{DiagonalNewton, Error, Expectation, Given, Labels, NoisyKfac, Philox, Sgd, Statistic, Von, nn};
+use tch_blr::{Error, Expectation, Given, Labels, Philox, Sgd, Statistic, Von, nn};
 
 const BOTH: [Statistic; 2] = [Statistic::Fisher(Labels::Exact), Statistic::Fisher(Labels::Sampled)];
 
@@ -172,27 +171,4 @@ fn other_rows_take_the_same_losses() {
     for (a, b) in vs.trainable_variables().iter().zip(other.trainable_variables()) {
         all_close(&values(a), &values(&b), 1e-15);
     }
-}
-
-/// Rows at the mean that draw labels or probes do so from libtorch's seed, like those that draw samples.
-#[test]
-fn labels_and_probes_follow_the_seed_of_libtorch() {
-    fn check<R: Row>(what: &str, row: R, state: &str) {
-        let (vs, net, y) = network(3);
-        let turn = seeded(0);
-        let run = |seed| {
-            tch::manual_seed(seed);
-            let mut opt = row.builder().build(&vs, 0.0).unwrap();
-            opt.step(|| nn::cross_entropy(&net(), &y)).unwrap();
-            values(&opt.state("first.weight", state).unwrap())
-        };
-        let runs = [1, 1, 2].map(run);
-        drop(turn);
-        assert_eq!(runs[0], runs[1], "{what}");
-        assert_ne!(runs[0], runs[2], "{what}");
-    }
-    check("labels of OGN", Von::ogn().ess(10.0).hessian(Statistic::Fisher(Labels::Sampled)), "hess");
-    check("labels of K-FAC", NoisyKfac::default().expectation(Expectation::Delta), "row_factor");
-    let probes = DiagonalNewton::default().hessian(Statistic::Hutchinson { probes: 1 });
-    check("probes", probes, "hess");
 }

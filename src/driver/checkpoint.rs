@@ -223,8 +223,10 @@ impl<R: Row> Optimizer<R> {
             };
             let Some(at) = saved.iter().position(own) else {
                 let name = unit.name(&self.params);
-                let other = saved.iter().flat_map(|p| &p.parameters).find(|n| self.params.find(n).is_none());
-                let other = other.map_or_else(String::new, |n| format!(", but `{n}`, which it does not have"));
+                let other = saved.iter().flat_map(|p| &p.parameters).filter(|n| self.params.find(n).is_none());
+                // A few of them, to tell which model it is.
+                let other = other.take(3).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+                let other = if other.is_empty() { other } else { format!(", but {other}, which it does not have") };
                 let problem = format!("has no parameter `{name}`, which the model has{other}; build the same model");
                 return Err(Error::file(path, problem));
             };
