@@ -10,7 +10,7 @@ use crate::kernel::{self, Elementwise, Pack, Real};
 const MAX_COEFFICIENTS: usize = 16;
 
 /// A row's rule with the coefficients of one parameter in one step.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Pass<R: Rule> {
     rule: R,
     /// As many as `R::Coefficients` has.
@@ -111,6 +111,7 @@ impl<S: Formed> Elementwise for Form<S> {
 }
 
 /// (m, ĝ, c, m₀, δ, state…) → (m, state…)
+#[derive(Clone, Copy)]
 pub(super) struct Update<R: Rule, S> {
     pub pass: Pass<R>,
     pub statistic: S,

@@ -8,10 +8,11 @@ use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, 
 use super::rule::{OfWeights, Rule, Start};
 use super::sums::Sums;
 use super::unseen::Unseen;
-use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Outputs, Pack};
+use crate::kernel::{self, Draw, Drawn, Elementwise, Field, Inputs, Job, Outputs, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
 use crate::{Error, Labels, Link, Result, Statistic, check};
+use arrayvec::ArrayVec;
 use tch::{Kind, Tensor};
 
 /// What is kept of one parameter.
@@ -163,27 +164,26 @@ impl<R: Rule> Unit<R> {
         !largest_norm.is_nan() && (self.kept.untried || largest_norm * scale > large(leaf))
     }
 
-    /// Whether some number among the new tensors, in the order of [`Unit::written`], is large.
+    /// Computes an update without writing it, a piece at a time. Whether some of its results are large.
     ///
     /// # Errors
-    /// One has an element that is not finite, and the present one has none.
-    fn check_finite(&self, leaf: &Leaf, new: &[Option<Tensor>], step: Step) -> Result<bool> {
-        let mut any_large = false;
-        for (i, (new, old)) in new.iter().zip(self.written(leaf)).enumerate() {
-            let (Some(new), Some(old)) = (new, old) else { continue };
+    /// One has an element that is not finite, and what it would replace has none.
+    fn try_out(&self, job: Job<impl Elementwise + Copy + Sync>, leaf: &Leaf, step: Step) -> Result<bool> {
+        let mut squares: ArrayVec<f64, { 1 + kernel::MAX_STATES }> = job.outputs.iter().map(|_| 0.0).collect();
+        job.try_out(|i, new| {
             // The mean also as the variable will hold it.
             let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
-            let norm = kernel::sum_of_squares([&new]).sqrt();
-            if !norm.is_finite()
+            squares[i] += kernel::sum_of_squares([&new]);
+            if !squares[i].is_finite()
                 && let Some(value) = kernel::first_non_finite(&new)
-                && kernel::first_non_finite(old).is_none()
+                && job.outputs[i].is_some_and(|old| kernel::first_non_finite(old).is_none())
             {
                 let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
                 return Err(Error::NonFiniteGradient { what, name: leaf.name().to_owned(), value, step: step.number });
             }
-            any_large |= !(norm < large(leaf));
-        }
-        Ok(any_large)
+            Ok(())
+        })?;
+        Ok(squares.iter().any(|sum| !(sum.sqrt() < large(leaf))))
     }
 
     /// Inputs of a pass: the given ones, then the state.
@@ -530,10 +530,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let all = || units.iter().zip(params.leaves().iter().enumerate());
             for (unit, (i, leaf)) in all().filter(|(unit, (_, leaf))| unit.may_overflow(leaf, step, sums.largest_norm))
             {
-                let trial: Vec<Option<Tensor>> = unit.written(leaf).map(|t| t.map(Tensor::empty_like)).collect();
-                if let Some(job) = found.job(statistic, unit, i, leaf, trial.iter().map(Option::as_ref).collect()) {
-                    kernel::run([job]);
-                    tried.push((i, unit.check_finite(leaf, &trial, step)?));
+                if let Some(job) = found.job(statistic, unit, i, leaf, unit.written(leaf).collect()) {
+                    tried.push((i, unit.try_out(job, leaf, step)?));
                 }
             }
             // In place: the kernel reads all inputs at a position before it writes there. The new mean goes where the

@@ -20,6 +20,7 @@ pub use noise::{Given, Noise, Philox};
 pub(crate) use philox::{GROUP, Stream, groups, words};
 pub use real::{Pack, Real};
 
+use crate::Result;
 use arrayvec::ArrayVec;
 use tch::{Device, Kind, Tensor};
 
@@ -80,6 +81,35 @@ impl<E> Job<'_, E> {
         // The kinds are not compared: all tensors of a job have the same one, and `Task::new` checks it.
         let first = kinds.next()??;
         kinds.all(|k| k.is_some()).then_some(first)
+    }
+}
+
+/// Positions that a job is tried out at a time.
+const TRIED: i64 = 1 << 18;
+
+impl<E: Elementwise + Copy + Sync> Job<'_, E> {
+    /// Computes the outputs in other memory, and hands each over with its number; of contiguous tensors a piece at a
+    /// time, so that it takes little.
+    pub(crate) fn try_out(&self, mut look: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let inputs = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
+        let mut all = inputs.chain(self.outputs.iter().flatten().copied());
+        let n = all.clone().next().map_or(0, |t| t.numel() as i64);
+        let whole = !all.all(Tensor::is_contiguous);
+        for first in (0..n).step_by(if whole { n.max(1) as usize } else { TRIED as usize }) {
+            let piece = |t: &Tensor| {
+                if whole { t.detach() } else { t.detach().view(-1).narrow(0, first, TRIED.min(n - first)) }
+            };
+            let pieces: ArrayVec<Option<Tensor>, INPUTS> =
+                self.inputs.iter().map(|x| if let Field::Tensor(t) = x { Some(piece(t)) } else { None }).collect();
+            let fields = self.inputs.iter().zip(&pieces).map(|(x, t)| t.as_ref().map_or(*x, Field::Tensor));
+            let scratch: ArrayVec<Option<Tensor>, OUTPUTS> =
+                self.outputs.iter().map(|t| t.map(|t| piece(t).empty_like())).collect();
+            let outputs = scratch.iter().map(Option::as_ref).collect();
+            run([Job { f: self.f, inputs: fields.collect(), outputs }]);
+            scratch.iter().enumerate().try_for_each(|(i, t)| t.as_ref().map_or(Ok(()), |t| look(i, t)))?;
+        }
+        Ok(())
     }
 }
 

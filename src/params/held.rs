@@ -132,10 +132,12 @@ pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a T
     Ok(())
 }
 
-/// Says what the values were that the guard has replaced.
-pub(super) fn replaced(guard: u64, at: Place, original: &Tensor) {
-    if let Some(hold) = held().get_mut(&at).and_then(|holds| holds.iter_mut().find(|hold| hold.guard == guard)) {
-        hold.original = Some(original.shallow_clone());
+/// Says what the values were that the guard has replaced, just now.
+pub(super) fn replaced(guard: u64, variable: &Tensor, original: &Tensor) {
+    let mut held = held();
+    let hold = held.get_mut(&place(variable)).and_then(|holds| holds.iter_mut().find(|hold| hold.guard == guard));
+    if let Some(hold) = hold {
+        (hold.original, hold.version) = (Some(original.shallow_clone()), variable.f_internal_version().ok());
     }
 }
 
@@ -146,8 +148,7 @@ pub(super) fn write<T>(variable: &Tensor, write: impl FnOnce() -> T) -> T {
     let written = write();
     if let Some(holds) = held().get_mut(&place(variable)) {
         let now = variable.f_internal_version().ok();
-        let unaware = holds.iter_mut().filter(|hold| hold.version.is_none() || hold.version == before);
-        unaware.for_each(|hold| hold.version = now);
+        holds.iter_mut().filter(|hold| hold.version == before).for_each(|hold| hold.version = now);
     }
     written
 }

@@ -89,19 +89,26 @@ impl Perturbed {
             held::write(variable, || variable.shallow_clone().f_copy_(&value))?;
         } else {
             // Exchanged, so that the value's memory holds the original.
-            let inputs = [variable, &value].map(Field::Tensor).into_iter().collect();
-            kernel::run([Job { f: Exchange, inputs, outputs: [variable, &value].map(Some).into_iter().collect() }]);
-            self.moved(variable, &value);
+            held::write(variable, || {
+                let inputs = [variable, &value].map(Field::Tensor).into_iter().collect();
+                kernel::run([Job { f: Exchange, inputs, outputs: [variable, &value].map(Some).into_iter().collect() }]);
+                kernel::note_write(variable);
+            });
+            self.replaced(variable, &value);
         }
         Ok(())
     }
 
     /// Says that a variable that was claimed has other values now, and which memory holds the original ones.
     pub(crate) fn moved(&mut self, variable: &Tensor, original: &Tensor) {
+        kernel::note_write(variable);
+        self.replaced(variable, original);
+    }
+
+    fn replaced(&mut self, variable: &Tensor, original: &Tensor) {
         let Some(held) = self.held.get_mut(&place(variable)) else { return };
         held.original = Some(original.shallow_clone());
-        held::replaced(self.guard, place(variable), original);
-        held::write(variable, || kernel::note_write(variable));
+        held::replaced(self.guard, variable, original);
     }
 
     /// Whether it holds nothing.

@@ -38,7 +38,9 @@ impl Store {
             let tensor = &variable.tensor;
             // An address alone is not enough: empty tensors may share one, and a view can start where its base does.
             let candidates = by_memory.get(&address(tensor)).into_iter().flatten();
-            let named = candidates.filter(|(_, t)| is_same(t, tensor));
+            // Of those without plain memory the shape has to do, for the error that they are.
+            let like = |t: &Tensor| address(t) == 0 && t.numel() > 0 && t.size() == tensor.size();
+            let named = candidates.filter(|(_, t)| is_same(t, tensor) || like(t));
             let mut names: Vec<String> = named.map(|(name, _)| format!("{}{name}", self.prefix)).collect();
             names.sort();
             (self.prefix.clone(), Leaf::new(names, tensor.shallow_clone(), variable.group))
