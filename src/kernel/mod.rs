@@ -85,7 +85,7 @@ impl<E> Job<'_, E> {
 }
 
 /// Positions that a job is tried out at a time.
-const TRIED: i64 = 1 << 18;
+const TRIED: i64 = 1 << 15;
 
 impl<E: Elementwise + Copy + Sync> Job<'_, E> {
     /// Computes the outputs in other memory, and hands each over with its number; of contiguous tensors a piece at a
