@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{F32, Snapshot, bits, wave_at};
-use tch::nn::{Module, VarStore, linear};
+use tch::nn::{LinearConfig, Module, VarStore, linear};
 use tch::{Device, Kind, Tensor};
 use tch_blr::rule::Row;
 use tch_blr::{Adam, DiagonalGaussian, Ema, Error, Evon, FullVon, Ivon, Params, Perturbed, Philox, Sam, soft_update};
@@ -209,7 +209,7 @@ fn a_leaked_guard() {
 #[test]
 fn predictions_from_several_threads() {
     let vs = VarStore::new(Device::Cpu);
-    let net = linear(vs.root(), 20, 3, Default::default());
+    let net = linear(vs.root(), 20, 3, LinearConfig::default());
     let x = wave_at(&[8, 20], 0.3, F32);
     let before: Vec<_> = vs.trainable_variables().iter().map(bits).collect();
     let q = || {

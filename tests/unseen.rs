@@ -2,7 +2,7 @@
 //! ever does.
 
 use support::{F32, F64, Place, all_close, bits, params, refused, seeded, store, values, variable, weight};
-use tch::nn::{EmbeddingConfig, Module, VarStore};
+use tch::nn::{EmbeddingConfig, LinearConfig, Module, VarStore};
 use tch::{Kind, Tensor};
 use tch_blr::rule::Row;
 use tch_blr::{
@@ -195,7 +195,7 @@ fn padded_sentences_are_learned() {
         let vs = VarStore::new(tch::Device::Cpu);
         let config = EmbeddingConfig { padding_idx: 0, ..Default::default() };
         let table = nn::embedding(vs.root() / "table", 50, 16, config);
-        let head = nn::linear(vs.root() / "head", 16, 2, Default::default());
+        let head = nn::linear(vs.root() / "head", 16, 2, LinearConfig::default());
         let forward = || head.forward(&table.forward(&tokens).sum_dim_intlist([1_i64].as_slice(), false, Kind::Float));
         let loss = || forward().cross_entropy_for_logits(&y);
         if let Some(decay) = decay {

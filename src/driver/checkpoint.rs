@@ -15,7 +15,7 @@ use crate::prior::{BlockPrior, Isotropic, Layout, PriorOf};
 use crate::storage::checkpoint;
 use crate::{Error, Result, Schedule, check};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -196,6 +196,28 @@ impl<R: Row> Optimizer<R> {
         (self.compiled.load)(self, path.as_ref())
     }
 
+    /// Accumulated gradients of the parameters of these names, and their sizes if there are any.
+    fn accumulated(&self, file: &mut File, names: Vec<String>, sized: bool) -> Result<[Vec<Option<Tensor>>; 2]> {
+        let mut found = [Vec::new(), Vec::new()];
+        if names.is_empty() {
+            return Ok(found);
+        }
+        let names: HashSet<String> = names.into_iter().collect();
+        for leaf in self.params.leaves() {
+            // By any of them: a tied variable's first name depends on when it was tied.
+            let name = leaf.names.iter().find(|name| names.contains(*name));
+            let (size, kind, device) = (leaf.tensor.size(), R::Arithmetic::kind(leaf), leaf.tensor.device());
+            let mut take = |what: &str| {
+                name.map(|name| file.take(&format!("accumulated.{what}.{name}"), &size, kind, device)).transpose()
+            };
+            found[0].push(take("gradient")?);
+            if sized {
+                found[1].push(take("size")?);
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn read(&mut self, path: &Path) -> Result<()> {
         let at_file = |e: Error| match e {
             e @ Error::File { .. } => e,
@@ -215,13 +237,13 @@ impl<R: Row> Optimizer<R> {
         content.clip.map_or(Ok(()), Clip::validate).map_err(at_file)?;
         let mut file = File { path, tensors };
         let mut restored = Vec::new();
-        let mut saved = content.units;
+        let mut saved = VecDeque::from(content.units);
         for unit in &self.units {
             // By name: the model may have been built in another order.
             let own = |p: &OfUnit<_>| {
                 unit.leaves(&self.params).any(|leaf| p.parameters.iter().any(|n| leaf.names.contains(n)))
             };
-            let Some(at) = saved.iter().position(own) else {
+            let Some(own) = saved.iter().position(own).and_then(|at| saved.remove(at)) else {
                 let name = unit.name(&self.params);
                 let other = saved.iter().flat_map(|p| &p.parameters).filter(|n| self.params.find(n).is_none());
                 // A few of them, to tell which model it is.
@@ -230,9 +252,9 @@ impl<R: Row> Optimizer<R> {
                 let problem = format!("has no parameter `{name}`, which the model has{other}; build the same model");
                 return Err(Error::file(path, problem));
             };
-            restored.push(Restored::new(&mut file, saved.remove(at), unit, &self.params, base).map_err(at_file)?);
+            restored.push(Restored::new(&mut file, own, unit, &self.params, base).map_err(at_file)?);
         }
-        if let Some(p) = saved.first() {
+        if let Some(p) = saved.front() {
             let name = p.parameters.first().map_or("?", String::as_str);
             return Err(Error::file(path, format!("has a parameter `{name}`, which the model does not have")));
         }
@@ -242,22 +264,7 @@ impl<R: Row> Optimizer<R> {
         }
         let Accumulated { weight, evaluations, loss, per_example, gradients: names, sizes: sized } =
             content.accumulated;
-        let (mut gradients, mut sizes): (Vec<Option<Tensor>>, Vec<Option<Tensor>>) = (Vec::new(), Vec::new());
-        if !names.is_empty() {
-            let names: HashSet<String> = names.into_iter().collect();
-            for leaf in self.params.leaves() {
-                // By any of them: a tied variable's first name depends on when it was tied.
-                let name = leaf.names.iter().find(|name| names.contains(*name));
-                let (size, kind, device) = (leaf.tensor.size(), R::Arithmetic::kind(leaf), leaf.tensor.device());
-                let mut take = |what: &str| {
-                    name.map(|name| file.take(&format!("accumulated.{what}.{name}"), &size, kind, device)).transpose()
-                };
-                gradients.push(take("gradient")?);
-                if sized {
-                    sizes.push(take("size")?);
-                }
-            }
-        }
+        let [gradients, sizes] = self.accumulated(&mut file, names, sized)?;
         if let Some(name) = file.tensors.keys().next() {
             return Err(Error::file(path, format!("has a tensor `{name}` that belongs to nothing")));
         }

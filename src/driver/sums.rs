@@ -100,7 +100,8 @@ impl Sums {
         self.weight += other.weight;
         self.evaluations += other.evaluations;
         (self.gradient_norm, self.cut) = (other.gradient_norm, other.cut);
-        if !(other.largest_norm <= self.largest_norm) {
+        // Or a NaN, which stays.
+        if other.largest_norm > self.largest_norm || other.largest_norm.is_nan() {
             self.largest_norm = other.largest_norm;
         }
         Ok(())

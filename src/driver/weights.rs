@@ -70,7 +70,7 @@ impl Slot {
             // A copy also where there is nothing to round: the variable's old values go where the new ones come from.
             let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
             point.shallow_clone().f_copy_(beside)?;
-            return at.put(&leaf.tensor, point);
+            return at.put(&leaf.tensor, &point);
         }
         at.moved(&leaf.tensor, beside);
         Ok(())
@@ -164,28 +164,6 @@ impl<R: Rule> Unit<R> {
         !largest_norm.is_nan() && (self.kept.untried || largest_norm * scale > large(leaf))
     }
 
-    /// Computes an update without writing it, a piece at a time. Whether some of its results are large.
-    ///
-    /// # Errors
-    /// One has an element that is not finite, and what it would replace has none.
-    fn try_out(&self, job: Job<impl Elementwise + Copy + Sync>, leaf: &Leaf, step: Step) -> Result<bool> {
-        let mut squares: ArrayVec<f64, { 1 + kernel::MAX_STATES }> = job.outputs.iter().map(|_| 0.0).collect();
-        job.try_out(|i, new| {
-            // The mean also as the variable will hold it.
-            let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
-            squares[i] += kernel::sum_of_squares([&new]);
-            if !squares[i].is_finite()
-                && let Some(value) = kernel::first_non_finite(&new)
-                && job.outputs[i].is_some_and(|old| kernel::first_non_finite(old).is_none())
-            {
-                let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
-                return Err(Error::NonFiniteGradient { what, name: leaf.name().to_owned(), value, step: step.number });
-            }
-            Ok(())
-        })?;
-        Ok(squares.iter().any(|sum| !(sum.sqrt() < large(leaf))))
-    }
-
     /// Inputs of a pass: the given ones, then the state.
     fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
         let state = self.kept.state.iter().enumerate();
@@ -234,6 +212,29 @@ impl<R: Rule> Unit<R> {
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
+}
+
+/// Computes an update without writing it, a piece at a time. Whether some of its results are large.
+///
+/// # Errors
+/// One has an element that is not finite, and what it would replace has none.
+fn try_out(job: &Job<impl Elementwise + Copy + Sync>, leaf: &Leaf, step: Step) -> Result<bool> {
+    let mut squares: ArrayVec<f64, { 1 + kernel::MAX_STATES }> = job.outputs.iter().map(|_| 0.0).collect();
+    job.try_out(|i, new| {
+        // The mean also as the variable will hold it.
+        let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
+        squares[i] += kernel::sum_of_squares([&new]);
+        if !squares[i].is_finite()
+            && let Some(value) = kernel::first_non_finite(&new)
+            && job.outputs[i].is_some_and(|old| kernel::first_non_finite(old).is_none())
+        {
+            let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
+            return Err(Error::NonFiniteGradient { what, name: leaf.name().to_owned(), value, step: step.number });
+        }
+        Ok(())
+    })?;
+    // Or a NaN, of an element that was one before.
+    Ok(squares.iter().any(|sum| sum.is_nan() || sum.sqrt() >= large(leaf)))
 }
 
 /// About the third root of the largest number: a statistic is the square of a gradient, times a factor.
@@ -531,7 +532,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             for (unit, (i, leaf)) in all().filter(|(unit, (_, leaf))| unit.may_overflow(leaf, step, sums.largest_norm))
             {
                 if let Some(job) = found.job(statistic, unit, i, leaf, unit.written(leaf).collect()) {
-                    tried.push((i, unit.try_out(job, leaf, step)?));
+                    tried.push((i, try_out(&job, leaf, step)?));
                 }
             }
             // In place: the kernel reads all inputs at a position before it writes there. The new mean goes where the
@@ -539,7 +540,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let job = |(unit, (i, leaf))| found.job(statistic, unit, i, leaf, Unit::written(unit, leaf).collect());
             kernel::run(all().filter_map(job));
         });
-        tried.into_iter().for_each(|(i, large)| units[i].kept.untried = large);
+        for (i, large) in tried {
+            units[i].kept.untried = large;
+        }
         unseen.into_iter().for_each(Unseen::put_back);
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {

@@ -56,7 +56,7 @@ impl Perturbed {
         let mut guard = Perturbed::none();
         guard.claim(variables.iter().map(Borrow::borrow))?;
         // One at a time: if a later one fails, dropping the guard takes back those before it.
-        variables.iter().zip(values).try_for_each(|(variable, value)| guard.put(variable.borrow(), value))?;
+        variables.iter().zip(values).try_for_each(|(variable, value)| guard.put(variable.borrow(), &value))?;
         Ok(guard)
     }
 
@@ -77,7 +77,7 @@ impl Perturbed {
     }
 
     /// Puts a value into a variable that was claimed.
-    pub(crate) fn put(&mut self, variable: &Tensor, value: Tensor) -> Result<()> {
+    pub(crate) fn put(&mut self, variable: &Tensor, value: &Tensor) -> Result<()> {
         let Some(held) = self.held.get_mut(&place(variable)) else { return Ok(()) };
         let (own, new) = (|t: &Tensor| (t.size(), t.kind(), t.device()), (value.size(), value.kind(), value.device()));
         if own(variable) != new {
@@ -86,15 +86,15 @@ impl Perturbed {
         }
         let _no_grad = tch::no_grad_guard();
         if held.original.is_some() {
-            held::write(variable, || variable.shallow_clone().f_copy_(&value))?;
+            held::write(variable, || variable.shallow_clone().f_copy_(value))?;
         } else {
             // Exchanged, so that the value's memory holds the original.
             held::write(variable, || {
-                let inputs = [variable, &value].map(Field::Tensor).into_iter().collect();
-                kernel::run([Job { f: Exchange, inputs, outputs: [variable, &value].map(Some).into_iter().collect() }]);
+                let inputs = [variable, value].map(Field::Tensor).into_iter().collect();
+                kernel::run([Job { f: Exchange, inputs, outputs: [variable, value].map(Some).into_iter().collect() }]);
                 kernel::note_write(variable);
             });
-            self.replaced(variable, &value);
+            self.replaced(variable, value);
         }
         Ok(())
     }

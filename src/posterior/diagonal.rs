@@ -253,8 +253,8 @@ impl DiagonalGaussian {
     /// If none passes.
     pub fn select(&self, keep: impl Fn(&str) -> bool) -> Result<Self> {
         let mut entries = Named::new();
-        let kept = self.entries.iter().filter(|e| keep(&e.name)).map(Entry::shallow_clone);
-        kept.map(|e| entries.push(e)).collect::<Result<()>>()?;
+        let mut kept = self.entries.iter().filter(|e| keep(&e.name)).map(Entry::shallow_clone);
+        kept.try_for_each(|e| entries.push(e))?;
         if entries.is_empty() { Err(no_parameter()) } else { Ok(DiagonalGaussian { entries, ..*self }) }
     }
 
