@@ -349,9 +349,7 @@ impl<R: Row> Optimizer<R> {
         }
         let Derivatives { loss, examples, mut gradients, mut squares } = given;
         // What the update reads must be nothing that it writes: a gradient of ⟨a, b⟩ may be handed over as b itself.
-        let states =
-            self.units.iter().flat_map(|unit| (0..R::STATE.len()).filter_map(|i| R::Arithmetic::state(unit, i)));
-        let written = Written::of(self.params.leaves().iter().map(|leaf| leaf.tensor.shallow_clone()).chain(states));
+        let written = Written::of(self.params.leaves().iter().map(|leaf| &leaf.tensor));
         for t in gradients.iter_mut().chain(&mut squares).flatten().filter(|t| written.meets(t)) {
             *t = t.detach().copy();
         }

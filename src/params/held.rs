@@ -17,12 +17,17 @@ pub(super) fn place(variable: &Tensor) -> Place {
     variable.data_ptr() as usize
 }
 
+fn layout(variable: &Tensor) -> Vec<i64> {
+    if variable.is_contiguous() { Vec::new() } else { variable.stride() }
+}
+
 /// One guard's hold on one variable. The guard has a handle to the memory ([`Perturbed`](super::Perturbed), which takes it
 /// along if it is leaked; a [`Claim`] lives shorter than the parameters), so that the address means the same tensor.
 #[derive(Debug)]
 struct Hold {
     guard: u64,
     thread: ThreadId,
+    /// Empty for a contiguous one, whose size says all.
     stride: Vec<i64>,
     /// The values that the variable had before, once it has others.
     original: Option<Tensor>,
@@ -116,7 +121,7 @@ pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a T
             )));
         }
         let other = last.original.as_ref().map(Tensor::size);
-        if other.as_ref().is_some_and(|other| *other != variable.size() || last.stride != variable.stride()) {
+        if other.as_ref().is_some_and(|other| *other != variable.size() || last.stride != layout(variable)) {
             return Err(Error::InUse(format!(
                 "a guard holds a variable of shape {:?} in the memory of this one of shape {:?}, or in another layout: \
                  drop it before",
@@ -126,7 +131,7 @@ pub(super) fn take<'a>(guard: u64, variables: impl Iterator<Item = (Place, &'a T
         }
     }
     for (place, variable) in variables {
-        let stride = variable.stride();
+        let stride = layout(variable);
         held.entry(place).or_default().push(Hold { guard, thread, stride, original: None, version: None });
     }
     Ok(())

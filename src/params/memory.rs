@@ -39,9 +39,13 @@ pub(super) fn check_layout(name: &str, t: &Tensor) -> Result<()> {
 
 /// The addresses from the first byte of a plain tensor, which has one, to behind its last one.
 fn addresses(t: &Tensor) -> Range<usize> {
-    let last: i64 = t.stride().into_iter().zip(t.size()).map(|(stride, n)| stride * (n - 1)).sum();
+    let span = if t.is_contiguous() {
+        t.numel()
+    } else {
+        t.stride().into_iter().zip(t.size()).map(|(stride, n)| stride * (n - 1)).sum::<i64>() as usize + 1
+    };
     let start = t.data_ptr() as usize;
-    start..start + (last as usize + 1) * t.kind().elt_size_in_bytes()
+    start..start + span * t.kind().elt_size_in_bytes()
 }
 
 /// Memory that something is written to: ranges by their start, each with the furthest end up to it. They may lie within
@@ -49,8 +53,8 @@ fn addresses(t: &Tensor) -> Range<usize> {
 pub(crate) struct Written(Vec<Range<usize>>);
 
 impl Written {
-    pub(crate) fn of(tensors: impl Iterator<Item = Tensor>) -> Self {
-        let mut all: Vec<_> = tensors.filter(|t| t.numel() > 0).map(|t| addresses(&t)).collect();
+    pub(crate) fn of<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Self {
+        let mut all: Vec<_> = tensors.filter(|t| t.numel() > 0).map(addresses).collect();
         all.sort_unstable_by_key(|range| range.start);
         let mut furthest = 0;
         for range in &mut all {
