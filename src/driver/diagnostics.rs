@@ -206,10 +206,12 @@ fn noise(q: &dyn Posterior, name: &str) -> Option<Tensor> {
 }
 
 fn sigma(q: &dyn Posterior) -> Sigma {
+    // Counted once: it asks every parameter.
+    let weights = q.len() as f64;
     let mut sigma = Sigma { mean: 0.0, min: f64::INFINITY, max: 0.0 };
     let variances = q.names().filter_map(|name| noise(q, name));
     for sd in variances.filter(|v| v.numel() > 0).map(|v| double(&v).sqrt()) {
-        sigma.mean += sd.sum(Kind::Double).double_value(&[]) / q.len() as f64;
+        sigma.mean += sd.sum(Kind::Double).double_value(&[]) / weights;
         sigma.min = sigma.min.min(sd.min().double_value(&[]));
         sigma.max = sigma.max.max(sd.max().double_value(&[]));
     }

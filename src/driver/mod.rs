@@ -44,9 +44,11 @@ mod rule;
 mod second;
 mod settings;
 mod skip;
+mod slot;
 mod step;
 mod sums;
 mod train;
+mod trial;
 mod unseen;
 mod weights;
 

@@ -6,76 +6,15 @@
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, learned, rms, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
+use super::slot::Slot;
 use super::sums::Sums;
+use super::trial::try_out;
 use super::unseen::Unseen;
-use crate::kernel::{self, Draw, Drawn, Elementwise, Field, Inputs, Job, Outputs, Pack};
+use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Outputs, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
 use crate::{Error, Labels, Link, Result, Statistic, check};
-use arrayvec::ArrayVec;
 use tch::{Kind, Tensor};
-
-/// What is kept of one parameter.
-#[derive(Debug)]
-pub struct Slot {
-    /// The mean in f32, for weights of less precision; the λ of binary weights.
-    mean: Option<Tensor>,
-    /// One tensor per name in [`Row::STATE`] that the row keeps.
-    state: Vec<Option<Tensor>>,
-    /// δ of a prior that consists of tensors.
-    delta: Option<Tensor>,
-    /// Memory for evaluations away from the mean, kept for the next one: the mean, while the point stands in the
-    /// variable; or the point, where the mean is kept apart.
-    beside: Option<Tensor>,
-    /// Whether the next update is tried out whatever the gradient: its settings were never used, or the last one has left
-    /// numbers so large that their squares may leave the range.
-    untried: bool,
-    /// Of a frozen parameter that the prior does not know, and need not.
-    without_prior: bool,
-}
-
-impl Slot {
-    /// The tensor that holds the mean.
-    fn mean<'a>(&'a self, leaf: &'a Leaf) -> &'a Tensor {
-        self.mean.as_ref().unwrap_or(&leaf.tensor)
-    }
-
-    fn make_beside(&mut self, leaf: &Leaf) {
-        if leaf.trainable() && self.beside.is_none() {
-            self.beside = Some(self.mean(leaf).detach().empty_like());
-        }
-    }
-
-    /// Where mean and point of an evaluation are: the same for a variable that was at its mean.
-    fn mean_and_point<'a>(&'a self, leaf: &'a Leaf, at: &'a Perturbed) -> (&'a Tensor, &'a Tensor) {
-        let original = at.original(&leaf.tensor);
-        match &self.mean {
-            Some(mean) => (mean, self.beside.as_ref().filter(|_| original.is_some()).unwrap_or(mean)),
-            None => (original.unwrap_or(&leaf.tensor), &leaf.tensor),
-        }
-    }
-
-    /// Where a pass puts a new point, and where it keeps the mean unless that is safe already.
-    fn point_and_mean<'a>(&'a self, leaf: &'a Leaf, at: &Perturbed) -> [Option<&'a Tensor>; 2] {
-        match &self.mean {
-            Some(_) => [self.beside.as_ref(), None],
-            None => [Some(&leaf.tensor), self.beside.as_ref().filter(|_| at.original(&leaf.tensor).is_none())],
-        }
-    }
-
-    /// Tells the guard of the variable that a pass has made a point for it.
-    fn moved(&self, leaf: &Leaf, at: &mut Perturbed) -> Result<()> {
-        let Some(beside) = &self.beside else { return Ok(()) };
-        if self.mean.is_some() {
-            // A copy also where there is nothing to round: the variable's old values go where the new ones come from.
-            let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
-            point.shallow_clone().f_copy_(beside)?;
-            return at.put(&leaf.tensor, &point);
-        }
-        at.moved(&leaf.tensor, beside);
-        Ok(())
-    }
-}
 
 impl<R: Rule> Unit<R> {
     fn leaf<'a>(&self, params: &'a Params) -> &'a Leaf {
@@ -156,14 +95,6 @@ impl<R: Rule> Unit<R> {
         std::iter::once(Some(self.kept.mean(leaf))).chain(self.kept.state.iter().map(Option::as_ref))
     }
 
-    /// Whether an update could leave the range of the numbers, so that it is tried out before anything is written.
-    fn may_overflow(&self, leaf: &Leaf, step: Step, largest_norm: f64) -> bool {
-        let ess = self.row.effective_sample_size().unwrap_or(1.0);
-        let scale = ess.max(1.0) * self.when(1, step.lr_factor).lr.max(1.0);
-        // A NaN: nobody has looked, because nobody wants to know (`check_finite`).
-        !largest_norm.is_nan() && (self.kept.untried || largest_norm * scale > large(leaf))
-    }
-
     /// Inputs of a pass: the given ones, then the state.
     fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
         let state = self.kept.state.iter().enumerate();
@@ -212,34 +143,6 @@ impl<R: Rule> Unit<R> {
             leaf.tensor.shallow_clone().copy_(&weight(mean));
         }
     }
-}
-
-/// Computes an update without writing it, a piece at a time. Whether some of its results are large.
-///
-/// # Errors
-/// One has an element that is not finite, and what it would replace has none.
-fn try_out(job: &Job<impl Elementwise + Copy + Sync>, leaf: &Leaf, step: Step) -> Result<bool> {
-    let mut squares: ArrayVec<f64, { 1 + kernel::MAX_STATES }> = job.outputs.iter().map(|_| 0.0).collect();
-    job.try_out(|i, new| {
-        // The mean also as the variable will hold it.
-        let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
-        squares[i] += kernel::sum_of_squares([&new]);
-        if !squares[i].is_finite()
-            && let Some(value) = kernel::first_non_finite(&new)
-            && job.outputs[i].is_some_and(|old| kernel::first_non_finite(old).is_none())
-        {
-            let what = if i == 0 { "updated mean" } else { "updated precision or momentum" };
-            return Err(Error::NonFiniteGradient { what, name: leaf.name().to_owned(), value, step: step.number });
-        }
-        Ok(())
-    })?;
-    // Or a NaN, of an element that was one before.
-    Ok(squares.iter().any(|sum| sum.is_nan() || sum.sqrt() >= large(leaf)))
-}
-
-/// About the third root of the largest number: a statistic is the square of a gradient, times a factor.
-fn large(leaf: &Leaf) -> f64 {
-    if leaf.state_kind() == Kind::Double { 1e100 } else { 1e12 }
 }
 
 /// What an update is made from.
