@@ -3,11 +3,12 @@
 use support::{F32, Snapshot, bits, refused, wave_at};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::continual::SynapticIntelligence;
+use tch_blr::continual::{Quadratic, SynapticIntelligence};
 use tch_blr::fisher::Fisher;
 use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, BayesianSam, Derivatives, DiagonalGaussian, Ema, Error, Evon, Ivon, Params, Philox, Sgd, sensitivity,
+    Adam, BayesianSam, Derivatives, DiagonalGaussian, Ema, Error, Evon, Ivon, Labels, Params, Philox, Prior, Sgd,
+    Statistic, Von, nn, sensitivity,
 };
 
 fn parameters(tensors: [(&str, &Tensor); 2]) -> Params {
@@ -186,4 +187,34 @@ fn parameters_that_cannot_be() {
         refused(sensitivity::jacobian(&vs, || x.shallow_clone()), &["w0", word]);
         refused(SynapticIntelligence::new(&vs, 0.1), &["w0", word]);
     }
+}
+
+/// Numbers beyond the kind of the tensors that they would fill: an error, and not a panic; and those of half precision
+/// are kept in f32.
+#[test]
+fn numbers_beyond_the_kind_of_a_tensor() {
+    let model = |kind| {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().add("w", wave_at(&[2, 3], 0.3, (kind, Device::Cpu)), true);
+        (vs, w)
+    };
+    let x = wave_at(&[5, 3], 0.7, F32);
+    let laplace = |kind, precision: f64| {
+        let (vs, w) = model(kind);
+        let of_model = |x: &Tensor| x.to_kind(kind).matmul(&w.tr()).to_kind(Kind::Float);
+        let fisher = Fisher::exact().diagonal(&vs, [&x], of_model)?;
+        fisher.laplace(Prior::isotropic(precision)).map(|q| q.precision("w").unwrap().min().double_value(&[]))
+    };
+    refused(laplace(Kind::Float, 1e39), &["w"]);
+    for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
+        let least = laplace(kind, 1e6).unwrap();
+        assert!((1e6..1.001e6).contains(&least), "{kind:?}: {least:e}");
+    }
+    let (vs, w) = model(Kind::Float);
+    refused(Quadratic::isotropic(&vs, 1e39), &["w"]);
+    let mut opt = Von::ogn().hessian(Statistic::Fisher(Labels::Exact)).ess(1.0).build(&vs, 0.1).unwrap();
+    let before = Snapshot::of(&opt, &vs);
+    let step = opt.step(|| nn::squared_error(&x.matmul(&w.tr()), &wave_at(&[5, 2], 0.1, F32), 1e-60));
+    assert!(step.is_err());
+    assert_eq!(Snapshot::of(&opt, &vs), before);
 }

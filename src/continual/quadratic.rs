@@ -134,7 +134,8 @@ impl Quadratic {
         check::non_negative("delta", delta)?;
         let entry = |l: &Leaf| {
             let mean = l.tensor.detach().to_kind(l.state_kind());
-            (l.name().to_owned(), mean.copy(), mean.full_like(delta))
+            let delta = crate::kernel::filled(&mean, delta);
+            (l.name().to_owned(), mean.copy(), delta)
         };
         Self::new(params.leaves().iter().map(entry))
     }

@@ -316,7 +316,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             // Only on a change: a state that goes on must not be reset.
             if keeps != unit.kept.state[i].is_some() {
                 let (initial, leaf) = (unit.initial(i), unit.leaf(params));
-                unit.kept.state[i] = keeps.then(|| unit.kept.mean(leaf).detach().full_like(initial));
+                unit.kept.state[i] = keeps.then(|| kernel::filled(unit.kept.mean(leaf), initial));
             }
         }
     }

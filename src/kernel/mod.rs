@@ -156,6 +156,15 @@ pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
     tensor(Field::Noise { seed, at }, like)
 }
 
+/// A number in every element of a tensor like this one, rounded to its kind: to an infinity beyond its range, where
+/// libtorch's own functions fail, and tch's panic.
+pub(crate) fn filled(like: &Tensor, x: f64) -> Tensor {
+    let _no_grad = tch::no_grad_guard();
+    let mut t = like.detach().empty_like();
+    t.copy_(&Tensor::from(x));
+    t
+}
+
 /// Tells libtorch that a tensor was written to, or got other memory, behind its back, so that it refuses to
 /// differentiate a graph that was recorded before.
 pub(crate) fn note_write(t: &Tensor) {

@@ -131,7 +131,7 @@ pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
     let nodes = arena.0.borrow();
     let wanted = written.into_inner().into_iter().filter_map(|(o, x)| Some((outputs[o]?.shallow_clone(), x)));
     let result = |(output, x): (Tensor, Expr)| match x {
-        Expr::Number(x) => (output.full_like(x), output),
+        Expr::Number(x) => (super::filled(&output, x), output),
         // An input itself: its memory may be that of an output which is written before this one.
         Expr::Node(_, i) if i < given => (nodes[i].copy(), output),
         Expr::Node(_, i) => (nodes[i].shallow_clone(), output),

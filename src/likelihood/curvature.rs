@@ -5,7 +5,7 @@
 
 use super::loss::rows;
 use super::{Labels, Likelihood, Outputs};
-use crate::{Error, Result};
+use crate::{Error, Result, kernel};
 use tch::{Kind, Tensor};
 
 impl Outputs {
@@ -95,7 +95,7 @@ impl Outputs {
         let p = tch::no_grad(|| self.prediction())?;
         Ok(match self.likelihood {
             Likelihood::Categorical | Likelihood::Bernoulli => &p * (1.0 - &p),
-            Likelihood::Gaussian { variance } => p.full_like(1.0 / variance),
+            Likelihood::Gaussian { variance } => kernel::filled(&p, 1.0 / variance),
         })
     }
 

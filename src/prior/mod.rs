@@ -9,6 +9,7 @@ pub(crate) use gaussian::Layout;
 use gaussian::Precision;
 pub use gaussian::{BlockPrior, Family};
 
+use crate::kernel;
 use crate::linalg::matrix_shape;
 use crate::params::Leaf;
 use crate::posterior::{BlockPrecision, DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
@@ -176,7 +177,9 @@ impl Prior {
         let prior = self.of(&[leaf], &leaf.tensor.size(), leaf.state_kind(), Some(examples))?;
         Ok(match (&prior, prior.diagonal()) {
             (_, Some((_, precision))) => precision,
-            (PriorOf::Isotropic(isotropic), None) => leaf.tensor.detach().full_like(isotropic.precision(examples)),
+            (PriorOf::Isotropic(isotropic), None) => {
+                kernel::filled(&leaf.tensor.to_kind(leaf.state_kind()), isotropic.precision(examples))
+            }
             (PriorOf::Gaussian(_), None) => {
                 let problem =
                     "its prior is not diagonal; `.diagonal()` of the posterior keeps the diagonal of its precision";
