@@ -34,6 +34,9 @@ pub enum Error {
     /// Variables are held at other values by a guard, or are evaluated or updated by another thread.
     #[error("in use: {0}; nothing was changed")]
     InUse(String),
+    /// A GPU could not do what was asked: it has no memory left, or a kernel was not compiled.
+    #[error("device: {0}; nothing was changed")]
+    Device(String),
     /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
     #[error("loss: {0}")]
     Loss(String),

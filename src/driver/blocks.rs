@@ -180,7 +180,7 @@ fn drawn(params: &Params, parameter: usize, kind: Kind, noise: &Noise, step: u64
     let leaf = &params.leaves()[parameter];
     let at = Draw { step, sample, parameter, group: params.noise_group(parameter) };
     let like = Tensor::f_empty(leaf.tensor.size(), (kind, leaf.tensor.device()))?;
-    Ok(noise.draw(at, &like)?.tensor(&like))
+    noise.draw(at, &like)?.tensor(&like)
 }
 
 impl<R: BlockRule> Arithmetic<R> for Blocks {

@@ -4,17 +4,14 @@
 
 use super::row::When;
 use super::rule::{Rule, Site};
-use crate::kernel::{self, Elementwise, Pack, Real};
-
-// A bound, because an array cannot take its length from the row's associated type. The longest now is 14.
-const MAX_COEFFICIENTS: usize = 16;
+use crate::kernel::{self, CONSTANTS, Constants, Elementwise, Pack, Real};
 
 /// A row's rule with the coefficients of one parameter in one step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pass<R: Rule> {
     rule: R,
     /// As many as `R::Coefficients` has.
-    coefficients: [f64; MAX_COEFFICIENTS],
+    coefficients: Constants,
 }
 
 impl<R: Rule> Pass<R> {
@@ -23,21 +20,22 @@ impl<R: Rule> Pass<R> {
             // While compiling, for every row that is ever stepped.
             assert!(R::State::<f64>::LEN == R::STATE.len(), "Rule::State and Row::STATE differ in length");
             assert!(R::STATE.len() <= kernel::MAX_STATES, "a rule has at most 8 states");
-            assert!(R::Coefficients::<f64>::LEN <= MAX_COEFFICIENTS, "a rule has at most 16 coefficients");
+            assert!(R::Coefficients::<f64>::LEN <= CONSTANTS, "a rule has at most 16 coefficients");
         }
         let given = rule.coefficients(when);
-        let mut coefficients = [0.0; MAX_COEFFICIENTS];
+        let mut coefficients = Constants::default();
         for (i, c) in coefficients.iter_mut().enumerate().take(R::Coefficients::<f64>::LEN) {
             *c = given.get(i);
         }
         Pass { rule, coefficients }
     }
+}
 
-    // Into the loop over the weights, which otherwise calls a function per weight and uses no vectors.
-    #[inline(always)]
-    fn coefficients<T: Real>(&self) -> R::Coefficients<T> {
-        R::Coefficients::<T>::from_fn(|i| T::real(self.coefficients[i]))
-    }
+/// A rule's coefficients from the constants of its pass.
+// Into the loop over the weights, which otherwise calls a function per weight and uses no vectors.
+#[inline(always)]
+fn coefficients<R: Rule, T: Real>(constant: impl Fn(usize) -> T) -> R::Coefficients<T> {
+    R::Coefficients::<T>::from_fn(constant)
 }
 
 /// A curvature statistic of one evaluation, from ĝ and another tensor's c at one weight. A type, not a value: a choice
@@ -102,10 +100,8 @@ pub(super) struct Form<S>(pub S);
 
 impl<S: Formed> Elementwise for Form<S> {
     const OUTPUTS: usize = 1;
-    type Constants<T: Real> = ();
-    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         write(0, self.0.of(read(0), read(1), read(2)));
     }
 }
@@ -119,12 +115,12 @@ pub(super) struct Update<R: Rule, S> {
 
 impl<R: Rule, S: Formed> Elementwise for Update<R, S> {
     const OUTPUTS: usize = 1 + R::State::<f64>::LEN;
-    type Constants<T: Real> = R::Coefficients<T>;
-    fn constants<T: Real>(&self) -> R::Coefficients<T> {
-        self.pass.coefficients()
+    fn constants(&self) -> Constants {
+        self.pass.coefficients
     }
     #[inline(always)]
-    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, constant: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let k = coefficients::<R, T>(constant);
         let (mean, gradient) = (read(0), read(1));
         let curvature = self.statistic.of(mean, gradient, read(2));
         let site = Site { mean, gradient, curvature, prior_mean: read(3), delta: read(4) };
@@ -142,12 +138,12 @@ pub(super) struct Perturb<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Perturb<R> {
     const OUTPUTS: usize = 2;
-    type Constants<T: Real> = R::Coefficients<T>;
-    fn constants<T: Real>(&self) -> R::Coefficients<T> {
-        self.0.coefficients()
+    fn constants(&self) -> Constants {
+        self.0.coefficients
     }
     #[inline(always)]
-    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, constant: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let k = coefficients::<R, T>(constant);
         let (mean, z, sign, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
         write(0, self.0.rule.point(k, mean, z, sign, delta, state));
@@ -160,12 +156,12 @@ pub(super) struct Ascend<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Ascend<R> {
     const OUTPUTS: usize = 3;
-    type Constants<T: Real> = R::Coefficients<T>;
-    fn constants<T: Real>(&self) -> R::Coefficients<T> {
-        self.0.coefficients()
+    fn constants(&self) -> Constants {
+        self.0.coefficients
     }
     #[inline(always)]
-    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, constant: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let k = coefficients::<R, T>(constant);
         let (mean, gradient, norm, delta) = (read(0), read(1), read(2), read(3));
         let state = R::State::<T>::from_fn(|i| read(4 + i));
         // From the mean, even where ĝ₁ was taken at a sample, as Bayesian SAM is published.
@@ -180,12 +176,12 @@ pub(super) struct Precision<R: Rule>(pub Pass<R>);
 
 impl<R: Rule> Elementwise for Precision<R> {
     const OUTPUTS: usize = 1;
-    type Constants<T: Real> = R::Coefficients<T>;
-    fn constants<T: Real>(&self) -> R::Coefficients<T> {
-        self.0.coefficients()
+    fn constants(&self) -> Constants {
+        self.0.coefficients
     }
     #[inline(always)]
-    fn eval<T: Real>(&self, k: R::Coefficients<T>, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, constant: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let k = coefficients::<R, T>(constant);
         let state = R::State::<T>::from_fn(|i| read(1 + i));
         write(0, self.0.rule.precision(k, read(0), state));
     }

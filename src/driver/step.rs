@@ -379,7 +379,7 @@ impl<R: Row> Optimizer<R> {
         let backward = || Tensor::f_run_backward(&[&loss.mean], &inputs, false, false).map(defined);
         let this = &*self;
         let vectors =
-            |by: Labels| move |i: usize, output: &Outputs| output.vectors(by, || Ok(this.label_noise(k, i, &output.z)));
+            |by: Labels| move |i: usize, output: &Outputs| output.vectors(by, || this.label_noise(k, i, &output.z));
         let n = leaves.len();
         // More layer calls than in any pass that was checked: a memory beside the batch, say.
         let check = self.taps_checked < tape.taps().len().max(1);
@@ -454,7 +454,7 @@ impl<R: Row> Optimizer<R> {
 
     /// Standard normals for the labels of output `i` in evaluation number `k`: from the optimizer's seed (0 where its
     /// noise was given as tensors), at sample numbers that no perturbation reaches.
-    fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Tensor {
+    fn label_noise(&self, k: u64, i: usize, z: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
         // Outputs have no place among the parameters, so each gets 2³² groups of normals to itself.

@@ -39,12 +39,8 @@ impl<R: Rule> Unit<R> {
             None => self.with_state([self.delta()]),
             Some(of) => std::iter::once(self.delta()).chain(numbers(of)).collect(),
         };
-        let outputs = [Some(&precision)].into_iter().collect();
-        kernel::run([Job {
-            f: Precision(Pass::new(self.row.undamped(), self.when(0, step.lr_factor))),
-            inputs,
-            outputs,
-        }]);
+        let f = Precision(Pass::new(self.row.undamped(), self.when(0, step.lr_factor)));
+        kernel::run([Job::new(f, inputs, [Some(&precision)])])?;
         Ok(precision)
     }
 
@@ -171,7 +167,7 @@ impl<'a> Found<'a> {
         let gradient = Field::Tensor(self.sums.gradient(i, leaf)?);
         let f = Update { pass: unit.pass(1, self.step.lr_factor), statistic };
         let inputs = unit.with_state([Field::Tensor(mean), gradient, c, unit.prior_mean(), unit.delta()]);
-        Some(Job { f, inputs, outputs })
+        Some(Job::new(f, inputs, outputs))
     }
 }
 
@@ -334,9 +330,11 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let draw = Draw { step: step.number, sample: sample.draw, parameter, group: params.noise_group(parameter) };
             let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
             // The kernel draws nothing but normals; other noise is made from them as a tensor.
-            noise.push(match unit.row.link() {
-                Link::Identity => z,
-                link => z.map(|z| Drawn::Tensor(link.noise(z.tensor(unit.kept.mean(leaf))))),
+            noise.push(match (unit.row.link(), z) {
+                (Link::Identity, z) => z,
+                (link, z) => {
+                    z.map(|z| z.tensor(unit.kept.mean(leaf))).transpose()?.map(|z| Drawn::Tensor(link.noise(z)))
+                }
             });
             unit.kept.make_beside(leaf);
         }
@@ -348,14 +346,11 @@ impl<R: Rule> Arithmetic<R> for Weights {
         at.claim(moved().map(|(_, leaf, _)| &leaf.tensor))?;
         kernel::run(moved().map(|(unit, leaf, z)| {
             let mean = Field::Tensor(unit.kept.mean(leaf));
-            Job {
-                // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn
-                // with.
-                f: Perturb(unit.pass(1, step.lr_factor)),
-                inputs: unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]),
-                outputs: unit.kept.point_and_mean(leaf, &at).into_iter().collect(),
-            }
-        }));
+            // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn with.
+            let f = Perturb(unit.pass(1, step.lr_factor));
+            let inputs = unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]);
+            Job::new(f, inputs, unit.kept.point_and_mean(leaf, &at))
+        }))?;
         moved().try_for_each(|(unit, leaf, _)| unit.kept.moved(leaf, &mut at))?;
         Ok(at)
     }
@@ -386,12 +381,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
         kernel::run(moved().map(|(unit, leaf, g, size)| {
             let mean = Field::Tensor(unit.kept.mean_and_point(leaf, &at).0);
             let [point, mean_kept] = unit.kept.point_and_mean(leaf, &at);
-            Job {
-                f: Ascend(unit.pass(1, step.lr_factor)),
-                inputs: unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]),
-                outputs: [point, mean_kept, size].into_iter().collect(),
-            }
-        }));
+            let inputs = unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]);
+            Job::new(Ascend(unit.pass(1, step.lr_factor)), inputs, [point, mean_kept, size])
+        }))?;
         moved().try_for_each(|(unit, leaf, _, _)| unit.kept.moved(leaf, &mut at))?;
         Ok((at, if wanted { absolute } else { Vec::new() }))
     }
@@ -406,10 +398,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
             kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
                 let (mean, point) = unit.kept.mean_and_point(leaf, at);
-                let inputs = [mean, g.as_ref()?, point].map(Field::Tensor).into_iter().collect();
-                let outputs = [c.first()].into_iter().collect();
-                Some(Job { f: Form(s), inputs, outputs })
-            }));
+                let inputs = [mean, g.as_ref()?, point].map(Field::Tensor);
+                Some(Job::new(Form(s), inputs, [c.first()]))
+            }))?;
         });
         sums.statistics = formed;
         Ok(())
@@ -439,9 +430,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 }
             }
             // In place: the kernel reads all inputs at a position before it writes there. The new mean goes where the
-            // variable is, from wherever the old one was kept meanwhile. Nothing from here on can fail.
+            // variable is, from wherever the old one was kept meanwhile.
             let job = |(unit, (i, leaf))| found.job(statistic, unit, i, leaf, Unit::written(unit, leaf).collect());
-            kernel::run(all().filter_map(job));
+            kernel::run(all().filter_map(job))?;
         });
         for (i, large) in tried {
             units[i].kept.untried = large;

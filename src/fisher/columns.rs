@@ -44,7 +44,7 @@ impl Columns<'_> {
                 let block = groups as i64 * kernel::GROUP as i64;
                 let at = Draw { step: LABELS, sample: c as u64, parameter: 0, group: seen * groups };
                 let like = Tensor::f_empty([b, block], (Kind::Double, z.device()))?;
-                let normals = kernel::tensor(Field::Noise { seed: *seed, at }, &like);
+                let normals = kernel::tensor(Field::Noise { seed: *seed, at }, &like)?;
                 let s = outputs.sampled(&normals.f_narrow(1, 0, width)?.f_reshape(z.size())?)?;
                 // The vectors are squared, so that a mean over draws divides each of them by √samples.
                 Ok(s.f_mul_scalar(1.0 / f64::from(*samples).sqrt())?)

@@ -1,25 +1,21 @@
 //! Is every element finite, and how large are they together? Whatever has to look at all elements of a tensor before
 //! a step is accepted belongs here; what changes them does not.
 
-use super::lanes;
+use super::{lanes, tensors};
 use tch::{Kind, Tensor};
 
 /// Σ x² over all tensors, accumulated in f64; not finite if any element is not. The order of the sum, and so every bit,
 /// depends on the shapes alone.
 pub(crate) fn sum_of_squares<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> f64 {
-    let (mut single, mut double, mut total) = (Vec::new(), Vec::new(), 0.0);
+    let (mut single, mut double, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for t in tensors {
         match super::lanes(t) {
             Some(Kind::Float) => single.push(t),
             Some(_) => double.push(t),
-            None => {
-                // Wider before it is squared: the square of 256 is already beyond the range of f16.
-                let x = t.to_kind(if t.kind() == Kind::Double { Kind::Double } else { Kind::Float });
-                total += x.square().sum(Kind::Double).double_value(&[]);
-            }
+            None => others.push(t),
         }
     }
-    total + lanes::sum_of_squares::<f32>(&single) + lanes::sum_of_squares::<f64>(&double)
+    tensors::sum_of_squares(&others) + lanes::sum_of_squares::<f32>(&single) + lanes::sum_of_squares::<f64>(&double)
 }
 
 /// The first NaN or infinity of a tensor, if there is one.

@@ -5,6 +5,7 @@
 //! and which tensors it touches is the driver's.
 
 mod finite;
+mod half;
 mod lanes;
 mod noise;
 mod normal;
@@ -12,6 +13,7 @@ mod philox;
 mod real;
 mod tensors;
 mod threads;
+mod trace;
 mod vectors;
 
 pub(crate) use finite::{first_non_finite, sum_of_squares};
@@ -23,19 +25,26 @@ pub use real::{Pack, Real};
 use crate::Result;
 use arrayvec::ArrayVec;
 use tch::{Device, Kind, Tensor};
+use trace::Traced;
 
 /// A computation that maps the elements of its inputs at one position to the elements of its outputs there.
 pub(crate) trait Elementwise {
     /// Number of outputs.
     const OUTPUTS: usize;
-    /// What is the same at all positions, rounded once: a conversion inside the loop over positions would halve the
-    /// width of its vectors.
-    type Constants<T: Real>: Copy;
-    fn constants<T: Real>(&self) -> Self::Constants<T>;
-    /// `read(i)` is input `i`; `write(o, x)` sets output `o`. All reads come before the first write, so an output may
-    /// be the same memory as an input.
-    fn eval<T: Real>(&self, k: Self::Constants<T>, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
+    /// What is the same at all positions.
+    fn constants(&self) -> Constants {
+        Constants::default()
+    }
+    /// `constant(i)` is number `i` of the constants, rounded once: a conversion inside the loop over positions would
+    /// halve the width of its vectors. `read(i)` is input `i`; `write(o, x)` sets output `o`. All reads come before the
+    /// first write, so an output may be the same memory as an input.
+    fn eval<T: Real>(&self, constant: impl Fn(usize) -> T, read: impl Fn(usize) -> T, write: impl FnMut(usize, T));
 }
+
+/// Numbers that are the same at all positions of a tensor.
+pub(crate) type Constants = [f64; CONSTANTS];
+// A bound, because an array cannot take its length from a row's associated type. The longest now is 14.
+pub(crate) const CONSTANTS: usize = 16;
 
 /// An input: one number for all positions, a tensor of the outputs' shape, or standard normals.
 #[derive(Debug, Clone, Copy)]
@@ -56,28 +65,58 @@ pub(crate) type Inputs<'a> = ArrayVec<Field<'a>, INPUTS>;
 /// Outputs of a job; `None` for a result that nobody wants.
 pub(crate) type Outputs<'a> = ArrayVec<Option<&'a Tensor>, OUTPUTS>;
 
+/// A second place for a result: the number of the output, and where else it goes.
+pub(crate) type Also<'a> = ArrayVec<(usize, &'a Tensor), 2>;
+
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
-/// All tensors have one shape, device and kind (f32 or f64).
+/// All tensors have one shape and device. They are f64, or f32 and half precision: a half is read as the f32 that it is,
+/// and an output is rounded once.
 #[derive(Debug)]
 pub(crate) struct Job<'a, E> {
     pub f: E,
     pub inputs: Inputs<'a>,
     pub outputs: Outputs<'a>,
+    /// Results that are written twice, as a weight is to a variable of half precision and to its mean in f32.
+    pub also: Also<'a>,
 }
 
-/// The kind of number if raw memory will do: contiguous, on the CPU, f32 or f64, and no view whose numbers are the
-/// negative of what is in memory.
+/// What numbers a tensor of this kind is computed in.
+fn computed_in(kind: Kind) -> Kind {
+    if half::Half::of(kind).is_some() { Kind::Float } else { kind }
+}
+
+/// What a tensor is computed in if raw memory will do: contiguous, on the CPU, a kind of the lanes, and no view whose
+/// numbers are the negative of what is in memory.
 fn lanes(t: &Tensor) -> Option<Kind> {
     (t.device() == Device::Cpu && t.is_contiguous() && !t.is_neg())
-        .then(|| t.kind())
+        .then(|| computed_in(t.kind()))
         .filter(|k| matches!(k, Kind::Float | Kind::Double))
 }
 
-impl<E> Job<'_, E> {
+/// All that a job reads or writes.
+fn listed<'a>(inputs: &Inputs<'a>, outputs: &Outputs<'a>, also: &Also<'a>) -> impl Iterator<Item = &'a Tensor> {
+    let inputs = inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
+    inputs.chain(outputs.iter().flatten().copied()).chain(also.iter().map(|(_, t)| *t))
+}
+
+impl<'a, E> Job<'a, E> {
+    /// A computation whose results each go to one place.
+    pub(crate) fn new(
+        f: E,
+        inputs: impl IntoIterator<Item = Field<'a>>,
+        outputs: impl IntoIterator<Item = Option<&'a Tensor>>,
+    ) -> Self {
+        let (inputs, outputs) = (inputs.into_iter().collect(), outputs.into_iter().collect());
+        Job { f, inputs, outputs, also: Also::new() }
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &'a Tensor> {
+        listed(&self.inputs, &self.outputs, &self.also)
+    }
+
     fn lanes(&self) -> Option<Kind> {
-        let inputs = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
-        let mut kinds = inputs.chain(self.outputs.iter().flatten().copied()).map(lanes);
+        let mut kinds = self.tensors().map(lanes);
         // The kinds are not compared: all tensors of a job have the same one, and `Task::new` checks it.
         let first = kinds.next()??;
         kinds.all(|k| k.is_some()).then_some(first)
@@ -92,10 +131,8 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
     /// time, so that it takes little.
     pub(crate) fn try_out(&self, mut look: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let inputs = self.inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
-        let mut all = inputs.chain(self.outputs.iter().flatten().copied());
-        let n = all.clone().next().map_or(0, |t| t.numel() as i64);
-        let whole = !all.all(Tensor::is_contiguous);
+        let n = self.tensors().next().map_or(0, |t| t.numel() as i64);
+        let whole = !self.tensors().all(Tensor::is_contiguous);
         for first in (0..n).step_by(if whole { n.max(1) as usize } else { TRIED as usize }) {
             let piece = |t: &Tensor| {
                 if whole { t.detach() } else { t.detach().view(-1).narrow(0, first, TRIED.min(n - first)) }
@@ -105,8 +142,7 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
             let fields = self.inputs.iter().zip(&pieces).map(|(x, t)| t.as_ref().map_or(*x, Field::Tensor));
             let scratch: ArrayVec<Option<Tensor>, OUTPUTS> =
                 self.outputs.iter().map(|t| t.map(|t| piece(t).empty_like())).collect();
-            let outputs = scratch.iter().map(Option::as_ref).collect();
-            run([Job { f: self.f, inputs: fields.collect(), outputs }]);
+            run([Job::new(self.f, fields, scratch.iter().map(Option::as_ref))])?;
             scratch.iter().enumerate().try_for_each(|(i, t)| t.as_ref().map_or(Ok(()), |t| look(i, t)))?;
         }
         Ok(())
@@ -114,19 +150,27 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
 }
 
 /// Runs the jobs of a step, those over raw memory all in one pass.
-pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<'a, E>>) {
+///
+/// # Errors
+/// A device has no memory left, say. No job has written anything then, unless they have more than 2²⁶ elements.
+pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<'a, E>>) -> Result<()> {
     // The tensor back-end writes into leaves in place, which libtorch refuses while it records gradients.
     let _no_grad = tch::no_grad_guard();
-    let (mut single, mut double) = (Vec::new(), Vec::new());
+    let (mut single, mut double, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for job in jobs {
         match job.lanes() {
             Some(Kind::Float) => single.push(job),
             Some(_) => double.push(job),
-            None => tensors::run(job),
+            None => others.push(job),
         }
+    }
+    // First what can fail.
+    if !others.is_empty() {
+        tensors::run(&others.into_iter().map(Traced::of).collect::<Vec<_>>())?;
     }
     lanes::run::<f32, E>(single);
     lanes::run::<f64, E>(double);
+    Ok(())
 }
 
 /// Its first input.
@@ -134,25 +178,23 @@ struct First;
 
 impl Elementwise for First {
     const OUTPUTS: usize = 1;
-    type Constants<T: Real> = ();
-    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         write(0, read(0));
     }
 }
 
 /// A field as a tensor of this shape, kind (f32 or f64) and device.
-pub(crate) fn tensor(field: Field, like: &Tensor) -> Tensor {
+pub(crate) fn tensor(field: Field, like: &Tensor) -> Result<Tensor> {
     // It has the strides of `like`. Where they are not those of rows, the tensor back-end counts positions by their
     // index, so that a draw does not depend on the layout.
-    let t = like.detach().empty_like();
-    run([Job { f: First, inputs: [field].into_iter().collect(), outputs: [Some(&t)].into_iter().collect() }]);
-    t
+    let t = like.detach().f_empty_like()?;
+    run([Job::new(First, [field], [Some(&t)])])?;
+    Ok(t)
 }
 
 /// Standard normals as a tensor like `like`.
-pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
+pub(crate) fn normals(seed: u64, at: Draw, like: &Tensor) -> Result<Tensor> {
     tensor(Field::Noise { seed, at }, like)
 }
 
@@ -182,9 +224,7 @@ mod tests {
 
     impl Elementwise for AllOperations {
         const OUTPUTS: usize = 2;
-        type Constants<T: Real> = ();
-        fn constants<T: Real>(&self) {}
-        fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
             let (x, y, c) = (read(0), read(1), read(2));
             let a = (x * y + c - T::real(0.3)) / (y.abs() + T::real(0.7));
             let b = (T::real(1.0) / (x * x + T::real(0.1))).sqrt() - c * y;
@@ -199,11 +239,7 @@ mod tests {
         let outputs = [make(&x), make(&Tensor::zeros_like(&x))];
         let y = make(&y);
         let inputs = [Field::Tensor(&outputs[0]), Field::Tensor(&y), Field::Number(0.25)];
-        run([Job {
-            f: AllOperations,
-            inputs: inputs.into_iter().collect(),
-            outputs: outputs.iter().map(Some).collect(),
-        }]);
+        run([Job::new(AllOperations, inputs, outputs.iter().map(Some))]).unwrap();
         outputs.map(|t| Vec::<f64>::try_from(t.contiguous().flatten(0, -1).to_kind(Kind::Double)).unwrap())
     }
 
@@ -223,9 +259,7 @@ mod tests {
 
     impl Elementwise for Rotation {
         const OUTPUTS: usize = 3;
-        type Constants<T: Real> = ();
-        fn constants<T: Real>(&self) {}
-        fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
             let (a, b) = (read(0), read(1));
             write(0, a + b);
             write(1, a);
@@ -241,8 +275,7 @@ mod tests {
                 if transposed { t.tr().contiguous().tr() } else { t }
             };
             let outputs = [t(1.0), t(2.0), t(3.0)];
-            let inputs = outputs[..2].iter().map(Field::Tensor).collect();
-            run([Job { f: Rotation, inputs, outputs: outputs.iter().map(Some).collect() }]);
+            run([Job::new(Rotation, outputs[..2].iter().map(Field::Tensor), outputs.iter().map(Some))]).unwrap();
             assert_eq!(outputs.map(|t| t.double_value(&[1, 2])), [3.0, 1.0, 2.0], "transposed: {transposed}");
         }
     }

@@ -113,10 +113,10 @@ pub(crate) enum Drawn {
 
 impl Drawn {
     /// As a tensor like `like`.
-    pub(crate) fn tensor(self, like: &Tensor) -> Tensor {
+    pub(crate) fn tensor(self, like: &Tensor) -> Result<Tensor> {
         match self {
             Drawn::Counter { seed, at } => super::normals(seed, at, like),
-            Drawn::Tensor(z) => z,
+            Drawn::Tensor(z) => Ok(z),
         }
     }
 

@@ -9,8 +9,10 @@
 //! libtorch's operations for memory that the CPU does not reach. They agree to the rounding of log, sin and cos.
 
 use super::noise::Draw;
-use super::philox::{GROUP, MULTIPLIERS, W, counters, groups, philox, round_keys};
-use tch::{Kind, Tensor};
+use super::philox::{GROUP, MULTIPLIERS, W, counters, philox, round_keys};
+use super::tensors::op;
+use crate::Result;
+use tch::{Device, Kind, TchError, Tensor};
 
 /// 2⁻³²
 const TO_UNIT: f64 = 1.0 / 4_294_967_296.0;
@@ -99,49 +101,59 @@ fn sin_cos_turn(x: u32) -> [f32; 2] {
     [signed(a, quarter), signed(b, quarter.wrapping_add(1 << 30))]
 }
 
-/// The same numbers by integer operations of libtorch, for memory that the CPU does not reach; in f64, then rounded.
-pub(super) fn normals(seed: u64, at: Draw, like: &Tensor) -> Tensor {
+/// Groups of normals that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub first: u64,
+    pub groups: u64,
+}
+
+/// The normals of these groups, one run after the other, by integer operations of libtorch for memory that the CPU does
+/// not reach; in f64.
+pub(super) fn normals(seed: u64, at: Draw, runs: &[Run], device: Device) -> Result<Tensor> {
     // libtorch has no unsigned 64-bit operations: it shifts signs in from the left, and they are masked off again.
     const LOW: i64 = 0xFFFF_FFFF;
-    let n = like.numel();
-    let integers = (Kind::Int64, like.device());
-    let start = (at.group * W as u64) as i64;
-    let counter = Tensor::arange_start(start, start + (groups(n) * W as u64) as i64, integers);
+    let and = |x: &Tensor, mask: i64| op(x.f_bitwise_and(mask));
+    let upper = |x: &Tensor| op(x.f_bitwise_right_shift_tensor_scalar(32));
+    let xor = |x: &Tensor, y: &Tensor| op(x.f_bitwise_xor_tensor(y));
+    let counters = runs.iter().map(|run| {
+        let start = (run.first * W as u64) as i64;
+        op(Tensor::f_arange_start(start, start + (run.groups * W as u64) as i64, (Kind::Int64, device)))
+    });
+    let counter = op(Tensor::f_cat(&counters.collect::<std::result::Result<Vec<_>, _>>()?, 0))?;
+    // Words 0 and 2 of all counters, which a round multiplies, and words 1 and 3, which it mixes in: a row each, so that
+    // one operation serves both.
+    let rows = |a: Tensor, b: u64| op(Tensor::f_stack(&[&a, &op(a.f_full_like(i64::from(b as u32)))?], 0));
     let step_high = ((at.step >> 32) as i64 & 0xFFFF) << 16;
-    let mut c = [
-        counter.bitwise_and(LOW),
-        counter.bitwise_right_shift_tensor_scalar(32).bitwise_and(0xFFFF).bitwise_or(step_high),
-        counter.full_like(i64::from(at.step as u32)),
-        counter.full_like(i64::from(at.sample as u32)),
-    ];
-    for [k0, k1] in round_keys(seed) {
-        // The product wraps as a signed number, which leaves its 64 bits as they are.
-        let product = |m: u32, x: &Tensor| x * i64::from(m);
-        let high = |x: &Tensor| x.bitwise_right_shift_tensor_scalar(32).bitwise_and(LOW);
-        let (a, b) = (product(MULTIPLIERS[0], &c[0]), product(MULTIPLIERS[1], &c[2]));
-        c = [
-            high(&b).bitwise_xor_tensor(&c[1]).bitwise_xor(i64::from(k0)),
-            b.bitwise_and(LOW),
-            high(&a).bitwise_xor_tensor(&c[3]).bitwise_xor(i64::from(k1)),
-            a.bitwise_and(LOW),
-        ];
+    let high = op(and(&upper(&counter)?, 0xFFFF)?.f_bitwise_or(step_high))?;
+    let (mut even, mut odd) = (rows(and(&counter, LOW)?, at.step)?, rows(high, at.sample)?);
+    let column = |words: [u32; 2]| Tensor::from_slice(&words.map(i64::from)).reshape([2, 1]);
+    let keys: Vec<Tensor> = round_keys(seed).map(column).collect();
+    let keys = op(Tensor::f_stack(&keys, 0)?.f_to_device(device))?;
+    let multipliers = op(column(MULTIPLIERS).f_to_device(device))?;
+    for round in 0..keys.size()[0] {
+        // The product wraps as a signed number, which leaves its 64 bits as they are. Its upper half goes to the other
+        // row, and its lower half is the next word, whose upper bits no longer matter.
+        let product = op(op(even.f_mul(&multipliers))?.f_flip([0]))?;
+        let mixed = xor(&xor(&upper(&product)?, &odd)?, &keys.f_get(round)?)?;
+        (even, odd) = (and(&mixed, LOW)?, product);
     }
     // In f64, because a device's f32 functions need not agree with the polynomials above.
-    let u = c.map(|x| (x.to_kind(Kind::Double) + 0.5) * TO_UNIT);
-    let polar = |u0: &Tensor, u1: &Tensor| {
-        let (r, angle) = ((u0.log() * -2.0).sqrt(), u1 * std::f64::consts::TAU);
-        [&r * angle.cos(), &r * angle.sin()]
-    };
-    let [z0, z1] = polar(&u[0], &u[1]);
-    let [z2, z3] = polar(&u[2], &u[3]);
-    let z = Tensor::stack(&[z0, z1, z2, z3].map(|z| z.reshape([-1, W as i64])), 1);
-    z.flatten(0, -1).narrow(0, 0, n as i64).to_kind(like.kind()).reshape(like.size())
+    let unit = |x: &Tensor| op(op(op(x.f_to_kind(Kind::Double))?.f_add_scalar(0.5))?.f_mul_scalar(TO_UNIT));
+    let (u0, u1) = (unit(&even)?, unit(&and(&odd, LOW)?)?);
+    let r = op(op(op(u0.f_log())?.f_mul_scalar(-2.0))?.f_sqrt())?;
+    let angle = op(u1.f_mul_scalar(std::f64::consts::TAU))?;
+    let part = |wave: std::result::Result<Tensor, TchError>| op(r.f_mul(&op(wave)?));
+    let z = op(Tensor::f_stack(&[part(angle.f_cos())?, part(angle.f_sin())?], 1))?;
+    // From [pair, cos or sin, counter] to positions.
+    let z = z.f_reshape([4, -1, W as i64])?.f_transpose(0, 1)?;
+    Ok(op(z.f_reshape([-1]))?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::groups;
     use super::*;
-    use tch::Device;
 
     const AT: Draw = Draw { step: 3, sample: 1, parameter: 0, group: 7 };
 
@@ -195,11 +207,16 @@ mod tests {
 
     #[test]
     fn tensor_operations_give_the_same_numbers() {
-        let like = Tensor::zeros([3, 70], (Kind::Double, Device::Cpu));
         for at in [AT, Draw { step: 5 << 32 | 9, sample: u64::from(u32::MAX), parameter: 0, group: (3 << 28) + 1 }] {
-            let here = Tensor::from_slice(&draw(at, 210)).reshape([3, 70]);
-            let there = normals(42, at, &like);
-            assert!((here - there).abs().max().double_value(&[]) < 1e-13);
+            // Two runs, with a gap of one group in between.
+            let (first, other) = (draw(at, 210), draw(Draw { group: at.group + 5, ..at }, 70));
+            let runs = [Run { first: at.group, groups: groups(210) }, Run { first: at.group + 5, groups: groups(70) }];
+            let there = normals(42, at, &runs, Device::Cpu).unwrap();
+            assert_eq!(there.size(), [(4 + 2) * GROUP as i64]);
+            for (start, here) in [(0, first), (4 * GROUP, other)] {
+                let there = there.narrow(0, start as i64, here.len() as i64);
+                assert!((Tensor::from_slice(&here) - there).abs().max().double_value(&[]) < 1e-13);
+            }
         }
     }
 

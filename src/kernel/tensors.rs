@@ -1,144 +1,321 @@
-//! The elementwise computation as tensor expressions: any device, any layout. On the CPU its arithmetic gives the
+//! The elementwise computation by libtorch's operations: any device, any layout. On the CPU its arithmetic gives the
 //! bits of the lanes; tanh and the normals agree to rounding.
+//!
+//! An operation costs a device a launch, whatever its size. So jobs that compute the same of different tensors are laid
+//! end to end and computed as one, and a step takes as many launches for a thousand parameters as for one.
 
-use super::{Elementwise, Field, Job, Real, normal};
-use std::cell::{Ref, RefCell};
-use std::ops::{Add, Div, Mul, Neg, Sub};
-use tch::Tensor;
+use super::normal::{self, Run};
+use super::trace::{Binary, Node, Program, Traced, Unary};
+use super::{Draw, Field, groups};
+use crate::Result;
+use std::collections::HashMap;
+use tch::{Kind, Tensor};
 
-/// Owns the tensors of a computation: a [`Real`] is `Copy`, and a tensor is not.
-#[derive(Default)]
-struct Arena(RefCell<Vec<Tensor>>);
+/// Positions that are computed together, at most, unless one tensor has more: what lies between inputs and outputs
+/// takes memory.
+const TOGETHER: usize = 1 << 26;
 
-impl Arena {
-    fn push(&self, t: Tensor) -> Expr<'_> {
-        let mut nodes = self.0.borrow_mut();
-        nodes.push(t);
-        Expr::Node(self, nodes.len() - 1)
-    }
-
-    fn at(&self, i: usize) -> Ref<'_, Tensor> {
-        Ref::map(self.0.borrow(), |nodes| &nodes[i])
-    }
-}
-
-/// A number, or a tensor in an arena, which makes it `Copy`.
-#[derive(Clone, Copy)]
-enum Expr<'a> {
+/// What is between inputs and outputs.
+#[derive(Debug)]
+enum Value {
+    /// Rounded to the kind of the computation.
     Number(f64),
-    Node(&'a Arena, usize),
+    /// One-dimensional.
+    Tensor(Tensor),
 }
 
-impl Expr<'_> {
-    fn unary(self, number: impl Fn(f64) -> f64, tensor: impl Fn(&Tensor) -> Tensor) -> Self {
-        match self {
-            Expr::Number(x) => Expr::Number(number(x)),
-            Expr::Node(arena, i) => {
-                let y = tensor(&arena.at(i));
-                arena.push(y)
+/// What jobs that are computed together have in common, beside device and program: numbers and noise, but for its place.
+type Shared = Vec<[u64; 3]>;
+
+fn shared(job: &Traced) -> Shared {
+    let constants = job.constants.iter().map(|x| [x.to_bits(), 0, 0]);
+    let input = |x: &Field| match *x {
+        Field::Number(x) => [x.to_bits(), 0, 0],
+        Field::Tensor(_) => [0; 3],
+        Field::Noise { seed, at } => [seed, at.step, at.sample],
+    };
+    constants.chain(job.inputs.iter().map(input)).collect()
+}
+
+pub(super) fn run(jobs: &[Traced]) -> Result<()> {
+    let mut together: HashMap<(&Program, Shared), (usize, usize)> = HashMap::new();
+    let mut all: Vec<Vec<&Traced>> = Vec::new();
+    for job in jobs {
+        let n = job.like().numel();
+        // A view of a tensor as one dimension is needed to write to it.
+        if !job.tensors().all(|t| t.is_contiguous() && !t.is_neg() && t.device() == job.like().device()) {
+            all.push(vec![job]);
+            continue;
+        }
+        let (number, size) = together.entry((&job.program, shared(job))).or_insert((all.len(), 0));
+        if *number == all.len() || *size + n > TOGETHER {
+            (*number, *size) = (all.len(), 0);
+            all.push(Vec::new());
+        }
+        *size += n;
+        all[*number].push(job);
+    }
+    all.iter().try_for_each(|jobs| compute(jobs))
+}
+
+/// Jobs of one program, with the same numbers and noise.
+fn compute(jobs: &[&Traced]) -> Result<()> {
+    let Program { graph, kind, .. } = &jobs[0].program;
+    let mut last = vec![0; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        node.operands().for_each(|a| last[a as usize] = i);
+    }
+    graph.outputs.iter().flatten().for_each(|id| last[*id as usize] = usize::MAX);
+    let mut values: Vec<Option<Value>> = Vec::with_capacity(graph.nodes.len());
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let value = match *node {
+            Node::Literal(bits) => Value::Number(rounded(*kind, f64::from_bits(bits))),
+            Node::Constant(k) => Value::Number(rounded(*kind, jobs[0].constants[k as usize])),
+            Node::Input(k) => input(jobs, k as usize, *kind)?,
+            Node::Unary(op, a) => unary(op, at(&values, a), *kind)?,
+            Node::Binary(op, a, b) => binary(op, at(&values, a), at(&values, b), *kind)?,
+        };
+        values.push(Some(value));
+        // Memory that nobody needs any more.
+        node.operands().filter(|a| last[*a as usize] == i).for_each(|a| values[a as usize] = None);
+    }
+    // All results exist before the first is written, since outputs may be inputs.
+    let results: Vec<Option<&Value>> = graph.outputs.iter().map(|id| id.map(|id| at(&values, id))).collect();
+    for (o, result) in results.into_iter().enumerate() {
+        let Some(result) = result else { continue };
+        write(result, jobs.iter().filter_map(|job| job.outputs[o]).collect())?;
+        for place in 0..jobs[0].also.len() {
+            if jobs[0].also[place].0 == o {
+                write(result, jobs.iter().map(|job| job.also[place].1).collect())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn at(values: &[Option<Value>], id: u32) -> &Value {
+    values[id as usize].as_ref().expect("kept until its last use")
+}
+
+/// An input of all jobs.
+fn input(jobs: &[&Traced], i: usize, kind: Kind) -> Result<Value> {
+    if let Some(Field::Number(x)) = jobs[0].inputs.get(i) {
+        return Ok(Value::Number(rounded(kind, *x)));
+    }
+    let (mut all, mut places, mut source) = (Vec::new(), Vec::new(), None);
+    for job in jobs {
+        match job.inputs[i] {
+            Field::Number(_) => {}
+            Field::Tensor(t) => all.push(t.detach().f_reshape([-1])?),
+            Field::Noise { seed, at } => {
+                source = Some((seed, at));
+                places.push((at.group, job.like().numel()));
+            }
+        }
+    }
+    if let Some((seed, at)) = source {
+        all = noise(seed, at, &places, jobs[0].like())?;
+    }
+    // A copy also of a single one: its memory may be that of an output.
+    let t = op(Tensor::f_cat(&all, 0))?;
+    Ok(Value::Tensor(if t.kind() == kind { t } else { op(t.f_to_kind(kind))? }))
+}
+
+/// Normals for tensors whose noise begins at these groups, with their numbers of elements. Neighbours are drawn together.
+fn noise(seed: u64, at: Draw, places: &[(u64, usize)], like: &Tensor) -> Result<Vec<Tensor>> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut starts = Vec::with_capacity(places.len());
+    let mut drawn = 0;
+    for (group, n) in places {
+        starts.push(drawn);
+        match runs.last_mut() {
+            Some(run) if run.first + run.groups == *group => run.groups += groups(*n),
+            _ => runs.push(Run { first: *group, groups: groups(*n) }),
+        }
+        drawn += groups(*n) * super::GROUP as u64;
+    }
+    let z = normal::normals(seed, at, &runs, like.device())?;
+    Ok(starts.into_iter().zip(places).map(|(start, (_, n))| z.narrow(0, start as i64, *n as i64)).collect())
+}
+
+/// Writes a result of all jobs to the tensors of each.
+fn write(result: &Value, to: Vec<&Tensor>) -> Result<()> {
+    let result = match result {
+        Value::Number(x) => {
+            return to.into_iter().try_for_each(|t| Ok(op(t.detach().f_copy_(&Tensor::from(*x)))?));
+        }
+        Value::Tensor(t) => t,
+    };
+    if let [one] = to[..] {
+        return Ok(op(one.detach().f_copy_(&result.f_reshape(one.size())?))?);
+    }
+    let kind = to[0].kind();
+    let result = if result.kind() == kind { result.shallow_clone() } else { op(result.f_to_kind(kind))? };
+    let sizes: Vec<i64> = to.iter().map(|t| t.numel() as i64).collect();
+    let flat: Vec<Tensor> = to.iter().map(|t| t.detach().view(-1)).collect();
+    // One launch on a device, where a copy for each would be one each.
+    Ok(op(result.f_split_with_sizes_copy_out(&flat, sizes, 0))?)
+}
+
+/// Σ x² in f64. One number is read from the device for all of a kind that fit together.
+pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> f64 {
+    let mut together: Vec<(Kind, usize, Vec<Tensor>)> = Vec::new();
+    for t in tensors {
+        // Wider before it is squared: the square of 256 is already beyond the range of f16.
+        let (kind, n) = (if t.kind() == Kind::Double { Kind::Double } else { Kind::Float }, t.numel());
+        let flat = t.detach().reshape(-1);
+        let fits = |(own, size, all): &&mut (Kind, usize, Vec<Tensor>)| {
+            *own == kind && *size + n <= TOGETHER && all[0].kind() == t.kind() && all[0].device() == t.device()
+        };
+        match together.iter_mut().rev().find(fits) {
+            Some((_, size, all)) => {
+                *size += n;
+                all.push(flat);
+            }
+            None => together.push((kind, n, vec![flat])),
+        }
+    }
+    let sum = |(kind, _, all): (Kind, usize, Vec<Tensor>)| {
+        let all = op(Tensor::cat(&all, 0));
+        let wide = if all.kind() == kind { all } else { op(all.to_kind(kind)) };
+        op(op(wide.square()).sum(Kind::Double)).double_value(&[])
+    };
+    together.into_iter().map(sum).sum()
+}
+
+fn rounded(kind: Kind, x: f64) -> f64 {
+    if kind == Kind::Double { x } else { f64::from(x as f32) }
+}
+
+fn unary(f: Unary, x: &Value, kind: Kind) -> Result<Value> {
+    Ok(match x {
+        Value::Number(x) if kind == Kind::Double => Value::Number(f.of(*x)),
+        Value::Number(x) => Value::Number(f64::from(f.of(*x as f32))),
+        Value::Tensor(t) => Value::Tensor(op(match f {
+            Unary::Neg => t.f_neg(),
+            Unary::Sqrt => t.f_sqrt(),
+            Unary::Abs => t.f_abs(),
+            Unary::Tanh => t.f_tanh(),
+        })?),
+    })
+}
+
+fn binary(f: Binary, a: &Value, b: &Value, kind: Kind) -> Result<Value> {
+    // A 0-dim tensor of the other operand's kind broadcasts and promotes nothing, and from the CPU it may meet any
+    // device.
+    let tensor = |x: &Value| match x {
+        Value::Number(x) => Tensor::from(*x).to_kind(kind),
+        Value::Tensor(t) => t.shallow_clone(),
+    };
+    if let (Value::Number(a), Value::Number(b)) = (a, b) {
+        let y = if kind == Kind::Double { f.of(*a, *b) } else { f64::from(f.of(*a as f32, *b as f32)) };
+        return Ok(Value::Number(y));
+    }
+    let (a, b) = (tensor(a), tensor(b));
+    Ok(Value::Tensor(op(match f {
+        Binary::Add => a.f_add(&b),
+        Binary::Sub => a.f_sub(&b),
+        Binary::Mul => a.f_mul(&b),
+        Binary::Div => a.f_div(&b),
+        // They pass a NaN on from either side, so that one in `a` stays.
+        Binary::Min => a.f_minimum(&b),
+        Binary::Max => a.f_maximum(&b),
+    })?))
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Operations of libtorch so far: what a device would launch.
+    pub(super) static OPERATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Marks an operation that a device would launch, to be counted in tests.
+pub(super) fn op<T>(result: T) -> T {
+    #[cfg(test)]
+    OPERATIONS.set(OPERATIONS.get() + 1);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Elementwise, Job, Real};
+    use super::*;
+    use tch::Device;
+
+    /// m + z/√(h+δ), and a state that follows m.
+    struct Moves;
+
+    impl Elementwise for Moves {
+        const OUTPUTS: usize = 2;
+        fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (m, h, delta, z) = (read(0), read(1), read(2), read(3));
+            write(0, m + z / (h + delta).sqrt());
+            write(1, h + T::real(0.5) * (m * m - h));
+        }
+    }
+
+    /// Means and states of `count` tensors after a pass, and the operations that it took.
+    fn pass(count: usize, kind: Kind, run: impl Fn(Vec<Job<Moves>>)) -> (Vec<Tensor>, usize) {
+        let size = |i: usize| [3 + i as i64 % 70, 2];
+        let make = |i: usize, x: f64| Tensor::linspace(x, 2.0, size(i)[0] * 2, (kind, Device::Cpu)).reshape(size(i));
+        let means: Vec<Tensor> = (0..count).map(|i| make(i, -1.0)).collect();
+        let states: Vec<Tensor> = (0..count).map(|i| make(i, 0.5)).collect();
+        let mut group = 0;
+        let jobs = means.iter().zip(&states).enumerate().map(|(parameter, (m, h))| {
+            let at = Draw { step: 5, sample: 1, parameter, group };
+            // Every fourth one is frozen, say, and draws nothing.
+            group += groups(m.numel()) + u64::from(parameter % 4 == 0);
+            let inputs = [Field::Tensor(m), Field::Tensor(h), Field::Number(0.1), Field::Noise { seed: 3, at }];
+            Job::new(Moves, inputs, [Some(m), Some(h)])
+        });
+        let jobs = jobs.collect();
+        OPERATIONS.set(0);
+        run(jobs);
+        (means.into_iter().chain(states).collect(), OPERATIONS.get())
+    }
+
+    fn operations(jobs: Vec<Job<Moves>>) {
+        let _no_grad = tch::no_grad_guard();
+        run(&jobs.into_iter().map(Traced::of).collect::<Vec<_>>()).unwrap();
+    }
+
+    /// Together they give what the lanes give of each; normals to rounding.
+    #[test]
+    fn tensors_laid_end_to_end_are_computed_as_each() {
+        for (kind, tolerance) in [(Kind::Double, 1e-13), (Kind::Float, 3e-6)] {
+            let ((flat, _), (lanes, none)) =
+                (pass(9, kind, operations), pass(9, kind, |jobs| super::super::run(jobs).unwrap()));
+            assert_eq!(none, 0);
+            for (i, (a, b)) in flat.iter().zip(&lanes).enumerate() {
+                let worst = (a - b).abs().max().double_value(&[]);
+                assert!(worst < if i < 9 { tolerance } else { 1e-300 }, "{kind:?} tensor {i}: {worst:e}");
             }
         }
     }
 
-    fn binary(
-        self,
-        other: Self,
-        numbers: impl Fn(f64, f64) -> f64,
-        tensors: impl Fn(&Tensor, &Tensor) -> Tensor,
-    ) -> Self {
-        // A 0-dim tensor of the other operand's kind broadcasts and promotes nothing, and from the CPU it may meet any
-        // device.
-        let scalar = |x: f64, like: &Tensor| Tensor::from(x).to_kind(like.kind());
-        let (arena, y) = match (self, other) {
-            (Expr::Number(a), Expr::Number(b)) => return Expr::Number(numbers(a, b)),
-            (Expr::Node(arena, a), Expr::Node(_, b)) => (arena, tensors(&arena.at(a), &arena.at(b))),
-            (Expr::Node(arena, a), Expr::Number(b)) => (arena, tensors(&arena.at(a), &scalar(b, &arena.at(a)))),
-            (Expr::Number(a), Expr::Node(arena, b)) => (arena, tensors(&scalar(a, &arena.at(b)), &arena.at(b))),
-        };
-        arena.push(y)
+    #[test]
+    fn a_pass_over_many_tensors_takes_as_many_operations_as_over_few() {
+        let count = |n| pass(n, Kind::Float, operations).1;
+        // But for one range of counters for each gap between the tensors that draw.
+        assert_eq!(count(8), count(7));
+        let (some, many) = (count(62), count(1000));
+        assert!(some < 140 && many - some == 1000_usize.div_ceil(4) - 62_usize.div_ceil(4), "{some} {many}");
     }
-}
 
-// tch's operators panic where libtorch fails. The tensors of a job agree in shape, kind and device, so that only
-// memory can run out.
-impl Add for Expr<'_> {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        self.binary(other, |a, b| a + b, |a, b| a + b)
-    }
-}
-impl Sub for Expr<'_> {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        self.binary(other, |a, b| a - b, |a, b| a - b)
-    }
-}
-impl Mul for Expr<'_> {
-    type Output = Self;
-    fn mul(self, other: Self) -> Self {
-        self.binary(other, |a, b| a * b, |a, b| a * b)
-    }
-}
-impl Div for Expr<'_> {
-    type Output = Self;
-    fn div(self, other: Self) -> Self {
-        self.binary(other, |a, b| a / b, |a, b| a / b)
-    }
-}
-impl Neg for Expr<'_> {
-    type Output = Self;
-    fn neg(self) -> Self {
-        self.unary(|x| -x, Tensor::neg)
-    }
-}
-
-impl Real for Expr<'_> {
-    fn real(x: f64) -> Self {
-        Expr::Number(x)
-    }
-    fn sqrt(self) -> Self {
-        self.unary(f64::sqrt, Tensor::sqrt)
-    }
-    fn abs(self) -> Self {
-        self.unary(f64::abs, Tensor::abs)
-    }
-    fn tanh(self) -> Self {
-        self.unary(f64::tanh, Tensor::tanh)
-    }
-    // libtorch's minimum and maximum pass a NaN on from either side, so one in `self` stays.
-    fn min(self, other: Self) -> Self {
-        self.binary(other, Real::min, Tensor::minimum)
-    }
-    fn max(self, other: Self) -> Self {
-        self.binary(other, Real::max, Tensor::maximum)
-    }
-}
-
-pub(super) fn run<E: Elementwise>(Job { f, inputs, outputs }: Job<E>) {
-    let arena = Arena::default();
-    let like = outputs.iter().flatten().next().expect("a job has an output");
-    let fields: Vec<Expr> = inputs
-        .iter()
-        .map(|x| match *x {
-            Field::Number(x) => Expr::Number(x),
-            Field::Tensor(t) => arena.push(t.shallow_clone()),
-            Field::Noise { seed, at } => arena.push(normal::normals(seed, at, like)),
-        })
-        .collect();
-    let given = arena.0.borrow().len();
-    let written = RefCell::new(Vec::new());
-    f.eval(f.constants(), |i| fields[i], |o, x| written.borrow_mut().push((o, x)));
-    let nodes = arena.0.borrow();
-    let wanted = written.into_inner().into_iter().filter_map(|(o, x)| Some((outputs[o]?.shallow_clone(), x)));
-    let result = |(output, x): (Tensor, Expr)| match x {
-        Expr::Number(x) => (super::filled(&output, x), output),
-        // An input itself: its memory may be that of an output which is written before this one.
-        Expr::Node(_, i) if i < given => (nodes[i].copy(), output),
-        Expr::Node(_, i) => (nodes[i].shallow_clone(), output),
-    };
-    // All results exist before the first is written, since outputs may be inputs.
-    let results: Vec<(Tensor, Tensor)> = wanted.map(result).collect();
-    for (x, mut output) in results {
-        output.copy_(&x);
+    #[test]
+    fn halves_are_computed_in_single_precision() {
+        let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).to_kind(Kind::BFloat16);
+        let y = Tensor::from_slice(&[0.001_f32; 3]);
+        let transposed = |t: &Tensor| t.reshape([3, 1]).expand([3, 2], false).tr().contiguous().tr();
+        for layout in [Tensor::copy as fn(&Tensor) -> Tensor, transposed] {
+            let (m, h, rounded) = (layout(&x), layout(&y), layout(&x));
+            let inputs = [Field::Tensor(&m), Field::Tensor(&h), Field::Number(0.0), Field::Number(0.0)];
+            let mut job = Job::new(Moves, inputs, [None, Some(&h)]);
+            job.also.push((1, &rounded));
+            super::super::run([job]).unwrap();
+            let exact = layout(&(x.to_kind(Kind::Float).square() * 0.5 + 0.0005));
+            assert!((&h - &exact).abs().max().double_value(&[]) < 1e-6);
+            assert_eq!(rounded, h.to_kind(Kind::BFloat16));
+        }
     }
 }

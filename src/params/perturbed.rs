@@ -90,10 +90,11 @@ impl Perturbed {
         } else {
             // Exchanged, so that the value's memory holds the original.
             held::write(variable, || {
-                let inputs = [variable, value].map(Field::Tensor).into_iter().collect();
-                kernel::run([Job { f: Exchange, inputs, outputs: [variable, value].map(Some).into_iter().collect() }]);
+                let both = [variable, value];
+                kernel::run([Job::new(Exchange, both.map(Field::Tensor), both.map(Some))])?;
                 kernel::note_write(variable);
-            });
+                Ok::<_, Error>(())
+            })?;
             self.replaced(variable, value);
         }
         Ok(())
@@ -193,10 +194,8 @@ struct Exchange;
 
 impl Elementwise for Exchange {
     const OUTPUTS: usize = 2;
-    type Constants<T: Real> = ();
-    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         let (a, b) = (read(0), read(1));
         write(0, b);
         write(1, a);

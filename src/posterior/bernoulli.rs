@@ -108,10 +108,10 @@ impl MeanFieldBernoulli {
         let samples = self.entries.iter().enumerate().map(|(parameter, (name, natural))| {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(natural.numel());
-            let z = kernel::normals(self.seed, at, natural);
-            (name.clone(), sign(&(natural + half_logistic(&z))))
+            let z = kernel::normals(self.seed, at, natural)?;
+            Ok((name.clone(), sign(&(natural + half_logistic(&z)))))
         });
-        Ok(samples.collect())
+        samples.collect()
     }
 
     /// As [`MeanFieldBernoulli::perturb`] with the mode.

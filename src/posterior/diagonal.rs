@@ -68,10 +68,8 @@ struct Sample;
 
 impl Elementwise for Sample {
     const OUTPUTS: usize = 1;
-    type Constants<T: Real> = ();
-    fn constants<T: Real>(&self) {}
     #[inline(always)]
-    fn eval<T: Real>(&self, (): (), read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
         write(0, read(0) + read(3) / (read(1) + read(2)).sqrt());
     }
 }
@@ -263,11 +261,11 @@ impl DiagonalGaussian {
     /// # Errors
     /// A sample beyond the 2³² that a seed has.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
-        Ok(self.sample_of(self.seed, check_sample(k)?))
+        self.sample_of(self.seed, check_sample(k)?)
     }
 
     /// As [`DiagonalGaussian::sample`], of another seed.
-    pub(super) fn sample_of(&self, seed: u64, k: u64) -> Vec<(String, Tensor)> {
+    pub(super) fn sample_of(&self, seed: u64, k: u64) -> Result<Vec<(String, Tensor)>> {
         let mut group = 0;
         let samples: Vec<(String, Tensor)> =
             self.entries.iter().map(|e| (e.name.clone(), e.mean.empty_like())).collect();
@@ -277,9 +275,9 @@ impl DiagonalGaussian {
             group += kernel::groups(e.mean.numel());
             let damping = Field::Number(e.damping);
             let inputs = [Field::Tensor(&e.mean), Field::Tensor(&e.precision), damping, Field::Noise { seed, at }];
-            Job { f: Sample, inputs: inputs.into_iter().collect(), outputs: [Some(theta)].into_iter().collect() }
-        }));
-        samples
+            Job::new(Sample, inputs, [Some(theta)])
+        }))?;
+        Ok(samples)
     }
 
     fn sum(&self, f: impl Fn(&Entry) -> Tensor) -> f64 {

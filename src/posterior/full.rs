@@ -239,7 +239,7 @@ impl FullGaussian {
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
         let _no_grad = tch::no_grad_guard();
         let at = Draw { step: OUTSIDE_OF_TRAINING, sample: check_sample(k)?, parameter: 0, group: 0 };
-        let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &self.mean);
+        let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &self.mean)?;
         Ok(self.split(&(linalg::spread(&self.factor, &z)? + &self.mean)))
     }
 

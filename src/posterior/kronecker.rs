@@ -186,7 +186,7 @@ impl KroneckerGaussian {
             let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter, group };
             group += kernel::groups(p.mean.numel());
             // Normals in the basis: rotated, they would be normals again, but the variances belong to the basis.
-            let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &p.precision);
+            let z = kernel::tensor(Field::Noise { seed: self.seed, at }, &p.precision)?;
             Ok((p.name.clone(), p.out(&(z / p.precision.sqrt()))? + &p.mean))
         };
         self.parameters.iter().enumerate().map(sample).collect()

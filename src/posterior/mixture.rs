@@ -43,7 +43,7 @@ posterior!(Mixture {
     }
 
     fn sample_stratum(&self, stratum: usize, k: u64) -> Result<Vec<(String, Tensor)>> {
-        Ok(self.components[stratum].sample_of(self.seed, self.number(k, stratum)?))
+        self.components[stratum].sample_of(self.seed, self.number(k, stratum)?)
     }
 });
 
@@ -114,11 +114,11 @@ impl Mixture {
     }
 
     /// The component of sample `k`: where Φ(z) ∈ (0, 1) falls among the sums of the weights.
-    fn component(&self, k: u64) -> usize {
+    fn component(&self, k: u64) -> Result<usize> {
         // Behind the noise of any parameter: groups have 48 - 4 bits, as each has 16 counters. No model has so many
         // weights.
         let at = Draw { step: OUTSIDE_OF_TRAINING, sample: k, parameter: 0, group: (1 << 44) - 1 };
-        let z = kernel::normals(self.seed, at, &Tensor::zeros([1], (Kind::Double, Device::Cpu)));
+        let z = kernel::normals(self.seed, at, &Tensor::zeros([1], (Kind::Double, Device::Cpu)))?;
         // From the posterior's own noise, so that sample k needs no second generator.
         let mut u = z.special_ndtr().double_value(&[0]);
         let found = self.mixing.iter().position(|w| {
@@ -126,7 +126,7 @@ impl Mixture {
             u < 0.0
         });
         // Rounding can leave u above the sum of all weights.
-        found.unwrap_or(self.mixing.len() - 1)
+        Ok(found.unwrap_or(self.mixing.len() - 1))
     }
 
     /// Number of a component's sample that no other sample of the mixture has.
@@ -139,8 +139,8 @@ impl Mixture {
     /// # Errors
     /// If libtorch fails.
     pub fn sample(&self, k: u64) -> Result<Vec<(String, Tensor)>> {
-        let c = self.component(check_sample(k)?);
-        Ok(self.components[c].sample_of(self.seed, self.number(k, c)?))
+        let c = self.component(check_sample(k)?)?;
+        self.components[c].sample_of(self.seed, self.number(k, c)?)
     }
 
     /// ln q(θ) at the current values of a model's variables, in nats.

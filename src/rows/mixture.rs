@@ -161,13 +161,13 @@ impl MixtureOfGaussians {
         let evaluations = self.expectation.evaluations();
         let nodes: Vec<Tensor> = (0..evaluations)
             .map(|k| match self.expectation.draw(k) {
-                None => one.copy(),
+                None => Ok(one.copy()),
                 Some((sample, sign)) => {
                     let at = Draw { step: self.steps, sample, parameter: 0, group: 0 };
-                    kernel::normals(self.seed, at, &one) * sign
+                    Ok(kernel::normals(self.seed, at, &one)? * sign)
                 }
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let share = Tensor::full([evaluations as i64], 1.0 / evaluations as f64, (Kind::Double, Device::Cpu));
         self.follow(loss, &Tensor::cat(&nodes, 0), &share)
     }

@@ -199,7 +199,7 @@ impl Sensitivity {
         let root = self.root()?;
         let (z, shape) = (columns(&self.outputs.z)?, self.outputs.z.size());
         let draw = |k: usize| -> Result<Tensor> {
-            let normals = kernel::normals(seed, Draw { step: OUTPUTS, sample: k as u64, parameter: 0, group: 0 }, &z);
+            let normals = kernel::normals(seed, Draw { step: OUTPUTS, sample: k as u64, parameter: 0, group: 0 }, &z)?;
             Ok((times(&root, &normals)? + &z).f_reshape(&shape)?)
         };
         let likelihood = self.outputs.likelihood;
