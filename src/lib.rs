@@ -163,7 +163,7 @@ mod storage;
 
 pub use blr_merge;
 pub use driver::{
-    Advice, Builder, Derivatives, Diagnostics, Evaluation, LrRange, Optimizer, Outcome, Sigma, Spread, Train,
+    Advice, Builder, Derivatives, Diagnostics, Evaluation, Fallback, LrRange, Optimizer, Outcome, Sigma, Spread, Train,
 };
 pub use ema::{Ema, soft_update};
 pub use error::{Error, Result};

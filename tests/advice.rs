@@ -137,3 +137,25 @@ fn spreads_are_root_mean_squares() {
     close(spread.ratio(), (variance / 12.5).sqrt(), 1e-14);
     close(diagnostics.learned.unwrap(), 0.0198, 1e-14);
 }
+
+/// A transposed weight has no rows in memory that one pass could go along.
+#[test]
+fn a_pass_that_takes_many_operations() {
+    let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+    let mut w = vs.root().zeros("w", &[3, 2]);
+    let x = Tensor::ones([2, 3], (Kind::Float, tch::Device::Cpu));
+    let mut said = Vec::new();
+    for transposed in [false, true] {
+        if transposed {
+            w.set_data(&Tensor::zeros([2, 3], (Kind::Float, tch::Device::Cpu)).tr());
+        }
+        let mut opt = Adam::default().build(&vs, 0.01).unwrap();
+        opt.step(|| x.matmul(&w).sum(Kind::Float)).unwrap();
+        said.push(opt.diagnostics().unwrap().advice());
+    }
+    let [none, some] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(none[..], []);
+    let [Advice::Slow(fallback)] = &some[..] else { panic!("{some:?}") };
+    assert_eq!((fallback.name.as_str(), fallback.parameters), ("w", 1));
+    assert!(some[0].to_string().contains("`w`") && fallback.reason.contains("contiguous"), "{}", some[0]);
+}

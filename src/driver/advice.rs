@@ -3,7 +3,7 @@
 //! A rule belongs here if a run can be made that it speaks about (`tests/advice.rs` has one for each), and another like
 //! it that it is silent about.
 
-use super::{Diagnostics, Spread};
+use super::{Diagnostics, Fallback, Spread};
 use std::fmt;
 
 /// Something that the numbers of a training say should be looked at; printed, it is a sentence.
@@ -64,6 +64,8 @@ pub enum Advice {
     },
     /// The learning rate is 0.
     Stopped,
+    /// Passes over some parameters are many operations.
+    Slow(Fallback),
     /// Steps were left out because loss or gradient was not finite.
     Skipped {
         /// How many.
@@ -111,6 +113,7 @@ impl Diagnostics {
         if self.lr == 0.0 {
             all.push(Advice::Stopped);
         }
+        all.extend(self.fallback.clone().map(Advice::Slow));
         if self.skipped > 0 {
             all.push(Advice::Skipped { skipped: self.skipped });
         }
@@ -159,6 +162,11 @@ impl fmt::Display for Advice {
             Advice::Stopped => {
                 f.write_str("the learning rate is 0, so nothing moves: is the schedule shorter than the training?")
             }
+            Advice::Slow(Fallback { name, parameters, reason }) => write!(
+                f,
+                "{parameters} parameters, first `{name}`, are updated by many operations of libtorch in place of one pass: \
+                 {reason}"
+            ),
             Advice::Skipped { skipped } => write!(
                 f,
                 "{skipped} steps were left out, because loss or gradient was not finite: lower the learning rate, or \

@@ -2,9 +2,10 @@
 //!
 //! Quality of predictions is measured in [`crate::metrics`].
 
-use super::arithmetic::{delta, learned};
+use super::arithmetic::{Arithmetic, delta, learned};
 use super::row::{MaybePosterior, Row};
 use super::{Optimizer, Unit};
+use crate::kernel;
 use crate::params::Leaf;
 use crate::posterior::{DiagonalGaussian, FullGaussian, KroneckerGaussian, Posterior};
 use crate::prior::PriorOf;
@@ -47,6 +48,21 @@ pub struct Diagnostics {
     pub prior_share: Option<f64>,
     /// Standard deviations beside the weights, per parameter; empty where `sigma` is `None`.
     pub spreads: Vec<Spread>,
+    /// Of elementwise rows: parameters whose passes take many operations of libtorch in place of one, which gives the
+    /// same, only slower.
+    pub fallback: Option<Fallback>,
+}
+
+/// Parameters that are not updated in one pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fallback {
+    /// Name of the first of them.
+    pub name: String,
+    /// How many there are.
+    pub parameters: usize,
+    /// Why it is that the first is not.
+    pub reason: String,
 }
 
 /// How far the noise spreads the weights of a parameter.
@@ -116,6 +132,7 @@ impl<R: Row> Optimizer<R> {
             learned: None,
             prior_share: None,
             spreads: Vec::new(),
+            fallback: self.fallback(),
         };
         let (Some(ess), true) = (self.config.effective_sample_size(), R::Posterior::EXISTS) else {
             return Ok(without);
@@ -152,6 +169,13 @@ impl<R: Row> Optimizer<R> {
 }
 
 impl<R: Row> Optimizer<R> {
+    fn fallback(&self) -> Option<Fallback> {
+        let trained = self.params.leaves().iter().filter(|leaf| R::Arithmetic::SINGLE && leaf.trainable());
+        let mut slow = trained.filter_map(|leaf| Some((leaf.name(), kernel::fallback(&leaf.tensor)?)));
+        let (name, reason) = slow.next()?;
+        Some(Fallback { name: name.to_owned(), parameters: 1 + slow.count(), reason })
+    }
+
     fn spreads(&self, q: &dyn Posterior) -> Vec<Spread> {
         let rms = |squares: &Tensor| squares.mean(Kind::Double).double_value(&[]).sqrt();
         let of = |unit: &Unit<R>, leaf: &Leaf| {

@@ -57,7 +57,7 @@ pub(crate) use arithmetic::rms;
 pub use arithmetic::{Arithmetic, Blocks, Weights};
 pub use block_rule::{Block, BlockRule, Displaced, Evaluated, Learned};
 pub use builder::Builder;
-pub use diagnostics::{Diagnostics, Sigma, Spread};
+pub use diagnostics::{Diagnostics, Fallback, Sigma, Spread};
 pub use evaluation::Evaluation;
 pub use lr_find::LrRange;
 pub use row::{Decay, MaybePosterior, NoPosterior, Row, When};

@@ -3,9 +3,22 @@
 //! A point stands in the variable, whose views then see it, and the mean is kept beside; but for weights that are not
 //! what is learned (half precision, binary ones), whose mean is apart for good.
 
-use crate::Result;
+use crate::kernel::Also;
 use crate::params::{Leaf, Perturbed};
+use crate::{Link, Result};
 use tch::Tensor;
+
+/// Where a variable's memory is, and libtorch's count of writes to it: the same as long as nobody has written, but through
+/// `Tensor::data`, which libtorch does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen(usize, i64);
+
+impl Seen {
+    /// `None` if libtorch does not count.
+    pub(super) fn of(t: &Tensor) -> Option<Self> {
+        Some(Seen(t.data_ptr() as usize, t.f_internal_version().ok()?))
+    }
+}
 
 /// What is kept of one parameter.
 #[derive(Debug)]
@@ -19,6 +32,10 @@ pub struct Slot {
     /// Memory for evaluations away from the mean, kept for the next one: the mean, while the point stands in the
     /// variable; or the point, where the mean is kept apart.
     pub(super) beside: Option<Tensor>,
+    /// Memory for the variable's own values during an evaluation, where it holds the mean in half precision.
+    pub(super) rounded: Option<Tensor>,
+    /// The variable, where the mean is kept apart, as it was last found or left in agreement with it.
+    pub(super) agreed: Option<Seen>,
     /// Whether the next update is tried out whatever the gradient: its settings were never used, or the last one has left
     /// numbers so large that their squares may leave the range.
     pub(super) untried: bool,
@@ -32,10 +49,19 @@ impl Slot {
         self.mean.as_ref().unwrap_or(&leaf.tensor)
     }
 
-    pub(super) fn make_beside(&mut self, leaf: &Leaf) {
+    /// Whether the variable is the mean in half precision: a pass rounds what it writes to one of them for the other.
+    fn is_rounded(&self, link: Link) -> bool {
+        self.mean.is_some() && link == Link::Identity
+    }
+
+    pub(super) fn make_beside(&mut self, leaf: &Leaf, link: Link) -> Result<()> {
         if leaf.trainable() && self.beside.is_none() {
-            self.beside = Some(self.mean(leaf).detach().empty_like());
+            self.beside = Some(self.mean(leaf).detach().f_empty_like()?);
+            if self.is_rounded(link) {
+                self.rounded = Some(leaf.tensor.detach().f_empty_like()?);
+            }
         }
+        Ok(())
     }
 
     /// Where mean and point of an evaluation are: the same for a variable that was at its mean.
@@ -47,24 +73,39 @@ impl Slot {
         }
     }
 
-    /// Where a pass puts a new point, and where it keeps the mean unless that is safe already.
-    pub(super) fn point_and_mean<'a>(&'a self, leaf: &'a Leaf, at: &Perturbed) -> [Option<&'a Tensor>; 2] {
-        match &self.mean {
-            Some(_) => [self.beside.as_ref(), None],
-            None => [Some(&leaf.tensor), self.beside.as_ref().filter(|_| at.original(&leaf.tensor).is_none())],
+    /// Where a pass puts a new point, and where it keeps the mean unless that is safe already; the point in half
+    /// precision goes to a second place.
+    pub(super) fn point_and_mean<'a>(
+        &'a self,
+        leaf: &'a Leaf,
+        link: Link,
+        at: &Perturbed,
+    ) -> ([Option<&'a Tensor>; 2], Also<'a>) {
+        let own = |kept: &'a Option<Tensor>| kept.as_ref().filter(|_| at.original(&leaf.tensor).is_none());
+        if self.mean.is_none() {
+            return ([Some(&leaf.tensor), own(&self.beside)], Also::new());
         }
+        ([self.beside.as_ref(), own(&self.rounded)], self.in_variable(leaf, link))
+    }
+
+    /// Second places of a pass whose first result is to be in the variable as well.
+    pub(super) fn in_variable<'a>(&self, leaf: &'a Leaf, link: Link) -> Also<'a> {
+        self.is_rounded(link).then_some((0, &leaf.tensor)).into_iter().collect()
     }
 
     /// Tells the guard of the variable that a pass has made a point for it.
-    pub(super) fn moved(&self, leaf: &Leaf, at: &mut Perturbed) -> Result<()> {
+    pub(super) fn moved(&self, leaf: &Leaf, link: Link, at: &mut Perturbed) -> Result<()> {
         let Some(beside) = &self.beside else { return Ok(()) };
-        if self.mean.is_some() {
-            // A copy also where there is nothing to round: the variable's old values go where the new ones come from.
-            let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
-            point.shallow_clone().f_copy_(beside)?;
-            return at.put(&leaf.tensor, &point);
+        match (&self.mean, &self.rounded) {
+            (None, _) => at.moved(&leaf.tensor, beside),
+            (Some(_), Some(rounded)) if self.is_rounded(link) => at.moved(&leaf.tensor, rounded),
+            (Some(_), _) => {
+                // A copy, because the variable's old values go where the new ones come from.
+                let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
+                point.shallow_clone().f_copy_(beside)?;
+                return at.put([(&leaf.tensor, &point)]);
+            }
         }
-        at.moved(&leaf.tensor, beside);
         Ok(())
     }
 }

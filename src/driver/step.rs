@@ -469,7 +469,12 @@ impl<R: Row> Optimizer<R> {
         let Found { loss, examples, mut gradients, mut statistics } = found;
         for (i, (leaf, t)) in self.params.leaves().iter().zip(&mut gradients).enumerate() {
             // Again, because the closure may have frozen it since.
-            let own = t.take().filter(|_| leaf.trainable()).map(|t| dense(t, R::Arithmetic::kind(leaf)));
+            let own = t.take().filter(|_| leaf.trainable()).map(|t| {
+                let kind = R::Arithmetic::kind(leaf);
+                // A pass over single weights reads half precision as it is; a limit is applied to all of the digits.
+                let read = R::Arithmetic::SINGLE && self.clip.is_none() && kernel::computed_in(t.kind()) == kind;
+                if read { plain(t) } else { dense(t, kind) }
+            });
             *t = own.map(|t| self.of_the_rest(i, t));
         }
         // One without is a head of another task; all without are another model, or a detach in the middle.
@@ -539,9 +544,15 @@ pub(super) fn step_of<'a>(params: &'a Params, schedule: &Schedule, number: u64) 
 
 /// A gradient in the layout and kind of the parameter's state.
 pub(super) fn dense(g: Tensor, kind: Kind) -> Tensor {
-    // The kernel reads plain memory, and takes tensors of one kind only; embeddings give sparse gradients.
-    let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
+    let g = plain(g);
     if g.kind() == kind { g } else { g.to_kind(kind) }
+}
+
+/// As plain memory: embeddings give sparse gradients, and one that was transposed would send its whole pass to
+/// libtorch's operations.
+fn plain(g: Tensor) -> Tensor {
+    let g = if g.is_sparse() { g.to_dense(None, false) } else { g };
+    if g.is_contiguous() { g } else { g.contiguous() }
 }
 
 /// One value per parameter, from those of some: `found[j]` is that of number `at[j]`.

@@ -2,6 +2,7 @@
 //!
 //! Means and not sums, so that neither their size nor a checkpoint depends on how many evaluations there were.
 
+use crate::kernel;
 use crate::params::Leaf;
 use crate::{Error, Result};
 use tch::Tensor;
@@ -23,7 +24,7 @@ pub struct Sums {
     pub cut: bool,
     /// Whether weights count examples.
     pub per_example: bool,
-    /// Mean gradient of each parameter; `None` where no loss has depended on it yet.
+    /// Mean gradient of each parameter; `None` where no loss has depended on it yet. One alone may be of half precision.
     pub gradients: Vec<Option<Tensor>>,
     /// Mean statistics of each unit; none where the loss has not depended on it.
     pub statistics: Vec<Vec<Tensor>>,
@@ -70,10 +71,15 @@ impl Sums {
         Ok(())
     }
 
-    pub(super) fn merge(&mut self, other: Sums) -> Result<()> {
+    pub(super) fn merge(&mut self, mut other: Sums) -> Result<()> {
         if other.weight == 0.0 {
             self.evaluations += other.evaluations;
             return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        // Not in half precision, in which the mean would lose the smaller ones.
+        for g in other.gradients.iter_mut().chain(&mut other.sizes).flatten() {
+            *g = g.to_kind(kernel::computed_in(g.kind()));
         }
         // Taken over as it is, so that one evaluation is not rounded by a mean of itself.
         if self.weight == 0.0 {
@@ -85,7 +91,6 @@ impl Sums {
         self.check(other.per_example)?;
         // Incremental, so that no sum grows with the number of evaluations.
         let share = other.weight / (self.weight + other.weight);
-        let _no_grad = tch::no_grad_guard();
         mean(&mut self.gradients, other.gradients, share);
         mean(&mut self.sizes, other.sizes, share);
         let units = self.statistics.len().max(other.statistics.len());

@@ -6,7 +6,7 @@
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, learned, rms, unsupported};
 use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
 use super::rule::{OfWeights, Rule, Start};
-use super::slot::Slot;
+use super::slot::{Seen, Slot};
 use super::sums::Sums;
 use super::trial::try_out;
 use super::unseen::Unseen;
@@ -126,18 +126,22 @@ impl<R: Rule> Unit<R> {
     fn follow(&mut self, leaf: &Leaf) {
         let link = self.row.link();
         let Some(mean) = &mut self.kept.mean else { return };
+        // A look at all weights is a pass, and on a device a wait.
+        if self.kept.agreed.is_some() && self.kept.agreed == Seen::of(&leaf.tensor) {
+            return;
+        }
         let _no_grad = tch::no_grad_guard();
         let weight = |mean: &Tensor| link.weight(mean).to_kind(leaf.tensor.kind());
         // Not written without need: a graph may have been recorded at these weights.
-        if weight(mean).equal(&leaf.tensor) {
-            return;
+        if !weight(mean).equal(&leaf.tensor) {
+            let now = mean_now(link, mean, leaf);
+            mean.copy_(&now);
+            if link != Link::Identity && leaf.trainable() {
+                // A second handle, because `copy_` asks for `&mut`; it is the same memory and version counter.
+                leaf.tensor.shallow_clone().copy_(&weight(mean));
+            }
         }
-        let now = mean_now(link, mean, leaf);
-        mean.copy_(&now);
-        if link != Link::Identity && leaf.trainable() {
-            // A second handle, because `copy_` asks for `&mut`; it is the same memory and version counter.
-            leaf.tensor.shallow_clone().copy_(&weight(mean));
-        }
+        self.kept.agreed = Seen::of(&leaf.tensor);
     }
 }
 
@@ -173,6 +177,32 @@ impl<'a> Found<'a> {
 
 fn start(prior: &PriorOf, rms: f64) -> Start {
     Start { posterior_prior: prior.is_posterior(), rms }
+}
+
+/// Memory for a statistic of a gradient: all digits, also where the gradient has half.
+fn like(g: &Tensor) -> Tensor {
+    Tensor::empty(g.size(), (kernel::computed_in(g.kind()), g.device()))
+}
+
+/// Makes of normals what noise the links of binary weights have. The kernel draws nothing but normals; other noise is made
+/// from them by libtorch, of all weights in one piece.
+fn linked<R: Rule>(units: &[Unit<R>], params: &Params, noise: &mut [Option<Drawn>]) -> Result<()> {
+    for kind in [Kind::Float, Kind::Double] {
+        let mut own: Vec<(&Unit<R>, &Leaf, &mut Option<Drawn>)> = (units.iter().zip(params.leaves()).zip(&mut *noise))
+            .filter_map(|((unit, leaf), z)| z.is_some().then_some((unit, leaf, z)))
+            .filter(|(unit, leaf, _)| unit.row.link() != Link::Identity && leaf.state_kind() == kind)
+            .collect();
+        let Some((unit, leaf, _)) = own.first() else { continue };
+        let (link, device) = (unit.row.link(), leaf.tensor.device());
+        let sizes: Vec<i64> = own.iter().map(|(_, leaf, _)| leaf.tensor.numel() as i64).collect();
+        let flat = Tensor::f_empty([sizes.iter().sum::<i64>()], (kind, device))?;
+        let split = |t: &Tensor| t.f_split_with_sizes(&sizes, 0);
+        kernel::fill(own.iter().zip(&split(&flat)?).filter_map(|((.., z), t)| Some((z.as_ref()?.field(), t))))?;
+        for ((_, leaf, z), t) in own.iter_mut().zip(split(&link.noise(flat))?) {
+            **z = Some(Drawn::Tensor(t.f_view(&leaf.tensor.size()[..])?));
+        }
+    }
+    Ok(())
 }
 
 fn mean_now(link: Link, mean: &Tensor, leaf: &Leaf) -> Tensor {
@@ -283,6 +313,8 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 state: R::STATE.iter().map(|_| None).collect(),
                 delta: None,
                 beside: None,
+                rounded: None,
+                agreed: None,
                 untried: true,
                 without_prior,
             };
@@ -328,16 +360,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let mut noise = Vec::with_capacity(units.len());
         for (parameter, (unit, leaf)) in units.iter_mut().zip(params.leaves()).enumerate() {
             let draw = Draw { step: step.number, sample: sample.draw, parameter, group: params.noise_group(parameter) };
-            let z = leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?;
-            // The kernel draws nothing but normals; other noise is made from them as a tensor.
-            noise.push(match (unit.row.link(), z) {
-                (Link::Identity, z) => z,
-                (link, z) => {
-                    z.map(|z| z.tensor(unit.kept.mean(leaf))).transpose()?.map(|z| Drawn::Tensor(link.noise(z)))
-                }
-            });
-            unit.kept.make_beside(leaf);
+            noise.push(leaf.trainable().then(|| sample.noise.draw(draw, unit.kept.mean(leaf))).transpose()?);
+            unit.kept.make_beside(leaf, unit.row.link())?;
         }
+        linked(units, params, &mut noise)?;
         let moved = || {
             let all = units.iter().zip(params.leaves()).zip(&noise);
             all.filter_map(|((unit, leaf), z)| Some((unit, leaf, z.as_ref()?)))
@@ -349,9 +375,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
             // With the coefficients of the coming update, which multiplies e·ĝ by the precision that e was drawn with.
             let f = Perturb(unit.pass(1, step.lr_factor));
             let inputs = unit.with_state([mean, z.field(), Field::Number(sample.sign), unit.delta()]);
-            Job::new(f, inputs, unit.kept.point_and_mean(leaf, &at))
+            let (outputs, also) = unit.kept.point_and_mean(leaf, unit.row.link(), &at);
+            Job { also, ..Job::new(f, inputs, outputs) }
         }))?;
-        moved().try_for_each(|(unit, leaf, _)| unit.kept.moved(leaf, &mut at))?;
+        moved().try_for_each(|(unit, leaf, _)| unit.kept.moved(leaf, unit.row.link(), &mut at))?;
         Ok(at)
     }
     fn ascend(
@@ -365,10 +392,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let _no_grad = tch::no_grad_guard();
         // It takes as much memory as the gradients, so only where the row asks for it.
         let wanted = units.iter().any(|unit| unit.row.statistic() == Statistic::AbsoluteGradient);
-        let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(Tensor::empty_like).collect();
+        let sizes = |g: &Option<Tensor>| g.iter().filter(|_| wanted).map(like).collect();
         let absolute: Vec<Vec<Tensor>> = gradients.iter().map(sizes).collect();
         for ((unit, leaf), g) in units.iter_mut().zip(params.leaves()).zip(gradients) {
-            unit.kept.make_beside(leaf);
+            unit.kept.make_beside(leaf, unit.row.link())?;
             if g.is_none() {
                 at.restore(&leaf.tensor);
             }
@@ -380,11 +407,11 @@ impl<R: Rule> Arithmetic<R> for Weights {
         at.claim(moved().map(|(_, leaf, _, _)| &leaf.tensor))?;
         kernel::run(moved().map(|(unit, leaf, g, size)| {
             let mean = Field::Tensor(unit.kept.mean_and_point(leaf, &at).0);
-            let [point, mean_kept] = unit.kept.point_and_mean(leaf, &at);
+            let ([point, mean_kept], also) = unit.kept.point_and_mean(leaf, unit.row.link(), &at);
             let inputs = unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]);
-            Job::new(Ascend(unit.pass(1, step.lr_factor)), inputs, [point, mean_kept, size])
+            Job { also, ..Job::new(Ascend(unit.pass(1, step.lr_factor)), inputs, [point, mean_kept, size]) }
         }))?;
-        moved().try_for_each(|(unit, leaf, _, _)| unit.kept.moved(leaf, &mut at))?;
+        moved().try_for_each(|(unit, leaf, _, _)| unit.kept.moved(leaf, unit.row.link(), &mut at))?;
         Ok((at, if wanted { absolute } else { Vec::new() }))
     }
     fn form(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &mut Sums) -> Result<()> {
@@ -392,8 +419,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             return Ok(());
         };
         let _no_grad = tch::no_grad_guard();
-        let formed: Vec<Vec<Tensor>> =
-            sums.gradients.iter().map(|g| g.iter().map(Tensor::empty_like).collect()).collect();
+        let formed: Vec<Vec<Tensor>> = sums.gradients.iter().map(|g| g.iter().map(like).collect()).collect();
         by_statistic!(statistic, |s| {
             let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
             kernel::run(all.filter_map(|((unit, leaf), (g, c))| {
@@ -416,7 +442,11 @@ impl<R: Rule> Arithmetic<R> for Weights {
         let mut tried = Vec::new();
         let unseen = units.iter().zip(params.leaves().iter().enumerate()).filter_map(|(unit, (i, leaf))| {
             let mean = (unit.kept.mean(leaf), unit.kept.mean_and_point(leaf, &at).0);
-            let kept = std::iter::once(mean).chain(unit.kept.state.iter().flatten().map(|t| (t, t)));
+            // In half precision the pass writes to the variable as well.
+            let own = at.original(&leaf.tensor).unwrap_or(&leaf.tensor);
+            let rounded = unit.kept.in_variable(leaf, unit.row.link()).into_iter().map(|(_, t)| (t, own));
+            let state = unit.kept.state.iter().flatten().map(|t| (t, t));
+            let kept = std::iter::once(mean).chain(rounded).chain(state);
             sums.gradient(i, leaf).and_then(|_| Unseen::of(sums, i, kept))
         });
         let unseen: Vec<Unseen> = unseen.collect();
@@ -430,9 +460,12 @@ impl<R: Rule> Arithmetic<R> for Weights {
                 }
             }
             // In place: the kernel reads all inputs at a position before it writes there. The new mean goes where the
-            // variable is, from wherever the old one was kept meanwhile.
-            let job = |(unit, (i, leaf))| found.job(statistic, unit, i, leaf, Unit::written(unit, leaf).collect());
-            kernel::run(all().filter_map(job))?;
+            // variable is, from wherever the old one was kept meanwhile; rounded only there, so that it keeps its digits
+            // from step to step.
+            kernel::run(all().filter_map(|(unit, (i, leaf))| {
+                let job = found.job(statistic, unit, i, leaf, unit.written(leaf).collect())?;
+                Some(Job { also: unit.kept.in_variable(leaf, unit.row.link()), ..job })
+            }))?;
         });
         for (i, large) in tried {
             units[i].kept.untried = large;
@@ -440,13 +473,13 @@ impl<R: Rule> Arithmetic<R> for Weights {
         unseen.into_iter().for_each(Unseen::put_back);
         for (unit, (i, leaf)) in units.iter_mut().zip(params.leaves().iter().enumerate()) {
             if sums.gradient(i, leaf).is_some() {
-                if let Some(mean) = &unit.kept.mean {
-                    // Rounded only here; the mean itself keeps its digits from step to step.
+                if let (Some(mean), true) = (&unit.kept.mean, unit.row.link() != Link::Identity) {
                     leaf.tensor.shallow_clone().copy_(&unit.row.link().weight(mean));
                 }
                 // The kernel writes to raw memory, which libtorch does not see.
                 kernel::note_write(&leaf.tensor);
                 at.release(&leaf.tensor);
+                unit.kept.agreed = unit.kept.mean.as_ref().and_then(|_| Seen::of(&leaf.tensor));
                 unit.steps += 1;
             }
         }

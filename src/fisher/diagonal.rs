@@ -2,7 +2,7 @@
 
 use super::at::{At, at, finite};
 use super::{Batch, Fisher};
-use crate::{DiagonalGaussian, IntoTensor, Params, Prior, Result};
+use crate::{DiagonalGaussian, IntoTensor, Params, Prior, Result, kernel};
 use tch::Tensor;
 
 impl Fisher {
@@ -31,15 +31,11 @@ impl Fisher {
         let params = Params::separate(params)?;
         // A copy from before the passes: training may go on while the result is in use.
         let solution = params.at_present();
-        let mut sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();
+        let sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();
         let examples = self.each(&params, batches, model, |batch, columns| {
             let squares = batch.squares(columns.len(), |c| columns.get(c))?;
-            for (sum, more) in sums.iter_mut().zip(squares) {
-                if let Some(more) = more {
-                    _ = sum.f_add_(&more)?;
-                }
-            }
-            Ok(())
+            let pairs = sums.iter().zip(&squares).filter_map(|(sum, more)| Some((sum, more.as_ref()?)));
+            kernel::add(pairs)
         })?;
         for (leaf, sum) in solution.leaves().iter().zip(&sums) {
             // Once at the end: reading from the device after every batch would stall it.

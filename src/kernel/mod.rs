@@ -82,7 +82,7 @@ pub(crate) struct Job<'a, E> {
 }
 
 /// What numbers a tensor of this kind is computed in.
-fn computed_in(kind: Kind) -> Kind {
+pub(crate) fn computed_in(kind: Kind) -> Kind {
     if half::Half::of(kind).is_some() { Kind::Float } else { kind }
 }
 
@@ -98,6 +98,22 @@ fn lanes(t: &Tensor) -> Option<Kind> {
 fn listed<'a>(inputs: &Inputs<'a>, outputs: &Outputs<'a>, also: &Also<'a>) -> impl Iterator<Item = &'a Tensor> {
     let inputs = inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
     inputs.chain(outputs.iter().flatten().copied()).chain(also.iter().map(|(_, t)| *t))
+}
+
+/// Why passes over this tensor are libtorch's operations, one after the other, and not one pass; `None` if they are one.
+pub(crate) fn fallback(t: &Tensor) -> Option<String> {
+    if !matches!(computed_in(t.kind()), Kind::Float | Kind::Double) {
+        return Some(format!("its kind is {:?}", t.kind()));
+    }
+    if !t.is_contiguous() || t.is_neg() {
+        return Some(
+            "it is not contiguous: replace it by a copy (contiguous), before the optimizer is built".to_owned(),
+        );
+    }
+    match t.device() {
+        Device::Cpu => None,
+        device => Some(format!("there are no passes for {device:?}")),
+    }
 }
 
 impl<'a, E> Job<'a, E> {
@@ -189,8 +205,29 @@ pub(crate) fn tensor(field: Field, like: &Tensor) -> Result<Tensor> {
     // It has the strides of `like`. Where they are not those of rows, the tensor back-end counts positions by their
     // index, so that a draw does not depend on the layout.
     let t = like.detach().f_empty_like()?;
-    run([Job::new(First, [field], [Some(&t)])])?;
+    fill([(field, &t)])?;
     Ok(t)
+}
+
+/// Writes each field to the tensor beside it.
+pub(crate) fn fill<'a>(fields: impl IntoIterator<Item = (Field<'a>, &'a Tensor)>) -> Result<()> {
+    run(fields.into_iter().map(|(field, t)| Job::new(First, [field], [Some(t)])))
+}
+
+/// The sum of two inputs.
+struct Sum;
+
+impl Elementwise for Sum {
+    const OUTPUTS: usize = 1;
+    #[inline(always)]
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        write(0, read(0) + read(1));
+    }
+}
+
+/// Adds to each tensor the one beside it, of the same shape, kind and device.
+pub(crate) fn add<'a>(pairs: impl IntoIterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<()> {
+    run(pairs.into_iter().map(|(sum, more)| Job::new(Sum, [sum, more].map(Field::Tensor), [Some(sum)])))
 }
 
 /// Standard normals as a tensor like `like`.

@@ -146,14 +146,18 @@ pub(super) fn replaced(guard: u64, variable: &Tensor, original: &Tensor) {
     }
 }
 
-/// Writes to a variable that may be held, which its guards then know of. They go on to find out about other writes, also
+/// Writes to variables that may be held, which their guards then know of. They go on to find out about other writes, also
 /// about earlier ones.
-pub(super) fn write<T>(variable: &Tensor, write: impl FnOnce() -> T) -> T {
-    let before = variable.f_internal_version().ok();
+pub(super) fn write<T>(variables: &[&Tensor], write: impl FnOnce() -> T) -> T {
+    let version = |variable: &Tensor| variable.f_internal_version().ok();
+    let before: Vec<_> = variables.iter().map(|variable| version(variable)).collect();
     let written = write();
-    if let Some(holds) = held().get_mut(&place(variable)) {
-        let now = variable.f_internal_version().ok();
-        holds.iter_mut().filter(|hold| hold.version == before).for_each(|hold| hold.version = now);
+    let mut held = held();
+    for (variable, before) in variables.iter().zip(before) {
+        if let Some(holds) = held.get_mut(&place(variable)) {
+            let now = version(variable);
+            holds.iter_mut().filter(|hold| hold.version == before).for_each(|hold| hold.version = now);
+        }
     }
     written
 }

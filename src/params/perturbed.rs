@@ -55,8 +55,7 @@ impl Perturbed {
         let (variables, values): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let mut guard = Perturbed::none();
         guard.claim(variables.iter().map(Borrow::borrow))?;
-        // One at a time: if a later one fails, dropping the guard takes back those before it.
-        variables.iter().zip(values).try_for_each(|(variable, value)| guard.put(variable.borrow(), &value))?;
+        guard.put(variables.iter().map(Borrow::borrow).zip(&values))?;
         Ok(guard)
     }
 
@@ -76,27 +75,35 @@ impl Perturbed {
         Ok(())
     }
 
-    /// Puts a value into a variable that was claimed.
-    pub(crate) fn put(&mut self, variable: &Tensor, value: &Tensor) -> Result<()> {
-        let Some(held) = self.held.get_mut(&place(variable)) else { return Ok(()) };
-        let (own, new) = (|t: &Tensor| (t.size(), t.kind(), t.device()), (value.size(), value.kind(), value.device()));
-        if own(variable) != new {
-            let (is, value) = (own(variable), new);
-            return Err(Error::Parameters(format!("a value of {value:?} was given to a variable of {is:?}")));
+    /// Puts values into variables that were claimed, and into the values' memory, where these are the first, what the
+    /// variables were.
+    pub(crate) fn put<'a>(&mut self, changes: impl IntoIterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<()> {
+        let held = |variable: &Tensor| self.held.get(&place(variable));
+        let (mut new, mut again) = (Vec::new(), Vec::new());
+        for (variable, value) in changes {
+            let [is, given] = [variable, value].map(|t| (t.size(), t.kind(), t.device()));
+            if is != given {
+                return Err(Error::Parameters(format!("a value of {given:?} was given to a variable of {is:?}")));
+            }
+            match held(variable) {
+                Some(Held { original: None, .. }) => new.push((variable, value)),
+                Some(_) => again.push((variable, value)),
+                None => {}
+            }
         }
         let _no_grad = tch::no_grad_guard();
-        if held.original.is_some() {
-            held::write(variable, || variable.shallow_clone().f_copy_(value))?;
-        } else {
-            // Exchanged, so that the value's memory holds the original.
-            held::write(variable, || {
-                let both = [variable, value];
-                kernel::run([Job::new(Exchange, both.map(Field::Tensor), both.map(Some))])?;
-                kernel::note_write(variable);
-                Ok::<_, Error>(())
-            })?;
-            self.replaced(variable, value);
+        for (variable, value) in again {
+            held::write(&[variable], || variable.shallow_clone().f_copy_(value))?;
         }
+        held::write(&new.iter().map(|(variable, _)| *variable).collect::<Vec<_>>(), || {
+            kernel::run(new.iter().map(|(variable, value)| {
+                let both = [*variable, *value];
+                Job::new(Exchange, both.map(Field::Tensor), both.map(Some))
+            }))?;
+            new.iter().for_each(|(variable, _)| kernel::note_write(variable));
+            Ok::<_, Error>(())
+        })?;
+        new.into_iter().for_each(|(variable, value)| self.replaced(variable, value));
         Ok(())
     }
 
@@ -149,7 +156,7 @@ impl Perturbed {
     /// Writes to a variable on purpose, whether or not a guard holds it: what is lost with the guard is written again after
     /// it.
     pub(crate) fn write<T>(variable: &Tensor, write: impl FnOnce() -> T) -> T {
-        held::write(variable, write)
+        held::write(&[variable], write)
     }
 
     /// Lets a variable go as it is.
@@ -162,30 +169,36 @@ impl Perturbed {
     /// Lets a variable go at its original values.
     pub(crate) fn restore(&mut self, variable: &Tensor) {
         if let Some(held) = self.held.remove(&place(variable)) {
-            put_back(self.guard, place(variable), held);
+            put_back(self.guard, vec![(place(variable), held)]);
         }
     }
 }
 
-/// Also while a panic unwinds, when another one would end the process: shape, kind and device are the variable's own,
+/// Also while a panic unwinds, when another one would end the process: shape, kind and device are the variables' own,
 /// so that libtorch has nothing to refuse.
-fn put_back(guard: u64, at: Place, Held { mut variable, mut memory, original }: Held) {
-    if variable.data_ptr() != memory.data_ptr() {
-        _ = variable.f_set_data(&memory);
+fn put_back(guard: u64, mut all: Vec<(Place, Held)>) {
+    let _no_grad = tch::no_grad_guard();
+    for (_, Held { variable, memory, .. }) in &mut all {
+        if variable.data_ptr() != memory.data_ptr() {
+            _ = variable.f_set_data(memory);
+        }
     }
-    if let Some(original) = original
-        && !held::is_covered(guard, at)
-    {
-        let written = memory.shallow_clone();
-        _ = held::write(&written, || memory.f_copy_(&original));
-    }
-    held::let_go(guard, at);
+    let own = all.iter().filter(|(at, _)| !held::is_covered(guard, *at));
+    let pairs: Vec<(&Tensor, &Tensor)> = own.filter_map(|(_, h)| Some((&h.memory, h.original.as_ref()?))).collect();
+    held::write(&pairs.iter().map(|(memory, _)| *memory).collect::<Vec<_>>(), || {
+        let fields = pairs.iter().map(|(memory, original)| (Field::Tensor(original), *memory));
+        // What a device has no memory left for is done one after the other.
+        if kernel::fill(fields).is_err() {
+            pairs.iter().for_each(|(memory, original)| _ = memory.shallow_clone().f_copy_(original));
+        }
+        pairs.iter().for_each(|(memory, _)| kernel::note_write(memory));
+    });
+    all.iter().for_each(|(at, _)| held::let_go(guard, *at));
 }
 
 impl Drop for Perturbed {
     fn drop(&mut self) {
-        let _no_grad = tch::no_grad_guard();
-        self.held.drain().for_each(|(at, held)| put_back(self.guard, at, held));
+        put_back(self.guard, self.held.drain().collect());
     }
 }
 
