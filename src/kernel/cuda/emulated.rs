@@ -59,11 +59,6 @@ type Compiled = Arc<OnceLock<std::result::Result<Library, String>>>;
 /// By their sources.
 static LIBRARIES: Mutex<Option<HashMap<String, Compiled>>> = Mutex::new(None);
 
-/// Every source that this process has compiled or found compiled.
-pub(super) fn sources() -> Vec<String> {
-    locked(&LIBRARIES).iter().flat_map(HashMap::keys).cloned().collect()
-}
-
 /// Beside the program, in cargo's target folder.
 fn folder() -> std::io::Result<PathBuf> {
     let program = std::env::current_exe()?;

@@ -2,9 +2,9 @@
 
 use super::super::trace::Traced;
 use super::super::{Field, Job};
-use super::emulated::{self, Emulated};
+use super::emulated::Emulated;
 use super::fused::Fused;
-use super::locked;
+use super::{locked, source};
 use crate::Result;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
@@ -21,7 +21,7 @@ enum Mode {
 thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Off) };
     static DEVICE: RefCell<Option<Arc<Mutex<Fused>>>> = const { RefCell::new(None) };
-    /// Programs compared so far, by their sources' names of kinds; see [`compared`].
+    /// Programs compared so far.
     static COMPARED: RefCell<HashSet<super::super::trace::Program>> = RefCell::default();
     static SUMS: Cell<usize> = const { Cell::new(0) };
 }
@@ -72,14 +72,16 @@ pub fn launches() -> u64 {
     super::launches()
 }
 
-/// The sources that this process has compiled, each once.
+/// Sources of the programs that this thread has compared, and of the sums of squares.
 pub fn sources() -> Vec<String> {
-    emulated::sources()
+    let sums = [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half].map(source::squares);
+    let passes: Vec<String> = COMPARED.with_borrow(|all| all.iter().map(source::source).collect());
+    passes.into_iter().chain(sums).chain([source::folded()]).collect()
 }
 
 /// How a source has to be compiled for a GPU.
 pub fn options() -> &'static [&'static str] {
-    &super::source::OPTIONS
+    &source::OPTIONS
 }
 
 /// Whether two tensors are the same to the bit, but for which NaN it is.
