@@ -19,6 +19,7 @@ mod vectors;
 
 #[cfg(feature = "cuda-emulation")]
 pub use cuda::emulation;
+#[allow(unused_imports)] // for diagnostics
 pub(crate) use cuda::unavailable;
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, Drawn, STEPS};

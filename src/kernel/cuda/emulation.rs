@@ -23,7 +23,8 @@ thread_local! {
     static DEVICE: RefCell<Option<Arc<Mutex<Fused>>>> = const { RefCell::new(None) };
     /// Programs compared so far.
     static COMPARED: RefCell<HashSet<super::super::trace::Program>> = RefCell::default();
-    static SUMS: Cell<usize> = const { Cell::new(0) };
+    /// Jobs and sums of squares compared so far.
+    static COUNTS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
 pub(super) fn emulates() -> bool {
@@ -62,14 +63,14 @@ pub fn compare<T>(f: impl FnOnce() -> T) -> T {
     with(Mode::Compare, f)
 }
 
-/// How many different programs this thread has compared so far, and how many sums of squares.
+/// How many tensors of passes this thread has compared so far, and how many sums of squares.
 pub fn compared() -> (usize, usize) {
-    (COMPARED.with_borrow(HashSet::len), SUMS.get())
+    COUNTS.get()
 }
 
 /// Launches of kernels by this thread so far.
 pub fn launches() -> u64 {
-    super::launches()
+    super::LAUNCHES.get()
 }
 
 /// Sources of the programs that this thread has compared, and of the sums of squares.
@@ -143,6 +144,8 @@ pub(in super::super) fn checked<'a, E: super::super::Elementwise>(
         }
         COMPARED.with_borrow_mut(|all| all.insert(job.program.clone()));
     }
+    let (passes, sums) = COUNTS.get();
+    COUNTS.set((passes + traced.len(), sums));
     Ok(())
 }
 
@@ -157,5 +160,6 @@ pub(in super::super) fn check_sum(tensors: &[&Tensor], sum: f64) {
         sum.to_bits() == other.to_bits() || (sum.is_nan() && other.is_nan()),
         "Σ x²: lanes {sum:e}, kernel {other:e}"
     );
-    SUMS.set(SUMS.get() + 1);
+    let (passes, sums) = COUNTS.get();
+    COUNTS.set((passes, sums + 1));
 }

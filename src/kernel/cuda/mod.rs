@@ -4,6 +4,7 @@
 //! A program is printed (`source.rs`), compiled once per device and process, and run over a table of tensors
 //! (`table.rs`, `fused.rs`). What touches a device is behind a trait (`device.rs`), so that all the rest is tested where
 //! there is none: `emulated.rs` compiles the same source for the CPU.
+#![cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))] // no device to run on
 
 mod device;
 #[cfg(feature = "cuda-emulation")]
@@ -34,6 +35,7 @@ type Opened = std::result::Result<Arc<Mutex<Fused>>, String>;
 static DEVICES: Mutex<BTreeMap<usize, Opened>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
+    /// Launches by this thread so far.
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -59,13 +61,9 @@ fn opened(device: tch::Device) -> Option<Opened> {
 
 /// Why no kernel can run on this GPU, so that steps there take many launches of libtorch's; `None` if it can, or it is no
 /// GPU.
+#[allow(dead_code)] // until the diagnostics tell it
 pub(crate) fn unavailable(device: tch::Device) -> Option<String> {
     opened(device)?.err()
-}
-
-/// Launches of kernels by this thread so far.
-pub(crate) fn launches() -> u64 {
-    LAUNCHES.get()
 }
 
 /// Whether the CPU's memory is to be treated as a GPU's.

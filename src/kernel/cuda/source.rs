@@ -89,9 +89,10 @@ fn expression(node: Node, kind: Kind, inputs: &[Form]) -> String {
 /// How many of a thread's positions are loaded before the first is computed: more keep the memory busy, as long as there
 /// are registers for them.
 fn together(loaded: usize, kind: Kind) -> usize {
-    match loaded * if kind == Kind::Double { 2 } else { 1 } {
-        0..=4 => 4,
-        5..=8 => 2,
+    match loaded {
+        0..=4 if kind != Kind::Double => 4,
+        0..=3 => 2,
+        5..=8 if kind != Kind::Double => 2,
         _ => 1,
     }
 }
@@ -119,6 +120,9 @@ pub(super) fn source(program: &Program) -> String {
     line(0, &format!("\n{}", head(list.len())));
     line(1, &format!("const u64 begin = (chunk & 0xFFFFFFFFull) * {CHUNK};"));
     line(1, &format!("const u32 end = entry[0] - begin < {CHUNK} ? (u32)(entry[0] - begin) : {CHUNK};"));
+    // What is the same at all positions: once. But f64 takes two registers, and there are not enough for all of it.
+    let inside = *kind == Kind::Double;
+    let mut constant = Vec::new();
     for (w, word) in list.iter().enumerate() {
         let pointer = |constant: &str, kind: Kind, name: &str| {
             let kind = self::name(kind);
@@ -127,8 +131,14 @@ pub(super) fn source(program: &Program) -> String {
         let input = |i: u8| if let Form::Tensor(kind) = inputs[usize::from(i)] { kind } else { *kind };
         let declared = match *word {
             Word::Length => continue,
-            Word::Constant(i) => format!("const real k{i} = of_bits(entry[{w}]);"),
-            Word::Number(i) => format!("const real x{i} = of_bits(entry[{w}]);"),
+            Word::Constant(i) => {
+                constant.push(format!("const real k{i} = of_bits(entry[{w}]);"));
+                continue;
+            }
+            Word::Number(i) => {
+                constant.push(format!("const real x{i} = of_bits(entry[{w}]);"));
+                continue;
+            }
             Word::Input(i) => pointer("const ", input(i), &format!("in{i}")),
             Word::Seed(i) => format!("const u64 seed{i} = entry[{w}];"),
             Word::Step(i) => format!("const u64 step{i} = entry[{w}];"),
@@ -141,7 +151,10 @@ pub(super) fn source(program: &Program) -> String {
     }
     let same = uniform(program);
     let value = |i: usize| format!("const real v{i} = {};", expression(graph.nodes[i], *kind, inputs));
-    (0..graph.nodes.len()).filter(|i| same[*i]).for_each(|i| line(1, &value(i)));
+    constant.extend((0..graph.nodes.len()).filter(|i| same[*i]).map(value));
+    if !inside {
+        constant.iter().for_each(|s| line(1, s));
+    }
 
     let step = BLOCK as usize * OWN;
     line(1, &format!("const u32 own = threadIdx.x % {APART};"));
@@ -168,6 +181,9 @@ pub(super) fn source(program: &Program) -> String {
         line(3, "}");
     }
     each.iter().for_each(|(depth, s)| line(*depth, s));
+    if inside {
+        constant.iter().for_each(|s| line(5, s));
+    }
     (0..graph.nodes.len()).filter(|i| !same[*i]).for_each(|i| line(5, &value(i)));
     let mut store = |place: String, o: usize| {
         if let Some(id) = graph.outputs[o] {

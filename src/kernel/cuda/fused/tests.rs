@@ -55,7 +55,7 @@ fn kernels_give_the_bits_of_the_lanes() {
             });
         }
     }
-    assert_eq!(emulation::compared(), (4, 64));
+    assert_eq!(emulation::compared(), (32, 64));
 }
 
 #[test]
