@@ -4,6 +4,7 @@
 //! Here belongs what knows positions and numbers. What a step computes there is a row's business ([`crate::rows`]),
 //! and which tensors it touches is the driver's.
 
+mod cuda;
 mod finite;
 mod half;
 mod lanes;
