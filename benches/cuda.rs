@@ -124,7 +124,10 @@ impl Bench {
         for (model, shapes) in models {
             let sizes: Vec<&Vec<i64>> = shapes.iter().map(|(_, size)| size).collect();
             let request = json!({"model": model, "shapes": sizes, "seconds": SECONDS, "repetitions": REPETITIONS});
-            let answer = Command::new(&python).arg(&script).arg(request.to_string()).output();
+            let mut child = Command::new(&python);
+            child.arg(&script).arg(request.to_string());
+            // It has a libtorch of its own.
+            let answer = child.env_remove("LD_PRELOAD").env_remove("LD_LIBRARY_PATH").output();
             let rows = answer.map_err(|e| e.to_string()).and_then(|output| {
                 let text = String::from_utf8_lossy(&output.stderr).into_owned();
                 serde_json::from_slice::<Vec<Value>>(&output.stdout)

@@ -62,7 +62,7 @@ part() {
         return
     fi
     say "$name"
-    LD_PRELOAD=$preload timeout "$limit" "$here/$name" "$@" >"$OUT/$name.log" 2>&1 || code=$?
+    timeout "$limit" env LD_PRELOAD="$preload" "$here/$name" "$@" >"$OUT/$name.log" 2>&1 || code=$?
     # What failed, what was left out, how many passed; all of it is in the log.
     if [ "$name" = bench ]; then
         cat "$OUT/$name.log"
