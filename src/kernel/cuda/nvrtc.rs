@@ -93,17 +93,19 @@ impl Nvrtc {
         // Where there is no such file (not on Linux), nothing is known of what is loaded.
         let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
         let candidates = search::candidates(&String::from_utf8_lossy(&maps), |name| std::env::var_os(name));
-        let mut failures = Vec::new();
+        let mut problems = String::new();
         for path in &candidates {
             match Nvrtc::load(path) {
                 Ok(nvrtc) => return Ok(nvrtc),
-                Err(problem) => failures.push(problem),
+                Err(problem) if problem.contains("No such file") => {}
+                Err(problem) => problems += &format!(" ({problem})"),
             }
         }
+        let paths: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
         Err(format!(
-            "NVRTC, the compiler for the GPU, cannot be loaded ({}); install it beside PyTorch (`pip install \
+            "there is no NVRTC, the compiler for the GPU, as {}{problems}; install it beside PyTorch (`pip install \
              nvidia-cuda-nvrtc`) or with CUDA, or set {} to the path of libnvrtc.so",
-            failures.join("; "),
+            paths.join(", "),
             search::VARIABLE
         ))
     }
@@ -114,12 +116,12 @@ impl Nvrtc {
             unsafe { Library::new(path) }
         };
         let library = open(path).map_err(|e| words(&e))?;
-        // It asks for the rest of itself by a name that only resolves if that is loaded already, or on the linker's
-        // path; in the latter case, where none lies beside it, there is nothing to do here.
+        // It asks for the rest of itself by a name that resolves only if that is loaded already or on the linker's path,
+        // as it is where none lies beside the library.
         for builtins in search::builtins(path) {
             _ = open(&builtins).map(std::mem::forget);
         }
-        let nvrtc = Nvrtc::bind(&library).map_err(|e| format!("{}: {e}", path.display()));
+        let nvrtc = Nvrtc::bind(&library).map_err(|problem| format!("{}: {problem}", path.display()));
         // The functions are its code: it stays loaded.
         std::mem::forget(library);
         nvrtc
@@ -129,7 +131,8 @@ impl Nvrtc {
         fn function<F: Copy>(library: &Library, name: &CStr) -> Result<F, String> {
             // SAFETY: a function by this name, if there is one, has had the type that it is bound as here since NVRTC
             // first had it (11.2 at the latest): NVIDIA gives others names of their own.
-            unsafe { library.get::<F>(name).map(|f| *f) }.map_err(|e| format!("{e} (NVRTC 11.2 and newer will do)"))
+            unsafe { library.get::<F>(name).map(|f| *f) }
+                .map_err(|_| format!("it has no {}; NVRTC 11.2 and newer do", name.to_string_lossy()))
         }
         type Number = unsafe extern "C" fn(*mut c_int) -> Code;
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code = function(library, c"nvrtcVersion")?;
