@@ -1,5 +1,6 @@
 # `make` lists the targets. libtorch: an existing LIBTORCH or LIBTORCH_USE_PYTORCH is used; otherwise scripts/setup.sh
-# fetches one. FEATURES=cuda links libtorch's CUDA libraries (on a machine with an NVIDIA GPU).
+# fetches one. FEATURES=cuda runs elementwise passes in kernels of our own, and links libtorch's CUDA libraries (on a
+# machine with an NVIDIA GPU).
 
 CARGO ?= cargo
 FEATURES ?=
@@ -8,7 +9,7 @@ FLAGS := $(if $(FEATURES),--features $(FEATURES))
 ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics test-large lint bench bench-peers drop-in drop-in-rates reproduce clean
+.PHONY: help setup demo test test-statistics test-large test-cuda lint bench bench-peers bench-cuda pack-cuda drop-in drop-in-rates reproduce clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -35,6 +36,9 @@ test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and 
 test-large: ## merge two files of 10⁹ weights in less than 1 GiB; 12 GB of disk in $$TMPDIR, minutes
 	$(CARGO) test --release -p blr-merge --test cli -- --ignored --nocapture
 
+test-cuda: setup ## on an NVIDIA GPU: its driver, the bits of the CPU, golden trajectories, the conformance suite
+	$(CARGO) test --release --features cuda --lib --test cuda --test golden --test conformance
+
 lint: setup ## formatting, clippy, documentation (warnings denied), and which room of src/ may use which
 	python3 scripts/arrows.py
 	$(CARGO) fmt --all --check
@@ -48,6 +52,12 @@ bench: setup ## criterion benchmarks, a few minutes
 bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 	-@scripts/peers.sh # without it the peers of tch are measured
 	$(CARGO) bench $(FLAGS) --bench peers
+
+bench-cuda: setup ## one step on an NVIDIA GPU beside PyTorch's fused Adam and a copy of as many bytes; a minute
+	$(CARGO) bench --features cuda --bench cuda
+
+pack-cuda: ## the two above as programs, for a machine that has a GPU and PyTorch but no Rust
+	scripts/cuda.sh pack
 
 drop-in: setup ## ten programs by six optimizers from three seeds; the table is in target/drop_in/table.md; 40 minutes
 	$(CARGO) run --release $(FLAGS) --example drop_in -- --seeds 3

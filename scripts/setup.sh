@@ -3,16 +3,20 @@
 # the matching PyTorch wheel is unpacked once into a per-user cache and `.libtorch` points at it.
 #
 # Environment: TCH_BLR_CACHE  where to keep it (default ${XDG_CACHE_HOME:-$HOME/.cache}/tch-blr)
+#              TCH_BLR_TORCH  another version of it, for another version of tch (2.11.0 for tch 0.24)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TORCH=2.13.0 # the libtorch that tch 0.26 is generated for
+TORCH=${TCH_BLR_TORCH:-2.13.0} # the libtorch that tch 0.26 is generated for
 # All that the CPU needs: the wheel, and two libraries that it is linked to. By the hashes of PyPI's wheels for x86-64
 # and for ARM, so that nobody between here and there can give us others. Those of CUDA's dependencies are not listed.
+# Of torch: 2.13.0, 2.11.0.
 PINNED="
 torch==$TORCH
     --hash=sha256:60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7
     --hash=sha256:092790c696a760c729fd5722835f50b9d81fd7c8f141571f3f3cf4081a8f664c
+    --hash=sha256:7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a
+    --hash=sha256:d91aac77f24082809d2c5a93f52a5f085032740a1ebc9252a7b052ef5a4fddc6
 nvidia-cuda-runtime==13.0.96
     --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548
     --hash=sha256:ef9bcbe90493a2b9d810e43d249adb3d02e98dd30200d86607d8d02687c43f55

@@ -4,8 +4,9 @@
 //! ivon-opt anew.
 
 use serde_json::Value;
+use support::{places, values};
 use tch::nn::VarStore;
-use tch::{Device, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep};
 use tch_blr::rule::Rule;
 use tch_blr::{
@@ -31,12 +32,12 @@ fn data() -> Value {
 }
 
 /// The two-layer tanh network of the file.
-fn problem(file: &Value) -> Problem {
+fn problem(file: &Value, device: Device) -> Problem {
     let p = &file["problem"];
     let inputs: Vec<f64> = p["inputs"].as_array().unwrap().iter().flat_map(floats).collect();
     let targets: Vec<i64> = p["targets"].as_array().unwrap().iter().map(|x| x.as_i64().unwrap()).collect();
     let n = targets.len() as i64;
-    let mut vs = VarStore::new(Device::Cpu);
+    let mut vs = VarStore::new(device);
     let mut parameters = Vec::new();
     for parameter in p["parameters"].as_array().unwrap() {
         let name = parameter["name"].as_str().unwrap();
@@ -51,8 +52,8 @@ fn problem(file: &Value) -> Problem {
     Problem {
         vs,
         parameters,
-        inputs: Tensor::from_slice(&inputs).reshape([n, -1]),
-        targets: Tensor::from_slice(&targets),
+        inputs: Tensor::from_slice(&inputs).reshape([n, -1]).to_device(device),
+        targets: Tensor::from_slice(&targets).to_device(device),
     }
 }
 
@@ -70,7 +71,7 @@ fn split(flat: &[f64], parameters: &[(String, Tensor)]) -> Vec<Tensor> {
 }
 
 fn flat(tensors: impl Iterator<Item = Tensor>) -> Vec<f64> {
-    tensors.flat_map(|t| Vec::<f64>::try_from(t.detach().flatten(0, -1)).unwrap()).collect()
+    tensors.flat_map(|t| values(&t.to_device(Device::Cpu))).collect()
 }
 
 impl Problem {
@@ -97,7 +98,7 @@ fn compare(run: &str, step: usize, what: &str, ours: &[f64], expected: &Value) {
     }
 }
 
-/// Takes the run's steps; `also` lists further numbers of a step, by their name in the file.
+/// Takes the run's steps, on a GPU too where there is one; `also` lists further numbers of a step, by their name in the file.
 fn replay<R: Rule>(
     file: &Value,
     name: &str,
@@ -106,26 +107,28 @@ fn replay<R: Rule>(
     also: impl Fn(&Value, &Problem, &Optimizer<R>) -> Vec<(&'static str, Vec<f64>)>,
 ) {
     let run = file["runs"].as_array().unwrap().iter().find(|r| r["name"] == name).unwrap();
-    let problem = problem(file);
-    let (mut builder, lr) = make(&run["hyper"]);
-    if let Some(noise) = run["noise"].as_array() {
-        let sample = |z: &Value| split(&floats(z), &problem.parameters);
-        let step = |s: &Value| s.as_array().unwrap().iter().map(sample).collect();
-        builder = builder.noise(Given(noise.iter().map(step).collect()));
-    }
-    let mut opt = builder.build(&problem.vs, lr).unwrap();
-    let chunks = run["hyper"].get("m_sharpness").map_or(1, |m| m.as_u64().unwrap() as usize);
-    let trajectory = run["trajectory"].as_array().unwrap();
-    assert_eq!(trajectory.len(), 20);
-    for (t, expected) in trajectory.iter().enumerate() {
-        let loss = opt.step_chunks(chunks, |k| problem.loss(k, chunks, reduction)).unwrap();
-        compare(name, t, "loss", &[loss], &expected["loss"]);
-        let means = flat(problem.parameters.iter().map(|(_, w)| w.shallow_clone()));
-        compare(name, t, "mean", &means, &expected["mean"]);
-        let checked = also(&run["hyper"], &problem, &opt);
-        assert_eq!(expected.as_object().unwrap().len(), 2 + checked.len(), "{name}: a number is not looked at");
-        for (what, ours) in checked {
-            compare(name, t, what, &ours, &expected[what]);
+    for (_, device) in places().into_iter().filter(|(kind, _)| *kind == Kind::Double) {
+        let problem = problem(file, device);
+        let (mut builder, lr) = make(&run["hyper"]);
+        if let Some(noise) = run["noise"].as_array() {
+            let sample = |z: &Value| split(&floats(z), &problem.parameters);
+            let step = |s: &Value| s.as_array().unwrap().iter().map(sample).collect();
+            builder = builder.noise(Given(noise.iter().map(step).collect()));
+        }
+        let mut opt = builder.build(&problem.vs, lr).unwrap();
+        let chunks = run["hyper"].get("m_sharpness").map_or(1, |m| m.as_u64().unwrap() as usize);
+        let trajectory = run["trajectory"].as_array().unwrap();
+        assert_eq!(trajectory.len(), 20);
+        for (t, expected) in trajectory.iter().enumerate() {
+            let loss = opt.step_chunks(chunks, |k| problem.loss(k, chunks, reduction)).unwrap();
+            compare(name, t, "loss", &[loss], &expected["loss"]);
+            let means = flat(problem.parameters.iter().map(|(_, w)| w.shallow_clone()));
+            compare(name, t, "mean", &means, &expected["mean"]);
+            let checked = also(&run["hyper"], &problem, &opt);
+            assert_eq!(expected.as_object().unwrap().len(), 2 + checked.len(), "{name}: a number is not looked at");
+            for (what, ours) in checked {
+                compare(name, t, what, &ours, &expected[what]);
+            }
         }
     }
 }
@@ -279,5 +282,5 @@ fn bsam() {
 fn every_run_of_the_file_is_replayed() {
     let names: Vec<String> = data()["runs"].as_array().unwrap().iter().map(|r| r["name"].to_string()).collect();
     assert_eq!(names.len(), 17, "{names:?}: add a replay for each new run");
-    assert_eq!(problem(&data()).parameters.len(), 4);
+    assert_eq!(problem(&data(), Device::Cpu).parameters.len(), 4);
 }

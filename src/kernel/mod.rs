@@ -19,8 +19,6 @@ mod vectors;
 
 #[cfg(feature = "cuda-emulation")]
 pub use cuda::emulation;
-#[allow(unused_imports)] // for diagnostics
-pub(crate) use cuda::unavailable;
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
@@ -121,7 +119,8 @@ pub(crate) fn fallback(t: &Tensor) -> Option<String> {
     }
     match t.device() {
         Device::Cpu => None,
-        device => Some(format!("there are no passes for {device:?}")),
+        device @ Device::Cuda(_) => cuda::unavailable(device),
+        device => Some(format!("there are no kernels for {device:?}")),
     }
 }
 

@@ -6,12 +6,20 @@
 //! there is none: `emulated.rs` compiles the same source for the CPU.
 #![cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))] // no device to run on
 
+#[cfg(any(feature = "cuda", test))]
+mod cache;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 #[cfg(feature = "cuda-emulation")]
 pub mod emulation;
 mod fused;
+#[cfg(any(feature = "cuda", test))]
+mod nvrtc;
+#[cfg(any(feature = "cuda", test))]
+mod search;
 mod source;
 mod table;
 
@@ -42,6 +50,11 @@ thread_local! {
 /// A panic elsewhere leaves nothing half done that would matter: kernels and devices are added whole.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(feature = "cuda")]
+fn open(ordinal: usize) -> Opened {
+    Ok(Arc::new(Mutex::new(Fused::new(Box::new(driver::open(ordinal)?)))))
 }
 
 #[cfg(not(feature = "cuda"))]
