@@ -170,6 +170,9 @@ pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::{IntoTensor, WithOutput};
 pub(crate) use kernel::Real;
+#[cfg(feature = "cuda-emulation")]
+#[doc(hidden)]
+pub use kernel::emulation;
 pub use kernel::{Given, Noise, Philox};
 pub use likelihood::Labels;
 pub(crate) use link::Link;

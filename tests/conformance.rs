@@ -50,14 +50,7 @@ macro_rules! suite {
     };
 }
 
-suite!(
-    sgd sgd_nesterov sgd_prior rmsprop adam adam_amsgrad adam_prior adamw
-    vadam vprop noisy_adam
-    ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
-    ivon_auto vogn_auto bsam_auto ivon_auto_prior
-    sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
-    evon evon_prior evon_auto soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
-);
+support::rows_of_weights!(suite);
 
 /// Rows with one block of all weights: no groups, and state that belongs to all parameters together.
 macro_rules! joint {
@@ -86,7 +79,7 @@ macro_rules! joint {
     };
 }
 
-joint!(newton newton_averaged newton_prior diagonal_newton hutchinson full_von full_von_exact full_von_prior);
+support::rows_of_all_weights!(joint);
 
 fn is_joint<R: Row>() -> bool {
     matches!(R::NAME, "newton" | "diagonal_newton" | "full_von")

@@ -1,21 +1,33 @@
 //! Is every element finite, and how large are they together? Whatever has to look at all elements of a tensor before
 //! a step is accepted belongs here; what changes them does not.
 
-use super::{lanes, tensors};
+use super::{cuda, lanes, tensors};
 use tch::{Kind, Tensor};
 
 /// Σ x² over all tensors, accumulated in f64; not finite if any element is not. The order of the sum, and so every bit,
 /// depends on the shapes alone.
 pub(crate) fn sum_of_squares<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> f64 {
+    let tensors: Vec<&Tensor> = tensors.into_iter().collect();
+    let sum = sum(&tensors);
+    #[cfg(feature = "cuda-emulation")]
+    cuda::emulation::check_sum(&tensors, sum);
+    sum
+}
+
+fn sum(tensors: &[&Tensor]) -> f64 {
     let (mut single, mut double, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for t in tensors {
+    for t in tensors.iter().copied() {
         match super::lanes(t) {
             Some(Kind::Float) => single.push(t),
             Some(_) => double.push(t),
             None => others.push(t),
         }
     }
-    tensors::sum_of_squares(&others) + lanes::sum_of_squares::<f32>(&single) + lanes::sum_of_squares::<f64>(&double)
+    let (there, others) = cuda::sum_of_squares(others);
+    tensors::sum_of_squares(&others)
+        + there
+        + lanes::sum_of_squares::<f32>(&single)
+        + lanes::sum_of_squares::<f64>(&double)
 }
 
 /// The first NaN or infinity of a tensor, if there is one.

@@ -27,6 +27,12 @@ const CHUNK: usize = 32;
 /// Positions per piece, which a thread takes at a time.
 const PIECE: usize = 1 << 15;
 
+/// Positions whose squares are summed together: a warp of a GPU's has them, so that there are warps enough.
+pub(super) const SUMMED: usize = 1 << 13;
+/// Independent sums of them, because the additions of one would wait for each other; a thread of a GPU's has one. Both
+/// numbers are part of the result: they must not follow the device.
+pub(super) const SUMS: usize = 32;
+
 /// A number type of the lanes.
 pub(super) trait Lane: Real + Default + Send + Sync + Normals + Into<f64> + 'static {
     const KIND: Kind;
@@ -168,14 +174,14 @@ struct Task<F, E> {
 unsafe impl<F: Sync, E: Sync> Sync for Task<F, E> {}
 
 /// Where a pass may be cut: task and first position of each piece.
-fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<(usize, usize)> {
-    lengths.enumerate().flat_map(|(t, len)| (0..len).step_by(PIECE).map(move |at| (t, at))).collect()
+fn pieces(lengths: impl Iterator<Item = usize>, size: usize) -> Vec<(usize, usize)> {
+    lengths.enumerate().flat_map(move |(t, len)| (0..len).step_by(size).map(move |at| (t, at))).collect()
 }
 
 /// Every tensor is contiguous, on the CPU, and of element type `F`: see [`super::run`].
 pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
     let tasks: Vec<Task<F, E>> = jobs.into_iter().map(Task::new).collect();
-    let pieces = pieces(tasks.iter().map(|t| t.len));
+    let pieces = pieces(tasks.iter().map(|t| t.len), PIECE);
     let threads = threads::worth(tasks.iter().map(|t| t.len).sum());
     let threads = if threads > 1 && disjoint(&tasks) { threads } else { 1 };
     threads::share(pieces.len(), threads, |i| {
@@ -351,13 +357,13 @@ fn prefetch<F>(p: *const F, n: usize) {
 /// Σ x² over contiguous CPU tensors that are computed in `F`, in f64: the same bits for any number of threads.
 pub(super) fn sum_of_squares<F: Lane>(tensors: &[&Tensor]) -> f64 {
     let arrays: Vec<Array<F>> = tensors.iter().map(|t| Array::of(t)).collect();
-    let pieces = pieces(arrays.iter().map(|x| x.len));
+    let pieces = pieces(arrays.iter().map(|x| x.len), SUMMED);
     // A sum for each piece, added in order at the end, so that it does not show in the bits which thread was faster.
     let sums: Vec<AtomicU64> = pieces.iter().map(|_| AtomicU64::new(0)).collect();
     let threads = threads::worth(arrays.iter().map(|x| x.len).sum());
     threads::share(pieces.len(), threads, |i| {
         let (t, at) = pieces[i];
-        let sum = Width::chosen().run(Squares { array: &arrays[t], start: at, len: PIECE.min(arrays[t].len - at) });
+        let sum = Width::chosen().run(Squares { array: &arrays[t], start: at, len: SUMMED.min(arrays[t].len - at) });
         // Relaxed, because the end of `share` orders every store before the reads below.
         sums[i].store(sum.to_bits(), Ordering::Relaxed);
     });
@@ -391,9 +397,6 @@ impl<F: Lane> Vectorized for Squares<'_, F> {
     type Output = f64;
     #[inline(always)]
     fn run(self) -> f64 {
-        // Independent sums, because the additions of one would wait for each other. Their number is part of the
-        // result: it must not follow the width of the vectors.
-        const SUMS: usize = 32;
         let mut sums = [0.0; SUMS];
         let mut halves = [F::default(); BLOCK];
         for at in (self.start..self.start + self.len).step_by(BLOCK) {
@@ -458,7 +461,7 @@ mod tests {
         let at = Draw { step: 7, sample: 0, parameter: 0, group: 5 };
         let inputs = [Field::Tensor(&x), Field::Tensor(&y), Field::Number(0.7), Field::Noise { seed: 3, at }];
         let task: Task<F, _> = Task::new(Job::new(Everything, inputs, [Some(&x), Some(&y)]));
-        for (_, start) in pieces(std::iter::once(n)) {
+        for (_, start) in pieces(std::iter::once(n), PIECE) {
             width.run(Blocks { task: &task, start, len: PIECE.min(n - start), width });
         }
         let squares = width.run(Squares { array: &Array::<F>::of(&x), start: 0, len: n });

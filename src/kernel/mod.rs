@@ -17,6 +17,9 @@ mod threads;
 mod trace;
 mod vectors;
 
+#[cfg(feature = "cuda-emulation")]
+pub use cuda::emulation;
+pub(crate) use cuda::unavailable;
 pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
@@ -90,15 +93,19 @@ fn computed_in(kind: Kind) -> Kind {
 /// What a tensor is computed in if raw memory will do: contiguous, on the CPU, a kind of the lanes, and no view whose
 /// numbers are the negative of what is in memory.
 fn lanes(t: &Tensor) -> Option<Kind> {
-    (t.device() == Device::Cpu && t.is_contiguous() && !t.is_neg())
+    (t.device() == Device::Cpu && t.is_contiguous() && !t.is_neg() && !cuda::emulates())
         .then(|| computed_in(t.kind()))
         .filter(|k| matches!(k, Kind::Float | Kind::Double))
 }
 
-/// All that a job reads or writes.
-fn listed<'a>(inputs: &Inputs<'a>, outputs: &Outputs<'a>, also: &Also<'a>) -> impl Iterator<Item = &'a Tensor> {
-    let inputs = inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None });
-    inputs.chain(outputs.iter().flatten().copied()).chain(also.iter().map(|(_, t)| *t))
+/// All that a job reads.
+fn read<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Tensor> {
+    inputs.iter().filter_map(|x| if let Field::Tensor(t) = x { Some(*t) } else { None })
+}
+
+/// All that a job writes.
+fn written<'a>(outputs: &Outputs<'a>, also: &Also<'a>) -> impl Iterator<Item = &'a Tensor> {
+    outputs.iter().flatten().copied().chain(also.iter().map(|(_, t)| *t))
 }
 
 impl<'a, E> Job<'a, E> {
@@ -113,7 +120,7 @@ impl<'a, E> Job<'a, E> {
     }
 
     fn tensors(&self) -> impl Iterator<Item = &'a Tensor> {
-        listed(&self.inputs, &self.outputs, &self.also)
+        read(&self.inputs).chain(written(&self.outputs, &self.also))
     }
 
     fn lanes(&self) -> Option<Kind> {
@@ -157,6 +164,15 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
 pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<'a, E>>) -> Result<()> {
     // The tensor back-end writes into leaves in place, which libtorch refuses while it records gradients.
     let _no_grad = tch::no_grad_guard();
+    let jobs = jobs.into_iter().collect();
+    #[cfg(feature = "cuda-emulation")]
+    return emulation::checked(jobs, dispatch);
+    #[cfg(not(feature = "cuda-emulation"))]
+    dispatch(jobs)
+}
+
+/// Each job to the back-end that reaches its memory.
+fn dispatch<E: Elementwise + Sync>(jobs: Vec<Job<E>>) -> Result<()> {
     let (mut single, mut double, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for job in jobs {
         match job.lanes() {
@@ -167,7 +183,7 @@ pub(crate) fn run<'a, E: Elementwise + Sync>(jobs: impl IntoIterator<Item = Job<
     }
     // First what can fail.
     if !others.is_empty() {
-        tensors::run(&others.into_iter().map(Traced::of).collect::<Vec<_>>())?;
+        cuda::run(others.iter().map(Traced::of).collect(), tensors::run)?;
     }
     lanes::run::<f32, E>(single);
     lanes::run::<f64, E>(double);

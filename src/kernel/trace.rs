@@ -4,7 +4,7 @@
 //! A row cannot branch on a number, so one recording is all of it. Coefficients and inputs stay symbols: the list depends
 //! on the row and on its settings, not on the step.
 
-use super::{Also, Constants, Elementwise, Field, INPUTS, Inputs, Job, OUTPUTS, Outputs, Real, computed_in, listed};
+use super::{Also, Constants, Elementwise, Field, INPUTS, Inputs, Job, OUTPUTS, Outputs, Real, computed_in};
 use arrayvec::ArrayVec;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -247,7 +247,7 @@ pub(super) struct Traced<'a> {
 }
 
 impl<'a> Traced<'a> {
-    pub(super) fn of<E: Elementwise>(job: Job<'a, E>) -> Self {
+    pub(super) fn of<E: Elementwise>(job: &Job<'a, E>) -> Self {
         let kinds = job.tensors().map(|t| computed_in(t.kind()));
         let kind = kinds.reduce(|a, b| if b == Kind::Double { b } else { a }).expect("a job has an output");
         let Job { f, inputs, outputs, also } = job;
@@ -257,12 +257,13 @@ impl<'a> Traced<'a> {
             Field::Noise { .. } => Form::Noise,
         };
         let program = Program {
-            graph: Graph::of(&f, |o| outputs.get(o).is_some_and(Option::is_some)),
+            graph: Graph::of(f, |o| outputs.get(o).is_some_and(Option::is_some)),
             kind,
             inputs: inputs.iter().map(form).collect(),
             outputs: outputs.iter().map(|t| t.map(Tensor::kind)).collect(),
             also: also.iter().map(|(o, t)| (*o, t.kind())).collect(),
         };
+        let (inputs, outputs, also) = (inputs.clone(), outputs.clone(), also.clone());
         Traced { program, constants: f.constants(), inputs, outputs, also }
     }
 
@@ -273,6 +274,16 @@ impl<'a> Traced<'a> {
 
     /// All that it reads or writes.
     pub(super) fn tensors(&self) -> impl Iterator<Item = &'a Tensor> {
-        listed(&self.inputs, &self.outputs, &self.also)
+        self.read().chain(self.written())
+    }
+
+    /// All that it reads.
+    pub(super) fn read(&self) -> impl Iterator<Item = &'a Tensor> {
+        super::read(&self.inputs)
+    }
+
+    /// All that it writes.
+    pub(super) fn written(&self) -> impl Iterator<Item = &'a Tensor> {
+        super::written(&self.outputs, &self.also)
     }
 }

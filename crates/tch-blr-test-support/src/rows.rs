@@ -135,3 +135,34 @@ rows! { Tapped:
     kfac: NoisyKfac = |_| NoisyKfac::default().ess(1e3).weight_decay(0.1).labels(Labels::Observed)
         .expectation(Expectation::Delta).builder(), 0.05;
 }
+
+/// Names of the rows that learn each weight, or each block, by itself, for a macro that takes them all.
+#[macro_export]
+macro_rules! rows_of_weights {
+    ($all:ident) => {
+        $all! {
+            sgd sgd_nesterov sgd_prior rmsprop adam adam_amsgrad adam_prior adamw
+            vadam vprop noisy_adam
+            ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
+            ivon_auto vogn_auto bsam_auto ivon_auto_prior
+            sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
+            evon evon_prior evon_auto soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
+        }
+    };
+}
+
+/// Of those with one block of all weights.
+#[macro_export]
+macro_rules! rows_of_all_weights {
+    ($all:ident) => {
+        $all! { newton newton_averaged newton_prior diagonal_newton hutchinson full_von full_von_exact full_von_prior }
+    };
+}
+
+/// Of those that learn binary weights.
+#[macro_export]
+macro_rules! rows_of_binary_weights {
+    ($all:ident) => {
+        $all! { ste bayesbinn bayesbinn_antithetic }
+    };
+}

@@ -12,7 +12,8 @@
 use super::BLOCK;
 use super::cache::{Cache, Key};
 use super::device::{Device, Kernel};
-use super::nvrtc::{Nvrtc, OPTIONS, Target};
+use super::nvrtc::{Nvrtc, Target};
+use super::source::OPTIONS;
 use crate::Error;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};

@@ -4,17 +4,13 @@
 #![allow(unsafe_code)]
 
 use super::search;
+use super::source::OPTIONS;
 use crate::Error;
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
-
-/// Every operation is rounded by itself, correctly, and keeps numbers that are too small to be normal: what makes the
-/// bits those of the CPU.
-pub(super) const OPTIONS: [&str; 5] =
-    ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "--std=c++17"];
 
 /// What errors call the source.
 const NAME: &CStr = c"pass.cu";
