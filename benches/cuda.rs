@@ -94,6 +94,9 @@ impl Bench {
         }
         let squared = row.statistic() == Statistic::Fisher(Labels::Observed);
         let leaf = |size: &Vec<i64>| Tensor::full(size, 0.02, (kind, self.device)).set_requires_grad(true);
+        // In the order of their names, as derivatives are given.
+        let mut shapes = shapes.clone();
+        shapes.sort();
         let leaves: Vec<(String, Tensor)> = shapes.iter().map(|(name, size)| (name.clone(), leaf(size))).collect();
         let params = Params::named(leaves.iter().map(|(name, w)| (name, w.shallow_clone())))?;
         let weights: Vec<Tensor> = leaves.into_iter().map(|(_, w)| w).collect();
@@ -114,7 +117,7 @@ impl Bench {
         let ms = timed(&weights[0], step);
         let row = name.rsplit('/').next().unwrap_or_default();
         let (_, narrow, wide) = BYTES.into_iter().find(|(r, ..)| *r == row).expect("a row of the list");
-        let bytes = common::weights(shapes) * (narrow * kind.elt_size_in_bytes() as i64 + wide * 4);
+        let bytes = common::weights(&shapes) * (narrow * kind.elt_size_in_bytes() as i64 + wide * 4);
         drop((opt, gradients, squares, weights));
         let [from, mut to] = [0, 1].map(|_| Tensor::zeros([bytes / 2], (Kind::Uint8, self.device)));
         let last = to.shallow_clone();
