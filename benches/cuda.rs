@@ -7,11 +7,11 @@
 //!
 //! How it is timed: after some steps, as many as take half a second, between two reads of one number from the GPU, which
 //! wait for it. Reported is the median of seven such times, by step. `of a copy` is the time that the GPU takes to copy
-//! as many bytes from one place to another as the step has to read and write at least (counted in `BYTES`); the
-//! peer is `benches/cuda_peers.py`, timed in the same way, in a process of its own, after this one has given back its
-//! memory.
+//! as many bytes from one place to another as the step has to read and write at least (counted in `BYTES`); `launches`
+//! are those of our kernels in a step. The peers, PyTorch's, are timed in the same way by `benches/cuda_peers.py`.
 //!
-//! Without a GPU everything runs all the same, of a perceptron of 251 weights, on the CPU: a test of the benchmark.
+//! Without a GPU everything runs all the same, of a perceptron of 251 weights, and kernels are those that the C++ compiler
+//! makes of the same source: a test of the benchmark.
 //!
 //! Results: a table, and `target/bench/cuda.json`.
 
@@ -26,7 +26,7 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::{Adam, Ivon, Labels, Params, Philox, Sgd, Statistic, Von};
+use tch_blr::{Adam, Ivon, Labels, Params, Philox, Sgd, Statistic, Von, emulation};
 
 const REPETITIONS: usize = 7;
 /// Of a repetition.
@@ -54,12 +54,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::cuda_if_available();
     let there = device.is_cuda();
     if !there {
-        println!("skipped: no GPU; the same on the CPU, small: a test of the benchmark, whose numbers mean nothing");
+        println!("skipped: no GPU; small, emulated on the CPU: a test of the benchmark, whose times mean nothing");
     } else if !cfg!(feature = "cuda") {
         println!("built without the feature `cuda`: libtorch computes");
     }
     let mut bench = Bench { part, device, rows: Vec::new() };
-    println!("{:<22} {:>9} {:>10} {:>10} {:>9}", "case", "ms", "a copy, ms", "of a copy", "GB/s");
+    println!("{:<22} {:>8} {:>9} {:>10} {:>10} {:>9}", "case", "launches", "ms", "a copy, ms", "of a copy", "GB/s");
     let models = if there {
         vec![("resnet18", common::resnet18()), ("gpt2", common::gpt2())]
     } else {
@@ -92,25 +92,37 @@ impl Bench {
         }
         let squared = row.statistic() == Statistic::Fisher(Labels::Observed);
         let leaf = |size: &Vec<i64>| Tensor::full(size, 0.02, (kind, self.device)).set_requires_grad(true);
+        // In the order of their names, as derivatives are given.
+        let mut shapes = shapes.clone();
+        shapes.sort();
         let leaves: Vec<(String, Tensor)> = shapes.iter().map(|(name, size)| (name.clone(), leaf(size))).collect();
         let params = Params::named(leaves.iter().map(|(name, w)| (name, w.shallow_clone())))?;
         let weights: Vec<Tensor> = leaves.into_iter().map(|(_, w)| w).collect();
         let mut opt = row.builder().noise(Philox { seed: 0 }).build(params, lr)?;
         let gradients = common::all_like(&weights, 1e-3);
         let squares = if squared { common::all_like(&weights, 1e-6) } else { Vec::new() };
-        let ms = timed(&weights[0], || {
-            common::step_given(&mut opt, &gradients, &squares);
-        });
+        let mut step = || {
+            if self.device.is_cuda() {
+                common::step_given(&mut opt, &gradients, &squares);
+            } else {
+                emulation::emulate(|| common::step_given(&mut opt, &gradients, &squares));
+            }
+        };
+        step();
+        let before = emulation::launches();
+        step();
+        let launches = emulation::launches() - before;
+        let ms = timed(&weights[0], step);
         let row = name.rsplit('/').next().unwrap_or_default();
         let (_, narrow, wide) = BYTES.into_iter().find(|(r, ..)| *r == row).expect("a row of the list");
-        let bytes = common::weights(shapes) * (narrow * kind.elt_size_in_bytes() as i64 + wide * 4);
+        let bytes = common::weights(&shapes) * (narrow * kind.elt_size_in_bytes() as i64 + wide * 4);
         drop((opt, gradients, squares, weights));
         let [from, mut to] = [0, 1].map(|_| Tensor::zeros([bytes / 2], (Kind::Uint8, self.device)));
         let last = to.shallow_clone();
         let copy = timed(&last, || to.copy_(&from));
         let rate = bytes as f64 / ms / 1e6;
-        println!("{name:<22} {ms:>9.4} {copy:>10.4} {:>10.2} {rate:>9.0}", ms / copy);
-        self.rows.push(json!({"case": name, "ms": ms, "bytes": bytes, "copy_ms": copy}));
+        println!("{name:<22} {launches:>8} {ms:>9.4} {copy:>10.4} {:>10.2} {rate:>9.0}", ms / copy);
+        self.rows.push(json!({"case": name, "launches": launches, "ms": ms, "bytes": bytes, "copy_ms": copy}));
         Ok(())
     }
 
@@ -137,7 +149,7 @@ impl Bench {
                 Ok(rows) => {
                     for row in &rows {
                         let case = row["case"].as_str().unwrap_or_default();
-                        println!("{case:<22} {:>9.4}", row["ms"].as_f64().unwrap_or(f64::NAN));
+                        println!("{case:<31} {:>9.4}", row["ms"].as_f64().unwrap_or(f64::NAN));
                     }
                     self.rows.extend(rows);
                 }

@@ -96,7 +96,7 @@ mod tests {
     fn an_image_comes_back_as_it_was() {
         let (_folder, cache, key) = cache();
         assert_eq!(cache.get(&key), None);
-        for image in [&[0, 255, 7][..], &[1; 100_000], b"\0"] {
+        for image in [&[0, 255, 7][..], &vec![1; 100_000], b"\0"] {
             cache.put(&key, image);
             assert_eq!(cache.get(&key).as_deref(), Some(image));
         }

@@ -276,14 +276,13 @@ impl Device for Gpu {
         let key = Key::new(&[env!("CARGO_PKG_VERSION"), &version, &options, &target, source]);
         // A kept image that this driver does not take is compiled again, as one that is not there.
         let kept = self.cache.get(&key).and_then(|image| self.load(&image).ok());
-        let kernel = match kept {
-            Some(kernel) => kernel,
-            None => {
-                let image = self.nvrtc.compile(source, self.target)?;
-                let kernel = self.load(&image)?;
-                self.cache.put(&key, &image);
-                kernel
-            }
+        let kernel = if let Some(kernel) = kept {
+            kernel
+        } else {
+            let image = self.nvrtc.compile(source, self.target)?;
+            let kernel = self.load(&image)?;
+            self.cache.put(&key, &image);
+            kernel
         };
         self.kernels.push(kernel);
         Ok(Kernel(self.kernels.len() - 1))

@@ -89,19 +89,20 @@ impl Nvrtc {
         // Where there is no such file (not on Linux), nothing is known of what is loaded.
         let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
         let candidates = search::candidates(&String::from_utf8_lossy(&maps), |name| std::env::var_os(name));
-        let mut problems = String::new();
+        let mut problems = Vec::new();
         for path in &candidates {
             match Nvrtc::load(path) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(problem) if problem.contains("No such file") => {}
-                Err(problem) => problems += &format!(" ({problem})"),
+                Err(problem) => problems.push(format!(" ({problem})")),
             }
         }
         let paths: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
         Err(format!(
-            "there is no NVRTC, the compiler for the GPU, as {}{problems}; install it beside PyTorch (`pip install \
+            "there is no NVRTC, the compiler for the GPU, as {}{}; install it beside PyTorch (`pip install \
              nvidia-cuda-nvrtc`) or with CUDA, or set {} to the path of libnvrtc.so",
             paths.join(", "),
+            problems.concat(),
             search::VARIABLE
         ))
     }
