@@ -95,7 +95,9 @@ run() {
         [ "${found%%[+ ]*}" = "$wanted" ] || die "$PYTHON has PyTorch ${found%% *} and these programs need $wanted: pack again with TORCH and TCH set"
         libraries=${found#* }/lib
     fi
-    export OUT PYTHON LD_LIBRARY_PATH=$libraries RUST_BACKTRACE=1 TCH_BLR_CUDA_PEERS=$here/cuda_peers.py
+    # The driver may be on the path that is there.
+    export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    export OUT PYTHON RUST_BACKTRACE=1 TCH_BLR_CUDA_PEERS=$here/cuda_peers.py
     # Kernels are compiled once for all of the programs, and anew in each run.
     TCH_BLR_CACHE=$(mktemp -d)
     export TCH_BLR_CACHE

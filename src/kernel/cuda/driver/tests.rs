@@ -77,13 +77,17 @@ fn no_memory_left_names_the_bytes() {
 #[test]
 fn on_a_driver_that_is_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (library, source) = (folder.path().join("libcuda.so.1"), folder.path().join("fake.c"));
+    // The first name that is tried, in the first folder: a driver that is there as well is not looked at.
+    let (library, source) = (folder.path().join("libcuda.so"), folder.path().join("fake.c"));
     std::fs::write(&source, include_str!("fake.c")).expect("a file");
     let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).status();
     assert!(compiled.expect("a C compiler").success());
     let mut child = Command::new(std::env::current_exe().expect("this program"));
     child.args(["--ignored", "--exact", "kernel::cuda::driver::tests::child", "--nocapture"]);
-    child.env("LD_LIBRARY_PATH", folder.path()).env("TCH_BLR_CACHE", folder.path().join("cache"));
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = std::iter::once(folder.path().to_owned()).chain(std::env::split_paths(&others));
+    child.env("LD_LIBRARY_PATH", std::env::join_paths(folders).expect("paths")).env_remove("LD_PRELOAD");
+    child.env("TCH_BLR_CACHE", folder.path().join("cache"));
     let output = child.env(super::super::search::VARIABLE, &library).env(FAKE, &library).output().expect("a process");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
