@@ -60,7 +60,7 @@ pub(super) fn run(jobs: &[Traced]) -> Result<()> {
 
 /// Jobs of one program, with the same numbers and noise.
 fn compute(jobs: &[&Traced]) -> Result<()> {
-    let Program { graph, kind, .. } = &jobs[0].program;
+    let Program { graph, kind, .. } = &*jobs[0].program;
     let mut last = vec![0; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         node.operands().for_each(|a| last[a as usize] = i);

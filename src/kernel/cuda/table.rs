@@ -135,6 +135,8 @@ impl Tables {
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        let mut bytes = Vec::with_capacity(size_of::<u64>() * self.0.len());
+        self.0.iter().for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
+        bytes
     }
 }
