@@ -276,7 +276,7 @@ mod tests {
 
     fn operations(jobs: Vec<Job<Moves>>) {
         let _no_grad = tch::no_grad_guard();
-        run(&jobs.iter().map(Traced::of).collect::<Vec<_>>()).unwrap();
+        run(&jobs.into_iter().map(|job| Traced::of(&job)).collect::<Vec<_>>()).unwrap();
     }
 
     /// Together they give what the lanes give of each; normals to rounding.

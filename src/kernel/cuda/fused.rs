@@ -63,13 +63,12 @@ impl Fused {
         for jobs in groups(jobs) {
             let Some(place) = tables.pass(&jobs) else { continue };
             let program = &jobs[0].program;
-            let kernel = match self.kernels.get(program) {
-                Some(kernel) => *kernel,
-                None => {
-                    let kernel = self.device.compile(&source::source(program))?;
-                    self.kernels.insert(program.clone(), kernel);
-                    kernel
-                }
+            let kernel = if let Some(kernel) = self.kernels.get(program) {
+                *kernel
+            } else {
+                let kernel = self.device.compile(&source::source(program))?;
+                self.kernels.insert(program.clone(), kernel);
+                kernel
             };
             launches.push((kernel, place));
         }

@@ -45,11 +45,11 @@ pub(super) fn words(program: &Program) -> Vec<Word> {
     }
     // A computation may read the same thing twice.
     let mut once = Vec::with_capacity(all.len());
-    all.into_iter().for_each(|word| {
+    for word in all {
         if !once.contains(&word) {
-            once.push(word)
+            once.push(word);
         }
-    });
+    }
     once.extend(written(program).map(|(o, _)| Word::Output(o as u8)));
     let also = program.also.iter().enumerate().filter(|(_, (o, _))| program.graph.outputs[*o].is_some());
     once.extend(also.map(|(i, _)| Word::Also(i as u8)));
