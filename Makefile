@@ -9,10 +9,11 @@ FLAGS := $(if $(FEATURES),--features $(FEATURES))
 ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-statistics test-large test-cuda lint bench bench-peers bench-cuda pack-cuda drop-in drop-in-rates reproduce clean
+.PHONY: help setup demo test check-cuda-source test-statistics test-large test-cuda lint bench bench-peers bench-cuda pack-cuda drop-in drop-in-rates \
+	reproduce clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 setup: ## find or fetch libtorch
 	@scripts/setup.sh
@@ -29,6 +30,9 @@ test: setup ## every test: unit, integration, examples, doctests; what runs in l
 	for width in default avx2; do echo "vectors: $$width"; export TCH_BLR_CPU_CAPABILITY=$$width; \
 		$(CARGO) test $(ALL) --test golden --test properties || exit 1; \
 		$(CARGO) test $(ALL) --test exact --test conformance -- reference_step loss_decreases || exit 1; done
+
+check-cuda-source: setup ## compile every row's CUDA source for four GPUs, of which none is needed; fetches NVRTC
+	CARGO="$(CARGO)" OMP_NUM_THREADS=1 scripts/check_cuda_source.sh
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights, more of each benchmark
 	$(CARGO) test --release $(FLAGS) --test normals --test memory --test continual_benchmarks -- --ignored --nocapture --skip child

@@ -60,7 +60,7 @@ pub(super) fn run(jobs: &[Traced]) -> Result<()> {
 
 /// Jobs of one program, with the same numbers and noise.
 fn compute(jobs: &[&Traced]) -> Result<()> {
-    let Program { graph, kind, .. } = &jobs[0].program;
+    let Program { graph, kind, .. } = &*jobs[0].program;
     let mut last = vec![0; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         node.operands().for_each(|a| last[a as usize] = i);
@@ -276,7 +276,7 @@ mod tests {
 
     fn operations(jobs: Vec<Job<Moves>>) {
         let _no_grad = tch::no_grad_guard();
-        run(&jobs.iter().map(Traced::of).collect::<Vec<_>>()).unwrap();
+        run(&jobs.into_iter().map(|job| Traced::of(&job)).collect::<Vec<_>>()).unwrap();
     }
 
     /// Together they give what the lanes give of each; normals to rounding.

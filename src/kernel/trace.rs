@@ -8,6 +8,7 @@ use super::{Also, Constants, Elementwise, Field, INPUTS, Inputs, Job, OUTPUTS, O
 use arrayvec::ArrayVec;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
+use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 /// Number of a node.
@@ -92,27 +93,25 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Records `f`, for the outputs that are `wanted`.
-    pub(super) fn of<E: Elementwise>(f: &E, wanted: impl Fn(usize) -> bool) -> Self {
-        // The list is taken out and put back, so that its memory serves again.
+    /// Records `f`, for the outputs that are `wanted`; with all that it computes.
+    fn recorded<E: Elementwise>(f: &E, wanted: impl Fn(usize) -> bool) -> Self {
         let mut all = NODES.take();
         all.clear();
         NODES.set(all);
         let constant = |i| push(Node::Constant(i as u8));
         let outputs = RefCell::new(vec![None; E::OUTPUTS]);
         f.eval(constant, |i| push(Node::Input(i as u8)), |o, Recorded(id)| outputs.borrow_mut()[o] = Some(id));
-        let all = NODES.take();
         let mut outputs = outputs.into_inner();
         for (o, output) in outputs.iter_mut().enumerate() {
             *output = output.filter(|_| wanted(o));
         }
-        let graph = Graph::needed(&all, outputs);
-        NODES.set(all);
-        graph
+        Graph { nodes: NODES.take(), outputs }
     }
 
     /// Without the nodes that no output needs.
-    fn needed(all: &[Node], mut outputs: Vec<Option<Id>>) -> Self {
+    fn needed(&self) -> Self {
+        let Graph { nodes: all, outputs } = self;
+        let mut outputs = outputs.clone();
         let mut needed = vec![false; all.len()];
         outputs.iter().flatten().for_each(|id| needed[*id as usize] = true);
         // Backwards, since operands come before what is computed from them.
@@ -140,6 +139,9 @@ impl Graph {
 thread_local! {
     /// What is being recorded. [`Real::real`] has no place to take a recording from.
     static NODES: RefCell<Vec<Node>> = const { RefCell::new(Vec::new()) };
+    /// A program as it was recorded last, and without what it does not need. That of the next parameter is mostly the
+    /// same: to see that takes less time than to look for what is needed.
+    static LAST: RefCell<Option<(Program, Arc<Program>)>> = const { RefCell::new(None) };
 }
 
 fn push(node: Node) -> Recorded {
@@ -236,10 +238,27 @@ pub(super) struct Program {
     pub also: ArrayVec<(usize, Kind), 2>,
 }
 
+impl Program {
+    /// A recording as a program, which is the same place in memory as that of the recording before if they are equal.
+    fn shared(recorded: Program) -> Arc<Program> {
+        LAST.with_borrow_mut(|last| {
+            let program = match last {
+                Some((same, program)) if *same == recorded => program.clone(),
+                _ => Arc::new(Program { graph: recorded.graph.needed(), ..recorded.clone() }),
+            };
+            // The other one's list serves for the next recording.
+            if let Some((other, _)) = last.replace((recorded, program.clone())) {
+                NODES.set(other.graph.nodes);
+            }
+            program
+        })
+    }
+}
+
 /// A job whose computation is data.
 #[derive(Debug)]
 pub(super) struct Traced<'a> {
-    pub program: Program,
+    pub program: Arc<Program>,
     pub constants: Constants,
     pub inputs: Inputs<'a>,
     pub outputs: Outputs<'a>,
@@ -257,12 +276,13 @@ impl<'a> Traced<'a> {
             Field::Noise { .. } => Form::Noise,
         };
         let program = Program {
-            graph: Graph::of(f, |o| outputs.get(o).is_some_and(Option::is_some)),
+            graph: Graph::recorded(f, |o| outputs.get(o).is_some_and(Option::is_some)),
             kind,
             inputs: inputs.iter().map(form).collect(),
             outputs: outputs.iter().map(|t| t.map(Tensor::kind)).collect(),
             also: also.iter().map(|(o, t)| (*o, t.kind())).collect(),
         };
+        let program = Program::shared(program);
         let (inputs, outputs, also) = (inputs.clone(), outputs.clone(), also.clone());
         Traced { program, constants: f.constants(), inputs, outputs, also }
     }

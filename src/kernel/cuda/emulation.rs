@@ -1,6 +1,6 @@
 //! Switches, for tests, by which this thread's passes over the CPU's memory take the route of a GPU, or both routes.
 
-use super::super::trace::Traced;
+use super::super::trace::{Program, Traced};
 use super::super::{Field, Job};
 use super::emulated::Emulated;
 use super::fused::Fused;
@@ -22,7 +22,7 @@ thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Off) };
     static DEVICE: RefCell<Option<Arc<Mutex<Fused>>>> = const { RefCell::new(None) };
     /// Programs compared so far.
-    static COMPARED: RefCell<HashSet<super::super::trace::Program>> = RefCell::default();
+    static COMPARED: RefCell<HashSet<Arc<Program>>> = RefCell::default();
     /// Jobs and sums of squares compared so far.
     static COUNTS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
@@ -76,7 +76,7 @@ pub fn launches() -> u64 {
 /// Sources of the programs that this thread has compared, and of the sums of squares.
 pub fn sources() -> Vec<String> {
     let sums = [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half].map(source::squares);
-    let passes: Vec<String> = COMPARED.with_borrow(|all| all.iter().map(source::source).collect());
+    let passes: Vec<String> = COMPARED.with_borrow(|all| all.iter().map(|program| source::source(program)).collect());
     passes.into_iter().chain(sums).chain([source::folded()]).collect()
 }
 

@@ -8,12 +8,13 @@ use super::table::{Place, Tables, address, chunks};
 use super::{BLOCK, LAUNCHES};
 use crate::Result;
 use std::collections::HashMap;
+use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 /// A device with the kernels that were compiled for it.
 pub(super) struct Fused {
     device: Box<dyn Device>,
-    kernels: HashMap<Program, Kernel>,
+    kernels: HashMap<Arc<Program>, Kernel>,
     squares: HashMap<Kind, Kernel>,
     folded: Option<Kernel>,
 }
@@ -36,8 +37,12 @@ impl std::fmt::Debug for Fused {
 fn groups<'j, 'a>(jobs: &'j [Traced<'a>]) -> Vec<Vec<&'j Traced<'a>>> {
     let mut numbers: HashMap<&Program, usize> = HashMap::new();
     let mut groups: Vec<Vec<&Traced>> = Vec::new();
-    for job in jobs {
-        let number = *numbers.entry(&job.program).or_insert(groups.len());
+    let mut number = 0;
+    for (i, job) in jobs.iter().enumerate() {
+        // Most are the program of the job before, at the same place.
+        if i == 0 || !Arc::ptr_eq(&job.program, &jobs[i - 1].program) {
+            number = *numbers.entry(&job.program).or_insert(groups.len());
+        }
         if number == groups.len() {
             groups.push(Vec::new());
         }
@@ -58,13 +63,12 @@ impl Fused {
         for jobs in groups(jobs) {
             let Some(place) = tables.pass(&jobs) else { continue };
             let program = &jobs[0].program;
-            let kernel = match self.kernels.get(program) {
-                Some(kernel) => *kernel,
-                None => {
-                    let kernel = self.device.compile(&source::source(program))?;
-                    self.kernels.insert(program.clone(), kernel);
-                    kernel
-                }
+            let kernel = if let Some(kernel) = self.kernels.get(program) {
+                *kernel
+            } else {
+                let kernel = self.device.compile(&source::source(program))?;
+                self.kernels.insert(program.clone(), kernel);
+                kernel
             };
             launches.push((kernel, place));
         }

@@ -98,7 +98,11 @@ pub(super) fn run<'a>(jobs: Vec<Traced<'a>>, others: impl FnOnce(&[Traced<'a>]) 
     let here = |job: &Traced| matches!(opened(job.like().device()), Some(Ok(_))).then(|| job.like().device());
     // All tensors of an optimizer are on one device.
     let Some(device) = jobs.iter().find_map(here) else { return others(&jobs) };
-    let takes = |job: &Traced| job.tensors().all(|t| t.device() == device && fits(t));
+    let takes = |job: &Traced| {
+        let n = job.like().numel();
+        // Addresses are trusted for as many elements from here on.
+        job.tensors().all(|t| t.device() == device && fits(t) && t.numel() == n)
+    };
     let (taken, left): (Vec<_>, Vec<_>) = jobs.into_iter().partition(takes);
     if !disjoint(&taken) {
         return others(&taken.into_iter().chain(left).collect::<Vec<_>>());
@@ -113,22 +117,22 @@ pub(super) fn run<'a>(jobs: Vec<Traced<'a>>, others: impl FnOnce(&[Traced<'a>]) 
 /// Whether no two jobs, and no two outputs of one, write to the same memory, and none reads what another writes: blocks
 /// run in any order.
 fn disjoint(jobs: &[Traced]) -> bool {
-    let range = |t: &Tensor| {
+    let range = |t: &Tensor, n: usize| {
         let start = table::address(t);
-        start..start + (t.numel() * t.kind().elt_size_in_bytes()) as u64
+        start..start + (n * t.kind().elt_size_in_bytes()) as u64
     };
-    let mut written: Vec<_> = Vec::new();
-    for (i, job) in jobs.iter().enumerate().filter(|(_, job)| job.like().numel() > 0) {
-        written.extend(job.written().map(|t| (range(t), i)));
-    }
+    let lengths = jobs.iter().map(|job| job.like().numel());
+    let jobs: Vec<_> = jobs.iter().zip(lengths).filter(|(_, n)| *n > 0).collect();
+    let of = |(i, (job, n)): (usize, &(&Traced, usize))| job.written().map(|t| (range(t, *n), i)).collect::<Vec<_>>();
+    let mut written: Vec<_> = jobs.iter().enumerate().flat_map(of).collect();
     written.sort_unstable_by_key(|(range, _)| range.start);
     // Sorted by their start, ranges overlap only if two neighbours do.
     if !written.windows(2).all(|w| w[0].0.end <= w[1].0.start) {
         return false;
     }
-    jobs.iter().enumerate().filter(|(_, job)| job.like().numel() > 0).all(|(i, job)| {
+    jobs.iter().enumerate().all(|(i, (job, n))| {
         job.read().all(|t| {
-            let read = range(t);
+            let read = range(t, *n);
             let first = written.partition_point(|(range, _)| range.end <= read.start);
             let met = written[first..].iter().take_while(|(range, _)| range.start < read.end);
             // In place, a position is read before it is written.

@@ -97,6 +97,33 @@ fn together(loaded: usize, kind: Kind) -> usize {
     }
 }
 
+/// What a kernel reads of its entry, which has these words: addresses and noise, and numbers.
+fn declarations(Program { kind, inputs, outputs, also, .. }: &Program, list: &[Word]) -> (Vec<String>, Vec<String>) {
+    let (mut declared, mut constant) = (Vec::new(), Vec::new());
+    for (w, word) in list.iter().enumerate() {
+        let pointer = |constant: &str, kind: Kind, name: &str| {
+            let kind = self::name(kind);
+            format!("{constant}{kind}* const {name} = ({constant}{kind}*)entry[{w}] + begin;")
+        };
+        let input = |i: u8| if let Form::Tensor(kind) = inputs[usize::from(i)] { kind } else { *kind };
+        match *word {
+            Word::Length => {}
+            Word::Constant(i) => constant.push(format!("const real k{i} = of_bits(entry[{w}]);")),
+            Word::Number(i) => constant.push(format!("const real x{i} = of_bits(entry[{w}]);")),
+            Word::Input(i) => declared.push(pointer("const ", input(i), &format!("in{i}"))),
+            Word::Seed(i) => declared.push(format!("const u64 seed{i} = entry[{w}];")),
+            Word::Step(i) => declared.push(format!("const u64 step{i} = entry[{w}];")),
+            Word::Sample(i) => declared.push(format!("const u64 sample{i} = entry[{w}];")),
+            Word::Group(i) => declared.push(format!("const u64 group{i} = entry[{w}] + begin / {GROUP};")),
+            Word::Output(o) => {
+                declared.push(pointer("", outputs[usize::from(o)].unwrap_or(*kind), &format!("out{o}")));
+            }
+            Word::Also(i) => declared.push(pointer("", also[usize::from(i)].1, &format!("also{i}"))),
+        }
+    }
+    (declared, constant)
+}
+
 /// The source of a program's kernel.
 pub(super) fn source(program: &Program) -> String {
     let Program { graph, kind, inputs, outputs, also } = program;
@@ -120,40 +147,20 @@ pub(super) fn source(program: &Program) -> String {
     line(0, &format!("\n{}", head(list.len())));
     line(1, &format!("const u64 begin = (chunk & 0xFFFFFFFFull) * {CHUNK};"));
     line(1, &format!("const u32 end = entry[0] - begin < {CHUNK} ? (u32)(entry[0] - begin) : {CHUNK};"));
-    // What is the same at all positions: once. But f64 takes two registers, and there are not enough for all of it.
-    let inside = *kind == Kind::Double;
-    let mut constant = Vec::new();
-    for (w, word) in list.iter().enumerate() {
-        let pointer = |constant: &str, kind: Kind, name: &str| {
-            let kind = self::name(kind);
-            format!("{constant}{kind}* const {name} = ({constant}{kind}*)entry[{w}] + begin;")
-        };
-        let input = |i: u8| if let Form::Tensor(kind) = inputs[usize::from(i)] { kind } else { *kind };
-        let declared = match *word {
-            Word::Length => continue,
-            Word::Constant(i) => {
-                constant.push(format!("const real k{i} = of_bits(entry[{w}]);"));
-                continue;
-            }
-            Word::Number(i) => {
-                constant.push(format!("const real x{i} = of_bits(entry[{w}]);"));
-                continue;
-            }
-            Word::Input(i) => pointer("const ", input(i), &format!("in{i}")),
-            Word::Seed(i) => format!("const u64 seed{i} = entry[{w}];"),
-            Word::Step(i) => format!("const u64 step{i} = entry[{w}];"),
-            Word::Sample(i) => format!("const u64 sample{i} = entry[{w}];"),
-            Word::Group(i) => format!("const u64 group{i} = entry[{w}] + begin / {GROUP};"),
-            Word::Output(o) => pointer("", outputs[usize::from(o)].unwrap_or(*kind), &format!("out{o}")),
-            Word::Also(i) => pointer("", also[usize::from(i)].1, &format!("also{i}")),
-        };
-        line(1, &declared);
-    }
     let same = uniform(program);
     let value = |i: usize| format!("const real v{i} = {};", expression(graph.nodes[i], *kind, inputs));
-    constant.extend((0..graph.nodes.len()).filter(|i| same[*i]).map(value));
+    // What is the same at all positions: once. But f64 takes two registers, and there are not enough for all of it.
+    let inside = *kind == Kind::Double;
+    let (declared, constant) = declarations(program, &list);
+    let constant: Vec<String> =
+        constant.into_iter().chain((0..graph.nodes.len()).filter(|i| same[*i]).map(value)).collect();
+    for s in &declared {
+        line(1, s);
+    }
     if !inside {
-        constant.iter().for_each(|s| line(1, s));
+        for s in &constant {
+            line(1, s);
+        }
     }
 
     let step = BLOCK as usize * OWN;
@@ -175,14 +182,22 @@ pub(super) fn source(program: &Program) -> String {
     if !loaded.is_empty() {
         let arrays: Vec<String> = loaded.iter().map(|i| format!("x{i}[{t}]")).collect();
         line(3, &format!("real {};", arrays.join(", ")));
-        each.iter().for_each(|(depth, s)| line(*depth, s));
-        loaded.iter().for_each(|i| line(5, &format!("x{i}[l] = read(in{i}[i]);")));
+        for (depth, s) in &each {
+            line(*depth, s);
+        }
+        for i in &loaded {
+            line(5, &format!("x{i}[l] = read(in{i}[i]);"));
+        }
         line(4, "}");
         line(3, "}");
     }
-    each.iter().for_each(|(depth, s)| line(*depth, s));
+    for (depth, s) in &each {
+        line(*depth, s);
+    }
     if inside {
-        constant.iter().for_each(|s| line(5, s));
+        for s in &constant {
+            line(5, s);
+        }
     }
     (0..graph.nodes.len()).filter(|i| !same[*i]).for_each(|i| line(5, &value(i)));
     let mut store = |place: String, o: usize| {

@@ -45,11 +45,11 @@ pub(super) fn words(program: &Program) -> Vec<Word> {
     }
     // A computation may read the same thing twice.
     let mut once = Vec::with_capacity(all.len());
-    all.into_iter().for_each(|word| {
+    for word in all {
         if !once.contains(&word) {
-            once.push(word)
+            once.push(word);
         }
-    });
+    }
     once.extend(written(program).map(|(o, _)| Word::Output(o as u8)));
     let also = program.also.iter().enumerate().filter(|(_, (o, _))| program.graph.outputs[*o].is_some());
     once.extend(also.map(|(i, _)| Word::Also(i as u8)));
@@ -135,6 +135,8 @@ impl Tables {
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        let mut bytes = Vec::with_capacity(size_of::<u64>() * self.0.len());
+        self.0.iter().for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
+        bytes
     }
 }
