@@ -1,7 +1,7 @@
 //! Is every element finite, and how large are they together? Whatever has to look at all elements of a tensor before
 //! a step is accepted belongs here; what changes them does not.
 
-use super::{lanes, tensors};
+use super::{squares, tensors};
 use tch::{Kind, Tensor};
 
 /// Σ x² over all tensors, accumulated in f64; not finite if any element is not. The order of the sum, and so every bit,
@@ -15,7 +15,7 @@ pub(crate) fn sum_of_squares<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) 
             None => others.push(t),
         }
     }
-    tensors::sum_of_squares(&others) + lanes::sum_of_squares::<f32>(&single) + lanes::sum_of_squares::<f64>(&double)
+    tensors::sum_of_squares(&others) + squares::sum_of_squares::<f32>(&single) + squares::sum_of_squares::<f64>(&double)
 }
 
 /// The first NaN or infinity of a tensor, if there is one.

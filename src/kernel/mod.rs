@@ -7,10 +7,12 @@
 mod finite;
 mod half;
 mod lanes;
+mod memory;
 mod noise;
 mod normal;
 mod philox;
 mod real;
+mod squares;
 mod tensors;
 mod threads;
 mod trace;
