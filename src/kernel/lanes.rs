@@ -1,12 +1,14 @@
 //! The elementwise computation over raw contiguous CPU memory: one pass over all tensors of a step together.
 //!
-//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time: the computation reads
+//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time, all from the end to the
+//! beginning (what the CPU reads ahead must not be what was done before): the computation reads
 //! the inputs where they lie (noise is drawn into an array first) and writes to arrays on the stack, which are then
 //! copied to the outputs. On arrays of known length that alias nothing, the compiler turns the generic arithmetic
 //! into vector instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a
 //! sum, so all widths and any split into blocks, pieces and threads give the same bits.
 //!
-//! Tensors hand out their memory as pointers, so the code here is unsafe; apart from `vectors.rs`, no other is.
+//! Tensors hand out their memory as pointers, so the code here is unsafe, as it is in `memory.rs`, `squares.rs` and
+//! `vectors.rs`, and nowhere else.
 #![allow(unsafe_code)]
 
 use super::memory::{BLOCK, Block, Lane, Memory, flush};
@@ -41,7 +43,7 @@ struct Task<F, E> {
     outputs: ArrayVec<Option<Memory<F>>, OUTPUTS>,
     also: ArrayVec<(usize, Memory<F>), 2>,
     /// What is asked for while the noise of a block is drawn.
-    ahead: ArrayVec<Memory<F>, INPUTS>,
+    ahead: ArrayVec<Memory<F>, { INPUTS + OUTPUTS }>,
     len: usize,
 }
 
@@ -58,12 +60,14 @@ pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
         tasks.iter_mut().for_each(Task::spare_the_cache);
     }
     let pieces = threads::pieces(tasks.iter().map(|t| t.len));
-    let threads = threads::worth(weights);
-    let threads = if threads > 1 && disjoint(&tasks) { threads } else { 1 };
+    // Where memory is shared, the jobs are done in the order in which they were given; a few weights are in the cache
+    // anyway.
+    let free = weights > PIECE && disjoint(&tasks);
+    let threads = if free { threads::worth(weights) } else { 1 };
     threads::share(pieces.len(), threads, |i| {
         // From the end, because the pass before has most likely gone forwards over some of the same memory (the check
         // over the gradients): what it read last is in the cache.
-        let (t, at) = pieces[pieces.len() - 1 - i];
+        let (t, at) = pieces[if free { pieces.len() - 1 - i } else { i }];
         let task = &tasks[t];
         let width = Width::chosen();
         width.run(Blocks { task, start: at, len: PIECE.min(task.len - at), width });
@@ -135,7 +139,9 @@ impl<F: Lane, E: Elementwise> Task<F, E> {
             let graph = Graph::of(&self.f, |o| self.outputs.get(o).is_some_and(Option::is_some));
             let needed = |i: usize| graph.nodes.contains(&Node::Input(i as u8));
             let inputs = self.inputs.iter().enumerate().filter(|(i, _)| needed(*i));
-            self.ahead = inputs.filter_map(|(_, x)| if let Source::Memory(p) = x { Some(*p) } else { None }).collect();
+            let read = inputs.filter_map(|(_, x)| if let Source::Memory(p) = x { Some(*p) } else { None });
+            let written = self.outputs.iter().flatten().filter(|p| !matches!(p, Memory::Around(_)));
+            self.ahead = read.chain(written.copied()).collect();
         }
     }
 }
@@ -343,7 +349,8 @@ mod tests {
                 if spare {
                     task.spare_the_cache();
                     assert!(matches!(task.outputs[..], [Some(Memory::Own(_)), Some(Memory::Around(_))]));
-                    assert_eq!(task.ahead.len(), 1, "the input that is needed, and no other");
+                    // The input that is needed, and the result in its place.
+                    assert_eq!(task.ahead.len(), 2);
                 }
                 let width = Width::chosen();
                 width.run(Blocks { task: &task, start: 0, len: n, width });

@@ -60,14 +60,12 @@ pub(super) enum Memory<F> {
 impl<F: Lane> Memory<F> {
     pub(super) fn of(t: &Tensor) -> Self {
         let kind = t.kind();
-        match Half::of(kind) {
-            Some(half) => Memory::Half(t.data_ptr().cast(), half),
-            None => {
-                // Also in release builds: the pointer is trusted from here on.
-                assert!(kind == F::KIND, "tensors of one job differ in kind: {kind:?} beside {:?}", F::KIND);
-                Memory::Own(t.data_ptr().cast())
-            }
+        if let Some(half) = Half::of(kind) {
+            return Memory::Half(t.data_ptr().cast(), half);
         }
+        // Also in release builds: the pointer is trusted from here on.
+        assert!(kind == F::KIND, "tensors of one job differ in kind: {kind:?} beside {:?}", F::KIND);
+        Memory::Own(t.data_ptr().cast())
     }
 
     /// The same elements, written around the cache if they are of the lanes' own kind.
