@@ -7,7 +7,7 @@ use tch_blr::Ivon;
 
 fn checkpoint(c: &mut Criterion) {
     let shapes = common::resnet18();
-    let (_, params) = common::parameters(&shapes);
+    let (_, params) = common::parameters(&shapes, tch::Kind::Float);
     let mut opt = Ivon::default().ess(1e4).build(params, 1e-2).expect("valid settings");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("resnet18.safetensors");

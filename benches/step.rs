@@ -6,8 +6,8 @@ mod common;
 use common::Shapes;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use std::hint::black_box;
-use tch::Device;
 use tch::nn::{Module, VarStore};
+use tch::{Device, Kind};
 use tch_blr::nn::cross_entropy;
 use tch_blr::rule::Row;
 use tch_blr::{Adam, AdamW, Evon, Ivon, Labels, NoisyKfac, Philox, RmsProp, Sgd, Statistic, Von};
@@ -33,12 +33,13 @@ trait Measure {
 struct GradientsGiven<'a, 'b> {
     group: &'a mut Group<'b>,
     shapes: Shapes,
+    kind: Kind,
 }
 
 impl Measure for GradientsGiven<'_, '_> {
     fn row<R: Row>(&mut self, name: &str, row: R, lr: f64) {
         let per_example = row.statistic() == Statistic::Fisher(Labels::Observed);
-        let (leaves, params) = common::parameters(&self.shapes);
+        let (leaves, params) = common::parameters(&self.shapes, self.kind);
         let mut opt = row.builder().noise(Philox { seed: 0 }).build(params, lr).expect("valid settings");
         let gradients = common::all_like(&leaves, 1e-3);
         let squares = if per_example { common::all_like(&leaves, 1e-6) } else { Vec::new() };
@@ -49,11 +50,17 @@ impl Measure for GradientsGiven<'_, '_> {
 }
 
 fn gradients_given(c: &mut Criterion) {
-    let models = [("mlp-251", common::small_mlp()), ("resnet18", common::resnet18()), ("gpt2", common::gpt2())];
-    for (name, shapes) in models {
+    let models = [
+        ("mlp-251", common::small_mlp(), Kind::Float),
+        ("resnet18", common::resnet18(), Kind::Float),
+        ("resnet18-bf16", common::resnet18(), Kind::BFloat16),
+        ("resnet18-f16", common::resnet18(), Kind::Half),
+        ("gpt2", common::gpt2(), Kind::Float),
+    ];
+    for (name, shapes, kind) in models {
         let mut group = c.benchmark_group(format!("step/{name}"));
         group.throughput(Throughput::Elements(common::weights(&shapes) as u64));
-        GradientsGiven { group: &mut group, shapes }.rows();
+        GradientsGiven { group: &mut group, shapes, kind }.rows();
         group.finish();
     }
 }

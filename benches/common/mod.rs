@@ -26,11 +26,11 @@ pub fn weights(shapes: &Shapes) -> i64 {
     shapes.iter().map(|(_, size)| size.iter().product::<i64>()).sum()
 }
 
-/// A model of these shapes: its tensors in the order of their names, and the same as parameters.
-pub fn parameters(shapes: &Shapes) -> (Vec<Tensor>, Params) {
+/// A model of these shapes and this kind: its tensors in the order of their names, and the same as parameters.
+pub fn parameters(shapes: &Shapes, kind: Kind) -> (Vec<Tensor>, Params) {
     let mut shapes = shapes.clone();
     shapes.sort();
-    let leaf = |size: &[i64]| Tensor::full(size, 0.02, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let leaf = |size: &[i64]| Tensor::full(size, 0.02, (kind, Device::Cpu)).set_requires_grad(true);
     let leaves: Vec<Tensor> = shapes.iter().map(|(_, size)| leaf(size)).collect();
     let named = shapes.iter().zip(&leaves).map(|((name, _), leaf)| (name, leaf.shallow_clone()));
     let params = Params::named(named).expect("names of their own");

@@ -1,7 +1,7 @@
 //! Is every element finite, and how large are they together? Whatever has to look at all elements of a tensor before
 //! a step is accepted belongs here; what changes them does not.
 
-use super::{cuda, lanes, tensors};
+use super::{cuda, squares, tensors};
 use tch::{Kind, Tensor};
 
 /// Σ x² over all tensors, accumulated in f64; not finite if any element is not. The order of the sum, and so every bit,
@@ -26,8 +26,8 @@ fn sum(tensors: &[&Tensor]) -> f64 {
     let (there, others) = cuda::sum_of_squares(others);
     tensors::sum_of_squares(&others)
         + there
-        + lanes::sum_of_squares::<f32>(&single)
-        + lanes::sum_of_squares::<f64>(&double)
+        + squares::sum_of_squares::<f32>(&single)
+        + squares::sum_of_squares::<f64>(&double)
 }
 
 /// The first NaN or infinity of a tensor, if there is one.

@@ -1,154 +1,31 @@
 //! The elementwise computation over raw contiguous CPU memory: one pass over all tensors of a step together.
 //!
-//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time: the computation reads
+//! Each thread takes pieces of the tensors, and of each piece a block of positions at a time, all from the end to the
+//! beginning (what the CPU reads ahead must not be what was done before): the computation reads
 //! the inputs where they lie (noise is drawn into an array first) and writes to arrays on the stack, which are then
 //! copied to the outputs. On arrays of known length that alias nothing, the compiler turns the generic arithmetic
 //! into vector instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a
 //! sum, so all widths and any split into blocks, pieces and threads give the same bits.
 //!
-//! Tensors hand out their memory as pointers, so the code here is unsafe; apart from `vectors.rs`, no other is.
+//! Tensors hand out their memory as pointers, so the code here is unsafe, as it is in `memory.rs`, `squares.rs` and
+//! `vectors.rs`, and nowhere else.
 #![allow(unsafe_code)]
 
-use super::half::{Half, from_bfloat16, from_float16, to_bfloat16, to_float16};
+use super::memory::{BLOCK, Block, Lane, Memory, flush};
 use super::noise::Draw;
-use super::normal::Normals;
-use super::philox::groups;
-use super::threads;
+use super::philox::{W, groups};
+use super::threads::{self, PIECE};
+use super::trace::{Graph, Node};
 use super::vectors::{Vectorized, Width};
-use super::{CONSTANTS, Elementwise, Field, INPUTS, Job, OUTPUTS, Real, computed_in};
+use super::{CONSTANTS, Elementwise, Field, INPUTS, Job, OUTPUTS};
 use arrayvec::ArrayVec;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tch::{Kind, Tensor};
+use std::mem::MaybeUninit;
+use tch::Tensor;
 
-/// Positions per block: what a computation draws and writes of them stays in the first-level cache.
-const BLOCK: usize = 256;
 /// Positions whose results are held in registers.
 const CHUNK: usize = 32;
-/// Positions per piece, which a thread takes at a time.
-const PIECE: usize = 1 << 15;
-
-/// Positions whose squares are summed together: a warp of a GPU's has them, so that there are warps enough.
-pub(super) const SUMMED: usize = 1 << 13;
-/// Independent sums of them, because the additions of one would wait for each other; a thread of a GPU's has one. Both
-/// numbers are part of the result: they must not follow the device.
-pub(super) const SUMS: usize = 32;
-
-/// A number type of the lanes.
-pub(super) trait Lane: Real + Default + Send + Sync + Normals + Into<f64> + 'static {
-    const KIND: Kind;
-    fn from_single(x: f32) -> Self;
-    fn single(self) -> f32;
-}
-impl Lane for f32 {
-    const KIND: Kind = Kind::Float;
-    #[inline(always)]
-    fn from_single(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn single(self) -> f32 {
-        self
-    }
-}
-impl Lane for f64 {
-    const KIND: Kind = Kind::Double;
-    #[inline(always)]
-    fn from_single(x: f32) -> Self {
-        f64::from(x)
-    }
-    #[inline(always)]
-    fn single(self) -> f32 {
-        self as f32
-    }
-}
-
-/// Elements of a tensor: of the lanes' own kind, or halves.
-#[derive(Debug, Clone, Copy)]
-enum Memory<F> {
-    Own(*mut F),
-    Half(*mut u16, Half),
-}
-
-impl<F: Lane> Memory<F> {
-    fn of(t: &Tensor) -> Self {
-        let kind = t.kind();
-        match Half::of(kind) {
-            Some(half) => Memory::Half(t.data_ptr().cast(), half),
-            None => {
-                // Also in release builds: the pointer is trusted from here on.
-                assert!(kind == F::KIND, "tensors of one job differ in kind: {kind:?} beside {:?}", F::KIND);
-                Memory::Own(t.data_ptr().cast())
-            }
-        }
-    }
-
-    /// The addresses of `n` elements.
-    fn range(self, n: usize) -> std::ops::Range<usize> {
-        let (start, size) = match self {
-            Memory::Own(p) => (p.addr(), size_of::<F>()),
-            Memory::Half(p, _) => (p.addr(), 2),
-        };
-        start..start + n * size
-    }
-
-    /// Asks for elements to be brought into the cache.
-    #[inline(always)]
-    fn prefetch(self, at: usize, n: usize) {
-        match self {
-            Memory::Own(p) => prefetch(p.cast_const().wrapping_add(at), n),
-            Memory::Half(p, _) => prefetch(p.cast_const().wrapping_add(at), n),
-        }
-    }
-
-    /// Copies `n` elements from position `at` on.
-    ///
-    /// # Safety
-    /// They lie there, and n ≤ BLOCK.
-    #[inline(always)]
-    unsafe fn read(self, at: usize, n: usize, to: &mut [F; BLOCK]) {
-        match self {
-            // SAFETY: of the caller; the array is another memory.
-            Memory::Own(p) => unsafe { std::ptr::copy_nonoverlapping(p.add(at), to.as_mut_ptr(), n) },
-            Memory::Half(p, half) => {
-                // SAFETY: of the caller; nobody writes to a piece but the thread that works on it.
-                let from = unsafe { std::slice::from_raw_parts(p.add(at), n) };
-                match half {
-                    Half::BFloat16 => convert(to, from, |x| F::from_single(from_bfloat16(x))),
-                    Half::Float16 => convert(to, from, |x| F::from_single(from_float16(x))),
-                }
-            }
-        }
-    }
-
-    /// Writes `n` elements from position `at` on.
-    ///
-    /// # Safety
-    /// The memory is there, no other thread works on it, and n ≤ BLOCK elements lie behind `from`, which may be the same
-    /// place.
-    #[inline(always)]
-    unsafe fn write(self, at: usize, n: usize, from: *const F) {
-        match self {
-            // SAFETY: of the caller; `copy` allows for the same place.
-            Memory::Own(p) => unsafe { std::ptr::copy(from, p.add(at), n) },
-            Memory::Half(p, half) => {
-                // SAFETY: of the caller; memory of another kind is another memory.
-                let (to, from) =
-                    unsafe { (std::slice::from_raw_parts_mut(p.add(at), n), std::slice::from_raw_parts(from, n)) };
-                match half {
-                    Half::BFloat16 => convert(to, from, |x| to_bfloat16(x.single())),
-                    Half::Float16 => convert(to, from, |x| to_float16(x.single())),
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn convert<A: Copy, B>(to: &mut [B], from: &[A], f: impl Fn(A) -> B) {
-    for (to, x) in to.iter_mut().zip(from) {
-        *to = f(*x);
-    }
-}
+/// Weights of a pass whose memory is larger than caches are: what it writes has left them before it is read again.
+const LARGE: usize = 1 << 23;
 
 #[derive(Clone, Copy)]
 enum Source<F> {
@@ -165,6 +42,8 @@ struct Task<F, E> {
     /// `None` for a result that nobody wants.
     outputs: ArrayVec<Option<Memory<F>>, OUTPUTS>,
     also: ArrayVec<(usize, Memory<F>), 2>,
+    /// What is asked for while the noise of a block is drawn.
+    ahead: ArrayVec<Memory<F>, { INPUTS + OUTPUTS }>,
     len: usize,
 }
 
@@ -173,19 +52,22 @@ struct Task<F, E> {
 // of the same task, at the same positions.
 unsafe impl<F: Sync, E: Sync> Sync for Task<F, E> {}
 
-/// Where a pass may be cut: task and first position of each piece.
-fn pieces(lengths: impl Iterator<Item = usize>, size: usize) -> Vec<(usize, usize)> {
-    lengths.enumerate().flat_map(move |(t, len)| (0..len).step_by(size).map(move |at| (t, at))).collect()
-}
-
 /// Every tensor is contiguous, on the CPU, and of element type `F`: see [`super::run`].
 pub(super) fn run<F: Lane, E: Elementwise + Sync>(jobs: Vec<Job<E>>) {
-    let tasks: Vec<Task<F, E>> = jobs.into_iter().map(Task::new).collect();
-    let pieces = pieces(tasks.iter().map(|t| t.len), PIECE);
-    let threads = threads::worth(tasks.iter().map(|t| t.len).sum());
-    let threads = if threads > 1 && disjoint(&tasks) { threads } else { 1 };
+    let mut tasks: Vec<Task<F, E>> = jobs.into_iter().map(Task::new).collect();
+    let weights = tasks.iter().map(|t| t.len).sum();
+    if weights >= LARGE {
+        tasks.iter_mut().for_each(Task::spare_the_cache);
+    }
+    let pieces = threads::pieces(tasks.iter().map(|t| t.len), PIECE);
+    // Where memory is shared, the jobs are done in the order in which they were given; a few weights are in the cache
+    // anyway.
+    let free = weights > PIECE && disjoint(&tasks);
+    let threads = if free { threads::worth(weights) } else { 1 };
     threads::share(pieces.len(), threads, |i| {
-        let (t, at) = pieces[i];
+        // From the end, because the pass before has most likely gone forwards over some of the same memory (the check
+        // over the gradients): what it read last is in the cache.
+        let (t, at) = pieces[if free { pieces.len() - 1 - i } else { i }];
         let task = &tasks[t];
         let width = Width::chosen();
         width.run(Blocks { task, start: at, len: PIECE.min(task.len - at), width });
@@ -235,7 +117,31 @@ impl<F: Lane, E: Elementwise> Task<F, E> {
             inputs: inputs.into_iter().map(source).collect(),
             outputs: outputs.into_iter().map(|t| t.map(memory)).collect(),
             also: also.into_iter().map(|(o, t)| (o, memory(t))).collect(),
+            ahead: ArrayVec::new(),
             len,
+        }
+    }
+
+    /// For a pass over much memory: results go around the cache where the pass does not read, and what it reads is asked
+    /// for while noise is drawn.
+    fn spare_the_cache(&mut self) {
+        let read: ArrayVec<Memory<F>, INPUTS> =
+            self.inputs.iter().filter_map(|x| if let Source::Memory(p) = x { Some(*p) } else { None }).collect();
+        for output in self.outputs.iter_mut().flatten() {
+            let own = output.range(self.len);
+            let met = |p: &Memory<F>| p.range(self.len).start < own.end && own.start < p.range(self.len).end;
+            if !read.iter().any(met) {
+                *output = output.around();
+            }
+        }
+        if self.inputs.iter().any(|x| matches!(x, Source::Noise { .. })) {
+            // Without the inputs that a row has but no result depends on.
+            let graph = Graph::of(&self.f, |o| self.outputs.get(o).is_some_and(Option::is_some));
+            let needed = |i: usize| graph.nodes.contains(&Node::Input(i as u8));
+            let inputs = self.inputs.iter().enumerate().filter(|(i, _)| needed(*i));
+            let read = inputs.filter_map(|(_, x)| if let Source::Memory(p) = x { Some(*p) } else { None });
+            let written = self.outputs.iter().flatten().filter(|p| !matches!(p, Memory::Around(_)));
+            self.ahead = read.chain(written.copied()).collect();
         }
     }
 }
@@ -253,51 +159,53 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
     #[inline(always)]
     fn run(self) {
         let Blocks { task, start, len, width } = self;
-        let mut inputs = [[F::default(); BLOCK]; INPUTS];
-        let mut outputs = [[F::default(); BLOCK]; OUTPUTS];
+        let zeros = Block([F::default(); BLOCK]);
+        let mut inputs = [const { MaybeUninit::<Block<F>>::uninit() }; INPUTS];
+        let mut outputs = [const { MaybeUninit::<Block<F>>::uninit() }; OUTPUTS];
         // Of an input that there is not, zeros.
-        let mut read: [*const F; INPUTS] = inputs.each_ref().map(|array| array.as_ptr());
-        let mut write = [std::ptr::null_mut(); OUTPUTS];
-        for (source, array) in task.inputs.iter().zip(&mut inputs) {
-            if let Source::Number(x) = source {
-                // Once per piece: a number is the same in all of its blocks.
-                *array = [*x; BLOCK];
-            }
+        let mut read = [zeros.0.as_ptr(); INPUTS];
+        let mut write = [std::ptr::null_mut::<F>(); OUTPUTS];
+        for ((source, block), read) in task.inputs.iter().zip(&mut inputs).zip(&mut read) {
+            // Once per piece: a number is the same in all of its blocks.
+            let first = if let Source::Number(x) = source { Block([*x; BLOCK]) } else { zeros };
+            *read = block.write(first).0.as_ptr();
+        }
+        for ((_, block), write) in task.outputs.iter().zip(&mut outputs).zip(&mut write) {
+            *write = block.as_mut_ptr().cast();
         }
         let k = task.constants;
-        let noisy = task.inputs.iter().any(|x| matches!(x, Source::Noise { .. }));
-        for at in (start..start + len).step_by(BLOCK) {
+        for at in (start..start + len).step_by(BLOCK).rev() {
             let n = BLOCK.min(start + len - at);
-            if noisy {
-                // While the normals are computed, the memory that is needed next can be on its way.
-                let inputs = task.inputs.iter().filter_map(|x| if let Source::Memory(p) = x { Some(p) } else { None });
-                inputs.chain(task.outputs.iter().flatten()).for_each(|p| p.prefetch(at, n));
-            }
-            for ((source, array), read) in task.inputs.iter().zip(&mut inputs).zip(&mut read) {
+            // While the normals are computed, the memory that is needed next can be on its way.
+            task.ahead.iter().for_each(|p| p.prefetch(at, n));
+            for ((source, block), read) in task.inputs.iter().zip(&mut inputs).zip(&mut read) {
                 match *source {
-                    Source::Memory(Memory::Own(p)) if n == BLOCK => {
-                        // SAFETY: `at + n ≤ len` elements of type F lie there, see `run`.
-                        *read = unsafe { p.add(at) };
-                        continue;
-                    }
-                    // SAFETY: as above.
-                    Source::Memory(p) => unsafe { p.read(at, n, array) },
                     Source::Number(_) => {}
+                    // SAFETY: `at + n ≤ len` elements of type F lie there, see `run`.
+                    Source::Memory(Memory::Own(p)) if n == BLOCK => *read = unsafe { p.add(at) },
+                    Source::Memory(p) => {
+                        // SAFETY: it was written above.
+                        let block = unsafe { block.assume_init_mut() };
+                        // SAFETY: as above.
+                        unsafe { p.read(at, n, &mut block.0) };
+                        *read = block.0.as_ptr();
+                    }
                     Source::Noise { seed, at: draw } => {
-                        width.run(Draws { seed, at: draw, group: groups(at), z: array });
+                        // SAFETY: as above.
+                        let z = unsafe { &mut block.assume_init_mut().0 };
+                        width.run(Draws { seed, at: draw, group: groups(at), z, width });
                     }
                 }
-                *read = array.as_ptr();
             }
-            for ((p, array), write) in task.outputs.iter().zip(&mut outputs).zip(&mut write) {
+            for ((p, block), write) in task.outputs.iter().zip(&mut outputs).zip(&mut write) {
                 // The last block may be short, and the loops below always write a whole one.
-                *write = match p {
-                    Some(Memory::Own(p)) if n == BLOCK => p.wrapping_add(at),
-                    _ => array.as_mut_ptr(),
-                };
+                match p {
+                    Some(Memory::Own(p)) if n == BLOCK => *write = p.wrapping_add(at),
+                    _ => *write = block.as_mut_ptr().cast(),
+                }
             }
             // Always the whole block, whose length the compiler knows; what lies behind `n` is not written back.
-            for at in (0..BLOCK).step_by(CHUNK) {
+            for at in (0..BLOCK).step_by(CHUNK).rev() {
                 // All inputs of a chunk are read before its outputs are written: they may be the same memory.
                 let mut results = [[F::default(); CHUNK]; OUTPUTS];
                 #[allow(clippy::needless_range_loop)] // all arrays at once, for the vectoriser
@@ -316,13 +224,17 @@ impl<F: Lane, E: Elementwise> Vectorized for Blocks<'_, F, E> {
                 // SAFETY: as above.
                 unsafe { p.write(at, n, write[o]) };
             }
-            for (p, array) in task.outputs.iter().zip(&outputs) {
-                let Some(p) = p else { continue };
-                if n < BLOCK || matches!(p, Memory::Half(..)) {
+            for (p, from) in task.outputs.iter().zip(write) {
+                match p {
+                    None => {}
+                    Some(Memory::Own(_)) if n == BLOCK => {}
                     // SAFETY: as above.
-                    unsafe { p.write(at, n, array.as_ptr()) };
+                    Some(p) => unsafe { p.write(at, n, from) },
                 }
             }
+        }
+        if task.outputs.iter().any(|p| matches!(p, Some(Memory::Around(_)))) {
+            flush();
         }
     }
 }
@@ -333,103 +245,30 @@ struct Draws<'a, F> {
     at: Draw,
     group: u64,
     z: &'a mut [F; BLOCK],
+    width: Width,
 }
 
 impl<F: Lane> Vectorized for Draws<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        F::normals(self.seed, self.at, self.group, self.z);
-    }
-}
-
-/// Asks for `n` elements to be brought into the cache; a hint, which any address will do for.
-#[inline(always)]
-fn prefetch<F>(p: *const F, n: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..n * size_of::<F>()).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch neither reads nor faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(line)) };
-    }
-}
-
-/// Σ x² over contiguous CPU tensors that are computed in `F`, in f64: the same bits for any number of threads.
-pub(super) fn sum_of_squares<F: Lane>(tensors: &[&Tensor]) -> f64 {
-    let arrays: Vec<Array<F>> = tensors.iter().map(|t| Array::of(t)).collect();
-    let pieces = pieces(arrays.iter().map(|x| x.len), SUMMED);
-    // A sum for each piece, added in order at the end, so that it does not show in the bits which thread was faster.
-    let sums: Vec<AtomicU64> = pieces.iter().map(|_| AtomicU64::new(0)).collect();
-    let threads = threads::worth(arrays.iter().map(|x| x.len).sum());
-    threads::share(pieces.len(), threads, |i| {
-        let (t, at) = pieces[i];
-        let sum = Width::chosen().run(Squares { array: &arrays[t], start: at, len: SUMMED.min(arrays[t].len - at) });
-        // Relaxed, because the end of `share` orders every store before the reads below.
-        sums[i].store(sum.to_bits(), Ordering::Relaxed);
-    });
-    sums.into_iter().map(|x| f64::from_bits(x.into_inner())).sum()
-}
-
-/// The elements of a contiguous CPU tensor, alive and not written to while they are summed.
-struct Array<F> {
-    memory: Memory<F>,
-    len: usize,
-}
-
-// SAFETY: it is only read.
-unsafe impl<F: Sync> Sync for Array<F> {}
-
-impl<F: Lane> Array<F> {
-    fn of(t: &Tensor) -> Self {
-        assert!(computed_in(t.kind()) == F::KIND);
-        Array { memory: Memory::of(t), len: t.numel() }
-    }
-}
-
-/// The sum of a piece.
-struct Squares<'a, F> {
-    array: &'a Array<F>,
-    start: usize,
-    len: usize,
-}
-
-impl<F: Lane> Vectorized for Squares<'_, F> {
-    type Output = f64;
-    #[inline(always)]
-    fn run(self) -> f64 {
-        let mut sums = [0.0; SUMS];
-        let mut halves = [F::default(); BLOCK];
-        for at in (self.start..self.start + self.len).step_by(BLOCK) {
-            let n = BLOCK.min(self.start + self.len - at);
-            let block: &[F] = match self.array.memory {
-                // SAFETY: `at + n ≤ len` initialised elements of this kind lie there, alive and not written to.
-                Memory::Own(p) => unsafe { std::slice::from_raw_parts(p.add(at), n) },
-                Memory::Half(..) => {
-                    // SAFETY: as above.
-                    unsafe { self.array.memory.read(at, n, &mut halves) };
-                    &halves[..n]
-                }
-            };
-            let (chunks, rest) = block.as_chunks::<SUMS>();
-            for chunk in chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    let x: f64 = (*x).into();
-                    *sum += x * x;
-                }
-            }
-            for (sum, x) in sums.iter_mut().zip(rest) {
-                let x: f64 = (*x).into();
-                *sum += x * x;
-            }
+        let Draws { seed, at, group, z, width } = self;
+        // What fits in the registers.
+        if width.has_many_registers() {
+            F::normals::<{ 4 * W }, _>(seed, at, group, z);
+        } else {
+            F::normals::<W, _>(seed, at, group, z);
         }
-        sums.iter().sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Constants;
+    use super::super::memory::Array;
+    use super::super::squares::Squares;
+    use super::super::{Constants, Real};
     use super::*;
+    use tch::{Kind, Tensor};
 
     /// Every operation of [`Real`] on two tensors, a number and noise, with two results.
     struct Everything;
@@ -461,7 +300,7 @@ mod tests {
         let at = Draw { step: 7, sample: 0, parameter: 0, group: 5 };
         let inputs = [Field::Tensor(&x), Field::Tensor(&y), Field::Number(0.7), Field::Noise { seed: 3, at }];
         let task: Task<F, _> = Task::new(Job::new(Everything, inputs, [Some(&x), Some(&y)]));
-        for (_, start) in pieces(std::iter::once(n), PIECE) {
+        for (_, start) in threads::pieces(std::iter::once(n), PIECE) {
             width.run(Blocks { task: &task, start, len: PIECE.min(n - start), width });
         }
         let squares = width.run(Squares { array: &Array::<F>::of(&x), start: 0, len: n });
@@ -475,6 +314,61 @@ mod tests {
         for width in widths {
             assert_eq!(results::<f32>(Kind::Float, width), results::<f32>(Kind::Float, Width::Baseline), "{width:?}");
             assert_eq!(results::<f64>(Kind::Double, width), results::<f64>(Kind::Double, Width::Baseline), "{width:?}");
+        }
+    }
+
+    /// Noise, a tensor, one that no result depends on; the tensor and the noise pass through.
+    struct Moved;
+
+    impl Elementwise for Moved {
+        const OUTPUTS: usize = 2;
+        #[inline(always)]
+        fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            let (z, x, _) = (read(0), read(1), read(2));
+            write(0, x + z);
+            write(1, x);
+        }
+    }
+
+    #[test]
+    fn sparing_the_cache_changes_no_bit() {
+        let n = 2 * BLOCK + 21;
+        // Tensors that begin 4, 8, … bytes behind a cache line.
+        for first in 0..5 {
+            let t = |x: f64| {
+                let all = Tensor::full([n as i64 + 5], x, (Kind::Float, tch::Device::Cpu));
+                all.narrow(0, first, n as i64)
+            };
+            let results = |spare: bool| {
+                let (x, other, moved) = (t(0.1), t(7.0), t(0.0));
+                let at = Draw { step: 1, sample: 0, parameter: 0, group: 9 };
+                let inputs = [Field::Noise { seed: 5, at }, Field::Tensor(&x), Field::Tensor(&other)];
+                // The first result replaces its input, the second goes where nothing is read.
+                let mut task: Task<f32, _> = Task::new(Job::new(Moved, inputs, [Some(&x), Some(&moved)]));
+                if spare {
+                    task.spare_the_cache();
+                    assert!(matches!(task.outputs[..], [Some(Memory::Own(_)), Some(Memory::Around(_))]));
+                    // The input that is needed, and the result in its place.
+                    assert_eq!(task.ahead.len(), 2);
+                }
+                let width = Width::chosen();
+                width.run(Blocks { task: &task, start: 0, len: n, width });
+                Vec::<f32>::try_from(Tensor::cat(&[x, moved, other], 0)).unwrap()
+            };
+            assert_eq!(results(true), results(false), "{first}");
+        }
+    }
+
+    #[test]
+    fn what_overlaps_with_an_input_stays_in_the_cache() {
+        let all = Tensor::zeros([2 * BLOCK as i64], (Kind::Float, tch::Device::Cpu));
+        let part = |first: i64| all.narrow(0, first, BLOCK as i64);
+        for (first, around) in [(0, false), (1, false), (BLOCK as i64 - 1, false), (BLOCK as i64, true)] {
+            let (x, y) = (part(0), part(first));
+            let inputs = [Field::Number(0.0), Field::Tensor(&x), Field::Number(0.0)];
+            let mut task: Task<f32, _> = Task::new(Job::new(Moved, inputs, [None, Some(&y)]));
+            task.spare_the_cache();
+            assert_eq!(matches!(task.outputs[1], Some(Memory::Around(_))), around, "{first}");
         }
     }
 }

@@ -8,10 +8,12 @@ mod cuda;
 mod finite;
 mod half;
 mod lanes;
+mod memory;
 mod noise;
 mod normal;
 mod philox;
 mod real;
+mod squares;
 mod tensors;
 mod threads;
 mod trace;
@@ -331,6 +333,37 @@ mod tests {
             let outputs = [t(1.0), t(2.0), t(3.0)];
             run([Job::new(Rotation, outputs[..2].iter().map(Field::Tensor), outputs.iter().map(Some))]).unwrap();
             assert_eq!(outputs.map(|t| t.double_value(&[1, 2])), [3.0, 1.0, 2.0], "transposed: {transposed}");
+        }
+    }
+
+    /// k₀x + k₁
+    struct Line([f64; 2]);
+
+    impl Elementwise for Line {
+        const OUTPUTS: usize = 1;
+        fn constants(&self) -> Constants {
+            let mut k = Constants::default();
+            k[..2].copy_from_slice(&self.0);
+            k
+        }
+        fn eval<T: Real>(&self, k: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+            write(0, k(0) * read(0) + k(1));
+        }
+    }
+
+    #[test]
+    fn jobs_over_the_same_memory_are_done_in_order() {
+        // Few, and so many that several threads would be worth it.
+        for n in [5, 1 << 19] {
+            let all = Tensor::ones([n + 1], (Kind::Float, Device::Cpu));
+            let (x, y) = (all.narrow(0, 0, n), all.narrow(0, 1, n));
+            let job = |k, t| Job::new(Line(k), [Field::Tensor(t)], [Some(t)]);
+            run([job([2.0, 0.0], &x), job([1.0, 3.0], &y), job([3.0, -1.0], &x)]).unwrap();
+            let (low, high) = (all.min().double_value(&[]), all.narrow(0, 1, n - 1));
+            assert_eq!((low, all.double_value(&[n])), (4.0, 4.0));
+            assert_eq!(all.double_value(&[0]), 5.0);
+            assert_eq!(high.min().double_value(&[]), 14.0);
+            assert_eq!(high.max().double_value(&[]), 14.0);
         }
     }
 }

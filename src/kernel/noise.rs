@@ -7,7 +7,7 @@
 //! normals in `normal.rs`.
 
 use super::Field;
-use super::philox::philox;
+use super::philox::{keys, philox};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -88,7 +88,7 @@ impl Philox {
         // A draw's counter is (48 bits of position, 48 of step, 32 of sample). That uses up all 128 bits, so no value
         // is left for keys alone; they take the last sample, and a part of its steps.
         let counter = [data as u32, (data >> 32) as u32, KEYS, u32::MAX].map(|word| [word]);
-        let [[low], [high], ..] = philox(counter, self.seed);
+        let [[low], [high], ..] = philox(counter, &keys(self.seed));
         Philox { seed: u64::from(high) << 32 | u64::from(low) }
     }
 }

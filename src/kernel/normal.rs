@@ -10,7 +10,7 @@
 //! rounding of log, sin and cos.
 
 use super::noise::Draw;
-use super::philox::{GROUP, MULTIPLIERS, W, counters, philox, round_keys};
+use super::philox::{GROUP, Keys, MULTIPLIERS, W, counters, keys, philox, round_keys};
 use super::tensors::op;
 use crate::Result;
 use tch::{Device, Kind, TchError, Tensor};
@@ -23,21 +23,37 @@ pub(super) trait Normals: Copy + Default {
     /// Two standard normals from two random words.
     fn box_muller(x0: u32, x1: u32) -> [Self; 2];
 
-    /// Standard normals for the positions from 64·`group` on; N is a multiple of 64.
+    /// Standard normals for the positions from 64·`group` on; N is a multiple of 64 and of 4·C, where C counters are
+    /// worked on together.
     #[inline(always)]
-    fn normals<const N: usize>(seed: u64, at: Draw, group: u64, z: &mut [Self; N]) {
+    fn normals<const C: usize, const N: usize>(seed: u64, at: Draw, group: u64, z: &mut [Self; N]) {
         // Two loops, so that the CPU has several independent groups at hand in each.
         let mut bits = [0; N];
-        for (i, bits) in bits.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-            let words = philox(counters(at, group + i as u64), seed);
-            for (bits, words) in bits.as_chunks_mut::<W>().0.iter_mut().zip(&words) {
-                *bits = *words;
-            }
-        }
+        words::<C>(&keys(seed), at, group, &mut bits);
         let (pairs, words) = (z.as_chunks_mut::<{ 2 * W }>().0, bits.as_chunks::<{ 2 * W }>().0);
         for (z, x) in pairs.iter_mut().zip(words) {
             for l in 0..W {
                 [z[l], z[W + l]] = Self::box_muller(x[l], x[W + l]);
+            }
+        }
+    }
+}
+
+/// The random words of groups, of C/W of them at a time.
+#[inline(always)]
+fn words<const C: usize>(keys: &Keys, at: Draw, group: u64, bits: &mut [u32]) {
+    for (i, bits) in bits.chunks_exact_mut(4 * C).enumerate() {
+        let mut all = [[0; C]; 4];
+        for g in 0..C / W {
+            let counters = counters(at, group + (i * C / W + g) as u64);
+            for (all, counters) in all.iter_mut().zip(&counters) {
+                all[g * W..][..W].copy_from_slice(counters);
+            }
+        }
+        let words = philox(all, keys);
+        for (g, bits) in bits.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            for (bits, words) in bits.as_chunks_mut::<W>().0.iter_mut().zip(&words) {
+                bits.copy_from_slice(&words[g * W..][..W]);
             }
         }
     }
@@ -205,7 +221,7 @@ mod tests {
     fn seeded<T: Normals + Into<f64>>(seed: u64, at: Draw, n: usize) -> Vec<f64> {
         let mut z = [T::default(); 4 * GROUP];
         let chunks = (0..n.div_ceil(z.len())).flat_map(|i| {
-            T::normals(seed, at, 4 * i as u64, &mut z);
+            T::normals::<W, _>(seed, at, 4 * i as u64, &mut z);
             z
         });
         chunks.map(Into::into).take(n).collect()
@@ -279,6 +295,19 @@ mod tests {
                     assert!((f64::from(a) - b).abs() < 8.0 * f64::from(f32::EPSILON), "{x} {y}: {a} {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn how_many_counters_are_worked_on_together_does_not_matter() {
+        // The last ones cross 2³² counters, where the second word changes.
+        for group in [0, 7, (1 << 28) - 6, (1 << 28) - 5] {
+            let mut z = [[0.0_f32; 8 * GROUP]; 3];
+            f32::normals::<W, _>(42, AT, group, &mut z[0]);
+            f32::normals::<{ 2 * W }, _>(42, AT, group, &mut z[1]);
+            f32::normals::<{ 4 * W }, _>(42, AT, group, &mut z[2]);
+            assert_eq!(z[0], z[1], "{group}");
+            assert_eq!(z[0], z[2], "{group}");
         }
     }
 

@@ -38,27 +38,40 @@ pub(super) fn counters(at: Draw, group: u64) -> [[u32; W]; 4] {
     [low, [high; W], [at.step as u32; W], [at.sample as u32; W]]
 }
 
+/// The keys of the rounds, in each half of 64 bits.
+pub(super) type Keys = [[u64; 2]; ROUNDS as usize];
+
+pub(super) fn keys(seed: u64) -> Keys {
+    let mut keys = Keys::default();
+    for (both, round) in keys.iter_mut().zip(round_keys(seed)) {
+        // With nothing in the upper half, which is of no use below, the compiler would shift after it mixes a key in, and
+        // need an instruction more.
+        *both = round.map(|key| u64::from(key) << 32 | u64::from(key));
+    }
+    keys
+}
+
 /// Four random words for each counter.
 #[allow(clippy::needless_range_loop)] // four arrays at once, for the vectoriser
 #[inline(always)]
-pub(super) fn philox<const W: usize>(counters: [[u32; W]; 4], seed: u64) -> [[u32; W]; 4] {
+pub(super) fn philox<const N: usize>(counters: [[u32; N]; 4], keys: &Keys) -> [[u32; N]; 4] {
     // In 64 bits, of which the upper half is anything: a product of lower halves is one vector instruction, and no word
     // needs to be moved between lanes.
     const LOW: u64 = 0xFFFF_FFFF;
-    let mut c = [[0; W]; 4];
-    let mut words = [[0; W]; 4];
+    let mut c = [[0; N]; 4];
+    let mut words = [[0; N]; 4];
     // Loops, because `map` of arrays is not always inlined.
     for (c, counters) in c.iter_mut().zip(&counters) {
         for (c, counter) in c.iter_mut().zip(counters) {
             *c = u64::from(*counter);
         }
     }
-    for [k0, k1] in round_keys(seed) {
-        for l in 0..W {
+    for [k0, k1] in keys {
+        for l in 0..N {
             let a = u64::from(MULTIPLIERS[0]) * (c[0][l] & LOW);
             let b = u64::from(MULTIPLIERS[1]) * (c[2][l] & LOW);
-            c[0][l] = (b >> 32) ^ c[1][l] ^ u64::from(k0);
-            c[2][l] = (a >> 32) ^ c[3][l] ^ u64::from(k1);
+            c[0][l] = (b >> 32) ^ c[1][l] ^ k0;
+            c[2][l] = (a >> 32) ^ c[3][l] ^ k1;
             c[1][l] = b;
             c[3][l] = a;
         }
@@ -84,7 +97,7 @@ pub(crate) enum Stream {
 
 /// Four random words of a stream that is read in sequence; no elementwise draw has its sample number.
 pub(crate) fn words(seed: u64, stream: Stream, counter: u64) -> [u32; 4] {
-    philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX - stream as u32], [u32::MAX]], seed)
+    philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX - stream as u32], [u32::MAX]], &keys(seed))
         .map(|[word]| word)
 }
 
@@ -102,7 +115,7 @@ mod tests {
             ([ones; 4], u64::MAX, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (pi, 0x299f_31d0_a409_3822, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
         ] {
-            assert_eq!(philox(counter.map(|word: u32| [word]), key), expected.map(|word: u32| [word]));
+            assert_eq!(philox(counter.map(|word: u32| [word]), &keys(key)), expected.map(|word: u32| [word]));
         }
     }
 }

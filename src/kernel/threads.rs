@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Weights below which another thread costs more than it brings.
 const PER_THREAD: usize = 1 << 17;
 
+/// Positions per piece, which a thread takes at a time.
+pub(super) const PIECE: usize = 1 << 15;
+
 /// The threads beside the caller's, asleep when there is nothing to do. The pool is the crate's alone: in one that the
 /// program fills with other work, a step would have to wait.
 static HELPERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
@@ -19,6 +22,11 @@ static HELPERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
 /// How many threads a pass over this many weights is worth: at most as many as libtorch may use.
 pub(super) fn worth(weights: usize) -> usize {
     (weights / PER_THREAD).clamp(1, tch::get_num_threads().max(1) as usize)
+}
+
+/// Where a pass over tensors of these lengths is cut: number of the tensor and first position of each piece of this size.
+pub(super) fn pieces(lengths: impl Iterator<Item = usize>, size: usize) -> Vec<(usize, usize)> {
+    lengths.enumerate().flat_map(move |(t, len)| (0..len).step_by(size).map(move |at| (t, at))).collect()
 }
 
 /// Calls `work` for each of 0, 1, … `count`-1, on up to `threads` threads that take the next one when they are done.

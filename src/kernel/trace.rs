@@ -93,6 +93,15 @@ pub(super) struct Graph {
 }
 
 impl Graph {
+    /// Records `f`, for the outputs that are `wanted`.
+    pub(super) fn of<E: Elementwise>(f: &E, wanted: impl Fn(usize) -> bool) -> Self {
+        let recorded = Graph::recorded(f, wanted);
+        let graph = recorded.needed();
+        // For the next recording.
+        NODES.set(recorded.nodes);
+        graph
+    }
+
     /// Records `f`, for the outputs that are `wanted`; with all that it computes.
     fn recorded<E: Elementwise>(f: &E, wanted: impl Fn(usize) -> bool) -> Self {
         let mut all = NODES.take();

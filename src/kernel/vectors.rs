@@ -69,6 +69,14 @@ impl Width {
         *CHOSEN
     }
 
+    /// Whether 32 registers of 64 bytes are there.
+    pub(super) fn has_many_registers(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Width::Avx512;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Runs a computation with vectors of this width, which the CPU must have.
     pub(super) fn run<V: Vectorized>(self, v: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Passes over all tensors of a step on one device: which programs there are, their tables, and when what is launched.
 
-use super::super::lanes::{SUMMED, SUMS};
+use super::super::squares::{SUMMED, SUMS};
 use super::super::trace::{Program, Traced};
 use super::device::{Device, Kernel};
 use super::source::{self, FOLDED, SQUARES};

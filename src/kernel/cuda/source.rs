@@ -5,7 +5,7 @@
 //! those of the lanes, but for tanh, which is the device's own.
 
 use super::super::GROUP;
-use super::super::lanes::{SUMMED as PIECE, SUMS};
+use super::super::squares::{SUMMED as PIECE, SUMS};
 use super::super::trace::{Binary, Form, Node, Program, Unary};
 use super::table::{Word, bits, words, written};
 use super::{BLOCK, CHUNK};
