@@ -48,13 +48,15 @@ impl Lane for f64 {
 #[repr(C, align(64))]
 pub(super) struct Block<F>(pub [F; BLOCK]);
 
-/// Elements of a tensor: of the lanes' own kind, or halves.
+/// Elements of a tensor: of the lanes' own kind, or of a smaller one.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Memory<F> {
     Own(*mut F),
     /// As `Own`, but written around the cache.
     Around(*mut F),
     Half(*mut u16, Half),
+    /// f32 beside f64.
+    Single(*mut f32),
 }
 
 impl<F: Lane> Memory<F> {
@@ -62,6 +64,9 @@ impl<F: Lane> Memory<F> {
         let kind = t.kind();
         if let Some(half) = Half::of(kind) {
             return Memory::Half(t.data_ptr().cast(), half);
+        }
+        if (kind, F::KIND) == (Kind::Float, Kind::Double) {
+            return Memory::Single(t.data_ptr().cast());
         }
         // Also in release builds: the pointer is trusted from here on.
         assert!(kind == F::KIND, "tensors of one job differ in kind: {kind:?} beside {:?}", F::KIND);
@@ -81,6 +86,7 @@ impl<F: Lane> Memory<F> {
         let (start, size) = match self {
             Memory::Own(p) | Memory::Around(p) => (p.addr(), size_of::<F>()),
             Memory::Half(p, _) => (p.addr(), 2),
+            Memory::Single(p) => (p.addr(), 4),
         };
         start..start + n * size
     }
@@ -91,6 +97,7 @@ impl<F: Lane> Memory<F> {
         match self {
             Memory::Own(p) | Memory::Around(p) => prefetch(p.cast_const().wrapping_add(at), n),
             Memory::Half(p, _) => prefetch(p.cast_const().wrapping_add(at), n),
+            Memory::Single(p) => prefetch(p.cast_const().wrapping_add(at), n),
         }
     }
 
@@ -112,6 +119,10 @@ impl<F: Lane> Memory<F> {
                     Half::BFloat16 => convert(to, from, |x| F::from_single(from_bfloat16(x))),
                     Half::Float16 => convert(to, from, |x| F::from_single(from_float16(x))),
                 }
+            }
+            Memory::Single(p) => {
+                // SAFETY: as above.
+                convert(to, unsafe { std::slice::from_raw_parts(p.add(at), n) }, F::from_single);
             }
         }
     }
@@ -136,6 +147,12 @@ impl<F: Lane> Memory<F> {
                     Half::BFloat16 => convert(to, from, |x| to_bfloat16(x.single())),
                     Half::Float16 => convert(to, from, |x| to_float16(x.single())),
                 }
+            }
+            Memory::Single(p) => {
+                // SAFETY: as above.
+                let (to, from) =
+                    unsafe { (std::slice::from_raw_parts_mut(p.add(at), n), std::slice::from_raw_parts(from, n)) };
+                convert(to, from, F::single);
             }
         }
     }

@@ -75,8 +75,8 @@ pub(crate) type Also<'a> = ArrayVec<(usize, &'a Tensor), 2>;
 
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
-/// All tensors have one shape and device. They are f64, or f32 and half precision: a half is read as the f32 that it is,
-/// and an output is rounded once.
+/// All tensors have one shape and device. Computed is in f64 if one of them is, else in f32: a number of a smaller kind is
+/// read as it is, and an output rounded once.
 #[derive(Debug)]
 pub(crate) struct Job<'a, E> {
     pub f: E,
@@ -142,10 +142,8 @@ impl<'a, E> Job<'a, E> {
     }
 
     fn lanes(&self) -> Option<Kind> {
-        let mut kinds = self.tensors().map(lanes);
-        // The kinds are not compared: all tensors of a job have the same one, and `Task::new` checks it.
-        let first = kinds.next()??;
-        kinds.all(|k| k.is_some()).then_some(first)
+        let kinds = self.tensors().map(lanes);
+        kinds.reduce(|a, b| Some(if a? == Kind::Double { Kind::Double } else { b? }))?
     }
 }
 

@@ -49,7 +49,7 @@ impl<F: Lane> Vectorized for Squares<'_, F> {
                 // SAFETY: `start + len` initialised elements of this kind lie there, alive and not written to.
                 add_squares(unsafe { std::slice::from_raw_parts(p.add(start), len) }, &mut sums);
             }
-            Memory::Half(..) => {
+            Memory::Half(..) | Memory::Single(_) => {
                 let mut block = [F::default(); BLOCK];
                 for at in (start..start + len).step_by(BLOCK) {
                     let n = BLOCK.min(start + len - at);

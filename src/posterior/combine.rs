@@ -4,6 +4,7 @@ use super::diagonal::Entry;
 use super::kronecker_parameter::{matrix, same_basis};
 use super::valid::smallest;
 use super::{DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Posterior};
+use crate::kernel::{self, Elementwise, Field, Job, Real};
 use crate::linalg::into_basis;
 use crate::{Error, Result, linalg};
 use tch::{Kind, Tensor};
@@ -176,31 +177,66 @@ fn not_positive(name: &str, least: f64) -> Error {
     Error::NotPositiveDefinite { what: format!("the combined precision of `{name}`"), problem }
 }
 
+/// (Σ S, Σ S m, S, m, w) → the sums with w S and w S m
+struct AddNatural;
+
+impl Elementwise for AddNatural {
+    const OUTPUTS: usize = 2;
+    #[inline(always)]
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let weighted = read(2) * read(4);
+        write(0, read(0) + weighted);
+        write(1, read(1) + weighted * read(3));
+    }
+}
+
+/// (S, S m) → (m, S)
+struct FromNatural;
+
+impl Elementwise for FromNatural {
+    const OUTPUTS: usize = 2;
+    #[inline(always)]
+    fn eval<T: Real>(&self, _: impl Fn(usize) -> T, read: impl Fn(usize) -> T, mut write: impl FnMut(usize, T)) {
+        let (precision, scaled) = (read(0), read(1));
+        write(0, scaled / precision);
+        write(1, precision);
+    }
+}
+
 impl NaturalSum for DiagonalGaussian {
     fn natural_sum(first: &Self, weighted: &[(f64, &Self)]) -> Result<Self> {
         for (_, q) in weighted {
             first.same_parameters(q)?;
         }
-        let entries = first.entries.iter().map(|e| {
-            // Sums with weights of both signs cancel: in f64, and rounded once at the end.
-            let (kind, device) = (e.mean.kind(), e.mean.device());
-            let mut precision = Tensor::zeros(e.mean.size(), (Kind::Double, device));
-            let mut precision_mean = precision.copy();
-            for (w, q) in weighted {
+        // Sums with weights of both signs cancel: in f64, and rounded once at the end.
+        let zeros = |e: &Entry| Tensor::f_zeros(e.mean.size(), (Kind::Double, e.mean.device()));
+        let sums = first.entries.iter().map(|e| Ok([zeros(e)?, zeros(e)?])).collect::<Result<Vec<[Tensor; 2]>>>()?;
+        for (w, q) in weighted {
+            let terms = first.entries.iter().map(|e| {
                 let other = q.entry(&e.name).expect("same_parameters() has seen to it");
-                let s = other.precision.to_device(device).to_kind(Kind::Double) * *w;
-                precision_mean += &s * other.mean.to_device(device);
-                precision += s;
-            }
-            let least = smallest(&precision);
+                let device = e.mean.device();
+                Ok([other.precision.f_to_device(device)?, other.mean.f_to_device(device)?])
+            });
+            let terms = terms.collect::<Result<Vec<[Tensor; 2]>>>()?;
+            kernel::run(sums.iter().zip(&terms).map(|(sum, term)| {
+                let inputs = sum.iter().chain(term).map(Field::Tensor).chain([Field::Number(*w)]);
+                Job::new(AddNatural, inputs, sum.each_ref().map(Some))
+            }))?;
+        }
+        for (e, [precision, _]) in first.entries.iter().zip(&sums) {
+            let least = smallest(precision);
             // Written so that a NaN fails, too.
             if least.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
                 return Err(not_positive(&e.name, least));
             }
-            Ok((e.name.clone(), (precision_mean / &precision).to_kind(kind), precision.to_kind(kind)))
-        });
+        }
+        let like = |e: &Entry| Ok([e.mean.f_empty_like()?, e.mean.f_empty_like()?]);
+        let moments = first.entries.iter().map(like).collect::<Result<Vec<[Tensor; 2]>>>()?;
+        kernel::run(sums.iter().zip(&moments).map(|(sum, moments)| {
+            Job::new(FromNatural, sum.each_ref().map(Field::Tensor), moments.each_ref().map(Some))
+        }))?;
         // The tensors are fresh, so that nothing needs to be copied.
-        let entries = entries.collect::<Result<Vec<_>>>()?;
+        let entries = first.entries.iter().zip(moments).map(|(e, [mean, precision])| (e.name.clone(), mean, precision));
         Ok(DiagonalGaussian::sharing(entries)?.with_seed(first.seed))
     }
 
