@@ -44,6 +44,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[cfg(feature = "cuda")]
+fn open(_: usize) -> Opened {
+    Err("the driver is not part of this program".to_owned())
+}
+
 #[cfg(not(feature = "cuda"))]
 fn open(_: usize) -> Opened {
     Err("this program was built without the feature `cuda`".to_owned())
