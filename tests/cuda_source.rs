@@ -57,7 +57,7 @@ fn compared(name: &str, blocks: bool, f: impl FnOnce()) {
     assert!(after.0 > before.0 || (blocks && after.1 > before.1), "{name}: no pass was compared");
     if let Some(folder) = std::env::var_os("TCH_BLR_CUDA_SOURCES") {
         let folder = Path::new(&folder);
-        std::fs::write(folder.join("options"), emulation::options().join(" ")).unwrap();
+        std::fs::write(folder.join("options"), emulation::options().join(" ") + "\n").unwrap();
         for source in emulation::sources() {
             let mut hasher = DefaultHasher::new();
             source.hash(&mut hasher);
@@ -223,8 +223,8 @@ fn launches_do_not_grow_with_the_number_of_tensors() {
             emulation::launches() - before
         })
     };
-    let (some, many) = (launches(62), launches(1000));
-    assert!(some == many && (1..=6).contains(&some), "{some} {many}");
+    // Perturbation, two of the check, update.
+    assert_eq!([launches(62), launches(1000)], [4, 4]);
 }
 
 /// By kernels alone a row goes where it goes by lanes.

@@ -180,18 +180,19 @@ fn every_row_is_tested_documented_and_in_the_example() {
     for name in NOT_ROWS {
         assert!(exported.contains(name), "NOT_ROWS: {name} is not exported any more");
     }
-    // `name: Row = ..` of the rows under test, or `name: Row::..` in the suite itself.
-    let suites = folder("tests", "conformance.rs");
-    let suites: Vec<&str> =
-        ["suite!(", "joint!(", "binary!("].iter().flat_map(|s| between(&suites, s, "\n);")).collect();
-    let tested: HashSet<&str> = suites.iter().flat_map(|s| words(s)).collect();
+    // `name: Row = ..` of the rows under test, whose lists the suite goes through; binary rows are listed in it.
     let configurations = text("crates/tch-blr-test-support/src/rows.rs");
+    let suite = text("tests/conformance.rs");
+    for list in ["rows_of_weights!(suite)", "rows_of_all_weights!(joint)"] {
+        assert!(suite.contains(list), "{list}");
+    }
+    let lists = between(&configurations, "$all! {", "}").chain(between(&suite, "binary!(", "\n);"));
+    let tested: HashSet<&str> = lists.flat_map(words).collect();
     let conforms = |row: &str| {
-        let configured = configurations.lines().any(|line| {
+        configurations.lines().any(|line| {
             let mut w = words(line);
             w.next().is_some_and(|name| tested.contains(name)) && w.next() == Some(row)
-        });
-        configured || tested.contains(row)
+        })
     };
     let table = text("docs/table.md");
     let example = folder("examples/learning_rule_table", ".rs");

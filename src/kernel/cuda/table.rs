@@ -1,7 +1,7 @@
 //! What a kernel is told of the tensors that it runs over: 64-bit words in the device's memory.
 //!
 //! A tensor has an entry, whose words depend on the program: [`words`] lists them, `source.rs` prints how they are read
-//! and [`Passes`] fills them in, from the same list. A block is told by one further word which positions are its own.
+//! and [`Tables`] is filled, from the same list. A block is told by one further word which positions are its own.
 
 use super::super::Field;
 use super::super::trace::{Form, Node, Program, Traced};
