@@ -30,6 +30,8 @@ test: setup ## every test: unit, integration, examples, doctests; what runs in l
 	for width in default avx2; do echo "vectors: $$width"; export TCH_BLR_CPU_CAPABILITY=$$width; \
 		$(CARGO) test $(ALL) --test golden --test properties || exit 1; \
 		$(CARGO) test $(ALL) --test exact --test conformance -- reference_step loss_decreases || exit 1; done
+	@# A GPU's driver and compiler, played by a library of the tests.
+	$(CARGO) test $(FLAGS) --features cuda --lib kernel::cuda
 
 check-cuda-source: setup ## compile every row's CUDA source for four GPUs, of which none is needed; fetches NVRTC
 	CARGO="$(CARGO)" OMP_NUM_THREADS=1 scripts/check_cuda_source.sh
@@ -48,6 +50,7 @@ lint: setup ## formatting, clippy, documentation (warnings denied), and which ro
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path examples/downstream/Cargo.toml
 	$(CARGO) clippy --all-targets $(ALL) -- -D warnings
+	$(CARGO) clippy --all-targets $(FLAGS) --features cuda -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(ALL)
 
 bench: setup ## criterion benchmarks, a few minutes

@@ -100,10 +100,14 @@ impl Perturbed {
                 let both = [*variable, *value];
                 Job::new(Exchange, both.map(Field::Tensor), both.map(Some))
             }))?;
-            new.iter().for_each(|(variable, _)| kernel::note_write(variable));
+            for (variable, _) in &new {
+                kernel::note_write(variable);
+            }
             Ok::<_, Error>(())
         })?;
-        new.into_iter().for_each(|(variable, value)| self.replaced(variable, value));
+        for (variable, value) in new {
+            self.replaced(variable, value);
+        }
         Ok(())
     }
 
@@ -189,11 +193,17 @@ fn put_back(guard: u64, mut all: Vec<(Place, Held)>) {
         let fields = pairs.iter().map(|(memory, original)| (Field::Tensor(original), *memory));
         // What a device has no memory left for is done one after the other.
         if kernel::fill(fields).is_err() {
-            pairs.iter().for_each(|(memory, original)| _ = memory.shallow_clone().f_copy_(original));
+            for (memory, original) in &pairs {
+                _ = memory.shallow_clone().f_copy_(original);
+            }
         }
-        pairs.iter().for_each(|(memory, _)| kernel::note_write(memory));
+        for (memory, _) in &pairs {
+            kernel::note_write(memory);
+        }
     });
-    all.iter().for_each(|(at, _)| held::let_go(guard, *at));
+    for (at, _) in &all {
+        held::let_go(guard, *at);
+    }
 }
 
 impl Drop for Perturbed {

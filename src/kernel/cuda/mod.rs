@@ -6,7 +6,7 @@
 //! there is none: `emulated.rs` compiles the same source for the CPU.
 #![cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))] // no device to run on
 
-#[cfg(any(feature = "cuda", test))]
+#[cfg(feature = "cuda")]
 mod cache;
 mod device;
 #[cfg(feature = "cuda")]
@@ -16,9 +16,9 @@ mod emulated;
 #[cfg(feature = "cuda-emulation")]
 pub mod emulation;
 mod fused;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(feature = "cuda")]
 mod nvrtc;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(feature = "cuda")]
 mod search;
 mod source;
 mod table;
