@@ -227,6 +227,8 @@ fn binary(f: Binary, a: &Value, b: &Value, kind: Kind) -> Result<Value> {
 thread_local! {
     /// Operations of libtorch so far: what a device would launch.
     pub(super) static OPERATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    /// Whether memory of the CPU is to be treated as a device's that has no kernels.
+    pub(super) static ONLY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// Marks an operation that a device would launch, to be counted in tests.
@@ -300,6 +302,33 @@ mod tests {
         assert_eq!(count(8), count(7));
         let (some, many) = (count(62), count(1000));
         assert!(some < 140 && many - some == 1000_usize.div_ceil(4) - 62_usize.div_ceil(4), "{some} {many}");
+    }
+
+    /// Operations of a step of IVON, check included, with gradients given.
+    fn step(count: usize) -> usize {
+        let leaf = |i: usize| Tensor::full([3 + i as i64 % 70, 2], 0.5, (Kind::Float, Device::Cpu));
+        let leaves: Vec<Tensor> = (0..count).map(|i| leaf(i).set_requires_grad(true)).collect();
+        let named = leaves.iter().enumerate().map(|(i, t)| (format!("w{i:04}"), t.shallow_clone()));
+        let params = crate::Params::named(named).unwrap();
+        let ivon = crate::Ivon::default().ess(100.0);
+        let mut opt = ivon.noise(crate::Philox { seed: 1 }).build(params, 0.1).unwrap();
+        ONLY.set(true);
+        for _ in 0..2 {
+            // Counted is the second: the first also tries itself out.
+            OPERATIONS.set(0);
+            let gradients = leaves.iter().map(|t| Some(t.detach().copy())).collect();
+            let given = crate::Derivatives { loss: 1.0, examples: None, gradients, squares: Vec::new() };
+            opt.perturbed().unwrap().step(given).unwrap();
+        }
+        ONLY.set(false);
+        OPERATIONS.get()
+    }
+
+    #[test]
+    fn a_step_without_kernels_takes_few_operations() {
+        let (some, many) = (step(62), step(1000));
+        println!("{some} operations");
+        assert!(some > 100 && some <= 400 && many == some, "{some} {many}");
     }
 
     #[test]
