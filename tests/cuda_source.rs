@@ -209,10 +209,10 @@ fn a_users_rule() {
 /// A pass takes one launch, whatever the number of tensors.
 #[test]
 fn launches_do_not_grow_with_the_number_of_tensors() {
-    let launches = |tensors: usize| {
-        let vs = store(F32);
+    let launches = |tensors: usize, place: Place| {
+        let vs = store(place);
         let all: Vec<Tensor> = (0..tensors)
-            .map(|i| variable(&vs, &format!("w{i}"), 0, &wave_at(&[1 + i as i64 % 7], i as f64, F32)))
+            .map(|i| variable(&vs, &format!("w{i}"), 0, &wave_at(&[1 + i as i64 % 7], i as f64, place)))
             .collect();
         let loss = || Tensor::cat(&all, 0).square().mean(Kind::Float);
         emulation::emulate(|| {
@@ -224,7 +224,51 @@ fn launches_do_not_grow_with_the_number_of_tensors() {
         })
     };
     // Perturbation, two of the check, update.
-    assert_eq!([launches(62), launches(1000)], [4, 4]);
+    for place in [F32, BF16] {
+        assert_eq!([launches(62, place), launches(1000, place)], [4, 4], "{place:?}");
+    }
+}
+
+/// All that may happen between steps. Each time: mean and state, bit by bit.
+fn eventful(expectation: Expectation, place: Place) -> Vec<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let model = Ragged::new(place);
+    let mut opt = (Ivon::default().ess(1e3).hess_init(0.5).weight_decay(0.1).expectation(expectation).builder())
+        .noise(tch_blr::Philox { seed: 5 })
+        .build(&model.vs, 0.05)
+        .unwrap();
+    let mut path = Vec::new();
+    for event in 0..8 {
+        let mut w = model.weights[5].shallow_clone();
+        match event {
+            1 => opt.set_lr(0.02).unwrap(),
+            2 => opt.configure(|row| row.ess(500.0)).unwrap(),
+            3 => _ = tch::no_grad(|| w.fill_(0.25)),
+            4 => _ = w.set_requires_grad(false),
+            5 => opt.save(file.path()).unwrap(),
+            6 => {
+                _ = w.set_requires_grad(true);
+                opt.accumulate(|| model.losses()).unwrap();
+            }
+            7 => opt.load(file.path()).unwrap(),
+            _ => {}
+        }
+        opt.step(|| model.losses()).unwrap();
+        path.extend(model.weights.iter().map(support::bits));
+        path.extend((0..8).filter_map(|i| Some(support::bits(&opt.state(&format!("w{i}"), "hess")?))));
+    }
+    path
+}
+
+#[test]
+fn whatever_happens_between_steps_gives_the_same_bits() {
+    for (place, expectation) in [F64, F32, BF16].into_iter().flat_map(|place| {
+        [Expectation::MonteCarlo { samples: 2 }, Expectation::Antithetic { pairs: 1 }].map(|e| (place, e))
+    }) {
+        let lanes = eventful(expectation, place);
+        assert_eq!(lanes.len(), 8 * (9 + 8), "{place:?}");
+        assert!(lanes == emulation::emulate(|| eventful(expectation, place)), "{place:?} {expectation:?}");
+    }
 }
 
 /// By kernels alone a row goes where it goes by lanes.
