@@ -93,19 +93,19 @@ impl Slot {
         self.is_rounded(link).then_some((0, &leaf.tensor)).into_iter().collect()
     }
 
-    /// Tells the guard of the variable that a pass has made a point for it.
-    pub(super) fn moved(&self, leaf: &Leaf, link: Link, at: &mut Perturbed) -> Result<()> {
-        let Some(beside) = &self.beside else { return Ok(()) };
+    /// Tells the guard of the variable that a pass has made a point for it; or returns that, as the variable is to have it.
+    pub(super) fn moved(&self, leaf: &Leaf, link: Link, at: &mut Perturbed) -> Result<Option<Tensor>> {
+        let Some(beside) = &self.beside else { return Ok(None) };
         match (&self.mean, &self.rounded) {
             (None, _) => at.moved(&leaf.tensor, beside),
             (Some(_), Some(rounded)) if self.is_rounded(link) => at.moved(&leaf.tensor, rounded),
             (Some(_), _) => {
-                // A copy, because the variable's old values go where the new ones come from.
+                // A copy, because `put` leaves the old values in the memory of the new ones.
                 let point = Tensor::f_empty_like(&leaf.tensor.detach())?;
                 point.shallow_clone().f_copy_(beside)?;
-                return at.put([(&leaf.tensor, &point)]);
+                return Ok(Some(point));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

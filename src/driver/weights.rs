@@ -141,7 +141,9 @@ impl<R: Rule> Unit<R> {
                 leaf.tensor.shallow_clone().copy_(&weight(mean));
             }
         }
-        self.kept.agreed = Seen::of(&leaf.tensor);
+        // A frozen binary weight is left as it is.
+        let agrees = link == Link::Identity || leaf.trainable();
+        self.kept.agreed = if agrees { Seen::of(&leaf.tensor) } else { None };
     }
 }
 
@@ -177,6 +179,15 @@ impl<'a> Found<'a> {
 
 fn start(prior: &PriorOf, rms: f64) -> Start {
     Start { posterior_prior: prior.is_posterior(), rms }
+}
+
+/// Tells the guard of variables that a pass has made points for them, and puts those that it could not into variables itself.
+fn put<'a, R: Rule>(moved: impl Iterator<Item = (&'a Unit<R>, &'a Leaf)>, at: &mut Perturbed) -> Result<()> {
+    let mut points = Vec::new();
+    for (unit, leaf) in moved {
+        points.extend(unit.kept.moved(leaf, unit.row.link(), at)?.map(|point| (&leaf.tensor, point)));
+    }
+    at.put(points.iter().map(|(variable, point)| (*variable, point)))
 }
 
 /// Memory for a statistic of a gradient: all digits, also where the gradient has half.
@@ -378,7 +389,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let (outputs, also) = unit.kept.point_and_mean(leaf, unit.row.link(), &at);
             Job { also, ..Job::new(f, inputs, outputs) }
         }))?;
-        moved().try_for_each(|(unit, leaf, _)| unit.kept.moved(leaf, unit.row.link(), &mut at))?;
+        put(moved().map(|(unit, leaf, _)| (unit, leaf)), &mut at)?;
         Ok(at)
     }
     fn ascend(
@@ -411,7 +422,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let inputs = unit.with_state([mean, Field::Tensor(g), Field::Number(norm), unit.delta()]);
             Job { also, ..Job::new(Ascend(unit.pass(1, step.lr_factor)), inputs, [point, mean_kept, size]) }
         }))?;
-        moved().try_for_each(|(unit, leaf, _, _)| unit.kept.moved(leaf, unit.row.link(), &mut at))?;
+        put(moved().map(|(unit, leaf, _, _)| (unit, leaf)), &mut at)?;
         Ok((at, if wanted { absolute } else { Vec::new() }))
     }
     fn form(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &mut Sums) -> Result<()> {
@@ -520,7 +531,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
         for (i, t) in state {
             _ = unit.kept.state[i].as_mut().map(|own| own.copy_(&t));
         }
-        unit.kept.untried = true;
+        (unit.kept.untried, unit.kept.agreed) = (true, None);
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {

@@ -7,8 +7,8 @@
 //! into vector instructions, for the widest that the CPU turns out to have. No instruction fuses a product with a
 //! sum, so all widths and any split into blocks, pieces and threads give the same bits.
 //!
-//! Tensors hand out their memory as pointers, so the code here is unsafe, as it is in `memory.rs`, `squares.rs` and
-//! `vectors.rs`, and nowhere else.
+//! Tensors hand out their memory as pointers, so the code here is unsafe, as it is in `memory.rs`, `squares.rs`,
+//! `vectors.rs` and where a device is called (`cuda/`), and nowhere else.
 #![allow(unsafe_code)]
 
 use super::memory::{BLOCK, Block, Lane, Memory, flush};
@@ -101,6 +101,8 @@ fn disjoint<F: Lane, E>(tasks: &[Task<F, E>]) -> bool {
 impl<F: Lane, E: Elementwise> Task<F, E> {
     fn new(Job { f, inputs, outputs, also }: Job<E>) -> Self {
         let len = outputs.iter().flatten().next().expect("a job has an output").numel();
+        // The loops below write as many, wherever that is.
+        assert!(outputs.len() == E::OUTPUTS && also.iter().all(|(o, _)| *o < E::OUTPUTS), "outputs are missing");
         let memory = |t: &Tensor| {
             // Also in release builds: the pointers are trusted for `len` elements from here on.
             assert!(t.numel() == len, "tensors of one job differ in size");

@@ -75,8 +75,8 @@ pub(crate) type Also<'a> = ArrayVec<(usize, &'a Tensor), 2>;
 
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
-/// All tensors have one shape and device. Computed is in f64 if one of them is, else in f32: a number of a smaller kind is
-/// read as it is, and an output rounded once.
+/// All tensors have one shape and device. It is computed in f64 if one of them is f64, else in f32: a number of a smaller kind
+/// is read as it is, and an output rounded at the end. What one job writes no other reads or writes.
 #[derive(Debug)]
 pub(crate) struct Job<'a, E> {
     pub f: E,
@@ -147,12 +147,17 @@ impl<'a, E> Job<'a, E> {
 
     fn lanes(&self) -> Option<Kind> {
         let kinds = self.tensors().map(lanes);
-        kinds.reduce(|a, b| Some(if a? == Kind::Double { Kind::Double } else { b? }))?
+        kinds.reduce(|a, b| {
+            let (a, b) = (a?, b?);
+            Some(if a == Kind::Double { a } else { b })
+        })?
     }
 }
 
-/// Positions that a job is tried out at a time.
-const TRIED: i64 = 1 << 15;
+/// Positions that a job is tried out at a time: on the CPU as many as its caches hold.
+fn tried(device: Device) -> i64 {
+    if device == Device::Cpu { 1 << 15 } else { 1 << 24 }
+}
 
 impl<E: Elementwise + Copy + Sync> Job<'_, E> {
     /// Computes the outputs in other memory, and hands each over with its number; of contiguous tensors a piece at a
@@ -161,9 +166,10 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
         let _no_grad = tch::no_grad_guard();
         let n = self.tensors().next().map_or(0, |t| t.numel() as i64);
         let whole = !self.tensors().all(Tensor::is_contiguous);
-        for first in (0..n).step_by(if whole { n.max(1) as usize } else { TRIED as usize }) {
+        let size = self.tensors().next().map_or(1, |t| tried(t.device()));
+        for first in (0..n).step_by(if whole { n.max(1) as usize } else { size as usize }) {
             let piece = |t: &Tensor| {
-                if whole { t.detach() } else { t.detach().view(-1).narrow(0, first, TRIED.min(n - first)) }
+                if whole { t.detach() } else { t.detach().view(-1).narrow(0, first, size.min(n - first)) }
             };
             let pieces: ArrayVec<Option<Tensor>, INPUTS> =
                 self.inputs.iter().map(|x| if let Field::Tensor(t) = x { Some(piece(t)) } else { None }).collect();
@@ -309,6 +315,22 @@ mod tests {
             let tensors = both(kind, |t| t.tr().contiguous().tr());
             assert_eq!(lanes, tensors, "{kind:?}");
             assert!(lanes.iter().flatten().all(|v| v.is_finite()));
+        }
+    }
+
+    /// Wherever in a job a tensor stands that no pass over memory can take, and beside which kind.
+    #[test]
+    fn one_layout_of_its_own_sends_a_job_to_tensors() {
+        let plain = |kind| Tensor::linspace(-1.0, 2.0, 6, (kind, Device::Cpu)).reshape([2, 3]);
+        let transposed = |kind| plain(kind).tr().contiguous().tr();
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            for strange in 0..3 {
+                let t = |i: usize, kind| if i == strange { transposed(kind) } else { plain(kind) };
+                let (sum, more, to) = (t(0, Kind::Double), t(1, kind), t(2, kind));
+                run([Job::new(Sum, [&sum, &more].map(Field::Tensor), [Some(&to)])]).unwrap();
+                let expected = (plain(Kind::Double) + plain(kind)).to_kind(kind);
+                assert_eq!(to.contiguous(), expected, "{kind:?}, transposed is number {strange}");
+            }
         }
     }
 

@@ -2,14 +2,15 @@
 //! bits of the lanes; tanh and the normals agree to rounding.
 //!
 //! An operation costs a device a launch, whatever its size. So jobs that compute the same of different tensors are laid
-//! end to end and computed as one, and a step takes as many launches for a thousand parameters as for one.
+//! end to end and computed as one: with settings that all parameters share, a step takes as many launches for a thousand
+//! of them as for one.
 
 use super::normal::{self, Run};
 use super::trace::{Binary, Node, Program, Traced, Unary};
 use super::{Draw, Field, groups};
 use crate::Result;
 use std::collections::HashMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Positions that are computed together, at most, unless one tensor has more: what lies between inputs and outputs
 /// takes memory.
@@ -24,8 +25,12 @@ enum Value {
     Tensor(Tensor),
 }
 
-/// What jobs that are computed together have in common, beside device and program: numbers and noise, but for its place.
-type Shared = Vec<[u64; 3]>;
+/// What jobs that are computed together have in common, beside the program: the device, numbers, and noise but for its
+/// place.
+type Shared = (Device, Vec<[u64; 3]>);
+
+/// A result, and where it goes.
+type Written<'a> = (Value, Vec<&'a Tensor>);
 
 fn shared(job: &Traced) -> Shared {
     let constants = job.constants.iter().map(|x| [x.to_bits(), 0, 0]);
@@ -34,13 +39,13 @@ fn shared(job: &Traced) -> Shared {
         Field::Tensor(_) => [0; 3],
         Field::Noise { seed, at } => [seed, at.step, at.sample],
     };
-    constants.chain(job.inputs.iter().map(input)).collect()
+    (job.like().device(), constants.chain(job.inputs.iter().map(input)).collect())
 }
 
 pub(super) fn run(jobs: &[Traced]) -> Result<()> {
     let mut together: HashMap<(&Program, Shared), (usize, usize)> = HashMap::new();
     let mut all: Vec<Vec<&Traced>> = Vec::new();
-    for job in jobs {
+    for job in jobs.iter().filter(|job| job.like().numel() > 0) {
         let n = job.like().numel();
         // A view of a tensor as one dimension is needed to write to it.
         if !job.tensors().all(|t| t.is_contiguous() && !t.is_neg() && t.device() == job.like().device()) {
@@ -55,11 +60,22 @@ pub(super) fn run(jobs: &[Traced]) -> Result<()> {
         *size += n;
         all[*number].push(job);
     }
-    all.iter().try_for_each(|jobs| compute(jobs))
+    // Written only when all are computed, since a device may have no memory left; but for more than fit together.
+    let (mut results, mut size): (Vec<Written>, usize) = (Vec::new(), 0);
+    for jobs in &all {
+        let n: usize = jobs.iter().map(|job| job.like().numel()).sum();
+        if size + n > TOGETHER {
+            std::mem::take(&mut results).into_iter().try_for_each(write)?;
+            size = 0;
+        }
+        size += n;
+        results.extend(computed(jobs)?);
+    }
+    results.into_iter().try_for_each(write)
 }
 
-/// Jobs of one program, with the same numbers and noise.
-fn compute(jobs: &[&Traced]) -> Result<()> {
+/// The results of jobs of one program, with the same numbers and noise.
+fn computed<'a>(jobs: &[&Traced<'a>]) -> Result<Vec<Written<'a>>> {
     let Program { graph, kind, .. } = &*jobs[0].program;
     let mut last = vec![0; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -79,18 +95,26 @@ fn compute(jobs: &[&Traced]) -> Result<()> {
         // Memory that nobody needs any more.
         node.operands().filter(|a| last[*a as usize] == i).for_each(|a| values[a as usize] = None);
     }
-    // All results exist before the first is written, since outputs may be inputs.
-    let results: Vec<Option<&Value>> = graph.outputs.iter().map(|id| id.map(|id| at(&values, id))).collect();
-    for (o, result) in results.into_iter().enumerate() {
-        let Some(result) = result else { continue };
-        write(result, jobs.iter().filter_map(|job| job.outputs[o]).collect())?;
-        for place in 0..jobs[0].also.len() {
-            if jobs[0].also[place].0 == o {
-                write(result, jobs.iter().map(|job| job.also[place].1).collect())?;
-            }
+    let mut results = Vec::new();
+    for (o, id) in graph.outputs.iter().enumerate() {
+        let Some(id) = id else { continue };
+        let also = (0..jobs[0].also.len()).filter(|place| jobs[0].also[*place].0 == o);
+        let also = also.map(|place| jobs.iter().map(|job| job.also[place].1).collect());
+        let places = std::iter::once(jobs.iter().filter_map(|job| job.outputs[o]).collect()).chain(also);
+        for to in places.collect::<Vec<Vec<&Tensor>>>() {
+            results.push((in_kind(at(&values, *id), to[0].kind())?, to));
         }
     }
-    Ok(())
+    Ok(results)
+}
+
+/// Rounded to the kind of an output.
+fn in_kind(result: &Value, kind: Kind) -> Result<Value> {
+    Ok(match result {
+        Value::Number(x) => Value::Number(*x),
+        Value::Tensor(t) if t.kind() == kind => Value::Tensor(t.shallow_clone()),
+        Value::Tensor(t) => Value::Tensor(op(t.f_to_kind(kind))?),
+    })
 }
 
 fn at(values: &[Option<Value>], id: u32) -> &Value {
@@ -138,19 +162,17 @@ fn noise(seed: u64, at: Draw, places: &[(u64, usize)], like: &Tensor) -> Result<
     Ok(starts.into_iter().zip(places).map(|(start, (_, n))| z.narrow(0, start as i64, *n as i64)).collect())
 }
 
-/// Writes a result of all jobs to the tensors of each.
-fn write(result: &Value, to: Vec<&Tensor>) -> Result<()> {
+/// Writes a result of jobs to the tensors of each.
+fn write((result, to): Written) -> Result<()> {
     let result = match result {
         Value::Number(x) => {
-            return to.into_iter().try_for_each(|t| Ok(op(t.detach().f_copy_(&Tensor::from(*x)))?));
+            return to.into_iter().try_for_each(|t| Ok(op(t.detach().f_copy_(&Tensor::from(x)))?));
         }
         Value::Tensor(t) => t,
     };
     if let [one] = to[..] {
         return Ok(op(one.detach().f_copy_(&result.f_reshape(one.size())?))?);
     }
-    let kind = to[0].kind();
-    let result = if result.kind() == kind { result.shallow_clone() } else { op(result.f_to_kind(kind))? };
     let sizes: Vec<i64> = to.iter().map(|t| t.numel() as i64).collect();
     let flat: Vec<Tensor> = to.iter().map(|t| t.detach().view(-1)).collect();
     // One launch on a device, where a copy for each would be one each.
@@ -176,7 +198,7 @@ pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> f64 {
         }
     }
     let sum = |(kind, _, all): (Kind, usize, Vec<Tensor>)| {
-        let all = op(Tensor::cat(&all, 0));
+        let all = if let [one] = &all[..] { one.shallow_clone() } else { op(Tensor::cat(&all, 0)) };
         let wide = if all.kind() == kind { all } else { op(all.to_kind(kind)) };
         op(op(wide.square()).sum(Kind::Double)).double_value(&[])
     };
@@ -242,7 +264,6 @@ pub(super) fn op<T>(result: T) -> T {
 mod tests {
     use super::super::{Elementwise, Job, Real};
     use super::*;
-    use tch::Device;
 
     /// m + z/√(h+δ), and a state that follows m.
     struct Moves;

@@ -96,7 +96,15 @@ impl Fused {
         })
     }
 
-    /// Σ x², as `lanes.rs` defines it: first of what is computed in f32, then of f64.
+    /// The kernel that adds sums. It is small, and so the one to find out by whether the device takes any.
+    pub(super) fn folded(&mut self) -> Result<Kernel> {
+        match self.folded {
+            Some(kernel) => Ok(kernel),
+            None => Ok(*self.folded.insert(self.device.compile(&source::folded())?)),
+        }
+    }
+
+    /// Σ x², as `squares.rs` defines it: first of what is computed in f32, then of f64.
     pub(super) fn sum_of_squares(&mut self, tensors: &[&Tensor]) -> Result<f64> {
         let kinds = [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double];
         let pieces: Vec<u64> = tensors.iter().map(|t| t.numel().div_ceil(SUMMED) as u64).collect();
@@ -133,11 +141,7 @@ impl Fused {
         }
         let entry: [u64; FOLDED] = [sums, total as u64, results];
         let place = tables.add(chunks(std::iter::once(total), BLOCK as usize), entry.into_iter());
-        let kernel = match self.folded {
-            Some(kernel) => kernel,
-            None => *self.folded.insert(self.device.compile(&source::folded())?),
-        };
-        launches.push((kernel, place));
+        launches.push((self.folded()?, place));
         let launches = self.uploaded(&tables, launches)?;
         self.launch(&launches)?;
         let mut bytes = vec![0; total * size];

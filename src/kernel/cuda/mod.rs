@@ -54,7 +54,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(feature = "cuda")]
 fn open(ordinal: usize) -> Opened {
-    Ok(Arc::new(Mutex::new(Fused::new(Box::new(driver::open(ordinal)?)))))
+    let mut fused = Fused::new(Box::new(driver::open(ordinal)?));
+    // A compiler that lacks a part of its own, or is newer than the driver, shows only now.
+    fused.folded().map_err(|e| e.to_string())?;
+    Ok(Arc::new(Mutex::new(fused)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -74,7 +77,6 @@ fn opened(device: tch::Device) -> Option<Opened> {
 
 /// Why no kernel can run on this GPU, so that steps there take many launches of libtorch's; `None` if it can, or it is no
 /// GPU.
-#[allow(dead_code)] // until the diagnostics tell it
 pub(crate) fn unavailable(device: tch::Device) -> Option<String> {
     opened(device)?.err()
 }
