@@ -88,11 +88,11 @@ fn expression(node: Node, kind: Kind, inputs: &[Form]) -> String {
 
 /// How many of a thread's positions are loaded before the first is computed: more keep the memory busy, as long as there
 /// are registers for them.
-fn together(loaded: usize, kind: Kind) -> usize {
-    match loaded {
+fn together(loaded: usize, also: usize, kind: Kind) -> usize {
+    match loaded + also {
         0..=4 if kind != Kind::Double => 4,
         0..=3 => 2,
-        5..=8 if kind != Kind::Double => 2,
+        5..=8 if kind != Kind::Double && also == 0 => 2,
         _ => 1,
     }
 }
@@ -170,7 +170,7 @@ pub(super) fn source(program: &Program) -> String {
         line(2, &format!("real x{i}[{OWN}];"));
         line(2, &format!("normals(seed{i}, step{i}, sample{i}, group{i} + first / {GROUP}, own, x{i});"));
     }
-    let t = together(loaded.len(), *kind);
+    let t = together(loaded.len(), also.len(), *kind);
     line(0, "#pragma unroll");
     line(2, &format!("for (u32 j = 0; j < {OWN}; j += {t}) {{"));
     let each = [
