@@ -320,7 +320,11 @@ fn frozen_weights_are_left_alone() {
     assert_eq!((values(&w), values(&frozen)), (vec![-1.0, -1.0], vec![0.3, 3.0]));
     _ = frozen.set_requires_grad(true);
     // λ: 0.3 - ¼ > 0 and 3 - ¼, clipped to 1; the next step takes both down by ¼.
-    opt.step(loss).unwrap();
+    opt.step(|| {
+        assert_eq!(values(&frozen), [1.0, 1.0], "binary from the first evaluation on");
+        loss()
+    })
+    .unwrap();
     assert_eq!(values(&frozen), [1.0, 1.0]);
     opt.step(loss).unwrap();
     assert_eq!(values(&frozen), [-1.0, 1.0]);

@@ -65,9 +65,9 @@ pub(super) fn learned<R: Row>(units: &[Unit<R>]) -> Option<f64> {
 }
 
 /// Root mean square of all elements; 0 without any.
-pub(crate) fn rms(t: &Tensor) -> f64 {
+pub(crate) fn rms(t: &Tensor) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    (kernel::sum_of_squares([t]) / t.numel().max(1) as f64).sqrt()
+    Ok((kernel::sum_of_squares([t])? / t.numel().max(1) as f64).sqrt())
 }
 
 /// The step being taken.

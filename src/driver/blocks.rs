@@ -341,7 +341,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             // was looked at when it was new.
             let known = |t: &&Tensor| !unit.kept.state.iter().any(|old| old.is_set_to(t));
             let new = || state.iter().filter(known).chain([&mean]);
-            if !kernel::sum_of_squares(new()).is_finite()
+            if !kernel::sum_of_squares(new())?.is_finite()
                 && let Some(value) = new().find_map(kernel::first_non_finite)
             {
                 let (name, what) = (unit.name(params).to_owned(), "updated mean or state");
@@ -456,7 +456,7 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     Blocks::admits(&unit.prior, &row)?;
     <Blocks as Arithmetic<R>>::configure(&mut unit, params, row);
     let mean = unit.mean_now(params)?;
-    unit.rms = rms(&mean);
+    unit.rms = rms(&mean)?;
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
     // After `configure`: whether h starts at h₀ depends on the prior.
     unit.kept.state = unit.row.initial(&mean, &unit.kept.prior);

@@ -34,6 +34,7 @@ mod diagnostics;
 mod divergence;
 mod evaluation;
 mod from_grad;
+mod known;
 mod lr_find;
 mod output;
 mod prior;

@@ -8,15 +8,23 @@ use crate::params::{Leaf, Perturbed};
 use crate::{Link, Result};
 use tch::Tensor;
 
-/// Where a variable's memory is, and libtorch's count of writes to it: the same as long as nobody has written, but through
+/// A variable's memory, and libtorch's count of writes to it: the same as long as nobody has written, but through
 /// `Tensor::data`, which libtorch does not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seen(usize, i64);
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// A handle, so that no other memory gets the same address meanwhile.
+    memory: Tensor,
+    version: i64,
+}
 
 impl Seen {
     /// `None` if libtorch does not count.
     pub(super) fn of(t: &Tensor) -> Option<Self> {
-        Some(Seen(t.data_ptr() as usize, t.f_internal_version().ok()?))
+        Some(Seen { version: t.f_internal_version().ok()?, memory: t.detach() })
+    }
+
+    pub(super) fn is_still(&self, t: &Tensor) -> bool {
+        self.memory.data_ptr() == t.data_ptr() && t.f_internal_version().is_ok_and(|version| version == self.version)
     }
 }
 

@@ -248,7 +248,7 @@ impl<R: Row> Optimizer<R> {
         // The check has computed the norm already, but the one before clipping.
         let known = self.check_finite && self.clip.is_none();
         let gradients = || first.gradients.iter().flatten();
-        let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients()).sqrt() };
+        let norm = if known { first.gradient_norm } else { kernel::sum_of_squares(gradients())?.sqrt() };
         // The squares of smaller numbers are subnormal in f64 and have lost their digits: no direction, so no ascent. A
         // NaN fails the comparison too, and is found by the loss at the second point.
         let norm = if norm > 1e-150 { norm } else { f64::INFINITY };
@@ -496,7 +496,7 @@ impl<R: Row> Optimizer<R> {
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
         let size = |g: &Option<Tensor>| g.as_ref().map(Tensor::abs);
         let sizes = if self.skip_unseen { gradients.iter().map(size).collect() } else { Vec::new() };
-        let cut = self.clip.is_some_and(|clip| clip.apply(&mut gradients));
+        let cut = self.clip.map_or(Ok(false), |clip| clip.apply(&mut gradients))?;
         let all =
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
@@ -524,7 +524,7 @@ impl<R: Row> Optimizer<R> {
         if !self.check_finite {
             return Ok(f64::NAN);
         }
-        let total = kernel::sum_of_squares(named.clone().map(|(_, t)| t));
+        let total = kernel::sum_of_squares(named.clone().map(|(_, t)| t))?;
         if !total.is_finite() {
             for (name, t) in named {
                 // The sum is also infinite where the squares of large but finite numbers overflow.

@@ -28,7 +28,7 @@ pub(super) fn try_out(job: &Job<impl Elementwise + Copy + Sync>, leaf: &Leaf, st
     job.try_out(|i, new| {
         // The mean also as the variable will hold it.
         let new = if i == 0 { new.to_kind(leaf.tensor.kind()) } else { new.shallow_clone() };
-        squares[i] += kernel::sum_of_squares([&new]);
+        squares[i] += kernel::sum_of_squares([&new])?;
         if !squares[i].is_finite()
             && let Some(value) = kernel::first_non_finite(&new)
             && job.outputs[i].is_some_and(|old| kernel::first_non_finite(old).is_none())

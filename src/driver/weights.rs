@@ -4,8 +4,9 @@
 //! where it writes. What a pass computes at one weight is in `programs.rs`, how it runs in [`crate::kernel`].
 
 use super::arithmetic::{Arithmetic, Ascended, Plan, Sample, Step, Unit, Weights, delta, learned, rms, unsupported};
-use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Precision, Relaxed, Square, Update};
-use super::rule::{OfWeights, Rule, Start};
+use super::known;
+use super::programs::{Ascend, Displacement, Form, Formed, Given, Pass, Perturb, Relaxed, Square, Update};
+use super::rule::{Rule, Start};
 use super::slot::{Seen, Slot};
 use super::sums::Sums;
 use super::trial::try_out;
@@ -13,11 +14,11 @@ use super::unseen::Unseen;
 use crate::kernel::{self, Draw, Drawn, Field, Inputs, Job, Outputs, Pack};
 use crate::params::{Leaf, Params, Perturbed};
 use crate::prior::{Family, Isotropic, PriorOf};
-use crate::{Error, Labels, Link, Result, Statistic, check};
+use crate::{Error, Labels, Link, Result, Statistic};
 use tch::{Kind, Tensor};
 
 impl<R: Rule> Unit<R> {
-    fn leaf<'a>(&self, params: &'a Params) -> &'a Leaf {
+    pub(super) fn leaf<'a>(&self, params: &'a Params) -> &'a Leaf {
         &params.leaves()[self.members[0]]
     }
 
@@ -25,65 +26,8 @@ impl<R: Rule> Unit<R> {
         Pass::new(self.row, self.when(ahead, lr_factor))
     }
 
-    fn initial(&self, i: usize) -> f64 {
+    pub(super) fn initial(&self, i: usize) -> f64 {
         self.row.initial(start(&self.prior, self.rms)).get(i)
-    }
-
-    /// Precision of the posterior after the last update, t = steps. From the unit's own state, or from numbers in place
-    /// of each.
-    fn precision(&self, step: Step, state: Option<&dyn Fn(usize) -> f64>) -> Result<Tensor> {
-        check::ess(self.row.effective_sample_size())?;
-        let precision = self.kept.mean(self.leaf(step.params)).detach().empty_like();
-        let numbers = |of: &dyn Fn(usize) -> f64| (0..R::STATE.len()).map(|i| Field::Number(of(i))).collect::<Vec<_>>();
-        let inputs = match state {
-            None => self.with_state([self.delta()]),
-            Some(of) => std::iter::once(self.delta()).chain(numbers(of)).collect(),
-        };
-        let f = Precision(Pass::new(self.row.undamped(), self.when(0, step.lr_factor)));
-        kernel::run([Job::new(f, inputs, [Some(&precision)])])?;
-        Ok(precision)
-    }
-
-    /// λγ, what the noise has beside the posterior's precision.
-    fn damping(&self, step: Step) -> f64 {
-        let when = self.when(0, step.lr_factor);
-        // Of no weight in particular: γ is the same for all of a parameter.
-        let of = |row: R| row.precision(row.coefficients(when), 0.0, R::State::<f64>::from_fn(|_| 0.0));
-        of(self.row) - of(self.row.undamped())
-    }
-
-    /// Precision of the posterior, and λγ.
-    fn known(&self, step: Step) -> Result<(Tensor, f64)> {
-        let (s, damping) = (self.precision(step, None)?, self.damping(step));
-        if damping == 0.0 {
-            return Ok((s, damping));
-        }
-        // What a row keeps positive is h+δ+γ. Where h is of either sign, h+δ need not be, and then the prior is what is
-        // left to be known. The same bits where h ≥ 0.
-        Ok((s.maximum(&self.precision(step, Some(&|_| 0.0))?), damping))
-    }
-
-    /// P₀ + max(0, (S - β₂ᵗS₀)/(1-β₂ᵗ) - λδ): S is λ(h+δ) at the end, S₀ at the start, and λδ where h is 0.
-    fn learned_precision(&self, step: Step) -> Result<Tensor> {
-        let Some(share) = self.row.initial_share(self.steps) else {
-            let problem = format!("the precision of `{}` does not start from an initial Hessian", R::NAME);
-            return Err(Error::Posterior(format!("{problem}: call posterior()")));
-        };
-        // In f64: what was learned may be a small part of it.
-        let s = |state| Ok::<_, Error>(self.precision(step, state)?.to_kind(Kind::Double));
-        let empty = s(Some(&|_| 0.0))?;
-        let ess = check::ess(self.row.effective_sample_size())?;
-        let prior: Tensor = match (&self.prior, self.prior.diagonal()) {
-            (PriorOf::Isotropic(prior), _) => empty.full_like(ess * delta(*prior, &self.row)),
-            (_, diagonal) => diagonal.map_or_else(|| empty.full_like(f64::NAN), |(_, p)| p.to_kind(Kind::Double)),
-        };
-        // Before the first update nothing is known but the prior, and the quotient is 0/0.
-        let data = if share < 1.0 {
-            (s(None)? - s(Some(&|i| self.initial(i)))? * share) / (1.0 - share) - empty
-        } else {
-            empty.zeros_like()
-        };
-        Ok((prior + data.clamp_min(0.0)).to_kind(self.leaf(step.params).state_kind()))
     }
 
     /// What an update writes: the mean, then the state.
@@ -92,7 +36,7 @@ impl<R: Rule> Unit<R> {
     }
 
     /// Inputs of a pass: the given ones, then the state.
-    fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
+    pub(super) fn with_state<'a>(&'a self, inputs: impl IntoIterator<Item = Field<'a>>) -> Inputs<'a> {
         let state = self.kept.state.iter().enumerate();
         let state = state.map(|(i, t)| t.as_ref().map_or_else(|| Field::Number(self.initial(i)), Field::Tensor));
         inputs.into_iter().chain(state).collect()
@@ -107,7 +51,7 @@ impl<R: Rule> Unit<R> {
     }
 
     /// δ
-    fn delta(&self) -> Field<'_> {
+    pub(super) fn delta(&self) -> Field<'_> {
         match (&self.kept.delta, &self.prior) {
             (Some(delta), _) => Field::Tensor(delta),
             (None, PriorOf::Isotropic(prior)) => Field::Number(delta(*prior, &self.row)),
@@ -117,7 +61,7 @@ impl<R: Rule> Unit<R> {
     }
 
     /// The mean, with the weights that were changed from outside (loaded, re-initialised) where it is kept apart.
-    fn weights_now(&self, leaf: &Leaf) -> Tensor {
+    pub(super) fn weights_now(&self, leaf: &Leaf) -> Tensor {
         let Some(mean) = &self.kept.mean else { return leaf.tensor.shallow_clone() };
         mean_now(self.row.link(), mean, leaf)
     }
@@ -127,7 +71,7 @@ impl<R: Rule> Unit<R> {
         let link = self.row.link();
         let Some(mean) = &mut self.kept.mean else { return };
         // A look at all weights is a pass, and on a device a wait.
-        if self.kept.agreed.is_some() && self.kept.agreed == Seen::of(&leaf.tensor) {
+        if self.kept.agreed.as_ref().is_some_and(|seen| seen.is_still(&leaf.tensor)) {
             return;
         }
         let _no_grad = tch::no_grad_guard();
@@ -306,7 +250,7 @@ impl<R: Rule> Arithmetic<R> for Weights {
             let prior = plan.prior.filter(|_| !without_prior);
             let prior = prior.map_or(Ok(PriorOf::Isotropic(Isotropic::WeightDecay)), of)?;
             Self::admits(&prior, &row)?;
-            let rms = rms(&leaf.tensor);
+            let rms = rms(&leaf.tensor)?;
             let initial = super::prior::in_row(&prior, row).initial(start(&prior, rms));
             for (i, name) in R::STATE.iter().enumerate() {
                 let x = initial.get(i);
@@ -535,24 +479,9 @@ impl<R: Rule> Arithmetic<R> for Weights {
         Ok(())
     }
     fn posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, |unit| unit.known(step), learned(units))
+        known::posterior(units, step.params, |unit| unit.known(step), learned(units))
     }
     fn learned_posterior(units: &[Unit<R>], step: Step) -> Result<R::Posterior> {
-        posterior(units, step.params, |unit| Ok((unit.learned_precision(step)?, 0.0)), None)
+        known::posterior(units, step.params, |unit| Ok((unit.learned_precision(step)?, 0.0)), None)
     }
-}
-
-/// The means of the trainable parameters with these precisions.
-fn posterior<R: Rule>(
-    units: &[Unit<R>],
-    params: &Params,
-    known: impl Fn(&Unit<R>) -> Result<(Tensor, f64)>,
-    learned: Option<f64>,
-) -> Result<R::Posterior> {
-    let _no_grad = tch::no_grad_guard();
-    let trained: Vec<(&Unit<R>, &Leaf)> =
-        units.iter().zip(params.leaves()).filter(|(_, leaf)| leaf.trainable()).collect();
-    // Copies: a posterior must not move with the next step.
-    let means = trained.iter().map(|(unit, leaf)| (leaf.name(), unit.weights_now(leaf).detach().copy()));
-    R::Posterior::of_weights(means.collect(), &|i| known(trained[i].0), learned)
 }

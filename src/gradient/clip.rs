@@ -23,7 +23,7 @@ impl Clip {
     }
 
     /// Gradients are finite. Tells whether the norm was above its limit.
-    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) -> bool {
+    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) -> Result<bool> {
         let _no_grad = tch::no_grad_guard();
         match self {
             Clip::Value(max) => {
@@ -32,11 +32,11 @@ impl Clip {
                     let max = if g.kind() == Kind::Double { max } else { max.min(f32::MAX.into()) };
                     *g = g.clamp(-max, max);
                 }
-                false
+                Ok(false)
             }
             Clip::Norm(max) => {
                 // In f64: the square of a gradient above 10¹⁹ would overflow in f32.
-                let norm = kernel::sum_of_squares(gradients.iter().flatten()).sqrt();
+                let norm = kernel::sum_of_squares(gradients.iter().flatten())?.sqrt();
                 if norm > max {
                     for g in gradients.iter_mut().flatten() {
                         // One factor, rounded once from f64, so that the direction of the gradient stays the same in
@@ -44,7 +44,7 @@ impl Clip {
                         *g = &*g * (max / norm);
                     }
                 }
-                norm > max
+                Ok(norm > max)
             }
         }
     }
@@ -56,7 +56,7 @@ mod tests {
 
     fn clipped(clip: Clip) -> Vec<Vec<f64>> {
         let mut g = [Some(Tensor::from_slice(&[3.0, -0.5])), None, Some(Tensor::from_slice(&[4.0, 0.0]))];
-        clip.apply(&mut g);
+        clip.apply(&mut g).unwrap();
         g.iter().flatten().map(|t| Vec::try_from(t).unwrap()).collect()
     }
 

@@ -173,7 +173,14 @@ impl<E: Elementwise + Copy + Sync> Job<'_, E> {
             };
             let pieces: ArrayVec<Option<Tensor>, INPUTS> =
                 self.inputs.iter().map(|x| if let Field::Tensor(t) = x { Some(piece(t)) } else { None }).collect();
-            let fields = self.inputs.iter().zip(&pieces).map(|(x, t)| t.as_ref().map_or(*x, Field::Tensor));
+            let fields = self.inputs.iter().zip(&pieces).map(|(x, t)| match (*x, t) {
+                (_, Some(t)) => Field::Tensor(t),
+                // Pieces are whole groups of normals.
+                (Field::Noise { seed, at }, _) => {
+                    Field::Noise { seed, at: Draw { group: at.group + groups(first as usize), ..at } }
+                }
+                (x, None) => x,
+            });
             let scratch: ArrayVec<Option<Tensor>, OUTPUTS> =
                 self.outputs.iter().map(|t| t.map(|t| piece(t).empty_like())).collect();
             run([Job::new(self.f, fields, scratch.iter().map(Option::as_ref))])?;

@@ -180,12 +180,12 @@ fn write((result, to): Written) -> Result<()> {
 }
 
 /// Σ x² in f64. One number is read from the device for all of a kind that fit together.
-pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> f64 {
+pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
     let mut together: Vec<(Kind, usize, Vec<Tensor>)> = Vec::new();
     for t in tensors {
         // Wider before it is squared: the square of 256 is already beyond the range of f16.
         let (kind, n) = (if t.kind() == Kind::Double { Kind::Double } else { Kind::Float }, t.numel());
-        let flat = t.detach().reshape(-1);
+        let flat = t.detach().f_reshape([-1])?;
         let fits = |(own, size, all): &&mut (Kind, usize, Vec<Tensor>)| {
             *own == kind && *size + n <= TOGETHER && all[0].kind() == t.kind() && all[0].device() == t.device()
         };
@@ -198,9 +198,9 @@ pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> f64 {
         }
     }
     let sum = |(kind, _, all): (Kind, usize, Vec<Tensor>)| {
-        let all = if let [one] = &all[..] { one.shallow_clone() } else { op(Tensor::cat(&all, 0)) };
-        let wide = if all.kind() == kind { all } else { op(all.to_kind(kind)) };
-        op(op(wide.square()).sum(Kind::Double)).double_value(&[])
+        let all = if let [one] = &all[..] { one.shallow_clone() } else { op(Tensor::f_cat(&all, 0))? };
+        let wide = if all.kind() == kind { all } else { op(all.f_to_kind(kind))? };
+        Ok(op(op(wide.f_square())?.f_sum(Kind::Double))?.f_double_value(&[])?)
     };
     together.into_iter().map(sum).sum()
 }
@@ -323,6 +323,24 @@ mod tests {
         assert_eq!(count(8), count(7));
         let (some, many) = (count(62), count(1000));
         assert!(some < 140 && many - some == 1000_usize.div_ceil(4) - 62_usize.div_ceil(4), "{some} {many}");
+    }
+
+    /// The second job has other numbers, so that it is computed by itself, and tensors that libtorch refuses to add.
+    #[test]
+    fn a_job_that_fails_leaves_those_before_it_unwritten() {
+        let [m, h, other] = [3, 3, 4].map(|n| Tensor::full([n], 1.0, (Kind::Float, Device::Cpu)));
+        let job = |h, delta| {
+            Job::new(
+                Moves,
+                [Field::Tensor(&m), Field::Tensor(h), Field::Number(delta), Field::Number(1.0)],
+                [Some(&m), None],
+            )
+        };
+        let _no_grad = tch::no_grad_guard();
+        assert!(run(&[job(&h, 0.1), job(&other, 0.2)].map(|job| Traced::of(&job))).is_err());
+        assert_eq!(m, h);
+        run(&[Traced::of(&job(&h, 0.1))]).unwrap();
+        assert_ne!(m, h);
     }
 
     /// Operations of a step of IVON, check included, with gradients given.

@@ -173,30 +173,18 @@ impl Recorded {
     }
 }
 
-impl Add for Recorded {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        self.binary(Binary::Add, other)
-    }
+macro_rules! operators {
+    ($($operator:ident $name:ident)*) => {
+        $(impl $operator for Recorded {
+            type Output = Self;
+            fn $name(self, other: Self) -> Self {
+                self.binary(Binary::$operator, other)
+            }
+        })*
+    };
 }
-impl Sub for Recorded {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        self.binary(Binary::Sub, other)
-    }
-}
-impl Mul for Recorded {
-    type Output = Self;
-    fn mul(self, other: Self) -> Self {
-        self.binary(Binary::Mul, other)
-    }
-}
-impl Div for Recorded {
-    type Output = Self;
-    fn div(self, other: Self) -> Self {
-        self.binary(Binary::Div, other)
-    }
-}
+operators!(Add add Sub sub Mul mul Div div);
+
 impl Neg for Recorded {
     type Output = Self;
     fn neg(self) -> Self {

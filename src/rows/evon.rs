@@ -126,7 +126,9 @@ impl BlockRule for Evon {
     const PRIOR: Family = Family::Kronecker;
 
     fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
-        let start = Start { posterior_prior: prior.delta().is_none(), rms: rms(mean) };
+        // A NaN where a device has failed: the driver refuses a state that follows from it.
+        let rms = rms(mean).unwrap_or(f64::NAN);
+        let start = Start { posterior_prior: prior.delta().is_none(), rms };
         let h = auto::hess_init(self.hess_init, self.relative_noise, start, self.ess.unwrap_or(f64::NAN));
         let squares = if self.step_length.has_squares() {
             mean.zeros_like()
