@@ -12,7 +12,7 @@ from pathlib import Path
 FLOORS = [
     "error",
     "check",
-    "expectation",
+    "expectation parallel",
     "kernel",
     "linalg schedule storage gradient family metrics",
     "link params likelihood",

@@ -37,6 +37,19 @@ pub enum Error {
     /// A GPU could not do what was asked: it has no memory left, or a kernel was not compiled.
     #[error("device: {0}; nothing was changed")]
     Device(String),
+    /// What connects the ranks of a data-parallel training is broken ([`Collective`](crate::parallel::Collective)): one of
+    /// them has left, or they do not agree. Build all of them anew, from the last checkpoint.
+    #[error("ranks: {0}")]
+    Collective(String),
+    /// One of the ranks of a data-parallel training could not take part in a call, or differs from rank 0. All ranks have
+    /// this same error.
+    #[error("rank {rank}: {problem}; no rank has changed anything")]
+    Rank {
+        /// The lowest of those ranks.
+        rank: usize,
+        /// Its own error, or in what it differs.
+        problem: String,
+    },
     /// The closure's loss is unusable: neither 0-dim nor `[B]`, or without a graph.
     #[error("loss: {0}")]
     Loss(String),

@@ -149,6 +149,7 @@ pub mod merge;
 pub mod metrics;
 pub mod nn;
 mod outputs;
+pub mod parallel;
 mod params;
 mod posterior;
 mod prior;
