@@ -187,7 +187,8 @@ impl Threads {
         }
         self.meet()?;
         for (rank, sum) in table.sums.iter().enumerate() {
-            x[part(x.len(), rank, size)].copy_from_slice(&read(sum));
+            let part = part(x.len(), rank, size);
+            x[part].copy_from_slice(&read(sum));
         }
         Ok(())
     }
