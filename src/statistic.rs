@@ -68,11 +68,13 @@ impl Statistic {
         check::that("statistic", self, fits, expected)
     }
 
-    /// As which power of a factor on the gradient it changes: 0 for what is not formed from the gradient that a step uses.
-    pub(crate) fn degree(self) -> i32 {
+    /// With which power of a factor on the gradient number `i` of the statistics changes: 0 for what is not formed from the
+    /// gradient that a step uses. Rows over blocks add second moments of it, behind Price's estimate or alone.
+    pub(crate) fn degree(self, i: usize) -> i32 {
         match self {
-            Statistic::Price | Statistic::Relaxed => 1,
-            Statistic::SquaredGradient => 2,
+            Statistic::Price if i == 0 => 1,
+            Statistic::Relaxed => 1,
+            Statistic::Price | Statistic::SquaredGradient | Statistic::Unused => 2,
             _ => 0,
         }
     }

@@ -458,9 +458,8 @@ impl<R: Row> Optimizer<R> {
         if let Some(clip @ Clip::Norm(_)) = self.clip {
             let factor = clip.apply(&mut sums.gradients)?;
             sums.cut = factor < 1.0;
-            let factor = factor.powi(self.config.statistic().degree());
-            if factor < 1.0 {
-                sums.statistics.iter_mut().flatten().for_each(|t| *t = &*t * factor);
+            for (i, t) in sums.statistics.iter_mut().flat_map(|all| all.iter_mut().enumerate()) {
+                *t = &*t * factor.powi(self.config.statistic().degree(i));
             }
         }
         Ok(sums)
