@@ -128,6 +128,7 @@
 //!   examples to keep.
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
+//! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
 //! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
 //!   predictions. [`Diagnostics`]: how a training run is going, and advice.
 
@@ -218,3 +219,6 @@ struct ContinualLearning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/scale.md")]
+struct Scale;
