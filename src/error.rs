@@ -42,7 +42,7 @@ pub enum Error {
     #[error("ranks: {0}")]
     Collective(String),
     /// One of the ranks of a data-parallel training could not take part in a call, or differs from rank 0. All ranks have
-    /// this same error, and none has changed anything.
+    /// this same error, and none has changed anything, unless a method says otherwise.
     #[error("rank {rank}: {problem}")]
     Rank {
         /// The lowest of those ranks.

@@ -180,7 +180,7 @@ impl Mask {
     /// As [`Mask::apply`] and [`Optimizer::step`].
     pub fn step<R: Rule, L: IntoTensor>(&self, opt: &mut Optimizer<R>, mut closure: impl FnMut() -> L) -> Result<f64> {
         // Before the step, so that a mask of another model changes nothing.
-        let pruned = self.of_model(opt.params())?;
+        let pruned = opt.told(self.of_model(opt.params()))?;
         clear(&pruned);
         let masks = opt.params().leaves().iter().map(|leaf| {
             let own = pruned.iter().find(|(variable, _)| variable.is_set_to(&leaf.tensor));

@@ -82,11 +82,9 @@ fn ranks_equal_evaluations<R: Row>(row: &Case<R>) {
         }
         // Another order of the same sum: first each rank's own.
         let digits = if place.0 == Kind::Double { 1e-9 } else { 2e-3 };
-        let weights: Vec<Vec<u8>> = net.weights.iter().map(bits).collect();
         for (ours, theirs) in together.0.iter().zip(&losses) {
             assert!((ours - theirs).abs() < digits * theirs.abs(), "{place:?}: {ours} {theirs}");
         }
-        assert_eq!(together.1.len(), weights.len() + held(&opt, &net).len() - weights.len());
         for (ours, w) in together.1.iter().zip(&net.weights) {
             let ours = Tensor::from_slice(ours).view_dtype(w.kind()).reshape(w.size());
             support::assert_close(&ours.to_kind(Kind::Double), &w.detach().to_kind(Kind::Double), digits);
@@ -110,8 +108,7 @@ mod every_row {
     support::rows_of_binary_weights!(suite);
 }
 
-fn ivon(net: &Net) -> tch_blr::Builder<Ivon> {
-    _ = net;
+fn ivon() -> tch_blr::Builder<Ivon> {
     Ivon::default().ess(100.0).builder().noise(Philox { seed: 5 })
 }
 
@@ -119,12 +116,12 @@ fn ivon(net: &Net) -> tch_blr::Builder<Ivon> {
 fn chunks_are_ranks() {
     let together = same(ranks(3, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         let losses = [0; 3].map(|_| opt.step(|| part(&net, rank)).unwrap());
         (losses, held(&opt, &net))
     }));
     let net = Net::new(F32);
-    let mut opt = ivon(&net).parallel(Alone).build(&net.vs, 0.1).unwrap();
+    let mut opt = ivon().parallel(Alone).build(&net.vs, 0.1).unwrap();
     let losses = [0; 3].map(|_| opt.step_chunks(3, |rank| part(&net, rank)).unwrap());
     assert_eq!(together, (losses, held(&opt, &net)));
 }
@@ -145,7 +142,7 @@ fn a_mean_loss_counts_once_per_rank() {
 fn micro_batches_are_summed_once() {
     let together = same(ranks(3, |rank, c| {
         let net = Net::new(F64);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         // Means over all ranks, too.
         let (first, n) = PARTS[rank];
         let kept = opt.accumulate(|| net.losses_of(first, 1)).unwrap();
@@ -154,7 +151,7 @@ fn micro_batches_are_summed_once() {
         (kept, loss, opt.update().unwrap(), opt.steps(), held(&opt, &net))
     }));
     let net = Net::new(F64);
-    let mut opt = ivon(&net).build(&net.vs, 0.1).unwrap();
+    let mut opt = ivon().build(&net.vs, 0.1).unwrap();
     // In the order of the draws: the first micro-batch of each rank, then the second.
     let mut kept = 0.0;
     for (first, _) in PARTS {
@@ -189,7 +186,7 @@ fn a_rank_without_data_changes_nothing_but_the_sum() {
                         .build(&net.vs, 0.1)?;
                     Ok((opt.step(loss)?, held(&opt, &net)))
                 } else {
-                    let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1)?;
+                    let mut opt = ivon().parallel(c).build(&net.vs, 0.1)?;
                     Ok((opt.step(loss)?, held(&opt, &net)))
                 }
             };
@@ -203,14 +200,14 @@ fn a_rank_without_data_changes_nothing_but_the_sum() {
             let mut opt = opt.build(&net.vs, 0.1).unwrap();
             (opt.step_chunks(2, |rank| part(&net, rank)).unwrap(), held(&opt, &net))
         } else {
-            let mut opt = ivon(&net).build(&net.vs, 0.1).unwrap();
+            let mut opt = ivon().build(&net.vs, 0.1).unwrap();
             (opt.step_chunks(2, |rank| part(&net, rank)).unwrap(), held(&opt, &net))
         };
         assert_eq!(together.1, alone.1);
     }
     let nobody = same(ranks(2, |_, c| {
         let net = Net::new(F64);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         let before = held(&opt, &net);
         let refused = opt.step(|| Tensor::zeros([0], F64)).unwrap_err().to_string();
         assert_eq!(held(&opt, &net), before);
@@ -300,7 +297,7 @@ fn failures_of_one_are_of_all() {
 fn errors_that_callers_tell_apart_keep_their_kind() {
     same(ranks(2, |rank, c| {
         let net = Net::new(F64);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         let of = |x: f64| move |net: &Net| if rank == 1 { net.losses() * x } else { net.losses() };
         let e = opt.step(|| of(f64::INFINITY)(&net)).unwrap_err();
         assert!(matches!(e, Error::NonFiniteLoss { value: f64::INFINITY, step: 0 }), "{e:?}");
@@ -317,27 +314,47 @@ fn what_is_not_finite_is_left_out_on_all() {
     let run = |wrong: bool| {
         same(ranks(3, |rank, c| {
             let net = Net::new(F64);
-            let mut opt = ivon(&net).skip_non_finite().parallel(c).build(&net.vs, 0.1).unwrap();
+            // Without noise, of which what is left out takes its part.
+            let mut opt = Adam::default().builder().skip_non_finite().parallel(c).build(&net.vs, 0.1).unwrap();
             let bad = |net: &Net| if rank == 1 { net.losses() * f64::NAN } else { net.losses() };
             if wrong {
                 assert!(opt.step(|| bad(&net)).unwrap().is_nan());
                 assert!(opt.accumulate(|| bad(&net)).unwrap().is_nan());
                 assert_eq!((opt.skipped(), opt.steps()), (2, 0));
                 assert!(opt.update().unwrap().is_nan());
-            } else {
-                // Their noise is spent.
-                opt.step(|| net.losses_of(0, 1)).unwrap();
             }
             opt.accumulate(|| part(&net, rank)).unwrap();
             if wrong {
-                assert!(!opt.step(|| bad(&net)).unwrap().is_nan(), "the first micro-batch is left");
+                // The first micro-batch is left.
+                assert!(!opt.step(|| bad(&net)).unwrap().is_nan());
             } else {
                 opt.update().unwrap();
             }
-            (opt.steps() + u64::from(wrong), held(&opt, &net).len())
+            (opt.steps(), held(&opt, &net))
         }))
     };
     assert_eq!(run(true), run(false));
+    // Any other error of any rank is an error: none is left behind at another call.
+    for wrong in [Wrong::Closure, Wrong::Panic] {
+        same(ranks(3, |rank, c| {
+            let net = Net::new(F64);
+            let mut opt = Adam::default().builder().skip_non_finite().parallel(c).build(&net.vs, 0.1).unwrap();
+            let before = held(&opt, &net);
+            let found = catch_unwind(AssertUnwindSafe(|| {
+                opt.step(|| match rank {
+                    0 => Ok(net.losses() * f64::NAN),
+                    1 => wrong.happen(&net),
+                    _ => Ok(net.losses()),
+                })
+            }));
+            if let Ok(found) = found {
+                assert!(found.unwrap_err().to_string().starts_with(wrong.says()));
+            }
+            assert_eq!((held(&opt, &net), opt.skipped()), (before, 0));
+            opt.step(|| part(&net, rank)).unwrap();
+            held(&opt, &net)
+        }));
+    }
     same(ranks(2, |rank, c| {
         let net = Net::new(F64);
         let mut opt = tch_blr::Sam::default().builder().skip_non_finite().parallel(c).build(&net.vs, 0.1).unwrap();
@@ -417,7 +434,7 @@ fn what_differs_is_named_when_built() {
     let build =
         |of: &(dyn Fn(usize, Threads) -> Result<f64> + Sync)| ranks(3, |rank, c| of(rank, c).unwrap_err().to_string());
     let plain = |rank: usize| Net::new(if rank == 1 { F64 } else { F32 });
-    let e = build(&|rank, c| ivon(&plain(0)).parallel(c).build(&plain(rank).vs, 0.1).map(|o| o.lr()));
+    let e = build(&|rank, c| ivon().parallel(c).build(&plain(rank).vs, 0.1).map(|o| o.lr()));
     refused_everywhere(
         e,
         &["rank 1: parameter 0 is `first.weight`, Double [3, 5], and on rank 0 `first.weight`, Float"],
@@ -427,7 +444,7 @@ fn what_differs_is_named_when_built() {
         if rank == 2 {
             _ = net.vs.root().zeros("more", &[2]);
         }
-        ivon(&net).parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
+        ivon().parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
     });
     refused_everywhere(e, &["rank 2: parameter 4 is `more`, Float [2], and on rank 0 missing"]);
     let e = build(&|rank, c| {
@@ -437,7 +454,7 @@ fn what_differs_is_named_when_built() {
     refused_everywhere(e, &["rank 1: the row is ivon with", "101.0", "100.0"]);
     let e = build(&|rank, c| {
         let net = Net::new(F32);
-        ivon(&net).noise(Philox { seed: (rank / 2) as u64 }).parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
+        ivon().noise(Philox { seed: (rank / 2) as u64 }).parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
     });
     refused_everywhere(e, &["rank 2: the noise is seeded by 1, and on rank 0 seeded by 0"]);
     let e = build(&|rank, c| {
@@ -449,7 +466,7 @@ fn what_differs_is_named_when_built() {
     refused_everywhere(e, &["rank 1: the seed is given, and on rank 0 not given"]);
     let e = build(&|rank, c| {
         let net = Net::new(F32);
-        ivon(&net).parallel(c).build(&net.vs, 0.1 + rank as f64).map(|o| o.lr())
+        ivon().parallel(c).build(&net.vs, 0.1 + rank as f64).map(|o| o.lr())
     });
     refused_everywhere(e, &["rank 1: the learning rate of `first.weight` is 1.1, and on rank 0 0.1"]);
     let e = build(&|rank, c| {
@@ -469,12 +486,18 @@ fn what_differs_is_named_when_built() {
     // One that is refused by itself.
     let e = build(&|rank, c| {
         let net = Net::new(F32);
-        ivon(&net).parallel(c).build(&net.vs, if rank == 1 { -1.0 } else { 0.1 }).map(|o| o.lr())
+        ivon().parallel(c).build(&net.vs, if rank == 1 { -1.0 } else { 0.1 }).map(|o| o.lr())
     });
     refused_everywhere(e, &["rank 1: hyper-parameter `lr` = -1"]);
+    let e = build(&|rank, c| {
+        let net = Net::new(F32);
+        let builder = if rank == 1 { ivon().skip_non_finite() } else { ivon() };
+        builder.parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
+    });
+    refused_everywhere(e, &["rank 1: what the builder sets is", "skip_non_finite true", "skip_non_finite false"]);
     let e = build(&|_, c| {
         let net = Net::new(F32);
-        ivon(&net).compare_ranks(0).parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
+        ivon().compare_ranks(0).parallel(c).build(&net.vs, 0.1).map(|o| o.lr())
     });
     refused_everywhere(e, &["compare_ranks"]);
 }
@@ -488,7 +511,7 @@ fn what_differs_later_is_named_and_nothing_has_changed() {
     let after = |work: Work, mend: Work, parts: &[&str]| {
         let all = ranks(3, |rank, c| {
             let net = Net::new(F32);
-            let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+            let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
             opt.step(|| part(&net, rank)).unwrap();
             let before = held(&opt, &net);
             let e = work(rank, &mut opt, &net).unwrap_err().to_string();
@@ -561,6 +584,36 @@ fn what_differs_later_is_named_and_nothing_has_changed() {
 }
 
 #[test]
+fn what_holds_for_one_step_is_compared_in_it() {
+    let all = ranks(2, |rank, c| {
+        let net = Net::new(F32);
+        let mut opt = Sgd::default().builder().parallel(c).build(&net.vs, 0.1).unwrap();
+        let before = held(&opt, &net);
+        let loss = net.losses().mean(Kind::Float);
+        let e = opt.backward_step_clip_norm(&loss, 1.0 + rank as f64).unwrap_err().to_string();
+        assert!(opt.backward_step_clip_norm(&loss, if rank == 0 { -1.0 } else { 1.0 }).is_err());
+        assert!(opt.lr_find(if rank == 1 { 1.0..=0.1 } else { 0.1..=1.0 }, 3, || net.losses()).is_err());
+        assert_eq!(held(&opt, &net), before);
+        let loss = net.losses().mean(Kind::Float);
+        opt.backward_step_clip_norm(&loss, 1.0).unwrap();
+        e
+    });
+    refused_everywhere(all, &["rank 1: what the builder sets is", "Norm(2.0)", "Norm(1.0)"]);
+    let all = ranks(2, |rank, c| {
+        let net = Net::new(F32);
+        let mut opt =
+            Ivon::default().ess(100.0).builder().noise(Philox { seed: 1 }).parallel(c).build(&net.vs, 0.1).unwrap();
+        opt.step(|| net.losses()).unwrap();
+        let of = |share: f64| tch_blr::pruning::prune(&tch_blr::pruning::magnitude(&net.vs), share).unwrap();
+        let (mine, ours) = (of(0.25 + 0.5 * rank as f64), of(0.5));
+        let e = mine.step(&mut opt, || net.losses()).unwrap_err().to_string();
+        ours.step(&mut opt, || part(&net, rank)).unwrap();
+        e
+    });
+    refused_everywhere(all, &["rank 1: the fingerprint of the mask of `"]);
+}
+
+#[test]
 fn weights_buffers_and_late_variables_begin_at_those_of_rank_0() {
     let all = same(ranks(3, |rank, c| {
         let net = Net::starting_at(F32, rank as f64);
@@ -623,7 +676,7 @@ fn a_checkpoint_goes_on_with_any_number_of_ranks() {
     // Without anything accumulated it is exact.
     let whole = same(ranks(2, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         opt.step(|| part(&net, rank)).unwrap();
         opt.save(&path).unwrap();
         opt.step(|| part(&net, rank)).unwrap();
@@ -637,6 +690,24 @@ fn a_checkpoint_goes_on_with_any_number_of_ranks() {
         held(&opt, &net)
     }));
     assert_eq!(resumed, whole);
+    // Pairs stay pairs: of a linear loss the gradient has no noise, but if one half of a pair is missing.
+    let linear = |w: &Tensor| (w * w).sum(Kind::Double);
+    let pairs = || Ivon::default().ess(4.0).expectation(Expectation::Antithetic { pairs: 1 }).hess_init(1.0);
+    let w = Tensor::ones([1], F64).set_requires_grad(true);
+    let of = |w: &Tensor| tch_blr::Params::named([("w", w.shallow_clone())]).unwrap();
+    let mut alone = pairs().build(of(&w), 0.0).unwrap();
+    alone.accumulate(|| linear(&w)).unwrap();
+    alone.save(&path).unwrap();
+    for size in [2, 3] {
+        same(ranks(size, |_, c| {
+            let w = Tensor::ones([1], F64).set_requires_grad(true);
+            let mut opt = pairs().builder().parallel(c).build(of(&w), 0.0).unwrap();
+            opt.load(&path).unwrap();
+            opt.step(|| linear(&w)).unwrap();
+            let gradient = opt.diagnostics().unwrap().gradient_norm;
+            assert!((gradient - 2.0).abs() < 1e-12, "{size} ranks: {gradient}");
+        }));
+    }
 }
 
 #[test]
@@ -645,7 +716,7 @@ fn files_that_fail_or_differ_are_errors_of_all() {
     let path = |name: &str| dir.path().join(name);
     let all = ranks(2, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         opt.save(path("first")).unwrap();
         opt.step(|| net.losses()).unwrap();
         opt.save(path("second")).unwrap();
@@ -664,7 +735,7 @@ fn files_that_fail_or_differ_are_errors_of_all() {
     let all = same(all);
     assert!(all[0].starts_with("rank 0: ") && all[0].contains("missing"), "{}", all[0]);
     assert!(all[1].starts_with("rank 0: ") && all[1].contains("nothing"), "{}", all[1]);
-    assert!(all[2].starts_with("rank 1: the checkpoint is of the print"), "{}", all[2]);
+    assert!(all[2].starts_with("rank 1: the fingerprint of the checkpoint is"), "{}", all[2]);
     assert!(all[3].starts_with("rank 1: ") && all[3].contains("nothing"), "{}", all[3]);
     assert_eq!(all[4], "0");
 }
@@ -673,7 +744,7 @@ fn files_that_fail_or_differ_are_errors_of_all() {
 fn ranks_that_drift_apart_are_found() {
     let all = ranks(3, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).compare_ranks(2).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).compare_ranks(2).build(&net.vs, 0.1).unwrap();
         opt.step(|| part(&net, rank)).unwrap();
         opt.step(|| part(&net, rank)).unwrap();
         if rank == 2 {
@@ -684,7 +755,7 @@ fn ranks_that_drift_apart_are_found() {
         opt.step(|| part(&net, rank)).unwrap();
         opt.step(|| part(&net, rank)).unwrap_err().to_string()
     });
-    refused_everywhere(all, &["rank 2: after 4 updates, mean of `second.weight` is of the print"]);
+    refused_everywhere(all, &["rank 2: after 4 updates, the fingerprint of mean of `second.weight` is"]);
 }
 
 #[test]
@@ -784,7 +855,7 @@ fn more_ranks_mean_less_variance() {
 fn a_rank_that_leaves_ends_the_others() {
     let all = ranks(3, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         opt.step(|| part(&net, rank)).unwrap();
         if rank == 1 {
             return None;
@@ -817,7 +888,7 @@ fn a_row_that_is_chosen_at_run_time_has_ranks_too() {
 fn a_range_test_leaves_no_trace_on_any_rank() {
     same(ranks(2, |rank, c| {
         let net = Net::new(F32);
-        let mut opt = ivon(&net).parallel(c).compare_ranks(1).build(&net.vs, 0.1).unwrap();
+        let mut opt = ivon().parallel(c).compare_ranks(1).build(&net.vs, 0.1).unwrap();
         let before = held(&opt, &net);
         let range = opt.lr_find(1e-3..=1.0, 5, || part(&net, rank)).unwrap();
         assert_eq!(held(&opt, &net), before);
@@ -830,13 +901,13 @@ fn a_range_test_leaves_no_trace_on_any_rank() {
 fn sums_of_the_users_own() {
     let all = same(ranks(3, |rank, c| {
         let net = Net::new(F32);
-        let opt = ivon(&net).parallel(c).build(&net.vs, 0.1).unwrap();
+        let opt = ivon().parallel(c).build(&net.vs, 0.1).unwrap();
         let mut right = [rank as f64, 10.0];
         opt.collective().sum_f64(&mut right).unwrap();
         right.map(f64::to_bits)
     }));
     assert_eq!(all.map(f64::from_bits), [3.0, 30.0]);
     let net = Net::new(F32);
-    let opt = ivon(&net).build(&net.vs, 0.1).unwrap();
+    let opt = ivon().build(&net.vs, 0.1).unwrap();
     assert_eq!((opt.collective().rank(), opt.collective().size()), (0, 1));
 }

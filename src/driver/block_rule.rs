@@ -93,7 +93,9 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
         // Rows of the delta method are not asked for it.
         Ok(z.zeros_like().into())
     }
-    /// What is to be averaged over the evaluations beside the gradient; by default what the evaluation gave.
+    /// What is to be averaged over the evaluations beside the gradient; by default what the evaluation gave. With
+    /// [`Statistic::Price`](crate::Statistic::Price) the first is linear in the gradient and others are of second degree,
+    /// without a statistic all are: so they are scaled where the gradient of several ranks is, to its limit.
     ///
     /// # Errors
     /// If libtorch fails.

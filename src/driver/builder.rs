@@ -255,11 +255,12 @@ impl<R: Row> Builder<R> {
     /// ```
     ///
     /// * **Start:** weights, buffers and the seed (unless [`Builder::noise`] gives one, the same to all) are those of rank
-    ///   0. So are variables that are created later, on all ranks in the same order.
+    ///   0; an error of `build` may come after that. So are variables that are created later, on all ranks in the same
+    ///   order. Weights that are not among the parameters ([`Params::only`]) are for you to make the same.
     /// * **Samples:** each rank evaluates at a sample of its own. R ranks of one evaluation do what
     ///   [`Optimizer::step_chunks`] with R chunks does in one process, in the rows with samples and in the others, to the
-    ///   bit if the collective adds up in the order of the ranks; products (e·ĝ, ĝ²) are formed before the sum. Rows of
-    ///   two points climb on each rank's own gradient (m-sharpness).
+    ///   bit if the collective adds up in the order of the ranks and no limit on the norm cuts; products (e·ĝ, ĝ²) are
+    ///   formed before the sum. Rows of two points climb on each rank's own gradient (m-sharpness).
     /// * **Weights:** ranks count equally if they return mean losses, and by their examples if they return losses per
     ///   example. A rank without data returns no losses, a tensor of shape `[0]`.
     /// * **Decisions** are of all: what one rank's closure returns as an error, or its panic, is an error of all
@@ -269,7 +270,8 @@ impl<R: Row> Builder<R> {
     ///   may be more or fewer than those that saved. Buffers (batch-norm statistics) are those of rank 0; what was
     ///   accumulated since the last update goes on to rounding.
     ///
-    /// `docs/scale.md` tells what it costs. In the methods' errors, read "another rank's" beside each.
+    /// After an error of one rank's machine in the midst of an update (no memory), that rank is behind: the next call of all
+    /// says so, and a checkpoint is the way on. `docs/scale.md` tells what a step costs.
     #[must_use]
     pub fn parallel(mut self, collective: impl Collective + 'static) -> Self {
         self.collective = Some(Box::new(collective));
@@ -278,7 +280,7 @@ impl<R: Row> Builder<R> {
 
     /// Compares what the ranks of [`Builder::parallel`] hold, mean and state, after every `updates` ≥ 1 updates, and makes
     /// it an error of all if a bit differs: it names the first parameter that does. That takes a copy of all to the CPU.
-    /// Default off.
+    /// Such an error comes after the update; go back to a checkpoint. Default off.
     #[must_use]
     pub fn compare_ranks(mut self, updates: u64) -> Self {
         self.compare = Some(updates);
@@ -302,7 +304,7 @@ impl<R: Row> Builder<R> {
         let ranks = self.collective.take().and_then(|collective| Ranks::new(collective, compare));
         let checked = self.checked(params, lr);
         let mut optimizer = match (checked, &ranks) {
-            (Err(e), Some(ranks)) => return Err(ranks.tell(&e)),
+            (Err(e), Some(ranks)) => return Err(ranks.tell(e)),
             (checked, _) => checked?,
         };
         if ranks.is_some() {

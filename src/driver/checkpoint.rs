@@ -51,6 +51,7 @@ const POSITIONS: u64 = 1 << 44;
 #[serde(deny_unknown_fields)]
 struct Accumulated {
     weight: f64,
+    #[serde(default)]
     merged: bool,
     /// Of all ranks.
     evaluations: u64,

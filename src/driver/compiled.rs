@@ -10,9 +10,10 @@
 use super::arithmetic::{Arithmetic, Step};
 use super::builder::Builder;
 use super::row::Row;
-use super::step::{Begun, Outcome, step_of};
+use super::step::{Begun, Ended, Outcome, step_of};
 use super::sums::Sums;
 use super::{Diagnostics, LrRange, Optimizer};
+use crate::params::Perturbed;
 use crate::{Error, Params, Result, check};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -78,8 +79,9 @@ impl<R: Row> Compiled<R> {
         },
         update: |optimizer| {
             if optimizer.ranks.is_some() {
-                let checked = optimizer.params.check().and_then(|()| optimizer.params.check_free());
-                return optimizer.finish_together(checked.map(|()| Sums::default()), 0);
+                let checked = optimizer.params.check();
+                let nothing = || Ended { sums: Sums::default(), at: Perturbed::none() };
+                return optimizer.finish_together(checked.map(|()| nothing()), 0);
             }
             if optimizer.sums.weight == 0.0 {
                 return if optimizer.sums.evaluations > 0 { Ok(f64::NAN) } else { Err(nothing_to_update()) };
@@ -90,19 +92,22 @@ impl<R: Row> Compiled<R> {
         },
         perturbed: |optimizer| {
             optimizer.welcome()?;
-            let begun = optimizer.prepare().and_then(|()| optimizer.begin(optimizer.sums.evaluations));
+            let begun = optimizer.here(|optimizer| {
+                optimizer.prepare()?;
+                optimizer.begin(optimizer.sums.evaluations)
+            });
             optimizer.told(begun)
         },
         ascend: |optimizer, begun, outcome| {
-            let begun = optimizer.ascend_or_leave_out(begun, outcome);
+            let begun = optimizer.here(|optimizer| optimizer.ascend_or_leave_out(begun, outcome));
             optimizer.told(begun)
         },
         step: |optimizer, begun, outcome| {
-            let found = optimizer.end(begun, outcome);
+            let found = optimizer.here(|optimizer| optimizer.end(begun, outcome));
             optimizer.finish(found, 1)
         },
         backward: |optimizer, begun, outcome| {
-            let found = optimizer.end(begun, outcome);
+            let found = optimizer.here(|optimizer| optimizer.end(begun, outcome));
             optimizer.keep(found, 1)
         },
         posterior: |optimizer| {

@@ -8,7 +8,8 @@ use super::step::{Begun, Outcome};
 use crate::{Error, Result};
 
 /// Weights at a point of the row's [`Expectation`](crate::Expectation), waiting for the loss there; dropped without
-/// one, nothing has happened.
+/// one, nothing has happened. (With [`Builder::parallel`](crate::Builder::parallel), the other ranks wait for it, and get
+/// an error.)
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Evaluation<'a, R: Row> {
     optimizer: &'a mut Optimizer<R>,

@@ -81,9 +81,12 @@ impl<R: Row> Optimizer<R> {
         closure: &mut Closure,
     ) -> Result<LrRange> {
         let (from, to) = (*range.start(), *range.end());
-        check::positive("lr range's start", from)?;
-        check::that("lr range's end", to, to.is_finite() && to > from, "a number above the range's start")?;
-        check::that("lr_find's steps", steps, steps > 1, "2 or more")?;
+        let checked = check::positive("lr range's start", from)
+            .and_then(|()| {
+                check::that("lr range's end", to, to.is_finite() && to > from, "a number above the range's start")
+            })
+            .and_then(|()| check::that("lr_find's steps", steps, steps > 1, "2 or more"));
+        self.told(checked)?;
         self.welcome()?;
         let before = self.prepare().and_then(|()| Snapshot::take(self));
         let before = Some(self.told(before)?);

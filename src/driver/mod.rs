@@ -292,7 +292,7 @@ impl<R: Row> Optimizer<R> {
     where
         R: DeltaRule,
     {
-        clip.validate()?;
+        self.told(clip.validate())?;
         // For one step only, and put back also after an error.
         let usual = self.clip.replace(clip);
         let result = self.step(|| loss.shallow_clone());

@@ -28,7 +28,27 @@ pub(super) struct Ranks {
     /// What is worked out of the optimizer's settings and parameters, until they change.
     pub known: RefCell<Option<Arc<Known>>>,
     /// Where sums over the ranks are taken, by kind: kept, because memory of this size costs its first use.
-    buffers: [RefCell<Option<Tensor>>; 2],
+    buffers: [RefCell<Option<Buffer>>; 2],
+}
+
+/// Memory for a sum.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    pub whole: Tensor,
+    /// Of a buffer on a GPU: its copy here, pinned, so that it is copied without a third memory.
+    host: Option<Tensor>,
+}
+
+impl Buffer {
+    fn new(n: i64, kind: Kind, device: Device) -> Result<Self> {
+        let whole = Tensor::f_empty([n], (kind, device))?;
+        let pinned = || Ok::<_, Error>(Tensor::f_empty([n], (kind, Device::Cpu))?.f_pin_memory(device)?);
+        Ok(Buffer { whole, host: (device != Device::Cpu).then(pinned).transpose()? })
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Buffer { whole: self.whole.shallow_clone(), host: self.host.as_ref().map(Tensor::shallow_clone) }
+    }
 }
 
 /// The optimizer's methods at which ranks meet.
@@ -64,7 +84,7 @@ pub(super) const NUMBERS: usize = 8;
 /// What is the same on all ranks, by name and value.
 pub(super) type Description = Vec<(String, String)>;
 
-/// A print is compared in this many pieces of 20 bits: the sum of their squares over 2¹³ ranks is exact in f64.
+/// A fingerprint is compared in this many pieces of 20 bits: the sum of their squares over 2¹³ ranks is exact in f64.
 const PIECES: usize = 3;
 
 /// An error on its way to other ranks. Those that a caller tells apart arrive as they are.
@@ -73,6 +93,7 @@ enum Told {
     // By their bits: JSON has neither NaN nor infinity.
     Loss { value: u64, step: u64 },
     Gradient { what: String, name: String, value: u64, step: u64 },
+    NotPositiveDefinite { what: String, problem: String },
     Other(String),
 }
 
@@ -82,6 +103,9 @@ impl Told {
             Error::NonFiniteLoss { value, step } => Told::Loss { value: value.to_bits(), step: *step },
             Error::NonFiniteGradient { what, name, value, step } => {
                 Told::Gradient { what: (*what).to_owned(), name: name.clone(), value: value.to_bits(), step: *step }
+            }
+            Error::NotPositiveDefinite { what, problem } => {
+                Told::NotPositiveDefinite { what: what.clone(), problem: problem.clone() }
             }
             other => Told::Other(other.to_string()),
         }
@@ -100,6 +124,7 @@ impl Told {
                     None => Error::Rank { rank, problem: format!("the {what} of `{name}` is {value}") },
                 }
             }
+            Told::NotPositiveDefinite { what, problem } => Error::NotPositiveDefinite { what, problem },
             Told::Other(problem) => Error::Rank { rank, problem },
         }
     }
@@ -112,7 +137,7 @@ fn all_equal(ranks: usize, sum: f64, squares: f64) -> bool {
 }
 
 /// A number that stands for what is hashed.
-pub(super) fn print(of: &impl Hash) -> u64 {
+pub(super) fn fingerprint(of: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()
@@ -139,38 +164,55 @@ impl Ranks {
     }
 
     /// Sums of the ranks' numbers, if all have come with the same description and none with an error; else one error for
-    /// all. `print` stands for the description.
+    /// all. `fingerprint` stands for the description.
     pub fn meet(
         &self,
         own: std::result::Result<[f64; NUMBERS], &Error>,
-        print: u64,
+        fingerprint: u64,
         describe: &dyn Fn() -> Description,
     ) -> Result<[f64; NUMBERS]> {
-        let mut sums = [0.0; 1 + 2 * PIECES + NUMBERS];
-        sums[0] = f64::from(u8::from(own.is_err()));
+        // What is not finite may be left out, and then all meet again: so they have to be at the same call, and no rank may
+        // have any other error.
+        let (mild, grave) = match own {
+            Ok(_) => (0.0, 0.0),
+            Err(Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. }) => (1.0, 0.0),
+            Err(_) => (0.0, 1.0),
+        };
+        let mut sums = [0.0; 2 + 2 * PIECES + NUMBERS];
+        let [head, tail @ ..] = &mut sums;
+        (*head, tail[0]) = (mild, grave);
         for i in 0..PIECES {
-            let piece = (print >> (20 * i) & 0xF_FFFF) as f64;
-            (sums[1 + 2 * i], sums[2 + 2 * i]) = (piece, piece * piece);
+            let piece = (fingerprint >> (20 * i) & 0xF_FFFF) as f64;
+            (sums[2 + 2 * i], sums[3 + 2 * i]) = (piece, piece * piece);
         }
-        sums[1 + 2 * PIECES..].copy_from_slice(&own.unwrap_or_default());
+        sums[2 + 2 * PIECES..].copy_from_slice(&own.unwrap_or_default());
         self.collective.sum_f64(&mut sums)?;
+        if sums[1] > 0.0 {
+            return Err(self.told(own.err().filter(|_| grave > 0.0))?);
+        }
+        if !(0..PIECES).all(|i| all_equal(self.size(), sums[2 + 2 * i], sums[3 + 2 * i])) {
+            return Err(self.difference(&describe())?);
+        }
         if sums[0] > 0.0 {
             return Err(self.told(own.err())?);
         }
-        if !(0..PIECES).all(|i| all_equal(self.size(), sums[1 + 2 * i], sums[2 + 2 * i])) {
-            return Err(self.difference(&describe())?);
-        }
         let mut numbers = [0.0; NUMBERS];
-        numbers.copy_from_slice(&sums[1 + 2 * PIECES..]);
+        numbers.copy_from_slice(&sums[2 + 2 * PIECES..]);
         Ok(numbers)
     }
 
     /// Tells the others that this rank cannot come; gives the error that all have then.
-    pub fn tell(&self, e: &Error) -> Error {
-        self.meet(Err(e), 0, &Vec::new).err().unwrap_or_else(|| Error::Collective("an error got lost".to_owned()))
+    pub fn tell(&self, e: Error) -> Error {
+        // Whatever it is, others are not at the same call.
+        let grave = if let Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } = e {
+            Error::Loss(e.to_string())
+        } else {
+            e
+        };
+        self.meet(Err(&grave), 0, &Vec::new).err().unwrap_or_else(|| Error::Collective("an error got lost".to_owned()))
     }
 
-    /// The error of the lowest rank that has one.
+    /// The error of the lowest rank that brings one.
     fn told(&self, own: Option<&Error>) -> Result<Error> {
         let Some(rank) = self.lowest(own.is_some())? else {
             return Err(Error::Collective("a rank has failed without an error".to_owned()));
@@ -226,34 +268,29 @@ impl Ranks {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// What rank 0 has in place of this tensor, whatever its kind.
-    pub fn of_first(&self, t: &Tensor) -> Result<Tensor> {
-        let (kind, size, device) = (t.kind(), t.size(), t.device());
-        let mut all = bytes(t)?;
-        self.collective.broadcast(0, &mut all)?;
-        Ok(Tensor::from_slice(&all).f_view_dtype(kind)?.f_view(&size[..])?.f_to_device(device)?)
+    /// What rank 0 has in place of these bytes, as a tensor like this one.
+    pub fn of_first(&self, t: &Tensor, mut own: Vec<u8>) -> Result<Tensor> {
+        self.collective.broadcast(0, &mut own)?;
+        Ok(Tensor::from_slice(&own).f_view_dtype(t.kind())?.f_view(&t.size()[..])?.f_to_device(t.device())?)
     }
 
     /// Memory for a sum of `n` numbers of this kind.
-    pub fn buffer(&self, n: i64, kind: Kind, device: Device) -> Result<Tensor> {
+    pub fn buffer(&self, n: i64, kind: Kind, device: Device) -> Result<Buffer> {
         let mut kept = self.buffers[usize::from(kind == Kind::Double)].borrow_mut();
-        let fits = kept.as_ref().is_some_and(|t| t.size() == [n] && t.device() == device);
-        if !fits {
-            *kept = Some(Tensor::f_empty([n], (kind, device))?);
+        if let Some(buffer) = kept.as_ref().filter(|b| b.whole.size() == [n] && b.whole.device() == device) {
+            return Ok(buffer.shallow_clone());
         }
-        Ok(kept.as_ref().map_or_else(Tensor::new, Tensor::shallow_clone))
+        // The old one goes first.
+        *kept = None;
+        Ok(kept.insert(Buffer::new(n, kind, device)?).shallow_clone())
     }
 
-    /// Σ over the ranks, in place, of a contiguous tensor of f32 or f64.
-    pub fn sum(&self, t: &mut Tensor) -> Result<()> {
-        if t.device() == Device::Cpu {
-            return self.sum_here(t);
-        }
-        // Pinned, so that the copies are not by way of a third memory.
-        let mut host = Tensor::f_empty(t.size(), (t.kind(), Device::Cpu))?.f_pin_memory(t.device())?;
-        host.f_copy_(t)?;
-        self.sum_here(&mut host)?;
-        t.f_copy_(&host)?;
+    /// Σ over the ranks, in place.
+    pub fn sum(&self, buffer: &mut Buffer) -> Result<()> {
+        let Some(host) = &mut buffer.host else { return self.sum_here(&mut buffer.whole) };
+        host.f_copy_(&buffer.whole)?;
+        self.sum_here(host)?;
+        buffer.whole.f_copy_(host)?;
         Ok(())
     }
 

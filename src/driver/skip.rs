@@ -13,7 +13,7 @@ const LIMIT: u64 = 100;
 /// Whether they are left out, and how many were.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Skips {
-    on: bool,
+    pub(super) on: bool,
     total: u64,
     since_update: u64,
 }

@@ -175,7 +175,7 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// With the statistic of a single evaluation; the variables are at their means again.
-    fn formed(&self, Ended { mut sums, at }: Ended) -> Result<Sums> {
+    pub(super) fn formed(&self, Ended { mut sums, at }: Ended) -> Result<Sums> {
         if sums.evaluations == 1 && !sums.is_empty() {
             R::Arithmetic::form(&self.units, &self.params, &at, &mut sums)?;
         }
@@ -185,7 +185,6 @@ impl<R: Row> Optimizer<R> {
     /// Adds what was found in so many evaluations to what was accumulated; returns its loss.
     pub(super) fn keep(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
         if self.ranks.is_some() {
-            let found = found.and_then(|ended| self.formed(ended));
             return self.keep_together(found, evaluations);
         }
         let ended = self.skips.or_left_out(found, evaluations)?;
@@ -199,7 +198,6 @@ impl<R: Row> Optimizer<R> {
     /// Updates the weights from what was found in so many evaluations, with what was accumulated before.
     pub(super) fn finish(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
         if self.ranks.is_some() {
-            let found = found.and_then(|ended| self.formed(ended));
             return self.finish_together(found, evaluations);
         }
         let ended = self.skips.or_left_out(found, evaluations)?;
@@ -308,19 +306,17 @@ impl<R: Row> Optimizer<R> {
             return Err(if let Outcome::Loss(Err(own)) = outcome { own } else { e });
         }
         // From here on any early return drops the guard, which brings the mean back.
-        if self.ranks.is_some() && outcome.is_of_no_example() {
-            return Ok(Ended { sums: Sums { evaluations: 1, ..Sums::default() }, at: Perturbed::none() });
-        }
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let found = match outcome {
+            outcome if self.ranks.is_some() && outcome.is_of_no_example() => None,
             Outcome::Loss(loss) => {
                 let loss = loss?;
                 buffers.unchanged()?;
                 let loss = Loss::new(loss, self.steps)?;
                 // While the variables are still at the point: libtorch refuses a graph once they were changed.
-                self.differentiate(&loss, &tape, k)?
+                Some(self.differentiate(&loss, &tape, k)?)
             }
-            Outcome::Derivatives(given) => self.given(given)?,
+            Outcome::Derivatives(given) => Some(self.given(given)?),
         };
         at.settle()?;
         if at.is_empty() {
@@ -335,6 +331,9 @@ impl<R: Row> Optimizer<R> {
         }
         // The closure may have converted the variables, and what is kept now must fit them in the update.
         self.params.check()?;
+        let Some(found) = found else {
+            return Ok(Ended { sums: Sums { evaluations: 1, ..Sums::default() }, at: Perturbed::none() });
+        };
         let mut sums = self.checked(found, is_first)?;
         // What SAM's first point gave takes the place of what the second would.
         if let Point::Last { statistics, norm } = point {

@@ -13,15 +13,16 @@
 
 use super::Optimizer;
 use super::arithmetic::{Arithmetic, Unit};
-use super::ranks::{Call, Description, NUMBERS, Ranks, bytes, print};
+use super::ranks::{Buffer, Call, Description, NUMBERS, Ranks, bytes, fingerprint};
 use super::row::Row;
+use super::step::Ended;
 use super::sums::Sums;
 use crate::gradient::Clip;
 use crate::kernel::Noise;
 use crate::parallel::{Alone, Collective};
 use crate::params::Leaf;
 use crate::prior::PriorOf;
-use crate::{Error, Result};
+use crate::{Error, Expectation, Result};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -32,7 +33,7 @@ use tch::{Kind, Tensor};
 #[derive(Debug)]
 pub(super) struct Known {
     description: Description,
-    print: u64,
+    fingerprint: u64,
     /// Shapes of each unit's statistics.
     statistics: Vec<Vec<Vec<i64>>>,
 }
@@ -53,6 +54,10 @@ struct Brought {
 }
 
 impl Brought {
+    fn nothing() -> Self {
+        Brought::of(&Sums::default(), &Sums::default())
+    }
+
     fn of(new: &Sums, all: &Sums) -> Self {
         let filled = all.weight > 0.0;
         let flag = |x: bool| f64::from(u8::from(x));
@@ -98,12 +103,12 @@ struct Packed {
 
 /// Tensors one after the other, and behind them for each whether there is one.
 struct Flat {
-    whole: Tensor,
-    slots: Vec<Slot>,
+    buffer: Buffer,
+    places: Vec<Place>,
 }
 
-/// A tensor's place.
-struct Slot {
+/// Where a tensor lies.
+struct Place {
     what: What,
     size: Vec<i64>,
     range: Range<i64>,
@@ -162,14 +167,18 @@ impl<R: Row> Optimizer<R> {
         }
         catch_unwind(AssertUnwindSafe(|| part(self))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            self.told::<()>(Err(Error::Loss(format!("a panic: {}", text.unwrap_or("of the closure"))))).ok();
+            let panicked = Error::Loss(format!("a panic: {}", text.unwrap_or("of the closure")));
+            _ = self.told::<()>(Err(panicked));
             resume_unwind(panic)
         })
     }
 
     /// Of a part of a call after which ranks do not meet: others are told of its error, and all have the same.
-    pub(super) fn told<T>(&self, found: Result<T>) -> Result<T> {
-        found.map_err(|e| self.ranks.as_ref().map_or_else(|| None, |ranks| Some(ranks.tell(&e))).unwrap_or(e))
+    pub(crate) fn told<T>(&self, found: Result<T>) -> Result<T> {
+        found.map_err(|e| match &self.ranks {
+            Some(ranks) => ranks.tell(e),
+            None => e,
+        })
     }
 
     /// After the settings, parameters or priors have changed.
@@ -183,7 +192,7 @@ impl<R: Row> Optimizer<R> {
         }
         let statistics = self.units.iter().map(|unit| R::Arithmetic::statistics(unit, &self.params));
         let (description, statistics) = (self.description()?, statistics.collect::<Result<_>>()?);
-        let known = Arc::new(Known { print: print(&description), description, statistics });
+        let known = Arc::new(Known { fingerprint: fingerprint(&description), description, statistics });
         *ranks.known.borrow_mut() = Some(Arc::clone(&known));
         Ok(known)
     }
@@ -195,11 +204,9 @@ impl<R: Row> Optimizer<R> {
             Noise::Philox(p) => format!("seeded by {}", p.seed),
             Noise::Given(_) => "given".to_owned(),
         };
-        let others = (self.schedule, self.clip, self.check_finite, self.skip_unseen);
         let mut all = vec![
             ("the row".to_owned(), format!("{} with {}", R::NAME, json(&self.config))),
             ("the noise".to_owned(), noise),
-            ("(schedule, clip, check_finite, skip_unseen)".to_owned(), format!("{others:?}")),
         ];
         for (i, leaf) in self.params.leaves().iter().enumerate() {
             let (kind, size) = (leaf.tensor.kind(), leaf.tensor.size());
@@ -213,9 +220,9 @@ impl<R: Row> Optimizer<R> {
             let prior = match &unit.prior {
                 PriorOf::Isotropic(prior) => format!("{prior:?}"),
                 PriorOf::Gaussian(prior) => {
-                    let prints =
-                        prior.tensors().iter().map(|(_, t)| Ok(print(&bytes(t)?))).collect::<Result<Vec<_>>>()?;
-                    format!("a Gaussian with the prints {prints:x?}")
+                    let of = |(_, t): &(_, Tensor)| Ok(fingerprint(&bytes(t)?));
+                    let all = prior.tensors().iter().map(of).collect::<Result<Vec<_>>>()?;
+                    format!("a Gaussian with the fingerprints {all:x?}")
                 }
             };
             all.push((format!("the settings of `{name}`"), json(&unit.row)));
@@ -229,6 +236,7 @@ impl<R: Row> Optimizer<R> {
         let mut all = vec![("the call".to_owned(), call.to_string())];
         all.extend(known.iter().cloned());
         all.push(("the number of updates".to_owned(), self.steps.to_string()));
+        all.push(("what the builder sets".to_owned(), self.options()));
         for unit in &self.units {
             all.push((format!("the learning rate of `{}`", unit.name(&self.params)), unit.lr.to_string()));
         }
@@ -240,40 +248,55 @@ impl<R: Row> Optimizer<R> {
         all
     }
 
+    /// What is no number of the row, and cheap to tell; some of it may change for one step.
+    fn options(&self) -> String {
+        let Optimizer { schedule, clip, check_finite, skip_unseen, skips, divergence, .. } = self;
+        let compare = self.ranks.as_ref().and_then(|ranks| ranks.compare);
+        format!(
+            "{schedule:?}, clip {clip:?}, check_finite {check_finite}, skip_unseen {skip_unseen}, skip_non_finite {}, \
+             check_divergence {divergence:?}, compare_ranks {compare:?}",
+            skips.on
+        )
+    }
+
     /// Brings this rank's part of a call to a meeting; gives the sum, or one error for all.
     fn agree(&self, call: Call, own: Result<Brought>, more: &Description) -> Result<Brought> {
         let Some(ranks) = &self.ranks else { return own };
-        let own = own.and_then(|own| Ok((own, self.known(ranks)?)));
-        let print = own.as_ref().map_or(0, |(_, known)| {
+        let known = self.known(ranks);
+        let now = known.as_ref().map_or(0, |known| {
             let lrs: Vec<u64> = self.units.iter().map(|unit| unit.lr.to_bits()).collect();
             let trained: Vec<bool> = self.params.leaves().iter().map(Leaf::trainable).collect();
-            print(&(call, self.steps, lrs, trained, known.print, more))
+            fingerprint(&(call, self.steps, self.options(), lrs, trained, known.fingerprint, more))
         });
-        let describe = || own.as_ref().map_or_else(|_| Vec::new(), |(_, k)| self.described(call, &k.description, more));
-        ranks.meet(own.as_ref().map(|(own, _)| own.numbers()), print, &describe).map(Brought::sum)
+        let describe =
+            || known.as_ref().map_or_else(|_| Vec::new(), |known| self.described(call, &known.description, more));
+        let own = own.as_ref().and_then(|own| known.as_ref().map(|_| own.numbers()));
+        ranks.meet(own, now, &describe).map(Brought::sum)
     }
 
     /// Takes up training with the others, from the weights and the seed of rank 0: before there are units.
     pub(super) fn start_together(&mut self, seed_given: bool) -> Result<()> {
         let given = if seed_given { "given" } else { "not given" };
         // Each has drawn one of its own, which may differ.
-        let own = if let (Noise::Philox(p), false) = (&mut self.noise, seed_given) {
+        let drawn = if let (Noise::Philox(p), false) = (&mut self.noise, seed_given) {
             Some(std::mem::replace(&mut p.seed, 0))
         } else {
             None
         };
-        let nothing = Brought::of(&Sums::default(), &Sums::default());
-        self.agree(Call::Build, Ok(nothing), &vec![("the seed".to_owned(), given.to_owned())])?;
-        if let (Some(ranks), Some(own), Noise::Philox(p)) = (&self.ranks, own, &mut self.noise) {
+        let mut values = Vec::new();
+        let own = self.values(0).map(|all| values = all);
+        let given = vec![("the seed".to_owned(), given.to_owned())];
+        self.agree(Call::Build, own.map(|()| Brought::nothing()), &given)?;
+        if let (Some(ranks), Some(own), Noise::Philox(p)) = (&self.ranks, drawn, &mut self.noise) {
             p.seed = ranks.number(own)?;
         }
-        self.as_rank_0(0)
+        self.as_rank_0(values)
     }
 
     /// The optimizer is whole: whether all are the same.
     pub(super) fn started_together(&mut self, extended: Result<()>) -> Result<()> {
         self.changed();
-        let nothing = extended.map(|()| Brought::of(&Sums::default(), &Sums::default()));
+        let nothing = extended.map(|()| Brought::nothing());
         self.agree(Call::Built, nothing, &Vec::new()).map(|_| ())
     }
 
@@ -286,18 +309,27 @@ impl<R: Row> Optimizer<R> {
             return Ok(());
         }
         self.changed();
-        self.agree(Call::NewVariables, Ok(Brought::of(&Sums::default(), &Sums::default())), &Vec::new())?;
-        self.as_rank_0(known)
+        let mut values = Vec::new();
+        let own = self.values(known).map(|all| values = all);
+        self.agree(Call::NewVariables, own.map(|()| Brought::nothing()), &Vec::new())?;
+        self.as_rank_0(values)
     }
 
-    /// Gives parameters from this number on, and all buffers, the values that they have on rank 0.
-    fn as_rank_0(&mut self, from: usize) -> Result<()> {
+    /// Parameters from this number on, and all buffers, with their bytes.
+    fn values(&self, from: usize) -> Result<Vec<(Tensor, Vec<u8>)>> {
+        // A guard would bring back what this rank had.
+        self.params.check_free()?;
+        let parameters = self.params.leaves()[from..].iter().map(|leaf| leaf.tensor.shallow_clone());
+        let all = parameters.chain(self.params.buffers().into_iter().map(|(_, t)| t));
+        all.map(|t| bytes(&t).map(|bytes| (t, bytes))).collect()
+    }
+
+    /// Gives these tensors the values that they have on rank 0.
+    fn as_rank_0(&mut self, values: Vec<(Tensor, Vec<u8>)>) -> Result<()> {
         let Some(ranks) = &mut self.ranks else { return Ok(()) };
         let _no_grad = tch::no_grad_guard();
-        let parameters = self.params.leaves()[from..].iter().map(|leaf| leaf.tensor.shallow_clone());
-        let all: Vec<Tensor> = parameters.chain(self.params.buffers().into_iter().map(|(_, t)| t)).collect();
-        let values = all.iter().map(|t| ranks.of_first(t)).collect::<Result<Vec<_>>>()?;
-        for (mut t, value) in all.into_iter().zip(values) {
+        let of_first = values.into_iter().map(|(t, own)| ranks.of_first(&t, own).map(|value| (t, value)));
+        for (mut t, value) in of_first.collect::<Result<Vec<_>>>()? {
             t.copy_(&value);
         }
         ranks.parameters = self.params.len();
@@ -306,13 +338,14 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// [`Optimizer::keep`] where there are several ranks.
-    pub(super) fn keep_together(&mut self, found: Result<Sums>, evaluations: u64) -> Result<f64> {
+    pub(super) fn keep_together(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
         let mut merged = self.sums.shallow_clone();
-        let brought = found.and_then(|new| {
+        let brought = self.here(|this| {
+            let new = this.formed(found?)?;
             let brought = Brought::of(&new, &new);
             merged.merge(new).map(|()| brought)
         });
-        match self.agree(Call::Accumulate, brought, &Vec::new()) {
+        match self.agree(Call::Accumulate, brought, &self.without()) {
             Ok(all) => {
                 let all = all.check()?;
                 self.sums = merged;
@@ -327,22 +360,24 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// [`Optimizer::finish`] where there are several ranks.
-    pub(super) fn finish_together(&mut self, found: Result<Sums>, evaluations: u64) -> Result<f64> {
+    pub(super) fn finish_together(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
         let mut packed = None;
-        let brought = found.and_then(|new| {
-            let mut all = self.sums.shallow_clone();
-            let before = Brought::of(&new, &new);
+        let brought = self.here(|this| {
+            let new = this.formed(found?)?;
+            let (mut all, before) = (this.sums.shallow_clone(), Brought::of(&new, &new));
             all.merge(new)?;
             let brought = Brought { new: before.new, ..Brought::of(&all, &all) };
-            packed = Some(self.pack(all)?);
+            packed = Some(this.pack(all)?);
+            // What the update would find out on this rank alone.
+            this.params.check_free()?;
             Ok(brought)
         });
-        let all = match self.agree(Call::Step, brought, &Vec::new()) {
+        let all = match self.agree(Call::Step, brought, &self.without()) {
             Ok(all) => all.check()?,
             Err(e) => {
                 let left_out = self.skips.or_left_out(Err(e), evaluations)?;
                 // Again, without: what was accumulated may be left.
-                return self.finish_together(Ok(left_out.sums), evaluations);
+                return self.finish_together(Ok(left_out), evaluations);
             }
         };
         let Some(packed) = packed else { return Ok(f64::NAN) };
@@ -360,18 +395,26 @@ impl<R: Row> Optimizer<R> {
         Ok(loss)
     }
 
+    /// Which weights are pruned in this step.
+    fn without(&self) -> Description {
+        let masks =
+            self.pruned.iter().zip(self.params.leaves()).filter_map(|(mask, leaf)| Some((mask.as_ref()?, leaf)));
+        let of = |mask: &Tensor| bytes(mask).map_or_else(|e| e.to_string(), |all| format!("{:x}", fingerprint(&all)));
+        masks.map(|(mask, leaf)| (format!("the fingerprint of the mask of `{}`", leaf.name()), of(mask))).collect()
+    }
+
     /// Σ over this rank's evaluations, as it is summed over the ranks: each kind of number in one piece.
     fn pack(&self, mut sums: Sums) -> Result<Packed> {
         let Some(ranks) = &self.ranks else { return Ok(Packed { sums, kinds: Vec::new() }) };
         let (_no_grad, known, factor) = (tch::no_grad_guard(), self.known(ranks)?, sums.factor());
         let mut flats = Vec::new();
         for kind in [Kind::Float, Kind::Double] {
-            let mut slots = Vec::new();
+            let mut places = Vec::new();
             let mut end = 0;
             let mut put = |what: What, size: Vec<i64>| {
                 let start = end;
                 end += size.iter().product::<i64>();
-                slots.push(Slot { what, size, range: start..end });
+                places.push(Place { what, size, range: start..end });
             };
             let leaves = self.params.leaves().iter().enumerate();
             for (i, leaf) in leaves.filter(|(_, leaf)| leaf.trainable() && R::Arithmetic::kind(leaf) == kind) {
@@ -385,19 +428,20 @@ impl<R: Row> Optimizer<R> {
                     sizes.iter().enumerate().for_each(|(i, size)| put(What::Statistic(u, i), size.clone()));
                 }
             }
-            if slots.is_empty() {
+            if places.is_empty() {
                 continue;
             }
-            let (n, count) = (end, slots.len() as i64);
+            let (n, count) = (end, places.len() as i64);
             // All parameters are on one device.
-            let whole = ranks.buffer(n + count, kind, self.params.leaves()[0].tensor.device())?;
-            let mut there = Vec::with_capacity(slots.len());
-            for slot in &slots {
-                let mut place = whole.f_narrow(0, slot.range.start, slot.range.end - slot.range.start)?;
-                let own = slot.what.of(&sums).filter(|_| factor > 0.0);
+            let buffer = ranks.buffer(n + count, kind, self.params.leaves()[0].tensor.device())?;
+            let whole = &buffer.whole;
+            let mut there = Vec::with_capacity(places.len());
+            for place in &places {
+                let mut memory = whole.f_narrow(0, place.range.start, place.range.end - place.range.start)?;
+                let own = place.what.of(&sums).filter(|_| factor > 0.0);
                 match own {
-                    Some(t) => place.f_copy_(&t.f_reshape([-1])?)?,
-                    None => _ = place.f_zero_()?,
+                    Some(t) => memory.f_copy_(&t.f_reshape([-1])?)?,
+                    None => _ = memory.f_zero_()?,
                 }
                 there.push(f64::from(u8::from(own.is_some())));
             }
@@ -405,7 +449,7 @@ impl<R: Row> Optimizer<R> {
             if factor > 0.0 && factor != 1.0 {
                 _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
             }
-            flats.push(Flat { whole, slots });
+            flats.push(Flat { buffer, places });
         }
         (sums.gradients, sums.sizes, sums.statistics) = Default::default();
         Ok(Packed { sums, kinds: flats })
@@ -432,15 +476,18 @@ impl<R: Row> Optimizer<R> {
         sums.gradients.resize_with(parameters, || None);
         sums.sizes.resize_with(if self.skip_unseen { parameters } else { 0 }, || None);
         sums.statistics.resize_with(self.units.len(), Vec::new);
-        for Flat { mut whole, slots } in packed.kinds {
-            ranks.sum(&mut whole)?;
-            let n = whole.size()[0] - slots.len() as i64;
-            let there = whole.f_narrow(0, n, slots.len() as i64)?.f_to_kind(Kind::Double)?;
+        for Flat { mut buffer, places } in packed.kinds {
+            ranks.sum(&mut buffer)?;
+            let (whole, count) = (buffer.whole, places.len() as i64);
+            let n = whole.size()[0] - count;
+            let there = whole.f_narrow(0, n, count)?.f_to_kind(Kind::Double)?;
             let there = Vec::<f64>::try_from(&there)?;
             _ = whole.f_narrow(0, 0, n)?.f_div_scalar_(all.weight)?;
-            for (slot, _) in slots.iter().zip(there).filter(|(_, there)| *there > 0.0) {
-                let own = whole.f_narrow(0, slot.range.start, slot.range.end - slot.range.start)?;
-                slot.what.put(&mut sums, own.f_view(&slot.size[..])?);
+            for (place, _) in places.iter().zip(there).filter(|(_, there)| *there > 0.0) {
+                let own = whole.f_narrow(0, place.range.start, place.range.end - place.range.start)?;
+                let own = own.f_view(&place.size[..])?;
+                // A row over blocks may keep what it is given, and this memory is used again.
+                place.what.put(&mut sums, if R::Arithmetic::SINGLE { own } else { own.copy() });
             }
         }
         Ok(sums)
@@ -458,8 +505,10 @@ impl<R: Row> Optimizer<R> {
         if let Some(clip @ Clip::Norm(_)) = self.clip {
             let factor = clip.apply(&mut sums.gradients)?;
             sums.cut = factor < 1.0;
-            for (i, t) in sums.statistics.iter_mut().flat_map(|all| all.iter_mut().enumerate()) {
-                *t = &*t * factor.powi(self.config.statistic().degree(i));
+            let degree = |i| self.config.statistic().degree(i);
+            let all = sums.statistics.iter_mut().flat_map(|all| all.iter_mut().enumerate());
+            for (i, t) in all.filter(|(i, _)| sums.cut && degree(*i) > 0) {
+                *t = &*t * factor.powi(degree(i));
             }
         }
         Ok(sums)
@@ -475,13 +524,17 @@ impl<R: Row> Optimizer<R> {
             let mut all = Vec::new();
             for unit in &self.units {
                 for (what, t) in R::Arithmetic::tensors(unit, &self.params)? {
-                    let problem = format!("after {} updates, {what} of `{}`", self.steps, unit.name(&self.params));
-                    all.push((problem, format!("of the print {:x}", print(&bytes(&t)?))));
+                    let problem = format!(
+                        "after {} updates, the fingerprint of {what} of `{}`",
+                        self.steps,
+                        unit.name(&self.params)
+                    );
+                    all.push((problem, format!("{:x}", fingerprint(&bytes(&t)?))));
                 }
             }
             Ok::<_, Error>(all)
         };
-        let nothing = Brought::of(&Sums::default(), &Sums::default());
+        let nothing = Brought::nothing();
         let (own, more) = match held() {
             Ok(all) => (Ok(nothing), all),
             Err(e) => (Err(e), Vec::new()),
@@ -492,10 +545,9 @@ impl<R: Row> Optimizer<R> {
     /// [`Optimizer::save`] where there are several ranks: all come, and rank 0 writes.
     pub(super) fn save_together(&self, path: &Path) -> Result<()> {
         let Some(ranks) = &self.ranks else { return Ok(()) };
-        let claim = self.params.claim();
-        let own = claim.as_ref().map(|_| Brought::of(&self.sums, &self.sums));
-        let own = own.map_err(|e| Error::InUse(e.to_string()));
-        let all = self.agree(Call::Save, own, &Vec::new())?;
+        let mut claim = None;
+        let own = self.params.claim().map(|own| claim = Some(own));
+        let all = self.agree(Call::Save, own.map(|()| Brought::of(&self.sums, &self.sums)), &Vec::new())?;
         // Where the noise of none has been yet, whatever the number of ranks that goes on.
         let made = ranks.gather(self.sums.evaluations as f64)?.into_iter().fold(0.0, f64::max) as u64;
         let mut sums = Sums { evaluations: made * ranks.size() as u64, ..Sums::default() };
@@ -508,7 +560,7 @@ impl<R: Row> Optimizer<R> {
             }
         }
         let written = if ranks.rank() == 0 { self.write(path, &sums) } else { Ok(()) };
-        self.agree(Call::Saved, written.map(|()| Brought::of(&Sums::default(), &Sums::default())), &Vec::new())?;
+        self.agree(Call::Saved, written.map(|()| Brought::nothing()), &Vec::new())?;
         Ok(())
     }
 
@@ -521,9 +573,9 @@ impl<R: Row> Optimizer<R> {
         let mut more = Vec::new();
         let own = found.and_then(|found| {
             let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-            more.push(("the checkpoint".to_owned(), format!("of the print {:x}", print(&bytes))));
+            more.push(("the fingerprint of the checkpoint".to_owned(), format!("{:x}", fingerprint(&bytes))));
             read = Some(found);
-            Ok(Brought::of(&Sums::default(), &Sums::default()))
+            Ok(Brought::nothing())
         });
         self.agree(Call::Load, own, &more)?;
         read.ok_or_else(|| Error::Collective("a checkpoint got lost".to_owned()))
@@ -532,7 +584,9 @@ impl<R: Row> Optimizer<R> {
     /// What a checkpoint has accumulated, as this rank's part of it: all of it goes to rank 0.
     pub(super) fn own_part(&self, sums: Sums) -> Sums {
         let Some(ranks) = &self.ranks else { return sums };
-        let evaluations = sums.evaluations.div_ceil(ranks.size() as u64);
+        // Whole pairs, or one of the next would be without its other half.
+        let pairs = if let Expectation::Antithetic { .. } = self.config.expectation() { 2 } else { 1 };
+        let evaluations = sums.evaluations.div_ceil(ranks.size() as u64).next_multiple_of(pairs);
         if ranks.rank() == 0 { Sums { evaluations, ..sums } } else { Sums { evaluations, ..Sums::default() } }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::row::{MaybePosterior, Row};
 use super::{Diagnostics, Optimizer};
+use crate::parallel::Collective;
 use crate::posterior::Posterior;
 use crate::{Params, Result, Schedule};
 use std::fmt::Debug;
@@ -91,6 +92,8 @@ pub trait Train: Debug + Send {
     /// # Errors
     /// As [`Optimizer::posterior`], and for rows that have none (SGD, SAM, STE).
     fn posterior(&self) -> Result<Box<dyn Posterior>>;
+    /// As [`Optimizer::collective`].
+    fn collective(&self) -> &dyn Collective;
     /// As [`Optimizer::diagnostics`].
     ///
     /// # Errors
@@ -118,6 +121,9 @@ impl<R: Row> Train for Optimizer<R> {
     }
     fn steps(&self) -> u64 {
         Optimizer::steps(self)
+    }
+    fn collective(&self) -> &dyn Collective {
+        Optimizer::collective(self)
     }
     fn params(&self) -> &Params {
         Optimizer::params(self)

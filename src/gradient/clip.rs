@@ -37,7 +37,8 @@ impl Clip {
             Clip::Norm(max) => {
                 // In f64: the square of a gradient above 10¹⁹ would overflow in f32.
                 let norm = kernel::sum_of_squares(gradients.iter().flatten())?.sqrt();
-                if norm <= max {
+                // A NaN, which nobody has looked for, stays where it is.
+                if norm <= max || norm.is_nan() {
                     return Ok(1.0);
                 }
                 let factor = max / norm;

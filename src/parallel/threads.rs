@@ -53,7 +53,8 @@ struct Group {
 #[derive(Debug)]
 struct Meeting {
     number: u64,
-    came: Vec<bool>,
+    /// What for, and with how many numbers.
+    came: Vec<Option<(&'static str, usize)>>,
     left: Vec<bool>,
     /// Why there will be no other.
     broken: Option<String>,
@@ -88,7 +89,7 @@ impl Threads {
     /// A size of 0.
     pub fn with_timeout(size: usize, timeout: Duration) -> Result<Vec<Self>> {
         check::count("size", size)?;
-        let meeting = Meeting { number: 0, came: vec![false; size], left: vec![false; size], broken: None };
+        let meeting = Meeting { number: 0, came: vec![None; size], left: vec![false; size], broken: None };
         let group = Arc::new(Group {
             timeout,
             meeting: Mutex::new(meeting),
@@ -122,15 +123,24 @@ impl Threads {
         self.group.meeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until all ranks are here.
-    fn meet(&self) -> Result<()> {
+    /// Waits until all ranks are here, for the same.
+    fn meet(&self, call: (&'static str, usize)) -> Result<()> {
         let deadline = Instant::now() + self.group.timeout;
         let mut meeting = self.meeting();
         let number = meeting.number;
-        meeting.came[self.rank] = true;
-        if meeting.broken.is_none() && meeting.came.iter().all(|came| *came) {
+        meeting.came[self.rank] = Some(call);
+        let other = meeting.came.iter().position(|came| came.is_some_and(|came| came != call));
+        if let (None, Some(other)) = (&meeting.broken, other) {
+            // In the order of the ranks, whoever comes last.
+            let (low, high) = (self.rank.min(other), self.rank.max(other));
+            let of =
+                |rank: usize| meeting.came[rank].map_or(String::new(), |(what, n)| format!("{what} ({n} numbers)"));
+            let problem = format!("rank {high} has come for {}, and rank {low} for {}", of(high), of(low));
+            self.end(&mut meeting, problem);
+        }
+        if meeting.broken.is_none() && meeting.came.iter().all(Option::is_some) {
             meeting.number += 1;
-            meeting.came.fill(false);
+            meeting.came.fill(None);
             self.group.turn.notify_all();
             return Ok(());
         }
@@ -162,22 +172,16 @@ impl Threads {
         self.group.turn.notify_all();
     }
 
-    fn sum<F>(&self, table: &Table<F>, x: &mut [F]) -> Result<()>
+    fn sum<F>(&self, what: &'static str, table: &Table<F>, x: &mut [F]) -> Result<()>
     where
         F: Copy + std::ops::AddAssign,
     {
         let size = self.size();
         *write(&table.given[self.rank]) = x.to_vec();
-        self.meet()?;
+        self.meet((what, x.len()))?;
         {
-            let given: Vec<_> = table.given.iter().map(read).collect();
-            if let Some(other) = given.iter().position(|theirs| theirs.len() != given[0].len()) {
-                let (theirs, first) = (given[other].len(), given[0].len());
-                let problem = format!("rank {other} brings {theirs} numbers to a sum, and rank 0 brings {first}");
-                self.end(&mut self.meeting(), problem.clone());
-                return Err(Error::Collective(problem));
-            }
             // Each rank adds up its part.
+            let given: Vec<_> = table.given.iter().map(read).collect();
             let part = part(x.len(), self.rank, size);
             let mut sum = given[0][part.clone()].to_vec();
             for theirs in &given[1..] {
@@ -185,7 +189,7 @@ impl Threads {
             }
             *write(&table.sums[self.rank]) = sum;
         }
-        self.meet()?;
+        self.meet((what, x.len()))?;
         for (rank, sum) in table.sums.iter().enumerate() {
             let part = part(x.len(), rank, size);
             x[part].copy_from_slice(&read(sum));
@@ -197,7 +201,8 @@ impl Threads {
 impl Meeting {
     /// "rank 2" or "rank 2, 5": those that pass.
     fn missing(&self, passes: impl Fn(bool, bool) -> bool) -> String {
-        let ranks = self.left.iter().zip(&self.came).enumerate().filter(|(_, (left, came))| passes(**left, **came));
+        let ranks = self.left.iter().zip(&self.came).enumerate();
+        let ranks = ranks.filter(|(_, (left, came))| passes(**left, came.is_some()));
         let ranks: Vec<String> = ranks.map(|(rank, _)| rank.to_string()).collect();
         format!("rank {}", ranks.join(", "))
     }
@@ -234,11 +239,11 @@ impl Collective for Threads {
     }
 
     fn sum_f32(&self, x: &mut [f32]) -> Result<()> {
-        self.sum(&self.group.singles, x)
+        self.sum("a sum of f32", &self.group.singles, x)
     }
 
     fn sum_f64(&self, x: &mut [f64]) -> Result<()> {
-        self.sum(&self.group.doubles, x)
+        self.sum("a sum of f64", &self.group.doubles, x)
     }
 
     fn broadcast(&self, root: usize, x: &mut [u8]) -> Result<()> {
@@ -246,21 +251,14 @@ impl Collective for Threads {
         if self.rank == root {
             *write(&self.group.bytes) = x.to_vec();
         }
-        self.meet()?;
-        let all = read(&self.group.bytes).clone();
+        self.meet(("a broadcast", x.len()))?;
+        x.copy_from_slice(&read(&self.group.bytes));
         // Nobody writes the next ones before all have read these.
-        self.meet()?;
-        if all.len() != x.len() {
-            let problem = format!("rank {root} sends {} bytes, and rank {} expects {}", all.len(), self.rank, x.len());
-            self.end(&mut self.meeting(), problem.clone());
-            return Err(Error::Collective(problem));
-        }
-        x.copy_from_slice(&all);
-        Ok(())
+        self.meet(("a broadcast", x.len()))
     }
 
     fn barrier(&self) -> Result<()> {
-        self.meet()
+        self.meet(("a barrier", 0))
     }
 }
 
@@ -341,7 +339,26 @@ mod tests {
     fn lengths_that_differ_are_an_error_everywhere() {
         let sums = each(3, |t| t.sum_f32(&mut vec![1.0; if t.rank() == 2 { 4 } else { 5 }]).unwrap_err().to_string());
         for e in sums {
-            assert_eq!(e, "ranks: rank 2 brings 4 numbers to a sum, and rank 0 brings 5");
+            assert_eq!(
+                e,
+                "ranks: rank 2 has come for a sum of f32 (4 numbers), and rank 0 for a sum of f32 (5 numbers)"
+            );
+        }
+    }
+
+    #[test]
+    fn calls_that_do_not_go_together_are_an_error_everywhere() {
+        for other in
+            [|t: &Threads| t.sum_f64(&mut [1.0]), |t: &Threads| t.barrier(), |t: &Threads| t.broadcast(0, &mut [1])]
+        {
+            let found = each(2, |t| {
+                // Something of the same length lies there from before.
+                t.sum_f32(&mut [1.0]).unwrap();
+                let first = if t.rank() == 0 { t.sum_f32(&mut [1.0]) } else { other(t) };
+                (first.unwrap_err().to_string(), t.barrier().unwrap_err().to_string())
+            });
+            assert!(found[0].0.starts_with("ranks: rank 1 has come for a "), "{found:?}");
+            assert!(found.iter().all(|(first, next)| *first == found[0].0 && next == first), "{found:?}");
         }
     }
 

@@ -27,6 +27,8 @@ pub struct BuildOptions {
     pub skip_non_finite: bool,
     /// As [`Builder::parallel`](crate::Builder::parallel).
     pub collective: Option<Box<dyn Collective>>,
+    /// As [`Builder::compare_ranks`](crate::Builder::compare_ranks).
+    pub compare_ranks: Option<u64>,
 }
 
 macro_rules! any_row {
@@ -135,7 +137,7 @@ const fn str_eq(a: &str, b: &str) -> bool {
 }
 
 fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Result<Box<dyn Train>> {
-    let BuildOptions { prior, noise, schedule, clip_grad_norm, skip_non_finite, collective } = options;
+    let BuildOptions { prior, noise, schedule, clip_grad_norm, skip_non_finite, collective, compare_ranks } = options;
     let mut builder = row.builder().schedule(schedule);
     if let Some(prior) = prior {
         builder = builder.prior(prior);
@@ -151,6 +153,9 @@ fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Resu
     }
     if let Some(collective) = collective {
         builder = builder.parallel(collective);
+    }
+    if let Some(updates) = compare_ranks {
+        builder = builder.compare_ranks(updates);
     }
     Ok(Box::new(builder.build(params, lr)?))
 }
