@@ -139,6 +139,7 @@ mod ema;
 mod error;
 mod expectation;
 pub mod family;
+pub mod federated;
 pub mod fisher;
 mod gradient;
 mod kernel;
