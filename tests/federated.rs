@@ -1,12 +1,12 @@
 //! Federated learning: three clients of one linear regression, whose joint posterior is known.
 
-use support::{F64, assert_close, bits, close, largest, refused};
+use support::{F64, assert_close, bits, close, largest, refused, store};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_blr::federated::{
-    Admm, BayesAdmm, Dual, FedAvg, FedLap, Gaussian, Local, Method, PosteriorMerge, Pvi, Server,
+use tch_blr::federated::{Admm, BayesAdmm, Dual, FedAvg, FedLap, Gaussian, Local, Method, PosteriorMerge, Pvi, Server};
+use tch_blr::{
+    DiagonalGaussian, Error, Expectation, FullGaussian, FullVon, Ivon, Params, Statistic, clamp_information,
 };
-use tch_blr::{DiagonalGaussian, Error, Expectation, FullGaussian, FullVon, Ivon, Params, Statistic, clamp_information};
 
 /// Precision of the prior.
 const DELTA: f64 = 0.5;
@@ -36,7 +36,7 @@ fn quadratic(k: usize) -> (Tensor, Tensor) {
 }
 
 fn joint() -> (Tensor, Tensor) {
-    (t(&[0.745454545455, 0.850505050505]), matrix([6.5, 9.0, 9.0, 31.5]))
+    (t(&[0.745_454_545_455, 0.850_505_050_505]), matrix([6.5, 9.0, 9.0, 31.5]))
 }
 
 fn clients() -> impl Iterator<Item = (&'static str, f64)> {
@@ -160,8 +160,8 @@ fn duals_are_the_losses() {
             round(&mut server);
             for (k, (name, ..)) in DATA.iter().enumerate() {
                 let (dual, (h, b)) = (server.dual(name).unwrap(), quadratic(k));
-                assert_close(&dual.precision_matrix(), &h, 1e-13);
-                assert_close(&dual.linear_vector(), &b, 1e-13);
+                assert!(largest(&(dual.precision_matrix() - h)) < 1e-13);
+                assert!(largest(&(dual.linear_vector() - b)) < 1e-13);
             }
         }
     }
@@ -260,8 +260,9 @@ fn fed_lap_converges_if_damped_and_diverges_if_not() {
         printed(mean_error(&damped), error);
     }
     let mut server = server::<DiagonalGaussian>(FedLap { damping: 1.0 });
-    rounds(&mut server, 20);
-    assert!(mean_error(&server) > 1e2, "{:e}", mean_error(&server));
+    rounds(&mut server, 1000);
+    println!("FedLap, undamped, 1000 rounds: {:e}", mean_error(&server));
+    assert!(mean_error(&server) > 1e3);
 }
 
 /// FedLap-Cov in its own equations: Laplace's approximation at the minimum of the client's loss, full and diagonal.
@@ -274,15 +275,14 @@ fn fed_lap_cov_is_partitioned_inference_with_laplace() {
         let (mut v, mut big) = ([(); 3].map(|()| zero.copy()), [(); 3].map(|()| zero.diag(0)));
         let (mut w, mut s) = (zero.copy(), Tensor::eye(2, F64) * DELTA);
         for _ in 0..40 {
-            let vs = VarStore::new(Device::Cpu);
-            let theta = named(&zero).map(|(name, z)| vs.root().var_copy(name, &z));
+            let model = Regression::new();
             let mut all = Vec::new();
             for k in 0..3 {
                 let (h, b) = quadratic(k);
                 let local = server.client(DATA[k].0).unwrap();
                 let minimum = exact(&local, k).vector();
-                tch::no_grad(|| theta.iter().zip(0..).for_each(|(p, i)| p.shallow_clone().copy_(&minimum.narrow(0, i, 1))));
-                all.push((DATA[k].0, local.laplace(&vs, &dual(&h)).unwrap()));
+                model.set(&minimum);
+                all.push((DATA[k].0, local.laplace(&model.vs, &dual(&h)).unwrap()));
                 // By the equations of the paper.
                 let (sum, linear) = (&h - &big[k] + &s, b - &v[k] + s.mv(&w));
                 let wk = Tensor::linalg_solve(&sum, &linear.unsqueeze(1), true).squeeze_dim(1);
@@ -318,13 +318,14 @@ struct Regression {
 
 impl Regression {
     fn new() -> Self {
-        let mut vs = VarStore::new(Device::Cpu);
-        vs.set_kind(Kind::Double);
+        let vs = store(F64);
         let theta = ["intercept", "slope"].map(|name| vs.root().zeros(name, &[1]));
-        vs.set_kind(Kind::Double);
-        let theta = theta.map(|p| p.shallow_clone());
         let params = Params::from(&vs);
         Regression { vs, theta, params }
+    }
+
+    fn set(&self, theta: &Tensor) {
+        tch::no_grad(|| self.theta.iter().zip(0..).for_each(|(p, i)| p.shallow_clone().copy_(&theta.narrow(0, i, 1))));
     }
 
     fn loss(&self, k: usize) -> Tensor {
@@ -336,7 +337,7 @@ impl Regression {
 /// An optimizer is the client: one Newton step on the mean loss with the correction, and one from the cavity without.
 #[test]
 fn an_optimizer_answers_as_the_closed_form_does() {
-    for method in [Method::from(admm(0.4, 0.7)), Pvi { damping: 0.3 }.into()] {
+    for method in [Method::from(admm(1.5, 0.7)), Pvi { damping: 0.3 }.into()] {
         let mut server = server::<FullGaussian>(method);
         for _ in 0..4 {
             let mut all = Vec::new();
@@ -369,16 +370,36 @@ fn an_optimizer_answers_as_the_closed_form_does() {
     }
 }
 
+/// Rows that take no prior minimize the mean loss and the penalty: where the closed form is, its gradient is zero.
+#[test]
+fn the_penalty_is_the_prior_and_the_correction() {
+    for method in
+        [Method::from(FedAvg), FedLap { damping: 0.3 }.into(), Admm { rho: 2.0 }.into(), admm(0.5, 0.5).into()]
+    {
+        let mut server = server::<DiagonalGaussian>(method);
+        rounds(&mut server, 3);
+        for (k, (name, ..)) in DATA.iter().enumerate() {
+            let (local, model) = (server.client(name).unwrap(), Regression::new());
+            let q = exact(&local, k);
+            model.set(&q.vector());
+            let loss = model.loss(k) + local.penalty(&model.params).unwrap();
+            for g in Tensor::run_backward(&[loss], &model.theta, false, false) {
+                assert!(largest(&g) < 1e-12, "{method:?}: {g}");
+            }
+            assert_close(&local.at(&model.vs).unwrap().vector(), &q.vector(), 1e-15);
+        }
+    }
+}
+
 /// The correction is a control variate: at the fixed point it cancels the loss at every sample, so IVON stands still,
 /// though its samples are noisy. With inputs that are orthogonal, where a diagonal V is all of the Hessian.
 #[test]
 fn ivon_stands_still_at_the_fixed_point() {
     let (x, y) = (t(&[1.0, 1.0, 1.0, -1.0]).reshape([2, 2]), t(&[1.0, 2.0]));
-    let mut server =
-        Server::new(admm(0.5, 1.0), &prior::<DiagonalGaussian>(), [("a", 2.0), ("b", 2.0)]).unwrap();
+    let mut server = Server::new(admm(0.5, 1.0), &prior::<DiagonalGaussian>(), [("a", 2.0), ("b", 2.0)]).unwrap();
     let answer = |local: &Local<DiagonalGaussian>| {
-        let precision = local.prior().matrix() - square(&local.share().precision_matrix())
-            + Tensor::eye(2, F64) * local.ess();
+        let precision =
+            local.prior().matrix() - square(&local.share().precision_matrix()) + Tensor::eye(2, F64) * local.ess();
         let linear = local.prior().matrix().mv(&local.prior().vector()) - local.share().linear_vector()
             + x.tr().mv(&y) * (local.ess() / 2.0);
         DiagonalGaussian::of(&(linear / precision.diagonal(0, 0, 1)), &precision)
@@ -450,9 +471,9 @@ fn some_clients_may_be_away() {
     }
     // Sequential partitioned inference is exact once everybody has been asked.
     let mut server = server::<FullGaussian>(Pvi { damping: 1.0 });
-    for k in 0..3 {
-        let q = exact(&server.client(DATA[k].0).unwrap(), k);
-        server.update([(DATA[k].0, &q)]).unwrap();
+    for (k, (name, ..)) in DATA.iter().enumerate() {
+        let q = exact(&server.client(name).unwrap(), k);
+        server.update([(name, &q)]).unwrap();
     }
     assert_close(&server.posterior().vector(), &joint().0, 1e-11);
     assert_close(&server.posterior().matrix(), &joint().1, 1e-14);
@@ -639,8 +660,7 @@ fn a_cavity_that_does_not_exist_is_refused() {
             other => panic!("{other:?}"),
         }
         // The correction needs none.
-        local.correction(&Regression::new().params).unwrap();
-        server.client("three").unwrap();
+        assert_eq!(local.correction(&Regression::new().params).unwrap().dim(), 0);
     }
     check::<FullGaussian>();
     check::<DiagonalGaussian>();

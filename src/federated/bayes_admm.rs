@@ -59,9 +59,7 @@ impl Rule for BayesAdmm {
         let k = answers.len() as f64;
         let a = 1.0 / (1.0 + k * self.rho);
         let sites = server.prior.natural().plus_all(duals.iter().copied());
-        let answers = answers.iter().fold(sites.times(a), |sum, answer| {
-            sum.plus((1.0 - a) / k, &answer.q.natural())
-        });
+        let answers = answers.iter().fold(sites.times(a), |sum, answer| sum.plus((1.0 - a) / k, &answer.q.natural()));
         answers.moments(SERVER)
     }
 }

@@ -41,7 +41,7 @@ impl Dual {
             precisions.push(precision);
             linear.push((name, v));
         }
-        let (layout, linear) = placed(linear)?;
+        let (layout, linear) = placed(&linear)?;
         Dual { layout, linear, precision: joined(&precisions)?.detach() }.finite("dual")
     }
 
@@ -50,7 +50,7 @@ impl Dual {
     /// # Errors
     /// No entry, a name twice, a matrix of another shape or that is not symmetric, values that are not finite.
     pub fn full<S: Into<String>>(linear: impl IntoIterator<Item = (S, Tensor)>, precision: &Tensor) -> Result<Self> {
-        let (layout, linear) = placed(linear.into_iter().map(|(name, v)| (name.into(), v)).collect())?;
+        let (layout, linear) = placed(&linear.into_iter().map(|(name, v)| (name.into(), v)).collect::<Vec<_>>())?;
         let n = layout.len();
         if precision.size() != [n, n] {
             let problem = format!("V has shape {:?}: expected [{n}, {n}] for {n} weights", precision.size());
@@ -94,11 +94,6 @@ impl Dual {
     pub(super) fn zero(like: &Moments) -> Self {
         let (linear, precision) = (like.mean.zeros_like(), like.precision.zeros_like());
         Dual { layout: like.layout.clone(), linear, precision }
-    }
-
-    /// Whether it says nothing.
-    pub(super) fn is_zero(&self) -> bool {
-        [&self.linear, &self.precision].iter().all(|t| t.any().int64_value(&[]) == 0)
     }
 
     /// x (v, V)
@@ -201,7 +196,7 @@ impl Dual {
 }
 
 /// One vector from named tensors.
-fn placed(linear: Vec<(String, Tensor)>) -> Result<(Arc<Layout>, Tensor)> {
+fn placed(linear: &[(String, Tensor)]) -> Result<(Arc<Layout>, Tensor)> {
     if linear.is_empty() {
         return Err(Error::Posterior("it has no parameter".to_owned()));
     }

@@ -137,7 +137,8 @@ impl<Q: Gaussian> Local<Q> {
             check::positive("examples", examples)?;
             check::positive("ess", ess)?;
             let mut stored = Stored::new::<Q>(tensors, parameters)?;
-            let (prior, posterior, dual) = (stored.moments("prior")?, stored.moments("posterior")?, stored.dual("dual")?);
+            let (prior, posterior, dual) =
+                (stored.moments("prior")?, stored.moments("posterior")?, stored.dual("dual")?);
             stored.finish()?;
             let (prior, posterior) = (Q::of_moments(&prior)?, Q::of_moments(&posterior)?);
             Local::new((client, round), (examples, ess), (prior, posterior), dual)

@@ -48,6 +48,8 @@ pub struct Local<Q> {
     slope: Tensor,
     /// m `[n]`
     center: Tensor,
+    /// The prior's precision.
+    strength: Tensor,
 }
 
 impl<Q: Gaussian> Local<Q> {
@@ -58,9 +60,9 @@ impl<Q: Gaussian> Local<Q> {
         share: Dual,
     ) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let center = prior.moments()?.mean;
+        let Moments { mean: center, precision: strength, .. } = prior.moments()?;
         let slope = &share.linear - times(&share.precision, &center);
-        Ok(Local { client, round, examples, ess, prior, posterior, share, slope, center })
+        Ok(Local { client, round, examples, ess, prior, posterior, share, slope, center, strength })
     }
 
     /// Name of the client.
@@ -114,15 +116,33 @@ impl<Q: Gaussian> Local<Q> {
     /// ```
     ///
     /// For a loss that is a mean over the batch, and any row but those that need per-example gradients, which would not
-    /// see it: they take the [`cavity`](Local::cavity).
+    /// see it: they take the [`cavity`](Local::cavity). For rows without a prior there is [`Local::penalty`].
     ///
     /// # Errors
     /// As [`Local::start`].
     pub fn correction(&self, params: &Params) -> Result<Tensor> {
+        self.parabola(params, &self.share.precision.f_neg()?)
+    }
+
+    /// [`Local::correction`] with the prior's own part, for rows that take no prior, such as [`Sgd`](crate::Sgd) and
+    /// [`Adam`](crate::Adam): the mean loss and this are what a method over weights minimizes,
+    ///
+    /// ```text
+    /// c(θ) + ½ (θ-m)ᵀ S_prior (θ-m) / ess
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Local::start`].
+    pub fn penalty(&self, params: &Params) -> Result<Tensor> {
+        self.parabola(params, &self.strength.f_sub(&self.share.precision)?)
+    }
+
+    /// [ (θ-m)ᵀ(v - Vm) + ½ (θ-m)ᵀA(θ-m) ] / ess
+    fn parabola(&self, params: &Params, a: &Tensor) -> Result<Tensor> {
         let theta = self.theta(params)?;
-        let d = theta.f_sub(&self.center.to_device(theta.device()))?;
         let here = |t: &Tensor| t.to_device(theta.device());
-        let c = (&d * here(&self.slope) - &d * times(&here(&self.share.precision), &d) * 0.5).f_sum(Kind::Double)?;
+        let d = theta.f_sub(&here(&self.center))?;
+        let c = (&d * here(&self.slope) + &d * times(&here(a), &d) * 0.5).f_sum(Kind::Double)?;
         // A scalar of f64 would make the loss one, against what the model is trained in.
         let double = params.find(self.first()).is_some_and(|leaf| leaf.tensor.kind() == Kind::Double);
         Ok((c / self.ess).f_to_kind(if double { Kind::Double } else { Kind::Float })?)

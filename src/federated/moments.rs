@@ -25,11 +25,7 @@ impl Moments {
 
     /// The same precision around another mean.
     pub fn around(&self, mean: &Tensor) -> Self {
-        Moments {
-            layout: self.layout.clone(),
-            mean: mean.shallow_clone(),
-            precision: self.precision.shallow_clone(),
-        }
+        Moments { layout: self.layout.clone(), mean: mean.shallow_clone(), precision: self.precision.shallow_clone() }
     }
 
     /// x times the precision, around the same mean.
