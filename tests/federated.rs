@@ -357,13 +357,14 @@ fn an_optimizer_answers_as_the_closed_form_does() {
                     opt.posterior().unwrap()
                 };
                 let expected = exact(&local, k);
-                for q in [step(local.prior(), true), step(&local.cavity().unwrap(), false)] {
+                let corrected = step(local.prior(), true);
+                // Without a mean over duals in the server's posterior, there is always a cavity.
+                let cavity = matches!(method, Method::Pvi(_)).then(|| step(&local.cavity().unwrap(), false));
+                for q in [&corrected].into_iter().chain(&cavity) {
                     assert_close(&q.vector(), &expected.vector(), 1e-12);
                     assert_close(&q.matrix(), &expected.matrix(), 1e-12);
-                    if all.len() <= k {
-                        all.push((*name, q));
-                    }
                 }
+                all.push((*name, corrected));
             }
             server.update(all.iter().map(|(name, q)| (*name, q))).unwrap();
         }

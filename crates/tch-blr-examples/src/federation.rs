@@ -111,7 +111,7 @@ pub struct Score {
 
 impl Plan {
     /// Whether clients train a posterior.
-    fn is_point(&self) -> bool {
+    pub fn is_point(&self) -> bool {
         matches!(self.method, Method::FedAvg(_) | Method::FedLap(_) | Method::Admm(_))
     }
 
