@@ -84,15 +84,15 @@ fn over(runs: &Runs, of: impl Fn(&[Score]) -> f64) -> [f64; 2] {
 }
 
 fn table(all: &[(Plan, Runs)], rounds: usize) -> Value {
-    println!("  {:<18}{:>46}    {:>15}{:>15}", "", "test accuracy in % after rounds", "NLL", "NLL");
-    println!("  {:<18}{:>15}{:>15}{rounds:>16}    {:>15}{:>15}", "", 1, rounds.min(3), "at the mean", "of samples");
+    println!("  {:<18}{:>46}  {:>17}{:>17}", "", "test accuracy in % after rounds", "NLL", "NLL");
+    println!("  {:<18}{:>15}{:>15}{rounds:>16}  {:>17}{:>17}", "", 1, rounds.min(3), "at the mean", "of samples");
     let mut report = Map::new();
     for (plan, runs) in all {
         let accuracy = |round: usize| over(runs, |run| 100.0 * run[round].accuracy);
         let shown = |[mean, sd]: [f64; 2], digits: usize| format!("{mean:.digits$} ± {sd:.digits$}");
         let (nll, predictive) = (over(runs, |run| run[rounds].nll), over(runs, |run| run[rounds].predictive_nll));
         println!(
-            "  {:<18}{:>15}{:>15}{:>16}    {:>15}{:>15}",
+            "  {:<18}{:>15}{:>15}{:>16}  {:>17}{:>17}",
             plan.name,
             shown(accuracy(1), 1),
             shown(accuracy(rounds.min(3)), 1),
