@@ -114,17 +114,20 @@ fn table(all: &[(Plan, Runs)], rounds: usize) -> Value {
 }
 
 fn draw(all: &[(Plan, Runs)], path: &Path) -> Outcome {
-    let curves = |label: &str, of: fn(&Score) -> f64| Curves {
+    let curves = |label: &str, highest: f64, of: fn(&Score) -> f64| Curves {
         y_label: label.to_owned(),
         series: all
             .iter()
             .map(|(plan, runs)| {
-                let point = |r: usize| (r as f64, over(runs, |run| of(&run[r]))[0]);
+                // What is off the scale is left out: the lower curves are what one wants to tell apart.
+                let shown = |x: f64| if x > highest { f64::NAN } else { x };
+                let point = |r: usize| (r as f64, shown(over(runs, |run| of(&run[r]))[0]));
                 // The network before the first round is the same for all, and would set the scale.
                 (plan.name.to_owned(), (1..runs[0].len()).map(point).collect())
             })
             .collect(),
     };
-    let panels = [curves("test accuracy (%)", |s| 100.0 * s.accuracy), curves("test NLL (nats)", |s| s.nll)];
+    let panels =
+        [curves("test accuracy (%)", 100.0, |s| 100.0 * s.accuracy), curves("test NLL up to 2 (nats)", 2.0, |s| s.nll)];
     training_curves(path, "round", &panels)
 }

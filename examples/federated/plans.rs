@@ -14,7 +14,7 @@ pub const PLANS: [Plan; 4] = [
     plan("FedAvg", FED_AVG, 0.2, 30.0),
     plan("posterior merge", MERGE, 0.001, 1000.0),
     plan("PVI", PVI, 0.005, 100.0),
-    plan("IVON-ADMM", ADMM, 0.003, 30.0),
+    plan("IVON-ADMM", ADMM, 0.003, 100.0),
 ];
 
 const fn plan(name: &'static str, method: Method, lr: f64, prior_precision: f64) -> Plan {
