@@ -54,7 +54,8 @@ fn main() -> Outcome {
     let examples: usize = federation.clients.iter().map(|(_, (_, y))| y.numel()).sum();
     println!("Data: {}, {examples} examples at 10 clients; {seeds} seeds; {budget:?}\n", federation.source);
     if tune {
-        return plans::tune(&federation, &budget);
+        plans::tune(&federation, &budget);
+        return Ok(());
     }
     let mut all = Vec::new();
     for plan in plans::PLANS {

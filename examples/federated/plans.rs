@@ -1,7 +1,6 @@
 //! The settings of every method, and the grid that they were chosen from.
 
 use tch_blr::federated::{BayesAdmm, FedAvg, Method, PosteriorMerge, Pvi};
-use tch_blr_examples::Outcome;
 use tch_blr_examples::federation::{Budget, Federation, Plan};
 
 const PVI: Method = Method::Pvi(Pvi { damping: 0.1 });
@@ -31,7 +30,7 @@ pub fn budget(data: &Federation, rounds: usize) -> Budget {
 }
 
 /// Learning rate and precision of the prior: four settings for each method, one seed.
-pub fn tune(data: &Federation, budget: &Budget) -> Outcome {
+pub fn tune(data: &Federation, budget: &Budget) {
     let four = |lr: [f64; 2], precision: [f64; 2]| lr.map(|lr| precision.map(|s| (lr, s))).concat();
     let averaging = [0.05, 0.1, 0.2, 0.5].map(|lr| (lr, 30.0)).to_vec();
     for (name, method, settings) in [
@@ -52,5 +51,4 @@ pub fn tune(data: &Federation, budget: &Budget) -> Outcome {
             );
         }
     }
-    Ok(())
 }

@@ -5,6 +5,7 @@ use crate::batches::{Last, batches, subset};
 use crate::digits::Digits;
 use crate::handwritten::Forms;
 use crate::model::Mlp;
+use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use tch_blr::federated::{Local, Method, Server};
 use tch_blr::rows::StepLength;
@@ -119,7 +120,8 @@ impl Plan {
     pub fn run(&self, data: &Federation, measured: &Examples, budget: &Budget, seed: u64) -> Outcome<Vec<Score>> {
         tch::manual_seed(seed as i64);
         let net = Mlp::new(&[measured.0.size()[1], budget.hidden, 10]);
-        let start = net.vs.variables().into_iter().map(|(name, w)| {
+        // By name: the order of a hash map is another one in every run, and samples go by the order.
+        let start = BTreeMap::from_iter(net.vs.variables()).into_iter().map(|(name, w)| {
             let precision = w.full_like(self.prior_precision).detach();
             (name, w, precision)
         });
