@@ -44,6 +44,7 @@
 //! ```
 //! use tch::{Kind, Tensor, nn};
 //! use tch_blr::federated::{BayesAdmm, Server};
+//! use tch_blr::rows::StepLength;
 //! use tch_blr::{DiagonalGaussian, Ivon, Params};
 //! # fn main() -> tch_blr::Result<()> {
 //! # tch::manual_seed(0);
@@ -59,9 +60,10 @@
 //!     for (name, y) in &data {
 //!         let local = server.client(name)?;
 //!         local.start(&vs)?;
-//!         let mut opt = Ivon::default().ess(local.ess()).beta2(0.99).prior(local.prior()).build(&vs, 0.1)?;
+//!         let ivon = Ivon::default().ess(local.ess()).beta2(0.98).step_length(StepLength::Adam { beta: 0.99 });
+//!         let mut opt = ivon.prior(local.prior()).build(&vs, 0.02)?;
 //!         let (params, y) = (Params::from(&vs), Tensor::from_slice(y));
-//!         for _ in 0..300 {
+//!         for _ in 0..500 {
 //!             // The mean loss, and the correction.
 //!             opt.step(|| Ok::<_, tch_blr::Error>((&w - &y).square().sum(Kind::Float) + local.correction(&params)?))?;
 //!         }
