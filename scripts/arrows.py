@@ -22,7 +22,7 @@ FLOORS = [
     "driver",
     "rows rule",
     "fisher",
-    "continual pruning merge",
+    "continual federated pruning merge",
     "selection",
     "sensitivity",
 ]

@@ -124,6 +124,8 @@
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
 //!   `docs/merging.md`.
+//! * [`federated`]: clients that keep their data, and a server that holds a posterior and a dual for each.
+//!   `docs/federated.md`.
 //! * [`continual`]: what stands for the data of earlier tasks: weights, functions, memory. [`selection`]: which
 //!   examples to keep.
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
@@ -140,6 +142,7 @@ mod ema;
 mod error;
 mod expectation;
 pub mod family;
+pub mod federated;
 pub mod fisher;
 mod gradient;
 mod kernel;
@@ -216,6 +219,9 @@ struct Merging;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/continual.md")]
 struct ContinualLearning;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/federated.md")]
+struct FederatedLearning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;

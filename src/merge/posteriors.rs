@@ -66,9 +66,8 @@ pub fn largest_removal<Q: NaturalSum>(q: &Q, part: &Q) -> Result<f64> {
 /// ```
 ///
 /// This is exact if the clients' posteriors are, whatever the order and number of the clients. For new data, run
-/// another round with this round's result as prior. To repeat a round on the same data (partitioned variational
-/// inference), client k starts from the server's posterior without the client's factor, which is its last posterior
-/// less its last prior; [`remove`] takes it out.
+/// another round with this round's result as prior. To repeat rounds on the same data, each client's part has to be
+/// remembered: [`crate::federated`] does.
 ///
 /// # Errors
 /// As [`gradient_matching`].

@@ -17,6 +17,7 @@
 pub mod batches;
 pub mod data;
 pub mod digits;
+pub mod federation;
 pub mod four_moons;
 pub mod handwritten;
 pub mod libsvm;
