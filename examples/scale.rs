@@ -34,7 +34,7 @@ struct Arguments {
 }
 
 /// Bytes per weight that a step sums: the gradient, or gradient and curvature.
-const ROWS: [(&str, f64); 2] = [("gradient (Adam, SGD)", 4.0), ("and curvature (IVON, VOGN)", 8.0)];
+const ROWS: [(&str, f64); 2] = [("gradient (Adam, SGD)", 4.0), ("gradient and curvature (IVON, VOGN)", 8.0)];
 
 fn main() -> Outcome {
     let Arguments { weights, batch, gigaflops, jitter, latency, folder } = Arguments::parse();
@@ -42,7 +42,7 @@ fn main() -> Outcome {
     let compute = 6.0 * (weights * batch) as f64 / (gigaflops * 1e9);
     println!("{weights} weights, {batch} examples per rank: {:.0} ms to compute\n", 1e3 * compute);
     println!(
-        "{:<28} {:>9} {:>6} {:>11} {:>14} {:>11}",
+        "{:<37} {:>9} {:>6} {:>11} {:>14} {:>11}",
         "summed", "Gbit/s", "ranks", "formula, ms", "simulation, ms", "computing"
     );
     let mut rng = Rng::new(0, 0);
@@ -60,14 +60,14 @@ fn main() -> Outcome {
                 let share = compute / found;
                 let expected = 1e3 * step.expected(link, ranks);
                 println!(
-                    "{name:<28} {gigabits:>9} {ranks:>6} {expected:>11.1} {:>14.1} {:>9.0} %",
+                    "{name:<37} {gigabits:>9} {ranks:>6} {expected:>11.1} {:>14.1} {:>9.0} %",
                     1e3 * found,
                     100.0 * share
                 );
                 points.push((f64::from(doublings), 100.0 * share));
             }
             let examples = step.half(link) * gigaflops * 1e9 / (6.0 * weights as f64);
-            println!("{:<28} half of it is computing at {examples:.0} examples per rank\n", "");
+            println!("{:<37} half of it is computing at {examples:.0} examples per rank\n", "");
             series.push((name.to_owned(), points));
         }
         panels.push(Curves { y_label: format!("% of a step computing, {gigabits} Gbit/s"), series });
