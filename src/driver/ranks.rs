@@ -320,8 +320,8 @@ mod tests {
             let all: Vec<f64> = all.iter().map(|x| *x as f64).collect();
             all_equal(all.len(), all.iter().sum(), all.iter().map(|x| x * x).sum())
         };
-        assert!(of(&[5; 7]) && of(&[0xF_FFFF; 8192]) && of(&[0; 3]));
-        let mut one = [0xF_FFFF; 8192];
+        assert!(of(&[5; 7]) && of(&vec![0xF_FFFF; 8192]) && of(&[0; 3]));
+        let mut one = vec![0xF_FFFF; 8192];
         one[17] -= 1;
         assert!(!of(&one) && !of(&[0, 1]) && !of(&[3, 5, 4]));
     }
