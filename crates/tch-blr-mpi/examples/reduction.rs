@@ -1,3 +1,4 @@
+//! x
 fn main() {
     use std::time::Instant;
     use tch_blr::parallel::Collective;

@@ -1,5 +1,4 @@
-//! From the calls of the trait to those of MPI's C interface. rsmpi starts and ends MPI, finds its headers and has the
-//! handles; its own collectives take no notice of error codes, and so are not used.
+//! From the calls of the trait to those of MPI's C interface.
 #![allow(unsafe_code)] // calls of C
 
 use mpi::Threading;
@@ -65,21 +64,11 @@ struct World {
     comm: MPI_Comm,
     /// Why there will be no other call.
     broken: Option<Broken>,
-    /// Ends MPI when it is dropped, which is after everything above.
-    _universe: Started,
 }
 
 // SAFETY: a communicator is a number or an address that means the same in every thread, and the level that was asked for
 // allows calls from any, one at a time.
 unsafe impl Send for World {}
-
-struct Started(#[allow(dead_code)] Universe);
-
-impl std::fmt::Debug for Started {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Started")
-    }
-}
 
 #[derive(Debug, Clone)]
 enum Broken {
@@ -122,8 +111,9 @@ impl Call {
     }
 }
 
-/// Numbers of one call: within MPI's `int` by far, and little memory beside the buffer.
-const PIECE: usize = 1 << 20;
+/// Numbers of one call of MPI: within its `int` by far, little memory beside the buffer, and they stay in the cache of a
+/// core (all at once takes twice as long between processes of one machine).
+const PIECE: usize = 1 << 18;
 
 impl Mpi {
     /// Starts MPI.
@@ -134,23 +124,17 @@ impl Mpi {
     /// [`Error::Collective`]: MPI has been started in this process before, by this function (keep a clone) or otherwise, or
     /// it does not allow calls from more than one thread.
     pub fn new() -> Result<Self> {
-        let started = "MPI has been started before, which it can be once in a process: keep a clone of the first `Mpi`";
-        let (universe, level) = mpi::initialize_with_threading(Threading::Serialized)
-            .ok_or_else(|| Error::Collective(started.to_owned()))?;
-        if level < Threading::Serialized {
-            let problem = format!("this MPI library gives threads the level {level:?}, and Serialized is needed");
-            return Err(Error::Collective(problem));
-        }
-        let (mut comm, mut rank, mut size) = (universe.world().as_raw(), 0, 0);
-        // SAFETY: MPI is started; the results are written to variables of the right type.
+        let (mut comm, mut rank, mut size) = (null_mut(), 0, 0);
+        start()?;
+        // SAFETY: MPI is started; results are written to variables of the right type.
         unsafe {
-            succeed("MPI_Comm_dup", ffi::MPI_Comm_dup(comm, &raw mut comm))?;
+            succeed("MPI_Comm_dup", ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut comm))?;
             succeed("MPI_Comm_set_errhandler", ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN))?;
             succeed("MPI_Comm_rank", ffi::MPI_Comm_rank(comm, &raw mut rank))?;
             succeed("MPI_Comm_size", ffi::MPI_Comm_size(comm, &raw mut size))?;
         }
         let (rank, size) = (rank as usize, size as usize);
-        let world = World { rank, size, comm, broken: None, _universe: Started(universe) };
+        let world = World { rank, size, comm, broken: None };
         Ok(Mpi { rank, size, world: Arc::new(Mutex::new(world)) })
     }
 
@@ -158,6 +142,32 @@ impl Mpi {
         // What a panic has left is whole: it cannot come from within a call of MPI.
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `MPI_Init_thread`.
+fn start() -> Result<()> {
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut started, mut level) = (0, 0);
+    // SAFETY: may be called at any time, even after the end of MPI.
+    unsafe { ffi::MPI_Initialized(&raw mut started) };
+    if started != 0 {
+        let problem = "MPI has been started before, which it can be once in a process: keep a clone of the first `Mpi`";
+        return Err(Error::Collective(problem.to_owned()));
+    }
+    // SAFETY: MPI is not started, and no other thread does so; it accepts null for the arguments of `main`.
+    let (code, wanted) = unsafe {
+        let wanted = ffi::RSMPI_THREAD_SERIALIZED;
+        (ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut level), wanted)
+    };
+    succeed("MPI_Init_thread", code)?;
+    if level < wanted {
+        // SAFETY: MPI is started; nothing else uses it yet.
+        unsafe { ffi::MPI_Finalize() };
+        let problem = format!("this MPI library gives threads level {level}, and {wanted} (serialized) is needed");
+        return Err(Error::Collective(problem));
+    }
+    Ok(())
 }
 
 impl World {
@@ -171,7 +181,7 @@ impl World {
         let leaves = if key == 0 { self.size - self.rank } else { 0 };
         // The largest of each, and of their negatives: the smallest.
         let mut most = [key, -key, n, -n, leaves as i64];
-        // SAFETY: a constant of MPI's.
+        // SAFETY: a constant of MPI.
         self.reduce(&mut most, unsafe { ffi::RSMPI_MAX })?;
         let (keys, lengths) = ((-most[1], most[0]), (-most[3], most[2]));
         let problem = if keys.0 == 0 && keys.1 > 0 {
@@ -188,14 +198,14 @@ impl World {
     }
 
     /// Every rank has come for this.
-    fn reduce<F: Copy + Equivalence>(&mut self, x: &mut [F], op: MPI_Op) -> Result<()> {
+    fn reduce<F: Number>(&mut self, x: &mut [F], op: MPI_Op) -> Result<()> {
         // rsmpi does not have MPI_IN_PLACE.
         let mut own = Vec::with_capacity(x.len().min(PIECE));
         for piece in x.chunks_mut(PIECE) {
             own.clear();
             own.extend_from_slice(piece);
             let (from, to) = (own.as_ptr().cast::<c_void>(), piece.as_mut_ptr().cast::<c_void>());
-            let (n, datatype) = (piece.len() as c_int, F::equivalent_datatype().as_raw());
+            let (n, datatype) = (piece.len() as c_int, F::datatype());
             // SAFETY: both buffers have n numbers of this type, at most PIECE, and do not overlap.
             let code = unsafe { ffi::MPI_Allreduce(from, to, n, datatype, op, self.comm) };
             self.record(succeed("MPI_Allreduce", code))?;
@@ -238,6 +248,8 @@ impl Drop for World {
         if let Some(Broken::Here(problem)) = &self.broken {
             self.abort(problem, 1);
         }
+        // SAFETY: this is the end of all that used MPI here; all ranks get here.
+        unsafe { ffi::MPI_Finalize() };
     }
 }
 
@@ -253,14 +265,14 @@ impl Collective for Mpi {
     fn sum_f32(&self, x: &mut [f32]) -> Result<()> {
         let mut world = self.world();
         world.meet(Call::SumF32(x.len()))?;
-        // SAFETY: a constant of MPI's.
+        // SAFETY: a constant of MPI.
         world.reduce(x, unsafe { ffi::RSMPI_SUM })
     }
 
     fn sum_f64(&self, x: &mut [f64]) -> Result<()> {
         let mut world = self.world();
         world.meet(Call::SumF64(x.len()))?;
-        // SAFETY: a constant of MPI's.
+        // SAFETY: a constant of MPI.
         world.reduce(x, unsafe { ffi::RSMPI_SUM })
     }
 
@@ -278,6 +290,26 @@ impl Collective for Mpi {
     }
 }
 
+/// What MPI adds up.
+trait Number: Copy {
+    fn datatype() -> MPI_Datatype;
+}
+
+macro_rules! number {
+    ($type:ty, $datatype:ident) => {
+        impl Number for $type {
+            fn datatype() -> MPI_Datatype {
+                // SAFETY: a constant of MPI.
+                unsafe { ffi::$datatype }
+            }
+        }
+    };
+}
+
+number!(f32, RSMPI_FLOAT);
+number!(f64, RSMPI_DOUBLE);
+number!(i64, RSMPI_INT64_T);
+
 /// Error codes of MPI, in its own words.
 fn succeed(call: &str, code: c_int) -> Result<()> {
     if code == 0 {
@@ -289,4 +321,23 @@ fn succeed(call: &str, code: c_int) -> Result<()> {
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut n) };
     let text = String::from_utf8_lossy(&text[..(n.max(0) as usize).min(text.len())]);
     Err(Error::Collective(format!("{call}: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process of its own, without `mpirun`.
+    #[test]
+    fn errors_are_in_the_words_of_mpi() {
+        let mpi = Mpi::new().unwrap();
+        assert_eq!((mpi.rank(), mpi.size()), (0, 1));
+        // SAFETY: a constant of MPI; it has no logical operations on f32.
+        let and = unsafe { ffi::RSMPI_LAND };
+        let e = mpi.world().reduce(&mut [1.0_f32], and).unwrap_err().to_string();
+        assert!(e.starts_with("ranks: MPI_Allreduce: ") && e.contains("MPI_ERR_OP"), "{e}");
+        assert_eq!(mpi.barrier().unwrap_err().to_string(), e);
+        // Others might wait: this process ends the job when it drops the last clone, so that it does not here.
+        std::mem::forget(mpi);
+    }
 }

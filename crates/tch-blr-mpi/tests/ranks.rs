@@ -73,7 +73,7 @@ mod child {
     use tch_blr::parallel::Collective;
     use tch_blr_mpi::Mpi;
 
-    const PIECE: usize = 1 << 20;
+    const PIECE: usize = 1 << 18;
 
     /// Numbers of a rank, of all magnitudes.
     fn number(rank: usize, i: usize) -> f64 {
@@ -94,7 +94,7 @@ mod child {
         assert!(rank < size);
         // Around the lengths at which Open MPI takes another algorithm, in bytes: 1, 4, 10 kB, 1 MB; and our pieces.
         let lengths = [0, 1, 2, 3, 5, 64, 255, 257, 1023, 1025, 2499, 2500, 2501, 2559, 2560, 2561, 4096, 50_000];
-        for n in lengths.into_iter().chain([262_143, 262_145, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 3]) {
+        for n in lengths.into_iter().chain([PIECE - 1, PIECE, PIECE + 1, 4 * PIECE + 3]) {
             let mut x: Vec<f32> = (0..n).map(|i| number(rank, i) as f32).collect();
             mpi.sum_f32(&mut x).unwrap();
             let mut bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
