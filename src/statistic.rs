@@ -68,6 +68,15 @@ impl Statistic {
         check::that("statistic", self, fits, expected)
     }
 
+    /// As which power of a factor on the gradient it changes: 0 for what is not formed from the gradient that a step uses.
+    pub(crate) fn degree(self) -> i32 {
+        match self {
+            Statistic::Price | Statistic::Relaxed => 1,
+            Statistic::SquaredGradient => 2,
+            _ => 0,
+        }
+    }
+
     /// Whether it comes from layers that record, on the tape of the evaluation.
     pub(crate) fn is_tapped(self) -> bool {
         matches!(self, Statistic::Fisher(_) | Statistic::KroneckerFisher(_))

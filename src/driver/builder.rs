@@ -5,10 +5,12 @@
 
 use super::arithmetic::{Arithmetic, check_lr};
 use super::compiled::Compiled;
+use super::ranks::Ranks;
 use super::row::Row;
 use super::{Clipped, Optimizer, divergence::Divergence, skip::Skips, sums::Sums};
 use crate::gradient::Clip;
 use crate::kernel::{Noise, Philox};
+use crate::parallel::Collective;
 use crate::{Params, Prior, Result, Schedule, check};
 use std::fmt;
 
@@ -28,6 +30,8 @@ pub struct Builder<R: Row> {
     skip_non_finite: bool,
     skip_unseen: bool,
     divergence: Option<f64>,
+    collective: Option<Box<dyn Collective>>,
+    compare: Option<u64>,
     /// Of this builder and of the optimizer that it makes.
     compiled: &'static Compiled<R>,
 }
@@ -70,6 +74,8 @@ impl<R: Row> Builder<R> {
             skip_non_finite: false,
             skip_unseen: false,
             divergence: None,
+            collective: None,
+            compare: None,
             compiled: Compiled::HERE,
         }
     }
@@ -223,6 +229,62 @@ impl<R: Row> Builder<R> {
         self
     }
 
+    /// Trains with others: each rank of the [`Collective`] builds the same optimizer for the same model, evaluates the loss of
+    /// its own part of each batch, and calls what the others call; all make the same update, from the mean over all ranks
+    /// of gradient and curvature, and so keep the same bits.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// use tch_blr::{Ivon, parallel::Threads};
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let (x, y) = (Tensor::ones([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)));
+    /// # let (x, y) = (&x, &y);
+    /// # let xs = std::sync::Mutex::new([x.copy(), x.copy()]);
+    /// # let ys = std::sync::Mutex::new([y.copy(), y.copy()]);
+    /// # let mine = |rank: usize| (xs.lock().unwrap()[rank].copy(), ys.lock().unwrap()[rank].copy());
+    /// let steps = Threads::run(2, |collective| {
+    ///     let (x, y) = mine(tch_blr::parallel::Collective::rank(&collective));
+    ///     let vs = nn::VarStore::new(Device::Cpu);
+    ///     let net = nn::linear(vs.root(), 4, 3, Default::default());
+    ///     let mut opt = Ivon::default().ess(16.0).builder().parallel(collective).build(&vs, 0.1)?;
+    ///     opt.step(|| net.forward(&x).cross_entropy_for_logits(&y)) // the mean over both ranks
+    /// })?;
+    /// # assert_eq!(steps[0].as_ref().unwrap(), steps[1].as_ref().unwrap());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// * **Start:** weights, buffers and the seed (unless [`Builder::noise`] gives one, the same to all) are those of rank
+    ///   0. So are variables that are created later, on all ranks in the same order.
+    /// * **Samples:** each rank evaluates at a sample of its own. R ranks of one evaluation do what
+    ///   [`Optimizer::step_chunks`] with R chunks does in one process, in the rows with samples and in the others, to the
+    ///   bit if the collective adds up in the order of the ranks; products (e·ĝ, ĝ²) are formed before the sum. Rows of
+    ///   two points climb on each rank's own gradient (m-sharpness).
+    /// * **Weights:** ranks count equally if they return mean losses, and by their examples if they return losses per
+    ///   example. A rank without data returns no losses, a tensor of shape `[0]`.
+    /// * **Decisions** are of all: what one rank's closure returns as an error, or its panic, is an error of all
+    ///   ([`Error::Rank`](crate::Error::Rank)), and none has changed; [`Builder::clip_grad_norm`] limits the mean gradient
+    ///   over all ranks; [`Builder::skip_non_finite`] leaves a step out on all.
+    /// * **Files:** all ranks call [`Optimizer::save`], and rank 0 writes; all read the file with [`Optimizer::load`], and
+    ///   may be more or fewer than those that saved. Buffers (batch-norm statistics) are those of rank 0; what was
+    ///   accumulated since the last update goes on to rounding.
+    ///
+    /// `docs/scale.md` tells what it costs. In the methods' errors, read "another rank's" beside each.
+    #[must_use]
+    pub fn parallel(mut self, collective: impl Collective + 'static) -> Self {
+        self.collective = Some(Box::new(collective));
+        self
+    }
+
+    /// Compares what the ranks of [`Builder::parallel`] hold, mean and state, after every `updates` ≥ 1 updates, and makes
+    /// it an error of all if a bit differs: it names the first parameter that does. That takes a copy of all to the CPU.
+    /// Default off.
+    #[must_use]
+    pub fn compare_ranks(mut self, updates: u64) -> Self {
+        self.compare = Some(updates);
+        self
+    }
+
     /// Builds the optimizer. `lr` ≥ 0 is the learning rate of all parameters without one of their own. Variables that
     /// the [`VarStore`](tch::nn::VarStore) gets later are picked up.
     ///
@@ -235,7 +297,28 @@ impl<R: Row> Builder<R> {
         (self.compiled.build)(self, params.into(), lr)
     }
 
-    pub(super) fn built(self, mut params: Params, lr: f64) -> Result<Optimizer<R>> {
+    pub(super) fn built(mut self, params: Params, lr: f64) -> Result<Optimizer<R>> {
+        let (compare, seed_given) = (self.compare, self.noise.is_some());
+        let ranks = self.collective.take().and_then(|collective| Ranks::new(collective, compare));
+        let checked = self.checked(params, lr);
+        let mut optimizer = match (checked, &ranks) {
+            (Err(e), Some(ranks)) => return Err(ranks.tell(&e)),
+            (checked, _) => checked?,
+        };
+        if ranks.is_some() {
+            optimizer.ranks = ranks;
+            optimizer.start_together(seed_given)?;
+        }
+        // The memory of the state is taken last, after everything that is cheap to refuse.
+        let extended = optimizer.extend();
+        optimizer.started_together(extended)?;
+        // Binary weights become what their link makes of them. It writes to variables, so nothing may fail behind it.
+        R::Arithmetic::follow(&mut optimizer.units, &optimizer.params);
+        Ok(optimizer)
+    }
+
+    /// An optimizer without state, of settings that may be.
+    fn checked(self, mut params: Params, lr: f64) -> Result<Optimizer<R>> {
         let Builder {
             config,
             prior,
@@ -247,8 +330,11 @@ impl<R: Row> Builder<R> {
             skip_non_finite,
             skip_unseen,
             divergence,
+            collective: _,
+            compare,
             compiled,
         } = self;
+        compare.map_or(Ok(()), |n| check::count("compare_ranks", n as usize))?;
         check_lr(lr)?;
         super::row::check(&config)?;
         let expected =
@@ -260,7 +346,7 @@ impl<R: Row> Builder<R> {
         params.check()?;
         params.check_separate()?;
         prior.as_ref().map_or(Ok(()), |prior| prior.check(&params, R::NAME, R::Arithmetic::family()))?;
-        let mut optimizer = Optimizer {
+        Ok(Optimizer {
             params,
             units: Vec::new(),
             config,
@@ -281,12 +367,8 @@ impl<R: Row> Builder<R> {
             last: None,
             compiled,
             taps_checked: 0,
-        };
-        // The memory of the state is taken last, after everything that is cheap to refuse.
-        optimizer.extend()?;
-        // Binary weights become what their link makes of them. It writes to variables, so nothing may fail behind it.
-        R::Arithmetic::follow(&mut optimizer.units, &optimizer.params);
-        Ok(optimizer)
+            ranks: None,
+        })
     }
 }
 

@@ -51,6 +51,8 @@ const POSITIONS: u64 = 1 << 44;
 #[serde(deny_unknown_fields)]
 struct Accumulated {
     weight: f64,
+    merged: bool,
+    /// Of all ranks.
     evaluations: u64,
     loss: f64,
     per_example: bool,
@@ -104,7 +106,7 @@ impl<R: Row> Optimizer<R> {
         (self.compiled.save)(self, path.as_ref())
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    pub(super) fn write(&self, path: &Path, sums: &Sums) -> Result<()> {
         let mut tensors = Vec::new();
         let mut units = Vec::new();
         for (u, unit) in self.units.iter().enumerate() {
@@ -120,7 +122,7 @@ impl<R: Row> Optimizer<R> {
                     PriorContent::Gaussian(prior.layout())
                 }
             };
-            let statistics = self.sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
+            let statistics = sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
             for (i, t) in statistics.iter().enumerate() {
                 put(&format!("accumulated.statistic.{i}"), t);
             }
@@ -135,11 +137,11 @@ impl<R: Row> Optimizer<R> {
             });
         }
         let mut gradients = Vec::new();
-        for (i, (g, leaf)) in self.sums.gradients.iter().zip(self.params.leaves()).enumerate() {
+        for (i, (g, leaf)) in sums.gradients.iter().zip(self.params.leaves()).enumerate() {
             if let Some(g) = g {
                 tensors.push((format!("accumulated.gradient.{}", leaf.name()), g.detach()));
                 gradients.push(leaf.name().to_owned());
-                if let Some(size) = self.sums.sizes.get(i).and_then(Option::as_ref) {
+                if let Some(size) = sums.sizes.get(i).and_then(Option::as_ref) {
                     tensors.push((format!("accumulated.size.{}", leaf.name()), size.detach()));
                 }
             }
@@ -159,7 +161,7 @@ impl<R: Row> Optimizer<R> {
         // Not of one that was refused when it came late.
         let known =
             |i: usize, leaf: &Leaf| !leaf.trainable() || self.units.iter().any(|unit| unit.members.contains(&i));
-        let Sums { weight, evaluations, loss, per_example, .. } = self.sums;
+        let Sums { weight, merged, evaluations, loss, per_example, .. } = *sums;
         let content = Content {
             config: self.config,
             lr: self.lr,
@@ -169,11 +171,12 @@ impl<R: Row> Optimizer<R> {
             steps: self.steps,
             accumulated: Accumulated {
                 weight,
+                merged,
                 evaluations,
                 loss,
                 per_example,
                 gradients,
-                sizes: !self.sums.sizes.is_empty(),
+                sizes: !sums.sizes.is_empty(),
             },
             units,
             positions: self.params.noise_groups(known),
@@ -218,7 +221,8 @@ impl<R: Row> Optimizer<R> {
         Ok(found)
     }
 
-    pub(super) fn read(&mut self, path: &Path) -> Result<()> {
+    /// Reads and checks everything, and changes nothing but to pick up new variables.
+    pub(super) fn read(&mut self, path: &Path) -> Result<Loaded<R>> {
         let at_file = |e: Error| match e {
             e @ Error::File { .. } => e,
             e => Error::file(path, e),
@@ -229,8 +233,6 @@ impl<R: Row> Optimizer<R> {
         self.params.refresh();
         self.params.check()?;
         self.extend()?;
-
-        // Read and check everything, then change everything.
         let base: R = settings(path, content.config)?;
         check_lr(content.lr).map_err(at_file)?;
         content.schedule.validate().map_err(at_file)?;
@@ -262,7 +264,7 @@ impl<R: Row> Optimizer<R> {
         if let Some((name, _)) = content.positions.iter().find(|(_, at)| **at >= POSITIONS) {
             return Err(Error::file(path, format!("has a position of `{name}` in the noise that cannot be")));
         }
-        let Accumulated { weight, evaluations, loss, per_example, gradients: names, sizes: sized } =
+        let Accumulated { weight, merged, evaluations, loss, per_example, gradients: names, sizes: sized } =
             content.accumulated;
         let [gradients, sizes] = self.accumulated(&mut file, names, sized)?;
         if let Some(name) = file.tensors.keys().next() {
@@ -278,18 +280,6 @@ impl<R: Row> Optimizer<R> {
             return Err(Error::file(path, format!("counts {count} steps or evaluations, which cannot be")));
         }
 
-        let _no_grad = tch::no_grad_guard();
-        self.params.set_noise_groups(&content.positions);
-        for (mut buffer, saved) in buffers {
-            buffer.copy_(&saved);
-        }
-        let mut statistics = Vec::new();
-        for (unit, saved) in self.units.iter_mut().zip(restored) {
-            (unit.steps, unit.lr, unit.rms, unit.prior) = (saved.steps, saved.lr, saved.rms, saved.prior);
-            R::Arithmetic::configure(unit, &self.params, saved.row);
-            R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
-            statistics.push(saved.statistics);
-        }
         // Whether the last gradient was cut, and how long it was, is not in the file; it may have been very long.
         let (gradient_norm, largest_norm, cut) = (f64::NAN, f64::INFINITY, false);
         let sizes = match self.skip_unseen {
@@ -298,8 +288,10 @@ impl<R: Row> Optimizer<R> {
             true if sizes.is_empty() => gradients.iter().map(|g| g.as_ref().map(Tensor::abs)).collect(),
             true => sizes,
         };
-        self.sums = Sums {
+        let statistics = restored.iter_mut().map(|saved| std::mem::take(&mut saved.statistics)).collect();
+        let sums = Sums {
             weight,
+            merged,
             evaluations,
             loss,
             gradient_norm,
@@ -310,19 +302,52 @@ impl<R: Row> Optimizer<R> {
             statistics,
             sizes,
         };
-        self.config = base;
-        self.lr = content.lr;
-        self.schedule = content.schedule;
-        self.clip = content.clip;
-        self.steps = content.steps;
+        let Content { lr, schedule, clip, noise, steps, positions, .. } = content;
+        Ok(Loaded { base, lr, schedule, clip, noise, steps, positions, units: restored, buffers, sums })
+    }
+
+    /// Changes everything.
+    pub(super) fn take_up(&mut self, loaded: Loaded<R>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.params.set_noise_groups(&loaded.positions);
+        for (mut buffer, saved) in loaded.buffers {
+            buffer.copy_(&saved);
+        }
+        for (unit, saved) in self.units.iter_mut().zip(loaded.units) {
+            (unit.steps, unit.lr, unit.rms, unit.prior) = (saved.steps, saved.lr, saved.rms, saved.prior);
+            R::Arithmetic::configure(unit, &self.params, saved.row);
+            R::Arithmetic::restore(unit, &self.params, &saved.mean, saved.state)?;
+        }
+        self.sums = self.own_part(loaded.sums);
+        self.config = loaded.base;
+        self.lr = loaded.lr;
+        self.schedule = loaded.schedule;
+        self.clip = loaded.clip;
+        self.steps = loaded.steps;
         self.last = None;
         self.divergence = self.divergence.map(Divergence::anew);
         // Noise that was given as tensors is not in the file: the optimizer keeps its own.
-        if let Some(p) = content.noise {
+        if let Some(p) = loaded.noise {
             self.noise = p.into();
         }
+        self.changed();
         Ok(())
     }
+}
+
+/// What a file holds, fit for the optimizer that has read it.
+pub(super) struct Loaded<R> {
+    base: R,
+    lr: f64,
+    schedule: Schedule,
+    clip: Option<Clip>,
+    noise: Option<Philox>,
+    steps: u64,
+    positions: BTreeMap<String, u64>,
+    units: Vec<Restored<R>>,
+    /// With what they are to become.
+    buffers: Vec<(Tensor, Tensor)>,
+    sums: Sums,
 }
 
 impl<R: Row> Optimizer<R> {

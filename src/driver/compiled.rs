@@ -11,6 +11,7 @@ use super::arithmetic::{Arithmetic, Step};
 use super::builder::Builder;
 use super::row::Row;
 use super::step::{Begun, Outcome, step_of};
+use super::sums::Sums;
 use super::{Diagnostics, LrRange, Optimizer};
 use crate::{Error, Params, Result, check};
 use std::fmt;
@@ -46,6 +47,10 @@ impl<R: Row> fmt::Debug for Compiled<R> {
     }
 }
 
+pub(super) fn nothing_to_update() -> Error {
+    Error::Loss("none was evaluated since the last update; call step or accumulate".to_owned())
+}
+
 fn now<R: Row>(optimizer: &Optimizer<R>) -> Step<'_> {
     step_of(&optimizer.params, &optimizer.schedule, optimizer.steps)
 }
@@ -55,40 +60,50 @@ impl<R: Row> Compiled<R> {
     pub const HERE: &'static Self = &Compiled {
         build: Builder::built,
         step_chunks: |optimizer, chunks, closure| {
-            check::count("chunks", chunks)?;
-            optimizer.prepare()?;
-            let ended = optimizer.evaluate(chunks, closure)?;
-            optimizer.finish(ended)
+            optimizer.welcome()?;
+            let found = optimizer.here(|optimizer| {
+                check::count("chunks", chunks)?;
+                optimizer.prepare()?;
+                optimizer.evaluate(chunks, closure)
+            });
+            optimizer.finish(found, optimizer.evaluations(chunks))
         },
         accumulate: |optimizer, closure| {
-            optimizer.prepare()?;
-            let ended = optimizer.evaluate(1, closure)?;
-            optimizer.keep(ended)
+            optimizer.welcome()?;
+            let found = optimizer.here(|optimizer| {
+                optimizer.prepare()?;
+                optimizer.evaluate(1, closure)
+            });
+            optimizer.keep(found, optimizer.evaluations(1))
         },
         update: |optimizer| {
+            if optimizer.ranks.is_some() {
+                let checked = optimizer.params.check().and_then(|()| optimizer.params.check_free());
+                return optimizer.finish_together(checked.map(|()| Sums::default()), 0);
+            }
             if optimizer.sums.weight == 0.0 {
-                if optimizer.sums.evaluations > 0 {
-                    return Ok(f64::NAN);
-                }
-                let problem = "none was evaluated since the last update; call step or accumulate";
-                return Err(Error::Loss(problem.to_owned()));
+                return if optimizer.sums.evaluations > 0 { Ok(f64::NAN) } else { Err(nothing_to_update()) };
             }
             optimizer.params.check()?;
             optimizer.params.check_free()?;
             optimizer.apply_kept()
         },
         perturbed: |optimizer| {
-            optimizer.prepare()?;
-            optimizer.begin(optimizer.sums.evaluations)
+            optimizer.welcome()?;
+            let begun = optimizer.prepare().and_then(|()| optimizer.begin(optimizer.sums.evaluations));
+            optimizer.told(begun)
         },
-        ascend: Optimizer::ascend,
+        ascend: |optimizer, begun, outcome| {
+            let begun = optimizer.ascend_or_leave_out(begun, outcome);
+            optimizer.told(begun)
+        },
         step: |optimizer, begun, outcome| {
-            let ended = optimizer.end(begun, outcome)?;
-            optimizer.finish(ended)
+            let found = optimizer.end(begun, outcome);
+            optimizer.finish(found, 1)
         },
         backward: |optimizer, begun, outcome| {
-            let ended = optimizer.end(begun, outcome)?;
-            optimizer.keep(ended)
+            let found = optimizer.end(begun, outcome);
+            optimizer.keep(found, 1)
         },
         posterior: |optimizer| {
             let _claim = optimizer.params.claim()?;
@@ -106,12 +121,17 @@ impl<R: Row> Compiled<R> {
         lr_find: Optimizer::lr_found,
         diagnostics: Optimizer::diagnosed,
         save: |optimizer, path| {
+            if optimizer.ranks.is_some() {
+                return optimizer.save_together(path);
+            }
             let _claim = optimizer.params.claim()?;
-            optimizer.write(path)
+            optimizer.write(path, &optimizer.sums)
         },
         load: |optimizer, path| {
-            let _claim = optimizer.params.claim()?;
-            optimizer.read(path)
+            optimizer.welcome()?;
+            let found = optimizer.params.claim().and_then(|claim| Ok((claim, optimizer.read(path)?)));
+            let (_claim, content) = optimizer.load_together(path, found)?;
+            optimizer.take_up(content)
         },
     };
 }

@@ -12,7 +12,8 @@ use crate::{Error, Result};
 #[must_use = "the weights go back to their mean as soon as this is dropped"]
 pub struct Evaluation<'a, R: Row> {
     optimizer: &'a mut Optimizer<R>,
-    begun: Begun,
+    /// Until its loss has come.
+    begun: Option<Begun>,
 }
 
 impl<R: Row> std::fmt::Debug for Evaluation<'_, R> {
@@ -23,7 +24,7 @@ impl<R: Row> std::fmt::Debug for Evaluation<'_, R> {
 
 impl<'a, R: Row> Evaluation<'a, R> {
     pub(super) fn new(optimizer: &'a mut Optimizer<R>, begun: Begun) -> Self {
-        Evaluation { optimizer, begun }
+        Evaluation { optimizer, begun: Some(begun) }
     }
 
     pub(super) fn optimizer(&self) -> &Optimizer<R> {
@@ -53,16 +54,16 @@ impl<'a, R: Row> Evaluation<'a, R> {
     ///
     /// # Errors
     /// If the weights are not at the first of two points, and as [`Evaluation::step`]. Nothing has changed then.
-    pub fn ascend(self, outcome: impl Into<Outcome>) -> Result<Self> {
-        // Taken by value: on an error the evaluation is dropped, and with it the mean comes back.
-        let Evaluation { optimizer, begun } = self.at_first(true)?;
-        let begun = (optimizer.compiled.ascend)(optimizer, begun, outcome.into())?;
-        Ok(Evaluation { optimizer, begun })
+    pub fn ascend(mut self, outcome: impl Into<Outcome>) -> Result<Self> {
+        let begun = self.begun_at_first(true)?;
+        self.begun = Some((self.optimizer.compiled.ascend)(self.optimizer, begun, outcome.into())?);
+        Ok(self)
     }
 
     /// Errors unless the weights are (or are not) at the first of two points.
-    fn at_first(self, expected: bool) -> Result<Self> {
-        let problem = match (self.begun.is_first(), expected) {
+    fn begun_at_first(&mut self, expected: bool) -> Result<Begun> {
+        let Some(begun) = self.begun.take() else { return Err(Error::Loss("it has come already".to_owned())) };
+        let problem = match (begun.is_first(), expected) {
             (true, false) => {
                 "this row evaluates the loss at two points, and the weights are at the first: hand its loss to \
                  Evaluation::ascend, and the one at the second point here"
@@ -70,9 +71,11 @@ impl<'a, R: Row> Evaluation<'a, R> {
             (false, true) => {
                 "the weights are not at the first of two points: hand the loss to Evaluation::step or backward"
             }
-            _ => return Ok(self),
+            _ => return Ok(begun),
         };
-        Err(Error::Loss(problem.to_owned()))
+        // First of all the mean comes back.
+        drop(begun);
+        self.optimizer.told(Err(Error::Loss(problem.to_owned())))
     }
 
     /// Takes the loss that was computed at the perturbed weights, or [`Derivatives`](crate::Derivatives) that were
@@ -82,9 +85,9 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// # Errors
     /// If the weights are at the first of two points ([`Evaluation::ascend`]), another number of derivatives or other
     /// shapes, and as [`Optimizer::step`]. Nothing has changed then.
-    pub fn step(self, outcome: impl Into<Outcome>) -> Result<f64> {
-        let Evaluation { optimizer, begun } = self.at_first(false)?;
-        (optimizer.compiled.step)(optimizer, begun, outcome.into())
+    pub fn step(mut self, outcome: impl Into<Outcome>) -> Result<f64> {
+        let begun = self.begun_at_first(false)?;
+        (self.optimizer.compiled.step)(self.optimizer, begun, outcome.into())
     }
 
     /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples,
@@ -92,8 +95,18 @@ impl<'a, R: Row> Evaluation<'a, R> {
     ///
     /// # Errors
     /// As [`Evaluation::step`].
-    pub fn backward(self, outcome: impl Into<Outcome>) -> Result<f64> {
-        let Evaluation { optimizer, begun } = self.at_first(false)?;
-        (optimizer.compiled.backward)(optimizer, begun, outcome.into())
+    pub fn backward(mut self, outcome: impl Into<Outcome>) -> Result<f64> {
+        let begun = self.begun_at_first(false)?;
+        (self.optimizer.compiled.backward)(self.optimizer, begun, outcome.into())
+    }
+}
+
+impl<R: Row> Drop for Evaluation<'_, R> {
+    fn drop(&mut self) {
+        if self.begun.take().is_some() {
+            // Other ranks wait for it.
+            let dropped = Error::Loss("an evaluation was dropped without one".to_owned());
+            _ = self.optimizer.told::<()>(Err(dropped));
+        }
     }
 }

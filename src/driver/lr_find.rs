@@ -84,8 +84,9 @@ impl<R: Row> Optimizer<R> {
         check::positive("lr range's start", from)?;
         check::that("lr range's end", to, to.is_finite() && to > from, "a number above the range's start")?;
         check::that("lr_find's steps", steps, steps > 1, "2 or more")?;
-        self.prepare()?;
-        let before = Some(Snapshot::take(self)?);
+        self.welcome()?;
+        let before = self.prepare().and_then(|()| Snapshot::take(self));
+        let before = Some(self.told(before)?);
         let mut test = Test { before, opt: self };
         let tried = test.opt.tried((from, to / from), steps, closure);
         test.end()?;

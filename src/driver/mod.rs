@@ -40,6 +40,7 @@ mod output;
 mod prior;
 mod programs;
 mod pruned;
+mod ranks;
 mod row;
 mod rule;
 mod second;
@@ -48,6 +49,7 @@ mod skip;
 mod slot;
 mod step;
 mod sums;
+mod together;
 mod train;
 mod trial;
 mod unseen;
@@ -73,6 +75,7 @@ use crate::{Params, Prior, Result, Schedule};
 use arithmetic::Unit;
 use compiled::Compiled;
 use divergence::Divergence;
+use ranks::Ranks;
 use skip::Skips;
 use sums::Sums;
 use tch::Tensor;
@@ -126,6 +129,8 @@ pub struct Optimizer<R: Row> {
     /// The most layer calls on a tape that was compared with the true gradient; 0 if none was, and batch-norm was not
     /// looked for.
     taps_checked: usize,
+    /// The others of a data-parallel training; `None` for a process alone.
+    ranks: Option<Ranks>,
 }
 
 /// How often the limit on the gradient's norm was reached.

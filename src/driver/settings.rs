@@ -94,6 +94,7 @@ impl<R: Row> Optimizer<R> {
     pub fn set_schedule(&mut self, schedule: Schedule) -> Result<()> {
         schedule.validate()?;
         self.schedule = schedule;
+        self.changed();
         Ok(())
     }
 
@@ -104,6 +105,7 @@ impl<R: Row> Optimizer<R> {
     pub fn configure(&mut self, change: impl Fn(R) -> R) -> Result<()> {
         self.configure_where(|_| true, &change)?;
         self.config = change(self.config);
+        self.changed();
         Ok(())
     }
 
@@ -151,6 +153,7 @@ impl<R: Row> Optimizer<R> {
         for (unit, row) in self.units.iter_mut().zip(rows) {
             R::Arithmetic::configure(unit, &self.params, row);
         }
+        self.changed();
         Ok(())
     }
 }

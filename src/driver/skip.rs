@@ -2,7 +2,9 @@
 
 use super::Optimizer;
 use super::row::Row;
+use super::step::Ended;
 use super::sums::Sums;
+use crate::params::Perturbed;
 use crate::{Error, Result};
 
 /// As many as a loss scale of 2¹⁰⁰ takes to be halved to 1, and more than bad luck with the data does.
@@ -21,18 +23,22 @@ impl Skips {
         Skips { on, ..Skips::default() }
     }
 
-    /// An evaluation as it is, or without any weight if it is one to leave out.
-    pub(super) fn or_left_out(&mut self, found: Result<Sums>) -> Result<Sums> {
+    /// What was found in so many evaluations, or nothing of any weight if it is to be left out: all of them, for the others
+    /// are no sample of the step's noise without the one that is not finite.
+    pub(super) fn or_left_out(&mut self, found: Result<Ended>, evaluations: u64) -> Result<Ended> {
         match found {
-            Err(Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. })
-                if self.on && self.since_update < LIMIT =>
-            {
+            Err(e) if self.takes(&e) && self.since_update < LIMIT => {
                 self.total += 1;
                 self.since_update += 1;
-                Ok(Sums::left_out())
+                Ok(Ended { sums: Sums::left_out(evaluations), at: Perturbed::none() })
             }
             found => found,
         }
+    }
+
+    /// Whether evaluations that end so are left out.
+    pub(super) fn takes(&self, e: &Error) -> bool {
+        self.on && matches!(e, Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. })
     }
 
     pub(super) fn updated(&mut self) {

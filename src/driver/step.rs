@@ -26,8 +26,8 @@ enum Point {
     First,
     /// The only one, or the second, with the statistic that the first has given and the norm of its gradient.
     Last { statistics: Vec<Vec<Tensor>>, norm: f64 },
-    /// The second, of an evaluation that was left out at the first.
-    LeftOut,
+    /// The second, of an evaluation that is left out because of what was found at the first.
+    LeftOut(Error),
 }
 
 /// An evaluation that has begun: weights at m+e or m+ε, waiting for the loss there.
@@ -122,17 +122,31 @@ impl<R: Row> Optimizer<R> {
 
     /// Gives every parameter that has none a unit.
     pub(super) fn extend(&mut self) -> Result<()> {
+        let known = self.members();
         let plan = Plan { row: self.config, lr: self.lr, overrides: &self.overrides, prior: self.prior.as_ref() };
-        R::Arithmetic::extend(&mut self.units, &self.params, &plan)
+        let extended = R::Arithmetic::extend(&mut self.units, &self.params, &plan);
+        if self.members() != known {
+            self.changed();
+        }
+        extended
+    }
+
+    /// Parameters that have a unit.
+    fn members(&self) -> usize {
+        self.units.iter().map(|unit| unit.members.len()).sum()
+    }
+
+    /// How many evaluations these chunks take.
+    pub(super) fn evaluations(&self, chunks: usize) -> u64 {
+        // Saturating: a wrapped product would quietly evaluate less than was asked for.
+        self.config.expectation().evaluations().saturating_mul(chunks as u64)
     }
 
     /// The evaluations of the chunks of one micro-batch. The statistics of a single one are left unformed, and the
     /// variables at its point.
     pub(super) fn evaluate(&mut self, chunks: usize, closure: &mut Closure) -> Result<Ended> {
         let mut sums = Sums::default();
-        let each = self.config.expectation().evaluations();
-        // Saturating: a wrapped product would quietly evaluate less than was asked for.
-        let evaluations = each.saturating_mul(chunks as u64);
+        let (each, evaluations) = (self.evaluations(1), self.evaluations(chunks));
         for k in 0..evaluations {
             let mut loss = || Outcome::Loss(closure((k / each) as usize));
             // Numbered on from what was accumulated, so that no two evaluations of a step share their noise.
@@ -141,10 +155,6 @@ impl<R: Row> Optimizer<R> {
                 begun = self.ascend(begun, loss())?;
             }
             let one = self.end(begun, loss())?;
-            if one.sums.is_left_out() {
-                // All of them, for the others are no sample of the step's noise without this one.
-                return Ok(Ended { sums: Sums { evaluations, ..one.sums }, at: one.at });
-            }
             if evaluations == 1 {
                 // Its statistic is formed inside of the update, which saves a pass over the weights.
                 return Ok(one);
@@ -156,31 +166,42 @@ impl<R: Row> Optimizer<R> {
 
     /// With the statistic of a single evaluation; the variables are at their means again.
     fn formed(&self, Ended { mut sums, at }: Ended) -> Result<Sums> {
-        if sums.evaluations == 1 && !sums.is_left_out() {
+        if sums.evaluations == 1 && !sums.is_empty() {
             R::Arithmetic::form(&self.units, &self.params, &at, &mut sums)?;
         }
         Ok(sums)
     }
 
-    /// Adds what [`Optimizer::evaluate`] found to what was accumulated; returns its loss.
-    pub(super) fn keep(&mut self, ended: Ended) -> Result<f64> {
+    /// Adds what was found in so many evaluations to what was accumulated; returns its loss.
+    pub(super) fn keep(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
+        if self.ranks.is_some() {
+            let found = found.and_then(|ended| self.formed(ended));
+            return self.keep_together(found, evaluations);
+        }
+        let ended = self.skips.or_left_out(found, evaluations)?;
         // The update that could form the statistic comes after further evaluations, at other points.
         let sums = self.formed(ended)?;
-        let loss = sums.loss;
+        let loss = sums.mean_loss();
         self.sums.merge(sums)?;
         Ok(loss)
     }
 
-    /// Updates the weights from what [`Optimizer::evaluate`] found, with what was accumulated before.
-    pub(super) fn finish(&mut self, ended: Ended) -> Result<f64> {
-        if self.sums.weight == 0.0 && !ended.sums.is_left_out() {
+    /// Updates the weights from what was found in so many evaluations, with what was accumulated before.
+    pub(super) fn finish(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
+        if self.ranks.is_some() {
+            let found = found.and_then(|ended| self.formed(ended));
+            return self.finish_together(found, evaluations);
+        }
+        let ended = self.skips.or_left_out(found, evaluations)?;
+        if self.sums.weight == 0.0 && !ended.sums.is_empty() {
             // Nothing to merge with, so a single evaluation reaches the update to the bit.
             let formed = ended.sums.evaluations > 1;
             // What was left out before has no weight, but a place in the noise of this step.
             return self.apply(ended, formed).inspect(|_| self.sums = Sums::default());
         }
         let before = self.sums.shallow_clone();
-        self.keep(ended)?;
+        let sums = self.formed(ended)?;
+        self.sums.merge(sums)?;
         if self.sums.weight == 0.0 {
             return Ok(f64::NAN);
         }
@@ -190,14 +211,19 @@ impl<R: Row> Optimizer<R> {
 
     /// The update from what was accumulated, which stays if it fails.
     pub(super) fn apply_kept(&mut self) -> Result<f64> {
-        // Here as well as in `prepare`: weights may have been loaded since the evaluations.
-        R::Arithmetic::follow(&mut self.units, &self.params);
-        let loss = self.apply(Ended { sums: self.sums.shallow_clone(), at: Perturbed::none() }, true)?;
-        self.sums = Sums::default();
-        Ok(loss)
+        let sums = self.sums.shallow_clone();
+        self.apply_merged(sums).inspect(|_| self.sums = Sums::default())
     }
 
-    fn apply(&mut self, Ended { mut sums, at }: Ended, formed: bool) -> Result<f64> {
+    /// The update from evaluations whose statistics are formed.
+    pub(super) fn apply_merged(&mut self, sums: Sums) -> Result<f64> {
+        // Here as well as in `prepare`: weights may have been loaded since the evaluations.
+        R::Arithmetic::follow(&mut self.units, &self.params);
+        self.apply(Ended { sums, at: Perturbed::none() }, true)
+    }
+
+    fn apply(&mut self, Ended { sums, at }: Ended, formed: bool) -> Result<f64> {
+        let mut sums = sums.into_means();
         let step = step_of(&self.params, &self.schedule, self.steps);
         let divergence = self.divergence.map(|watch| watch.with(sums.loss, self.steps)).transpose()?;
         R::Arithmetic::update(&mut self.units, step, at, &mut sums, formed)?;
@@ -218,7 +244,7 @@ impl<R: Row> Optimizer<R> {
         let expectation = self.config.expectation();
         let guard = match expectation.draw(k) {
             Some((draw, sign)) => {
-                let sample = Sample { noise: &self.noise, draw, sign };
+                let sample = Sample { noise: &self.noise, draw: self.among_ranks(draw), sign };
                 let step = step_of(&self.params, &self.schedule, self.steps);
                 R::Arithmetic::perturb(&mut self.units, step, sample)?
             }
@@ -242,9 +268,6 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn ascend(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
         let k = begun.k;
         let Ended { sums: first, at } = self.end(begun, outcome)?;
-        if first.is_left_out() {
-            return Ok(self.begun(k, Point::LeftOut, Perturbed::none()));
-        }
         // The check has computed the norm already, but the one before clipping.
         let known = self.check_finite && self.clip.is_none();
         let gradients = || first.gradients.iter().flatten();
@@ -257,27 +280,32 @@ impl<R: Row> Optimizer<R> {
         Ok(self.begun(k, Point::Last { statistics, norm: first.gradient_norm }, guard))
     }
 
-    /// Ends an evaluation. The variables are still at its point, but where it was left out.
-    pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
-        let mut at = Perturbed::none();
-        if matches!(begun.point, Point::LeftOut) {
-            // It was counted at its first point; but the closure's own error is one.
-            return if let Outcome::Loss(Err(e)) = outcome { Err(e) } else { Ok(Ended { sums: Sums::left_out(), at }) };
+    /// As [`Optimizer::ascend`] of a loop that cannot end here, and has to come with another loss first.
+    pub(super) fn ascend_or_leave_out(&mut self, begun: Begun, outcome: Outcome) -> Result<Begun> {
+        let k = begun.k;
+        match self.ascend(begun, outcome) {
+            Err(e) if self.skips.takes(&e) => Ok(self.begun(k, Point::LeftOut(e), Perturbed::none())),
+            begun => begun,
         }
-        let found = self.found(begun, outcome).map(|ended| {
-            at = ended.at;
-            ended.sums
-        });
-        Ok(Ended { sums: self.skips.or_left_out(found)?, at })
     }
 
-    fn found(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
+    /// Ends an evaluation. The variables are still at its point.
+    pub(super) fn end(&mut self, begun: Begun, outcome: Outcome) -> Result<Ended> {
         let Begun { point, guard: mut at, k, recording, buffers } = begun;
+        let is_first = matches!(point, Point::First);
+        if let Point::LeftOut(e) = point {
+            // It counts from its first point on; but the closure's own error is one.
+            return Err(if let Outcome::Loss(Err(own)) = outcome { own } else { e });
+        }
         // From here on any early return drops the guard, which brings the mean back.
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let found = match outcome {
             Outcome::Loss(loss) => {
                 let loss = loss?;
+                // Of the examples that there were for all ranks, none was left for this one.
+                if self.ranks.is_some() && loss.defined() && loss.size() == [0] {
+                    return Ok(Ended { sums: Sums { evaluations: 1, ..Sums::default() }, at: Perturbed::none() });
+                }
                 buffers.unchanged()?;
                 let loss = Loss::new(loss, self.steps)?;
                 // While the variables are still at the point: libtorch refuses a graph once they were changed.
@@ -298,7 +326,7 @@ impl<R: Row> Optimizer<R> {
         }
         // The closure may have converted the variables, and what is kept now must fit them in the update.
         self.params.check()?;
-        let mut sums = self.checked(found)?;
+        let mut sums = self.checked(found, is_first)?;
         // What SAM's first point gave takes the place of what the second would.
         if let Point::Last { statistics, norm } = point {
             if norm > sums.largest_norm {
@@ -409,7 +437,7 @@ impl<R: Row> Optimizer<R> {
                     blocks.iter().map(|b| b.iter().map(|i| &leaves[*i].tensor).collect()).collect();
                 let found = second::differentiate(&loss.mean, &tensors, statistic, |b, p| {
                     // Each evaluation has its own range of probes.
-                    let sample = PROBES + k * crate::statistic::PROBES as u64 + p as u64;
+                    let sample = PROBES + self.among_ranks(k) * crate::statistic::PROBES as u64 + p as u64;
                     let kind = R::Arithmetic::kind(&leaves[blocks[b][0]]);
                     probe(&self.params, &blocks[b], kind, &self.noise, self.steps, sample)
                 })?;
@@ -458,21 +486,22 @@ impl<R: Row> Optimizer<R> {
         let _no_grad = tch::no_grad_guard();
         let seed = if let Noise::Philox(p) = &self.noise { p.seed } else { 0 };
         // Outputs have no place among the parameters, so each gets 2³² groups of normals to itself.
-        let at = Draw { step: self.steps, sample: PROBES + k, parameter: i, group: (i as u64) << 32 };
+        let at = Draw { step: self.steps, sample: PROBES + self.among_ranks(k), parameter: i, group: (i as u64) << 32 };
         // In f64, because the kernel draws no half-precision normals and outputs may have that kind.
         kernel::tensor(Field::Noise { seed, at }, &z.detach().to_kind(Kind::Double).contiguous())
     }
 
     /// What the update needs of one evaluation, once it is known to be finite.
-    fn checked(&self, found: Found) -> Result<Sums> {
+    fn checked(&self, found: Found, is_first: bool) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
+        let clip = if is_first { self.clip } else { self.clip_here() };
         let Found { loss, examples, mut gradients, mut statistics } = found;
         for (i, (leaf, t)) in self.params.leaves().iter().zip(&mut gradients).enumerate() {
             // Again, because the closure may have frozen it since.
             let own = t.take().filter(|_| leaf.trainable()).map(|t| {
                 let kind = R::Arithmetic::kind(leaf);
                 // A pass over single weights reads half precision as it is; a limit is applied to all of the digits.
-                let read = R::Arithmetic::SINGLE && self.clip.is_none() && kernel::computed_in(t.kind()) == kind;
+                let read = R::Arithmetic::SINGLE && clip.is_none() && kernel::computed_in(t.kind()) == kind;
                 if read { plain(t) } else { dense(t, kind) }
             });
             *t = own.map(|t| self.of_the_rest(i, t));
@@ -496,13 +525,14 @@ impl<R: Row> Optimizer<R> {
             .finite("gradient", gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g))))?;
         let size = |g: &Option<Tensor>| g.as_ref().map(Tensor::abs);
         let sizes = if self.skip_unseen { gradients.iter().map(size).collect() } else { Vec::new() };
-        let cut = self.clip.map_or(Ok(false), |clip| clip.apply(&mut gradients))?;
+        let cut = clip.map_or(Ok(1.0), |clip| clip.apply(&mut gradients))? < 1.0;
         let all =
             self.units.iter().zip(&statistics).flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
         self.finite(self.config.statistic().name(), all)?;
         let (weight, per_example) = (examples.map_or(1.0, |n| n as f64), examples.is_some());
         Ok(Sums {
             weight,
+            merged: false,
             evaluations: 1,
             loss,
             gradient_norm,
@@ -516,7 +546,7 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// The global L2 norm; an error if an element is not finite.
-    fn finite<'a>(
+    pub(super) fn finite<'a>(
         &self,
         what: &'static str,
         named: impl Iterator<Item = (&'a str, &'a Tensor)> + Clone,

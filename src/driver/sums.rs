@@ -1,6 +1,7 @@
-//! Running means over the evaluations of one step: samples and micro-batches.
+//! Means over the evaluations of one step: samples, micro-batches, and those of other ranks.
 //!
-//! Means and not sums, so that neither their size nor a checkpoint depends on how many evaluations there were.
+//! Kept as weighted sums, which are divided once, before the update: so it does not matter whether they were added up by
+//! one process or by several.
 
 use crate::kernel;
 use crate::params::Leaf;
@@ -12,9 +13,12 @@ use tch::Tensor;
 pub struct Sums {
     /// Σ of the evaluations' weights: examples if the losses came per example, else evaluations.
     pub weight: f64,
+    /// Whether loss and tensors are sums of several evaluations, each times its weight. Those of a single one are as they
+    /// were found.
+    pub merged: bool,
     /// Number of evaluations, which is the position in the step's noise.
     pub evaluations: u64,
-    /// Mean loss.
+    /// Σ of the losses.
     pub loss: f64,
     /// Global L2 norm of the last evaluation's gradient.
     pub gradient_norm: f64,
@@ -24,26 +28,51 @@ pub struct Sums {
     pub cut: bool,
     /// Whether weights count examples.
     pub per_example: bool,
-    /// Mean gradient of each parameter; `None` where no loss has depended on it yet. One alone may be of half precision.
+    /// Σ of the gradients of each parameter; `None` where no loss has depended on it yet. One alone may be of half precision.
     pub gradients: Vec<Option<Tensor>>,
-    /// Mean statistics of each unit; none where the loss has not depended on it.
+    /// Σ of the statistics of each unit; none where the loss has not depended on it.
     pub statistics: Vec<Vec<Tensor>>,
-    /// Mean of |ĝ| before clipping, 0 where all evaluations had a gradient of 0: gradients of either sign may cancel.
+    /// Σ of |ĝ| before clipping, 0 where all evaluations had a gradient of 0: gradients of either sign may cancel.
     /// Empty unless such elements are to be left alone.
     pub sizes: Vec<Option<Tensor>>,
 }
 
 impl Sums {
-    /// An evaluation that counts for nothing but its place in the noise.
-    pub(super) fn left_out() -> Self {
-        Sums { evaluations: 1, loss: f64::NAN, ..Sums::default() }
+    /// Evaluations that count for nothing but their place in the noise.
+    pub(super) fn left_out(evaluations: u64) -> Self {
+        Sums { evaluations, loss: f64::NAN, ..Sums::default() }
     }
 
-    pub(super) fn is_left_out(&self) -> bool {
+    /// Whether no evaluation has any weight.
+    pub(super) fn is_empty(&self) -> bool {
         self.weight == 0.0
     }
 
-    /// The mean gradient of a parameter that is trained.
+    /// What makes sums of loss and tensors.
+    pub(super) fn factor(&self) -> f64 {
+        if self.merged { 1.0 } else { self.weight }
+    }
+
+    pub(super) fn mean_loss(&self) -> f64 {
+        if self.merged { self.loss / self.weight } else { self.loss }
+    }
+
+    /// With means in place of sums.
+    pub(super) fn into_means(mut self) -> Self {
+        self.loss = self.mean_loss();
+        if std::mem::take(&mut self.merged) {
+            let (_no_grad, weight) = (tch::no_grad_guard(), self.weight);
+            self.tensors().for_each(|t| *t = &*t / weight);
+        }
+        self
+    }
+
+    fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let gradients = self.gradients.iter_mut().chain(&mut self.sizes).flatten();
+        gradients.chain(self.statistics.iter_mut().flatten())
+    }
+
+    /// The gradient of a parameter that is trained.
     pub(super) fn gradient(&self, i: usize, leaf: &Leaf) -> Option<&Tensor> {
         self.gradients.get(i)?.as_ref().filter(|_| leaf.trainable())
     }
@@ -89,20 +118,20 @@ impl Sums {
             return Ok(());
         }
         self.check(other.per_example)?;
-        // Incremental, so that no sum grows with the number of evaluations.
-        let share = other.weight / (self.weight + other.weight);
-        mean(&mut self.gradients, other.gradients, share);
-        mean(&mut self.sizes, other.sizes, share);
+        let factors = (self.factor(), other.factor());
+        add(&mut self.gradients, other.gradients, factors);
+        add(&mut self.sizes, other.sizes, factors);
         let units = self.statistics.len().max(other.statistics.len());
         self.statistics.resize_with(units, Vec::new);
         for (a, b) in self.statistics.iter_mut().zip(other.statistics) {
             let optional = |all: Vec<Tensor>| all.into_iter().map(Some).collect::<Vec<_>>();
             let mut both = optional(std::mem::take(a));
-            mean(&mut both, optional(b), share);
+            add(&mut both, optional(b), factors);
             a.extend(both.into_iter().flatten());
         }
-        self.loss += (other.loss - self.loss) * share;
+        self.loss = self.loss * factors.0 + other.loss * factors.1;
         self.weight += other.weight;
+        self.merged = true;
         self.evaluations += other.evaluations;
         (self.gradient_norm, self.cut) = (other.gradient_norm, other.cut);
         // Or a NaN, which stays.
@@ -113,21 +142,25 @@ impl Sums {
     }
 }
 
-/// a ← (1-share)·a + share·b. What one of them lacks counts as zero, because a loss that does not depend on a parameter
+/// a ← factors.0·a + factors.1·b. What one of them lacks counts as zero, because a loss that does not depend on a parameter
 /// has that gradient.
-fn mean(a: &mut Vec<Option<Tensor>>, mut b: Vec<Option<Tensor>>, share: f64) {
+fn add(a: &mut Vec<Option<Tensor>>, mut b: Vec<Option<Tensor>>, factors: (f64, f64)) {
     // A variable may have been created between the two.
     let n = a.len().max(b.len());
     a.resize_with(n, || None);
     b.resize_with(n, || None);
     for (a, b) in a.iter_mut().zip(b) {
-        *a = match (a.take(), b) {
-            (Some(a), Some(b)) => Some(&a + (b - &a) * share),
-            (Some(a), None) => Some(a * (1.0 - share)),
-            (None, Some(b)) => Some(b * share),
-            (None, None) => None,
+        let (x, y) = (a.take().map(|a| times(a, factors.0)), b.map(|b| times(b, factors.1)));
+        *a = match (x, y) {
+            // A new tensor: others may hold these.
+            (Some(x), Some(y)) => Some(x + y),
+            (x, y) => x.or(y),
         };
     }
+}
+
+fn times(t: Tensor, factor: f64) -> Tensor {
+    if factor == 1.0 { t } else { t * factor }
 }
 
 #[cfg(test)]
@@ -154,7 +187,7 @@ mod tests {
         };
         let (mut left, right) = (run(&[0, 1]), run(&[2, 3]));
         left.merge(right).unwrap();
-        for s in [left, run(&[0, 1, 2, 3]), run(&[3, 1, 0, 2])] {
+        for s in [left, run(&[0, 1, 2, 3]), run(&[3, 1, 0, 2])].map(Sums::into_means) {
             let expected = (3.0 - 8.0 + 1.0) / 10.0;
             for t in [s.gradients[0].as_ref().unwrap(), &s.statistics[0][0]] {
                 assert!((t.double_value(&[0]) - expected).abs() < 1e-15);

@@ -22,8 +22,8 @@ impl Clip {
         }
     }
 
-    /// Gradients are finite. Tells whether the norm was above its limit.
-    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) -> Result<bool> {
+    /// Gradients are finite. Gives the factor that they were scaled by: 1 if their norm is within its limit.
+    pub(crate) fn apply(self, gradients: &mut [Option<Tensor>]) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         match self {
             Clip::Value(max) => {
@@ -32,19 +32,21 @@ impl Clip {
                     let max = if g.kind() == Kind::Double { max } else { max.min(f32::MAX.into()) };
                     *g = g.clamp(-max, max);
                 }
-                Ok(false)
+                Ok(1.0)
             }
             Clip::Norm(max) => {
                 // In f64: the square of a gradient above 10¹⁹ would overflow in f32.
                 let norm = kernel::sum_of_squares(gradients.iter().flatten())?.sqrt();
-                if norm > max {
-                    for g in gradients.iter_mut().flatten() {
-                        // One factor, rounded once from f64, so that the direction of the gradient stays the same in
-                        // every parameter.
-                        *g = &*g * (max / norm);
-                    }
+                if norm <= max {
+                    return Ok(1.0);
                 }
-                Ok(norm > max)
+                let factor = max / norm;
+                for g in gradients.iter_mut().flatten() {
+                    // One factor, rounded once from f64, so that the direction of the gradient stays the same in every
+                    // parameter.
+                    *g = &*g * factor;
+                }
+                Ok(factor)
             }
         }
     }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 pub(super) const BLOCK: usize = 256;
 
 /// A number type of the lanes.
-pub(super) trait Lane: Real + Default + Send + Sync + Normals + Into<f64> + 'static {
+pub(crate) trait Lane: Real + Default + Send + Sync + Normals + Into<f64> + 'static {
     const KIND: Kind;
     fn from_single(x: f32) -> Self;
     fn single(self) -> f32;
@@ -228,6 +228,18 @@ impl<F: Lane> Array<F> {
         assert!(computed_in(t.kind()) == F::KIND);
         Array { memory: Memory::of(t), len: t.numel() }
     }
+}
+
+/// The elements of a contiguous CPU tensor of this kind, to be changed by who holds the only handle to its memory.
+pub(crate) fn elements<F: Lane>(t: &mut Tensor) -> &mut [F] {
+    assert!(t.kind() == F::KIND && t.device() == tch::Device::Cpu && t.is_contiguous());
+    let n = t.numel();
+    if n == 0 {
+        // A slice begins somewhere, and such a tensor may not.
+        return &mut [];
+    }
+    // SAFETY: n elements of this kind lie there, as long as the tensor lives.
+    unsafe { std::slice::from_raw_parts_mut(t.data_ptr().cast(), n) }
 }
 
 #[cfg(test)]

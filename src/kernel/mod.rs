@@ -22,6 +22,7 @@ mod vectors;
 #[cfg(feature = "cuda-emulation")]
 pub use cuda::emulation;
 pub(crate) use finite::{first_non_finite, sum_of_squares};
+pub(crate) use memory::elements;
 pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
 pub(crate) use philox::{GROUP, Stream, groups, words};

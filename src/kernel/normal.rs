@@ -19,7 +19,7 @@ use tch::{Device, Kind, TchError, Tensor};
 const TO_UNIT: f64 = 1.0 / 4_294_967_296.0;
 
 /// Numbers that Box and Muller's transform is implemented for.
-pub(super) trait Normals: Copy + Default {
+pub(crate) trait Normals: Copy + Default {
     /// Two standard normals from two random words.
     fn box_muller(x0: u32, x1: u32) -> [Self; 2];
 

@@ -50,6 +50,28 @@ pub trait Collective: Debug + Send {
     fn barrier(&self) -> Result<()>;
 }
 
+/// One whose kind was chosen at run time.
+impl Collective for Box<dyn Collective> {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+    fn size(&self) -> usize {
+        (**self).size()
+    }
+    fn sum_f32(&self, x: &mut [f32]) -> Result<()> {
+        (**self).sum_f32(x)
+    }
+    fn sum_f64(&self, x: &mut [f64]) -> Result<()> {
+        (**self).sum_f64(x)
+    }
+    fn broadcast(&self, root: usize, x: &mut [u8]) -> Result<()> {
+        (**self).broadcast(root, x)
+    }
+    fn barrier(&self) -> Result<()> {
+        (**self).barrier()
+    }
+}
+
 /// The only rank. An optimizer that is built with it is one that was built without.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Alone;

@@ -8,6 +8,7 @@ use super::{
     SamRmsProp, Sgd, Soap, Ste, Vadam, Von,
 };
 use crate::driver::Row;
+use crate::parallel::Collective;
 use crate::{Noise, Params, Prior, Result, Schedule, Train};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub struct BuildOptions {
     pub clip_grad_norm: Option<f64>,
     /// As [`Builder::skip_non_finite`](crate::Builder::skip_non_finite).
     pub skip_non_finite: bool,
+    /// As [`Builder::parallel`](crate::Builder::parallel).
+    pub collective: Option<Box<dyn Collective>>,
 }
 
 macro_rules! any_row {
@@ -132,7 +135,7 @@ const fn str_eq(a: &str, b: &str) -> bool {
 }
 
 fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Result<Box<dyn Train>> {
-    let BuildOptions { prior, noise, schedule, clip_grad_norm, skip_non_finite } = options;
+    let BuildOptions { prior, noise, schedule, clip_grad_norm, skip_non_finite, collective } = options;
     let mut builder = row.builder().schedule(schedule);
     if let Some(prior) = prior {
         builder = builder.prior(prior);
@@ -145,6 +148,9 @@ fn boxed<R: Row>(row: R, options: BuildOptions, params: Params, lr: f64) -> Resu
     }
     if skip_non_finite {
         builder = builder.skip_non_finite();
+    }
+    if let Some(collective) = collective {
+        builder = builder.parallel(collective);
     }
     Ok(Box::new(builder.build(params, lr)?))
 }

@@ -1,0 +1,537 @@
+//! Steps of several ranks: each evaluates the loss of its own part of a batch at a sample of its own, and all make the same
+//! update from the sum.
+//!
+//! ```text
+//! evaluate, form      on each rank    products such as e·ĝ are formed before they are summed
+//! meet                all             weights and losses; an error or a difference of one rank is one of all
+//! sum                 all             gradients, statistics: one buffer per kind of number
+//! finite? clip        on each rank    of the mean over all ranks, so that all decide alike
+//! update              on each rank    the same numbers in, the same bits out
+//! ```
+//!
+//! How ranks agree is in `ranks.rs`; one process alone never comes here.
+
+use super::Optimizer;
+use super::arithmetic::{Arithmetic, Unit};
+use super::ranks::{Call, Description, NUMBERS, Ranks, bytes, print};
+use super::row::Row;
+use super::sums::Sums;
+use crate::gradient::Clip;
+use crate::kernel::Noise;
+use crate::parallel::{Alone, Collective};
+use crate::params::Leaf;
+use crate::prior::PriorOf;
+use crate::{Error, Result};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use tch::{Kind, Tensor};
+
+/// What is worked out once and holds until settings or parameters change.
+#[derive(Debug)]
+pub(super) struct Known {
+    description: Description,
+    print: u64,
+    /// Shapes of each unit's statistics.
+    statistics: Vec<Vec<Vec<i64>>>,
+}
+
+/// What a rank brings to a meeting, and the sum over all.
+#[derive(Debug, Clone, Copy)]
+struct Brought {
+    /// Weight of the evaluations that the call has made, and their number unless they are left out.
+    new: (f64, f64),
+    /// Σ of weights and of losses.
+    weight: f64,
+    loss: f64,
+    /// Ranks with any weight, and those of them that count examples.
+    filled: f64,
+    per_example: f64,
+    largest_norm: f64,
+    evaluations: f64,
+}
+
+impl Brought {
+    fn of(new: &Sums, all: &Sums) -> Self {
+        let filled = all.weight > 0.0;
+        let flag = |x: bool| f64::from(u8::from(x));
+        Brought {
+            new: (new.weight, if new.loss.is_nan() { 0.0 } else { new.evaluations as f64 }),
+            weight: all.weight,
+            loss: if filled { all.loss * all.factor() } else { 0.0 },
+            filled: flag(filled),
+            per_example: flag(filled && all.per_example),
+            largest_norm: all.largest_norm,
+            evaluations: all.evaluations as f64,
+        }
+    }
+
+    fn numbers(self) -> [f64; NUMBERS] {
+        let Brought { new, weight, loss, filled, per_example, largest_norm, evaluations } = self;
+        [new.0, new.1, weight, loss, filled, per_example, largest_norm, evaluations]
+    }
+
+    fn sum([a, b, weight, loss, filled, per_example, largest_norm, evaluations]: [f64; NUMBERS]) -> Self {
+        Brought { new: (a, b), weight, loss, filled, per_example, largest_norm, evaluations }
+    }
+
+    /// Errors that only show when all are seen.
+    fn check(self) -> Result<Self> {
+        let problem = if self.new.0 == 0.0 && self.new.1 > 0.0 {
+            "it is of no example on any rank: one of them at least needs a batch"
+        } else if self.per_example > 0.0 && self.per_example < self.filled {
+            "it is a mean on some ranks and per example on others, so their weights cannot be compared; return the same \
+             form on all"
+        } else {
+            return Ok(self);
+        };
+        Err(Error::Loss(problem.to_owned()))
+    }
+}
+
+/// Sums of one rank, laid out for the sum over all; a kind of numbers after the other.
+struct Packed {
+    sums: Sums,
+    kinds: Vec<Flat>,
+}
+
+/// Tensors one after the other, and behind them for each whether there is one.
+struct Flat {
+    whole: Tensor,
+    slots: Vec<Slot>,
+}
+
+/// A tensor's place.
+struct Slot {
+    what: What,
+    size: Vec<i64>,
+    range: Range<i64>,
+}
+
+/// Whose sum it is, by the number of the parameter or unit.
+#[derive(Clone, Copy)]
+enum What {
+    Gradient(usize),
+    Size(usize),
+    Statistic(usize, usize),
+}
+
+impl What {
+    fn of(self, sums: &Sums) -> Option<&Tensor> {
+        match self {
+            What::Gradient(i) => sums.gradients.get(i)?.as_ref(),
+            What::Size(i) => sums.sizes.get(i)?.as_ref(),
+            What::Statistic(u, i) => sums.statistics.get(u)?.get(i),
+        }
+    }
+
+    fn put(self, sums: &mut Sums, t: Tensor) {
+        match self {
+            What::Gradient(i) => sums.gradients[i] = Some(t),
+            What::Size(i) => sums.sizes[i] = Some(t),
+            // In the order of i.
+            What::Statistic(u, _) => sums.statistics[u].push(t),
+        }
+    }
+}
+
+impl<R: Row> Optimizer<R> {
+    /// What connects the ranks of this training, for sums of your own, such as the errors on test data; of one rank alone
+    /// without [`Builder::parallel`](crate::Builder::parallel). All ranks have to call it alike.
+    pub fn collective(&self) -> &dyn Collective {
+        self.ranks.as_ref().map_or(&Alone, |ranks| ranks.collective())
+    }
+
+    /// The number, among those of all ranks, of a draw of noise that this rank numbers so. With one evaluation each, R ranks
+    /// draw what R evaluations of one process do.
+    pub(super) fn among_ranks(&self, draw: u64) -> u64 {
+        self.ranks.as_ref().map_or(draw, |ranks| draw * ranks.size() as u64 + ranks.rank() as u64)
+    }
+
+    /// The limit on this rank's own gradient. That of the norm is for the mean over all ranks; one of each element is kept
+    /// by the mean if all keep it, and a statistic that is a product with it is formed here.
+    pub(super) fn clip_here(&self) -> Option<Clip> {
+        self.clip.filter(|clip| self.ranks.is_none() || matches!(clip, Clip::Value(_)))
+    }
+
+    /// Runs this rank's part of a call. Others are told if it panics.
+    pub(super) fn here<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.ranks.is_none() {
+            return part(self);
+        }
+        catch_unwind(AssertUnwindSafe(|| part(self))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            self.told::<()>(Err(Error::Loss(format!("a panic: {}", text.unwrap_or("of the closure"))))).ok();
+            resume_unwind(panic)
+        })
+    }
+
+    /// Of a part of a call after which ranks do not meet: others are told of its error, and all have the same.
+    pub(super) fn told<T>(&self, found: Result<T>) -> Result<T> {
+        found.map_err(|e| self.ranks.as_ref().map_or_else(|| None, |ranks| Some(ranks.tell(&e))).unwrap_or(e))
+    }
+
+    /// After the settings, parameters or priors have changed.
+    pub(super) fn changed(&self) {
+        _ = self.ranks.as_ref().map(|ranks| ranks.known.take());
+    }
+
+    fn known(&self, ranks: &Ranks) -> Result<Arc<Known>> {
+        if let Some(known) = &*ranks.known.borrow() {
+            return Ok(Arc::clone(known));
+        }
+        let statistics = self.units.iter().map(|unit| R::Arithmetic::statistics(unit, &self.params));
+        let (description, statistics) = (self.description()?, statistics.collect::<Result<_>>()?);
+        let known = Arc::new(Known { print: print(&description), description, statistics });
+        *ranks.known.borrow_mut() = Some(Arc::clone(&known));
+        Ok(known)
+    }
+
+    /// What is the same on all ranks and seldom changes.
+    fn description(&self) -> Result<Description> {
+        let json = |row: &R| serde_json::to_string(row).unwrap_or_else(|e| e.to_string());
+        let noise = match &self.noise {
+            Noise::Philox(p) => format!("seeded by {}", p.seed),
+            Noise::Given(_) => "given".to_owned(),
+        };
+        let others = (self.schedule, self.clip, self.check_finite, self.skip_unseen);
+        let mut all = vec![
+            ("the row".to_owned(), format!("{} with {}", R::NAME, json(&self.config))),
+            ("the noise".to_owned(), noise),
+            ("(schedule, clip, check_finite, skip_unseen)".to_owned(), format!("{others:?}")),
+        ];
+        for (i, leaf) in self.params.leaves().iter().enumerate() {
+            let (kind, size) = (leaf.tensor.kind(), leaf.tensor.size());
+            all.push((format!("parameter {i}"), format!("`{}`, {kind:?} {size:?}", leaf.name())));
+        }
+        for (name, t) in self.params.buffers() {
+            all.push((format!("buffer `{name}`"), format!("{:?} {:?}", t.kind(), t.size())));
+        }
+        for unit in &self.units {
+            let name = unit.name(&self.params);
+            let prior = match &unit.prior {
+                PriorOf::Isotropic(prior) => format!("{prior:?}"),
+                PriorOf::Gaussian(prior) => {
+                    let prints =
+                        prior.tensors().iter().map(|(_, t)| Ok(print(&bytes(t)?))).collect::<Result<Vec<_>>>()?;
+                    format!("a Gaussian with the prints {prints:x?}")
+                }
+            };
+            all.push((format!("the settings of `{name}`"), json(&unit.row)));
+            all.push((format!("the prior of `{name}`"), prior));
+        }
+        Ok(all)
+    }
+
+    /// What changes from call to call.
+    fn state_of(&self, call: Call, more: &Description) -> Description {
+        let mut all = vec![("the call".to_owned(), call.to_string())];
+        all.push(("the number of updates".to_owned(), self.steps.to_string()));
+        for unit in &self.units {
+            all.push((format!("the learning rate of `{}`", unit.name(&self.params)), unit.lr.to_string()));
+        }
+        for leaf in self.params.leaves() {
+            let trained = if leaf.trainable() { "trained" } else { "frozen" };
+            all.push((format!("parameter `{}`", leaf.name()), trained.to_owned()));
+        }
+        all.extend(more.iter().cloned());
+        all
+    }
+
+    /// Brings this rank's part of a call to a meeting; gives the sum, or one error for all.
+    fn agree(&self, call: Call, own: Result<Brought>, more: &Description) -> Result<Brought> {
+        let Some(ranks) = &self.ranks else { return own };
+        let own = own.and_then(|own| Ok((own, self.known(ranks)?)));
+        let print = own.as_ref().map_or(0, |(_, known)| {
+            let lrs: Vec<u64> = self.units.iter().map(|unit| unit.lr.to_bits()).collect();
+            let trained: Vec<bool> = self.params.leaves().iter().map(Leaf::trainable).collect();
+            print(&(call, self.steps, lrs, trained, known.print, more))
+        });
+        let describe = || {
+            let known = own.as_ref().map_or_else(|_| Vec::new(), |(_, known)| known.description.clone());
+            self.state_of(call, more).into_iter().chain(known).collect()
+        };
+        ranks.meet(own.as_ref().map(|(own, _)| own.numbers()), print, &describe).map(Brought::sum)
+    }
+
+    /// Takes up training with the others, from the weights and the seed of rank 0: before there are units.
+    pub(super) fn start_together(&mut self, seed_given: bool) -> Result<()> {
+        let given = if seed_given { "given" } else { "not given" };
+        // Each has drawn one of its own, which may differ.
+        let own = if let (Noise::Philox(p), false) = (&mut self.noise, seed_given) {
+            Some(std::mem::replace(&mut p.seed, 0))
+        } else {
+            None
+        };
+        let nothing = Brought::of(&Sums::default(), &Sums::default());
+        self.agree(Call::Build, Ok(nothing), &vec![("the seed".to_owned(), given.to_owned())])?;
+        if let (Some(ranks), Some(own), Noise::Philox(p)) = (&self.ranks, own, &mut self.noise) {
+            p.seed = ranks.number(own)?;
+        }
+        self.as_rank_0(0)
+    }
+
+    /// The optimizer is whole: whether all are the same.
+    pub(super) fn started_together(&mut self, extended: Result<()>) -> Result<()> {
+        self.changed();
+        let nothing = extended.map(|()| Brought::of(&Sums::default(), &Sums::default()));
+        self.agree(Call::Built, nothing, &Vec::new()).map(|_| ())
+    }
+
+    /// Variables that the closure has created since the last call begin where rank 0 has them.
+    pub(super) fn welcome(&mut self) -> Result<()> {
+        let Some(ranks) = &self.ranks else { return Ok(()) };
+        self.params.refresh();
+        let known = ranks.parameters;
+        if self.params.len() == known {
+            return Ok(());
+        }
+        self.changed();
+        self.agree(Call::NewVariables, Ok(Brought::of(&Sums::default(), &Sums::default())), &Vec::new())?;
+        self.as_rank_0(known)
+    }
+
+    /// Gives parameters from this number on, and all buffers, the values that they have on rank 0.
+    fn as_rank_0(&mut self, from: usize) -> Result<()> {
+        let Some(ranks) = &mut self.ranks else { return Ok(()) };
+        let _no_grad = tch::no_grad_guard();
+        let parameters = self.params.leaves()[from..].iter().map(|leaf| leaf.tensor.shallow_clone());
+        let all: Vec<Tensor> = parameters.chain(self.params.buffers().into_iter().map(|(_, t)| t)).collect();
+        let values = all.iter().map(|t| ranks.of_first(t)).collect::<Result<Vec<_>>>()?;
+        for (mut t, value) in all.into_iter().zip(values) {
+            t.copy_(&value);
+        }
+        ranks.parameters = self.params.len();
+        self.changed();
+        Ok(())
+    }
+
+    /// [`Optimizer::keep`] where there are several ranks.
+    pub(super) fn keep_together(&mut self, found: Result<Sums>, evaluations: u64) -> Result<f64> {
+        let mut merged = self.sums.shallow_clone();
+        let brought = found.and_then(|new| {
+            let brought = Brought::of(&new, &new);
+            merged.merge(new).map(|()| brought)
+        });
+        match self.agree(Call::Accumulate, brought, &Vec::new()) {
+            Ok(all) => {
+                let all = all.check()?;
+                self.sums = merged;
+                Ok(all.loss / all.weight)
+            }
+            Err(e) => {
+                let left_out = self.skips.or_left_out(Err(e), evaluations)?;
+                self.sums.merge(left_out.sums)?;
+                Ok(f64::NAN)
+            }
+        }
+    }
+
+    /// [`Optimizer::finish`] where there are several ranks.
+    pub(super) fn finish_together(&mut self, found: Result<Sums>, evaluations: u64) -> Result<f64> {
+        let mut packed = None;
+        let brought = found.and_then(|new| {
+            let mut all = self.sums.shallow_clone();
+            let before = Brought::of(&new, &new);
+            all.merge(new)?;
+            let brought = Brought { new: before.new, ..Brought::of(&all, &all) };
+            packed = Some(self.pack(all)?);
+            Ok(brought)
+        });
+        let all = match self.agree(Call::Step, brought, &Vec::new()) {
+            Ok(all) => all.check()?,
+            Err(e) => {
+                let left_out = self.skips.or_left_out(Err(e), evaluations)?;
+                // Again, without: what was accumulated may be left.
+                return self.finish_together(Ok(left_out.sums), evaluations);
+            }
+        };
+        let Some(packed) = packed else { return Ok(f64::NAN) };
+        if all.weight == 0.0 {
+            if all.evaluations == 0.0 {
+                return Err(super::compiled::nothing_to_update());
+            }
+            self.sums = packed.sums;
+            return Ok(f64::NAN);
+        }
+        let sums = self.summed(packed, all)?;
+        let sums = self.decided(sums)?;
+        let loss = self.apply_merged(sums)?;
+        self.sums = Sums::default();
+        self.compare()?;
+        Ok(loss)
+    }
+
+    /// Σ over this rank's evaluations, as it is summed over the ranks: each kind of number in one piece.
+    fn pack(&self, mut sums: Sums) -> Result<Packed> {
+        let Some(ranks) = &self.ranks else { return Ok(Packed { sums, kinds: Vec::new() }) };
+        let (_no_grad, known, factor) = (tch::no_grad_guard(), self.known(ranks)?, sums.factor());
+        let mut flats = Vec::new();
+        for kind in [Kind::Float, Kind::Double] {
+            let mut slots = Vec::new();
+            let mut end = 0;
+            let mut put = |what: What, size: Vec<i64>| {
+                let start = end;
+                end += size.iter().product::<i64>();
+                slots.push(Slot { what, size, range: start..end });
+            };
+            let leaves = self.params.leaves().iter().enumerate();
+            for (i, leaf) in leaves.filter(|(_, leaf)| leaf.trainable() && R::Arithmetic::kind(leaf) == kind) {
+                put(What::Gradient(i), leaf.tensor.size());
+                if self.skip_unseen {
+                    put(What::Size(i), leaf.tensor.size());
+                }
+            }
+            for (u, (unit, sizes)) in self.units.iter().zip(&known.statistics).enumerate() {
+                if self.kind_of(unit) == Some(kind) {
+                    sizes.iter().enumerate().for_each(|(i, size)| put(What::Statistic(u, i), size.clone()));
+                }
+            }
+            if slots.is_empty() {
+                continue;
+            }
+            let (n, count) = (end, slots.len() as i64);
+            // All parameters are on one device.
+            let whole = ranks.buffer(n + count, kind, self.params.leaves()[0].tensor.device())?;
+            let mut there = Vec::with_capacity(slots.len());
+            for slot in &slots {
+                let mut place = whole.f_narrow(0, slot.range.start, slot.range.end - slot.range.start)?;
+                let own = slot.what.of(&sums).filter(|_| factor > 0.0);
+                match own {
+                    Some(t) => place.f_copy_(&t.f_reshape([-1])?)?,
+                    None => _ = place.f_zero_()?,
+                }
+                there.push(f64::from(u8::from(own.is_some())));
+            }
+            whole.f_narrow(0, n, count)?.f_copy_(&Tensor::from_slice(&there))?;
+            if factor > 0.0 && factor != 1.0 {
+                _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
+            }
+            flats.push(Flat { whole, slots });
+        }
+        (sums.gradients, sums.sizes, sums.statistics) = Default::default();
+        Ok(Packed { sums, kinds: flats })
+    }
+
+    /// Of a unit that is trained: the kind of its statistics.
+    fn kind_of(&self, unit: &Unit<R>) -> Option<Kind> {
+        unit.leaves(&self.params).find(|leaf| leaf.trainable()).map(R::Arithmetic::kind)
+    }
+
+    /// The sums over all ranks, in memory that the next call uses again.
+    fn summed(&self, packed: Packed, all: Brought) -> Result<Sums> {
+        let Some(ranks) = &self.ranks else { return Ok(packed.sums) };
+        let (parameters, per_example) = (self.params.len(), all.per_example > 0.0);
+        let mut sums = Sums {
+            weight: all.weight,
+            merged: true,
+            loss: all.loss,
+            largest_norm: all.largest_norm,
+            per_example,
+            ..packed.sums
+        };
+        sums.gradients.resize_with(parameters, || None);
+        sums.sizes.resize_with(if self.skip_unseen { parameters } else { 0 }, || None);
+        sums.statistics.resize_with(self.units.len(), Vec::new);
+        for Flat { mut whole, slots } in packed.kinds {
+            ranks.sum(&mut whole)?;
+            let n = whole.size()[0] - slots.len() as i64;
+            let there = whole.f_narrow(0, n, slots.len() as i64)?.f_to_kind(Kind::Double)?;
+            let there = Vec::<f64>::try_from(&there)?;
+            for (slot, _) in slots.iter().zip(there).filter(|(_, there)| *there > 0.0) {
+                let own = whole.f_narrow(0, slot.range.start, slot.range.end - slot.range.start)?;
+                slot.what.put(&mut sums, own.f_view(&slot.size[..])?);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// What one rank decides of its own evaluation, of the mean over all: whether it is finite, and how long it may be.
+    fn decided(&self, sums: Sums) -> Result<Sums> {
+        let _no_grad = tch::no_grad_guard();
+        let mut sums = sums.into_means();
+        let name = |i: usize| self.params.leaves()[i].name();
+        let gradients = sums.gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g)));
+        sums.gradient_norm = self.finite("gradient", gradients)?;
+        let of_units = self.units.iter().zip(&sums.statistics);
+        let statistics = of_units.flat_map(|(unit, s)| s.iter().map(|t| (unit.name(&self.params), t)));
+        self.finite(self.config.statistic().name(), statistics)?;
+        if let Some(clip @ Clip::Norm(_)) = self.clip {
+            let factor = clip.apply(&mut sums.gradients)?;
+            sums.cut = factor < 1.0;
+            let factor = factor.powi(self.config.statistic().degree());
+            if factor < 1.0 {
+                sums.statistics.iter_mut().flatten().for_each(|t| *t = &*t * factor);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Whether all ranks hold the same bits, every so many updates.
+    fn compare(&self) -> Result<()> {
+        let every = self.ranks.as_ref().and_then(|ranks| ranks.compare);
+        if every.is_none_or(|every| !self.steps.is_multiple_of(every)) {
+            return Ok(());
+        }
+        let held = || {
+            let mut all = Vec::new();
+            for unit in &self.units {
+                for (what, t) in R::Arithmetic::tensors(unit, &self.params)? {
+                    let problem = format!("after {} updates, {what} of `{}`", self.steps, unit.name(&self.params));
+                    all.push((problem, format!("of the print {:x}", print(&bytes(&t)?))));
+                }
+            }
+            Ok::<_, Error>(all)
+        };
+        let nothing = Brought::of(&Sums::default(), &Sums::default());
+        let (own, more) = match held() {
+            Ok(all) => (Ok(nothing), all),
+            Err(e) => (Err(e), Vec::new()),
+        };
+        self.agree(Call::Compare, own, &more).map(|_| ())
+    }
+
+    /// [`Optimizer::save`] where there are several ranks: all come, and rank 0 writes.
+    pub(super) fn save_together(&self, path: &Path) -> Result<()> {
+        let Some(ranks) = &self.ranks else { return Ok(()) };
+        let claim = self.params.claim();
+        let own = claim.as_ref().map(|_| Brought::of(&self.sums, &self.sums));
+        let own = own.map_err(|e| Error::InUse(e.to_string()));
+        let all = self.agree(Call::Save, own, &Vec::new())?;
+        // Where the noise of none has been yet, whatever the number of ranks that goes on.
+        let made = ranks.gather(self.sums.evaluations as f64)?.into_iter().fold(0.0, f64::max) as u64;
+        let mut sums = Sums { evaluations: made * ranks.size() as u64, ..Sums::default() };
+        if all.weight > 0.0 {
+            let packed = self.told(self.pack(self.sums.shallow_clone()))?;
+            sums = Sums { evaluations: sums.evaluations, ..self.summed(packed, all)? };
+        }
+        let written = if ranks.rank() == 0 { self.write(path, &sums) } else { Ok(()) };
+        self.agree(Call::Saved, written.map(|()| Brought::of(&Sums::default(), &Sums::default())), &Vec::new())?;
+        Ok(())
+    }
+
+    /// Whether all ranks can take up what they have read, and have read the same.
+    pub(super) fn load_together<T>(&self, path: &Path, found: Result<T>) -> Result<T> {
+        if self.ranks.is_none() {
+            return found;
+        }
+        let mut read = None;
+        let mut more = Vec::new();
+        let own = found.and_then(|found| {
+            let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+            more.push(("the checkpoint".to_owned(), format!("of the print {:x}", print(&bytes))));
+            read = Some(found);
+            Ok(Brought::of(&Sums::default(), &Sums::default()))
+        });
+        self.agree(Call::Load, own, &more)?;
+        read.ok_or_else(|| Error::Collective("a checkpoint got lost".to_owned()))
+    }
+
+    /// What a checkpoint has accumulated, as this rank's part of it: all of it goes to rank 0.
+    pub(super) fn own_part(&self, sums: Sums) -> Sums {
+        let Some(ranks) = &self.ranks else { return sums };
+        let evaluations = sums.evaluations.div_ceil(ranks.size() as u64);
+        if ranks.rank() == 0 { Sums { evaluations, ..sums } } else { Sums { evaluations, ..Sums::default() } }
+    }
+}
