@@ -14,6 +14,8 @@ fn main() {
             x.fill(1.0);
         }
         t.sort_by(f64::total_cmp);
-        if mpi.rank() == 0 { println!("{} {n:>10} median {:>10.1} us min {:>10.1}", mpi.size(), t[t.len()/2]*1e6, t[0]*1e6); }
+        if mpi.rank() == 0 {
+            println!("{} {n:>10} median {:>10.1} us min {:>10.1}", mpi.size(), t[t.len() / 2] * 1e6, t[0] * 1e6);
+        }
     }
 }

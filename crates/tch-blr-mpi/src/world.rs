@@ -1,11 +1,9 @@
 //! From the calls of the trait to those of MPI's C interface.
 #![allow(unsafe_code)] // calls of C
 
-use mpi::Threading;
-use mpi::environment::Universe;
-use mpi::ffi::{self, MPI_Comm, MPI_Op};
-use mpi::traits::{AsRaw, Equivalence};
+use mpi_sys::{self as ffi, MPI_Comm, MPI_Datatype, MPI_Op};
 use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch_blr::parallel::Collective;
 use tch_blr::{Error, Result};
@@ -124,8 +122,10 @@ impl Mpi {
     /// [`Error::Collective`]: MPI has been started in this process before, by this function (keep a clone) or otherwise, or
     /// it does not allow calls from more than one thread.
     pub fn new() -> Result<Self> {
-        let (mut comm, mut rank, mut size) = (null_mut(), 0, 0);
         start()?;
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: a constant of MPI.
+        let mut comm = unsafe { ffi::RSMPI_COMM_NULL };
         // SAFETY: MPI is started; results are written to variables of the right type.
         unsafe {
             succeed("MPI_Comm_dup", ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut comm))?;
