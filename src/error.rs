@@ -42,8 +42,8 @@ pub enum Error {
     #[error("ranks: {0}")]
     Collective(String),
     /// One of the ranks of a data-parallel training could not take part in a call, or differs from rank 0. All ranks have
-    /// this same error.
-    #[error("rank {rank}: {problem}; no rank has changed anything")]
+    /// this same error, and none has changed anything.
+    #[error("rank {rank}: {problem}")]
     Rank {
         /// The lowest of those ranks.
         rank: usize,

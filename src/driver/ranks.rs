@@ -11,6 +11,7 @@ use crate::parallel::Collective;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -182,13 +183,12 @@ impl Ranks {
     fn difference(&self, own: &Description) -> Result<Error> {
         let first = self.text(0, || serde_json::to_string(own).ok())?;
         let first: Description = serde_json::from_str(&first).unwrap_or_default();
-        let nothing = (String::new(), "missing".to_owned());
-        let at = (0..own.len().max(first.len())).find(|i| own.get(*i) != first.get(*i));
-        let problem = at.map(|i| {
-            let (own, first) = (own.get(i).unwrap_or(&nothing), first.get(i).unwrap_or(&nothing));
-            // Of a list that is shorter here, the other's name.
-            let name = if own.0.is_empty() { &first.0 } else { &own.0 };
-            format!("{name} is {}, and on rank 0 {}", own.1, first.1)
+        let [here, there]: [HashMap<&String, &String>; 2] =
+            [own, &first].map(|all| all.iter().map(|(k, v)| (k, v)).collect());
+        let mut names = own.iter().chain(&first).map(|(name, _)| name);
+        let problem = names.find(|name| here.get(name) != there.get(name)).map(|name| {
+            let [own, first] = [&here, &there].map(|all| all.get(name).map_or("missing", |value| value.as_str()));
+            format!("{name} is {own}, and on rank 0 {first}")
         });
         let Some(rank) = self.lowest(problem.is_some())? else {
             return Err(Error::Collective("the ranks differ in nothing that they know of".to_owned()));

@@ -224,9 +224,10 @@ impl<R: Row> Optimizer<R> {
         Ok(all)
     }
 
-    /// What changes from call to call.
-    fn state_of(&self, call: Call, more: &Description) -> Description {
+    /// That and what changes from call to call.
+    fn described(&self, call: Call, known: &Description, more: &Description) -> Description {
         let mut all = vec![("the call".to_owned(), call.to_string())];
+        all.extend(known.iter().cloned());
         all.push(("the number of updates".to_owned(), self.steps.to_string()));
         for unit in &self.units {
             all.push((format!("the learning rate of `{}`", unit.name(&self.params)), unit.lr.to_string()));
@@ -248,10 +249,7 @@ impl<R: Row> Optimizer<R> {
             let trained: Vec<bool> = self.params.leaves().iter().map(Leaf::trainable).collect();
             print(&(call, self.steps, lrs, trained, known.print, more))
         });
-        let describe = || {
-            let known = own.as_ref().map_or_else(|_| Vec::new(), |(_, known)| known.description.clone());
-            self.state_of(call, more).into_iter().chain(known).collect()
-        };
+        let describe = || own.as_ref().map_or_else(|_| Vec::new(), |(_, k)| self.described(call, &k.description, more));
         ranks.meet(own.as_ref().map(|(own, _)| own.numbers()), print, &describe).map(Brought::sum)
     }
 
