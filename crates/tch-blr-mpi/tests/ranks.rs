@@ -7,7 +7,7 @@ use job::Job;
 #[test]
 fn sums_have_the_same_bits_on_every_rank() {
     for ranks in 1..=4 {
-        Job::of(ranks, "sums").passes(ranks);
+        Job::of(ranks, "sums", &[]).passes(ranks);
     }
 }
 
@@ -16,31 +16,31 @@ fn sums_have_the_same_bits_on_every_rank() {
 fn sums_have_the_same_bits_by_every_algorithm() {
     for algorithm in 1..=6 {
         let variables = [
-            ("OMPI_MCA_coll_tuned_use_dynamic_rules", "1".to_owned()),
-            ("OMPI_MCA_coll_tuned_allreduce_algorithm", algorithm.to_string()),
-            ("OMPI_MCA_coll", "basic,libnbc,self,inter,tuned".to_owned()),
+            ("OMPI_MCA_coll_tuned_use_dynamic_rules", "1"),
+            ("OMPI_MCA_coll_tuned_allreduce_algorithm", &algorithm.to_string()),
+            ("OMPI_MCA_coll", "basic,libnbc,self,inter,tuned"),
         ];
-        Job::with(3, "sums", &variables).passes(3);
+        Job::of(3, "sums", &variables).passes(3);
     }
 }
 
 #[test]
 fn broadcasts_from_every_rank() {
     for ranks in [1, 2, 4] {
-        Job::of(ranks, "broadcasts").passes(ranks);
+        Job::of(ranks, "broadcasts", &[]).passes(ranks);
     }
 }
 
 #[test]
 fn is_started_once() {
-    Job::of(2, "once").passes(2);
+    Job::of(2, "once", &[]).passes(2);
 }
 
 #[test]
 fn ranks_that_do_not_agree_have_the_same_error() {
     for ranks in [2, 4] {
         for case in ["lengths", "calls", "roots"] {
-            Job::with(ranks, "disagree", &[("CASE", case.to_owned())]).passes(ranks);
+            Job::of(ranks, "disagree", &[("CASE", case)]).passes(ranks);
         }
     }
 }
@@ -48,24 +48,24 @@ fn ranks_that_do_not_agree_have_the_same_error() {
 #[test]
 fn those_who_leave_do_not_keep_the_others_waiting() {
     for ranks in [2, 4] {
-        Job::of(ranks, "leave").passes(ranks);
+        Job::of(ranks, "leave", &[]).passes(ranks);
     }
 }
 
 #[test]
 fn an_error_of_one_rank_ends_the_job() {
-    Job::of(3, "returns_an_error").fails(None, &["rank 1 has left while others go on", "of its own"]);
+    Job::of(3, "returns_an_error", &[]).fails(None, &["rank 1 has left while others go on", "of its own"]);
 }
 
 #[test]
 fn a_panic_of_one_rank_ends_the_job() {
-    Job::of(4, "panics").fails(Some(101), &["of its own", "rank 1 of 4 has panicked: the job ends"]);
+    Job::of(4, "panics", &[]).fails(Some(101), &["of its own", "rank 1 of 4 has panicked: the job ends"]);
 }
 
 #[test]
 fn a_process_that_goes_ends_the_job() {
-    Job::of(3, "exits").fails(None, &["exit"]);
-    Job::of(3, "is_killed").fails(Some(128 + 9), &["signal 9"]);
+    Job::of(3, "exits", &[]).fails(None, &["exit"]);
+    Job::of(3, "is_killed", &[]).fails(Some(128 + 9), &["signal 9"]);
 }
 
 /// What each rank does: run by the tests above, under `mpirun`.

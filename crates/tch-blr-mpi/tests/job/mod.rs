@@ -18,20 +18,16 @@ pub struct Job {
 const LIMIT: Duration = Duration::from_secs(120);
 
 impl Job {
-    /// Runs the ignored test `child::name` on so many ranks.
-    pub fn of(ranks: usize, name: &str) -> Job {
-        Job::with(ranks, name, &[])
-    }
-
-    /// The same, with environment variables.
-    pub fn with(ranks: usize, name: &str, variables: &[(&str, String)]) -> Job {
+    /// Runs the ignored test `child::name` on so many ranks, with environment variables.
+    pub fn of(ranks: usize, name: &str, variables: &[(&str, &str)]) -> Job {
         let program = std::env::current_exe().unwrap();
         let mut command = mpirun(ranks);
         command.arg(program).args(["--exact", &format!("child::{name}"), "--ignored", "--nocapture"]);
-        Job::run(command.envs(variables.iter().map(|(name, value)| (name, value))))
+        command.envs(variables.iter().copied());
+        Job::run(&mut command)
     }
 
-    pub fn run(command: &mut Command) -> Job {
+    fn run(command: &mut Command) -> Job {
         let begin = Instant::now();
         let out = command.output().expect("`timeout` of coreutils");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -57,7 +53,7 @@ impl Job {
 }
 
 /// Under a time limit, with more ranks than cores, as any user.
-pub fn mpirun(ranks: usize) -> Command {
+fn mpirun(ranks: usize) -> Command {
     let mut command = Command::new("timeout");
     let limit = LIMIT.as_secs().to_string();
     command.args(["--kill-after=5", &limit, "mpirun", "-np", &ranks.to_string()]);
