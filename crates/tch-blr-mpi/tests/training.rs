@@ -231,7 +231,9 @@ mod child {
         let mut hasher = DefaultHasher::new();
         for (_, values) in &variables {
             let values = Vec::<f32>::try_from(values.flatten(0, -1)).unwrap();
-            values.into_iter().for_each(|x| x.to_bits().hash(&mut hasher));
+            for x in values {
+                x.to_bits().hash(&mut hasher);
+            }
         }
         println!("bits {:x} of rank {rank}", hasher.finish());
     }
