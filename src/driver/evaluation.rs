@@ -55,14 +55,19 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// # Errors
     /// If the weights are not at the first of two points, and as [`Evaluation::step`]. Nothing has changed then.
     pub fn ascend(mut self, outcome: impl Into<Outcome>) -> Result<Self> {
-        let begun = self.begun_at_first(true)?;
-        self.begun = Some((self.optimizer.compiled.ascend)(self.optimizer, begun, outcome.into())?);
+        let outcome = outcome.into();
+        let begun = self.begun_at_first(true, &outcome)?;
+        self.begun = Some((self.optimizer.compiled.ascend)(self.optimizer, begun, outcome)?);
         Ok(self)
     }
 
     /// Errors unless the weights are (or are not) at the first of two points.
-    fn begun_at_first(&mut self, expected: bool) -> Result<Begun> {
+    fn begun_at_first(&mut self, expected: bool, outcome: &Outcome) -> Result<Begun> {
         let Some(begun) = self.begun.take() else { return Err(Error::Loss("it has come already".to_owned())) };
+        if matches!(outcome, Outcome::Loss(Err(_))) {
+            // There is no loss to be at the wrong point.
+            return Ok(begun);
+        }
         let problem = match (begun.is_first(), expected) {
             (true, false) => {
                 "this row evaluates the loss at two points, and the weights are at the first: hand its loss to \
@@ -86,8 +91,9 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// If the weights are at the first of two points ([`Evaluation::ascend`]), another number of derivatives or other
     /// shapes, and as [`Optimizer::step`]. Nothing has changed then.
     pub fn step(mut self, outcome: impl Into<Outcome>) -> Result<f64> {
-        let begun = self.begun_at_first(false)?;
-        (self.optimizer.compiled.step)(self.optimizer, begun, outcome.into())
+        let outcome = outcome.into();
+        let begun = self.begun_at_first(false, &outcome)?;
+        (self.optimizer.compiled.step)(self.optimizer, begun, outcome)
     }
 
     /// As [`Evaluation::step`], but only keeps the gradients for [`Optimizer::update`]: for rows of several samples,
@@ -96,8 +102,9 @@ impl<'a, R: Row> Evaluation<'a, R> {
     /// # Errors
     /// As [`Evaluation::step`].
     pub fn backward(mut self, outcome: impl Into<Outcome>) -> Result<f64> {
-        let begun = self.begun_at_first(false)?;
-        (self.optimizer.compiled.backward)(self.optimizer, begun, outcome.into())
+        let outcome = outcome.into();
+        let begun = self.begun_at_first(false, &outcome)?;
+        (self.optimizer.compiled.backward)(self.optimizer, begun, outcome)
     }
 }
 

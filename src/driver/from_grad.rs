@@ -3,7 +3,7 @@
 use super::arithmetic::Arithmetic;
 use super::row::Row;
 use super::rule::DeltaRule;
-use super::step::dense;
+use super::step::{Outcome, dense};
 use super::{Derivatives, Evaluation, Optimizer};
 use crate::{Error, Result, check};
 use tch::Tensor;
@@ -124,8 +124,11 @@ impl<R: Row> Evaluation<'_, R> {
     /// squares, Kronecker factors, second derivatives), and as [`Evaluation::step`]. Nothing has changed then, `.grad`
     /// included.
     pub fn step_from_grad(self, loss: f64, scale: f64) -> Result<f64> {
-        let (derivatives, grads) = self.optimizer().gradients_left(loss, scale)?;
-        self.step(derivatives).inspect(|_| grads.clear())
+        match self.optimizer().gradients_left(loss, scale) {
+            Ok((derivatives, grads)) => self.step(derivatives).inspect(|_| grads.clear()),
+            // By the same way as a loss, so that other ranks hear of it.
+            Err(e) => self.step(Outcome::Loss(Err(e))),
+        }
     }
 
     /// As [`Evaluation::backward`], from `.grad` as [`Evaluation::step_from_grad`]: for rows of several samples.
@@ -135,8 +138,11 @@ impl<R: Row> Evaluation<'_, R> {
     /// # Errors
     /// As [`Evaluation::step_from_grad`].
     pub fn backward_from_grad(self, loss: f64, scale: f64) -> Result<f64> {
-        let (derivatives, grads) = self.optimizer().gradients_left(loss, scale)?;
-        self.backward(derivatives).inspect(|_| grads.clear())
+        match self.optimizer().gradients_left(loss, scale) {
+            Ok((derivatives, grads)) => self.backward(derivatives).inspect(|_| grads.clear()),
+            // By the same way as a loss, so that other ranks hear of it.
+            Err(e) => self.backward(Outcome::Loss(Err(e))),
+        }
     }
 
     /// As [`Evaluation::ascend`], from `.grad` as [`Evaluation::step_from_grad`].
@@ -144,7 +150,10 @@ impl<R: Row> Evaluation<'_, R> {
     /// # Errors
     /// As [`Evaluation::ascend`] and [`Evaluation::step_from_grad`].
     pub fn ascend_from_grad(self, loss: f64, scale: f64) -> Result<Self> {
-        let (derivatives, grads) = self.optimizer().gradients_left(loss, scale)?;
-        self.ascend(derivatives).inspect(|_| grads.clear())
+        match self.optimizer().gradients_left(loss, scale) {
+            Ok((derivatives, grads)) => self.ascend(derivatives).inspect(|_| grads.clear()),
+            // By the same way as a loss, so that other ranks hear of it.
+            Err(e) => self.ascend(Outcome::Loss(Err(e))),
+        }
     }
 }

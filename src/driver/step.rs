@@ -1,7 +1,7 @@
 //! One step: perturb → closure → differentiate → estimate → update.
 //!
 //! Here is what all rows do alike, and everything that can fail of one evaluation. What a sample, a statistic or an
-//! update is for one weight or one block is in `weights.rs` and `blocks.rs`; running means over evaluations are in
+//! update is for one weight or one block is in `weights.rs` and `blocks.rs`; sums over evaluations are in
 //! `sums.rs`. The stations share `Begun` and `Found`, which no other file needs, so they stay in one file.
 
 use super::arithmetic::{Arithmetic, Plan, Sample, Step};
@@ -57,6 +57,16 @@ pub enum Outcome {
     Loss(Result<Tensor>),
     /// Loss and gradients.
     Derivatives(Derivatives),
+}
+
+impl Outcome {
+    /// That of a rank for which nothing was left of a batch.
+    fn is_of_no_example(&self) -> bool {
+        match self {
+            Outcome::Loss(loss) => loss.as_ref().is_ok_and(|loss| loss.defined() && loss.size() == [0]),
+            Outcome::Derivatives(derivatives) => derivatives.examples == Some(0),
+        }
+    }
 }
 
 impl<L: IntoTensor> From<L> for Outcome {
@@ -298,14 +308,13 @@ impl<R: Row> Optimizer<R> {
             return Err(if let Outcome::Loss(Err(own)) = outcome { own } else { e });
         }
         // From here on any early return drops the guard, which brings the mean back.
+        if self.ranks.is_some() && outcome.is_of_no_example() {
+            return Ok(Ended { sums: Sums { evaluations: 1, ..Sums::default() }, at: Perturbed::none() });
+        }
         let tape = recording.map(Recording::finish).unwrap_or_default();
         let found = match outcome {
             Outcome::Loss(loss) => {
                 let loss = loss?;
-                // Of the examples that there were for all ranks, none was left for this one.
-                if self.ranks.is_some() && loss.defined() && loss.size() == [0] {
-                    return Ok(Ended { sums: Sums { evaluations: 1, ..Sums::default() }, at: Perturbed::none() });
-                }
                 buffers.unchanged()?;
                 let loss = Loss::new(loss, self.steps)?;
                 // While the variables are still at the point: libtorch refuses a graph once they were changed.

@@ -353,8 +353,7 @@ impl<R: Row> Optimizer<R> {
             self.sums = packed.sums;
             return Ok(f64::NAN);
         }
-        let sums = self.summed(packed, all)?;
-        let sums = self.decided(sums)?;
+        let sums = self.decided(self.summed(packed, all)?)?;
         let loss = self.apply_merged(sums)?;
         self.sums = Sums::default();
         self.compare()?;
@@ -417,14 +416,15 @@ impl<R: Row> Optimizer<R> {
         unit.leaves(&self.params).find(|leaf| leaf.trainable()).map(R::Arithmetic::kind)
     }
 
-    /// The sums over all ranks, in memory that the next call uses again.
+    /// The means over all ranks, in memory that the next call uses again.
     fn summed(&self, packed: Packed, all: Brought) -> Result<Sums> {
         let Some(ranks) = &self.ranks else { return Ok(packed.sums) };
+        let _no_grad = tch::no_grad_guard();
         let (parameters, per_example) = (self.params.len(), all.per_example > 0.0);
         let mut sums = Sums {
             weight: all.weight,
-            merged: true,
-            loss: all.loss,
+            merged: false,
+            loss: all.loss / all.weight,
             largest_norm: all.largest_norm,
             per_example,
             ..packed.sums
@@ -437,6 +437,7 @@ impl<R: Row> Optimizer<R> {
             let n = whole.size()[0] - slots.len() as i64;
             let there = whole.f_narrow(0, n, slots.len() as i64)?.f_to_kind(Kind::Double)?;
             let there = Vec::<f64>::try_from(&there)?;
+            _ = whole.f_narrow(0, 0, n)?.f_div_scalar_(all.weight)?;
             for (slot, _) in slots.iter().zip(there).filter(|(_, there)| *there > 0.0) {
                 let own = whole.f_narrow(0, slot.range.start, slot.range.end - slot.range.start)?;
                 slot.what.put(&mut sums, own.f_view(&slot.size[..])?);
@@ -446,9 +447,8 @@ impl<R: Row> Optimizer<R> {
     }
 
     /// What one rank decides of its own evaluation, of the mean over all: whether it is finite, and how long it may be.
-    fn decided(&self, sums: Sums) -> Result<Sums> {
+    fn decided(&self, mut sums: Sums) -> Result<Sums> {
         let _no_grad = tch::no_grad_guard();
-        let mut sums = sums.into_means();
         let name = |i: usize| self.params.leaves()[i].name();
         let gradients = sums.gradients.iter().enumerate().flat_map(|(i, g)| g.iter().map(move |g| (name(i), g)));
         sums.gradient_norm = self.finite("gradient", gradients)?;
@@ -501,8 +501,12 @@ impl<R: Row> Optimizer<R> {
         let made = ranks.gather(self.sums.evaluations as f64)?.into_iter().fold(0.0, f64::max) as u64;
         let mut sums = Sums { evaluations: made * ranks.size() as u64, ..Sums::default() };
         if all.weight > 0.0 {
-            let packed = self.told(self.pack(self.sums.shallow_clone()))?;
-            sums = Sums { evaluations: sums.evaluations, ..self.summed(packed, all)? };
+            let mut packed = None;
+            let own = self.pack(self.sums.shallow_clone()).map(|own| packed = Some(own));
+            self.agree(Call::Save, own.map(|()| all), &Vec::new())?;
+            if let Some(packed) = packed {
+                sums = Sums { evaluations: sums.evaluations, ..self.summed(packed, all)? };
+            }
         }
         let written = if ranks.rank() == 0 { self.write(path, &sums) } else { Ok(()) };
         self.agree(Call::Saved, written.map(|()| Brought::of(&Sums::default(), &Sums::default())), &Vec::new())?;

@@ -11,8 +11,8 @@ use super::philox::{keys, philox};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Where an optimizer's standard normals come from; see [`Builder::noise`](crate::Builder::noise). Data-parallel
-/// ranks and parallel chains take a generator each, [`Philox::fold_in`].
+/// Where an optimizer's standard normals come from; see [`Builder::noise`](crate::Builder::noise). Parallel chains take a
+/// generator each, [`Philox::fold_in`]; the ranks of [`Builder::parallel`](crate::Builder::parallel) share one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Noise {
@@ -28,7 +28,9 @@ pub enum Noise {
 /// A normal is a function of (seed, step, sample, position of the weight). So nothing is stored to resume, and the
 /// number of threads does not matter. CPU and CUDA agree to the rounding of log, sin and cos.
 ///
-/// Processes that draw side by side need a generator each, or they all draw the same: `Philox { seed }.fold_in(rank)`.
+/// Processes that draw side by side, each with an optimizer of its own, need a generator each, or they all draw the same:
+/// `Philox { seed }.fold_in(rank)`. The ranks of one training ([`Builder::parallel`](crate::Builder::parallel)) have one, and
+/// take turns in the samples of each step: draw k of rank r is sample kR+r.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Philox {
     /// The key. Different seeds give independent streams; [`Philox::fold_in`] makes one from another and a number.

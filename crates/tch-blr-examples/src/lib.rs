@@ -5,6 +5,7 @@
 //! * Models: [`model`] (a multilayer perceptron, its training and scores), [`logistic`] (regression to its exact
 //!   optimum), [`tasks`] (task after task, by every method).
 //! * What comes out: [`pictures`], [`sheets`], [`output`].
+//! * A model of many machines: [`ring`].
 //! * What tests hold to reference values: [`tables`] of `--example reproduce`, [`systems`] of `--example systems`.
 //!
 //! Code that one example alone needs stays with that example; code that two need, or an example and a test, belongs
@@ -25,6 +26,7 @@ pub mod moons;
 pub mod output;
 pub mod pictures;
 pub mod random;
+pub mod ring;
 pub mod sheets;
 pub mod systems;
 pub mod tables;
