@@ -46,6 +46,8 @@ test-mpi: setup ## ranks that are processes: numbers, bits, faults, files; needs
 	$(CARGO) test $(MPI) --test ranks --test training --example distributed --example reduction
 	@# Another process, where MPI starts again.
 	$(CARGO) test $(MPI) --lib world::
+	$(CARGO) test $(MPI) --doc world::
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(MPI)
 
 test-faults: setup ## fifty processes killed at random moments of a training of several; minutes
 	@scripts/mpi_missing.sh
