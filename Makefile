@@ -39,11 +39,12 @@ check-cuda-source: setup ## compile every row's CUDA source for four GPUs, of wh
 # Over processes. `--workspace`, so that nothing is built again that `make test` has built.
 test-mpi test-faults: export OMP_NUM_THREADS ?= 1
 MPI := --workspace --features tch-blr-mpi/mpi
+MPI_TARGETS := --test ranks --test training --example distributed --example reduction
 
 test-mpi: setup ## ranks that are processes: numbers, bits, faults, files; needs an MPI and libclang; minutes
 	@scripts/mpi_missing.sh
-	$(CARGO) clippy --all-targets $(MPI) -- -D warnings
-	$(CARGO) test $(MPI) --test ranks --test training --example distributed --example reduction
+	$(CARGO) clippy $(MPI) --lib $(MPI_TARGETS) -- -D warnings
+	$(CARGO) test $(MPI) $(MPI_TARGETS)
 	@# Another process, where MPI starts again.
 	$(CARGO) test $(MPI) --lib world::
 	$(CARGO) test $(MPI) --doc world::

@@ -28,24 +28,24 @@ use tch_blr::{Error, Result};
 /// # }
 /// ```
 ///
-/// MPI is started once in the life of a process and ends with the last clone, so that one is kept until the end. A clone
-/// is the same group: optimizers that have one each step in the same order on all ranks.
+/// MPI is started once in the life of a process and ends with the last clone, so that one is kept until the end. A
+/// clone is the same group: optimizers that have one each step in the same order on all ranks.
 ///
 /// # Sums
 /// By `MPI_Allreduce`. Every rank has the same bits afterwards, which the MPI standard requires; the payload of a NaN
-/// aside. The order of the terms is the MPI library's: it depends on the number of ranks and on the length, so that the
-/// last digits differ from those of [`Threads`](tch_blr::parallel::Threads), and may from those of another MPI.
+/// aside. The order of the terms is the MPI library's: it depends on the number of ranks and on the length. So the last
+/// digits differ from those of [`Threads`](tch_blr::parallel::Threads), and may from those of another MPI.
 ///
 /// # Ends
-/// A call of one rank that does not go with the calls of the others, or with their lengths, is an error on all of them, and so is
-/// a call while another rank has dropped its last clone: it has returned an error from `main`, say. A rank whose last clone is dropped by a
-/// panic ends the whole job (`MPI_Abort`, exit code 101), as does one to which MPI has reported an error that the others
-/// may not have seen. A rank that is killed ends it too: `mpirun` sees to that. MPI knows no time limit: a rank that
-/// never returns from its own work keeps the others waiting.
+/// A call of one rank that does not go with the calls of the others, or with their lengths, is an error on all of them.
+/// So is a call while another rank has dropped its last clone: it has returned an error from `main`, say. A rank whose
+/// last clone is dropped by a panic ends the whole job (`MPI_Abort`, exit code 101), as does one to which MPI has
+/// reported an error that the others may not have seen (exit code 1). A rank that is killed ends it too: `mpirun` sees
+/// to that. MPI knows no time limit: a rank that never returns from its own work keeps the others waiting.
 ///
 /// # Threads
-/// It may be used in any thread, by one at a time (`MPI_THREAD_SERIALIZED`). The thread that drops the last clone should
-/// be the one that made the first, since some MPI libraries insist on it.
+/// It may be used in any thread, by one at a time (`MPI_THREAD_SERIALIZED`). The thread that drops the last clone
+/// should be the one that made the first, since some MPI libraries insist on it.
 #[derive(Debug, Clone)]
 pub struct Mpi {
     rank: usize,
@@ -64,8 +64,8 @@ struct World {
     broken: Option<Broken>,
 }
 
-// SAFETY: a communicator is a number or an address that means the same in every thread, and the level that was asked for
-// allows calls from any, one at a time.
+// SAFETY: a communicator is a number or an address that means the same in every thread, and the level that was asked
+// for allows calls from any, one at a time.
 unsafe impl Send for World {}
 
 #[derive(Debug, Clone)]
@@ -109,8 +109,8 @@ impl Call {
     }
 }
 
-/// Numbers of one call of MPI: within its `int` by far, little memory beside the buffer, and they stay in the cache of a
-/// core (all at once takes twice as long between processes of one machine).
+/// Numbers of one call of MPI: within its `int` by far, little memory beside the buffer, and they stay in the cache of
+/// a core (all at once takes twice as long between processes of one machine).
 const PIECE: usize = 1 << 18;
 
 impl Mpi {
@@ -119,8 +119,8 @@ impl Mpi {
     /// A process that no `mpirun` has started, or the `mpirun` of another MPI library, is rank 0 of 1.
     ///
     /// # Errors
-    /// [`Error::Collective`]: MPI has been started in this process before, by this function (keep a clone) or otherwise, or
-    /// it does not allow calls from more than one thread.
+    /// [`Error::Collective`]: MPI has been started in this process before, by this function (keep a clone) or otherwise,
+    /// or it does not allow calls from more than one thread.
     pub fn new() -> Result<Self> {
         start()?;
         let (mut rank, mut size) = (0, 0);
