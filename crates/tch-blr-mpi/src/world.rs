@@ -119,7 +119,7 @@ impl Mpi {
     /// A process that no `mpirun` has started, or the `mpirun` of another MPI library, is rank 0 of 1.
     ///
     /// # Errors
-    /// [`Error::Collective`]: MPI has been started in this process before, by this function (keep a clone) or otherwise,
+    /// [`Error::Collective`]: MPI has been started in this process before, here (keep a clone) or otherwise,
     /// or it does not allow calls from more than one thread.
     pub fn new() -> Result<Self> {
         start()?;

@@ -43,6 +43,11 @@ fn what_goes_wrong_between_ranks_changes_nothing_but_time() {
 }
 
 #[test]
+fn two_optimizers_share_the_ranks() {
+    Job::of(3, "trains_two", &[]).passes(3);
+}
+
+#[test]
 fn a_panic_of_one_closure_ends_the_job() {
     let folder = tempfile::tempdir().unwrap();
     let (path, text) = file(&folder, "checkpoint");
@@ -174,6 +179,25 @@ mod child {
 
     fn sleep(milliseconds: u64) {
         std::thread::sleep(Duration::from_millis(milliseconds));
+    }
+
+    /// Two models by turns, as in a game: each does what it does alone.
+    #[test]
+    #[ignore = "run by mpirun"]
+    fn trains_two() {
+        let data = handwritten::all().unwrap();
+        let mpi = Mpi::new().unwrap();
+        let (rank, size) = (mpi.rank(), mpi.size());
+        let mut models = [(); 3].map(|()| fresh(mpi.clone()));
+        let mut step = |model: usize, at: u64| {
+            let (part, (net, opt)) = (part(&data, at, rank, size), &mut models[model]);
+            opt.step(|| net.logits(&part.images).cross_entropy_for_logits(&part.labels)).unwrap()
+        };
+        let alone: Vec<f64> = (0..5).map(|at| step(0, at)).collect();
+        for at in 0..5 {
+            assert_eq!(step(1, at), alone[at as usize]);
+            assert_eq!(step(2, at), alone[at as usize]);
+        }
     }
 
     /// Goes on from the checkpoint, if there is one, and saves every third step.
