@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 use tch::{Kind, Tensor};
+use tch_blr::Ivon;
 use tch_blr::parallel::Collective;
 use tch_blr_examples::Outcome;
 use tch_blr_examples::model::Mlp;
@@ -25,7 +26,34 @@ fn main() -> Outcome {
         let times = (0..ROUNDS).map(|_| time(&mpi, || mpi.sum_f32(&mut x))).collect::<Result<_, _>>()?;
         report(&mpi, &format!("a sum of {n} f32"), times);
     }
-    overlap(&mpi)
+    overlap(&mpi)?;
+    steps(&mpi)
+}
+
+/// A batch of one rank.
+fn batch() -> (Tensor, Tensor) {
+    let images = Tensor::rand([BATCH, NETWORK[0]], (Kind::Float, tch::Device::Cpu));
+    (images, Tensor::randint(10, [BATCH], (Kind::Int64, tch::Device::Cpu)))
+}
+
+/// Whole steps: of all ranks at once, but each for itself; and together.
+fn steps(mpi: &Mpi) -> Outcome {
+    let (images, labels) = batch();
+    let builder = || Ivon::default().ess(1e4).builder();
+    let nets = [(); 2].map(|()| Mlp::new(&NETWORK));
+    let mut alone = builder().build(&nets[0].vs, 0.1)?;
+    let mut together = builder().parallel(mpi.clone()).build(&nets[1].vs, 0.1)?;
+    let mut times: [Vec<f64>; 2] = Default::default();
+    for _ in 0..ROUNDS {
+        for ((opt, net), times) in [&mut alone, &mut together].into_iter().zip(&nets).zip(&mut times) {
+            let step = || opt.step(|| net.logits(&images).cross_entropy_for_logits(&labels)).map(drop);
+            times.push(time(mpi, step)?);
+        }
+    }
+    for (what, times) in ["each for itself", "together"].into_iter().zip(times) {
+        report(mpi, &format!("a step of IVON, {what}"), times);
+    }
+    Ok(())
 }
 
 /// The gradient of a network, and the sum of as many numbers: one after the other, and at once. tch does not say when
@@ -34,8 +62,7 @@ fn overlap(mpi: &Mpi) -> Outcome {
     let net = Mlp::new(&NETWORK);
     let variables = net.vs.trainable_variables();
     let mut x = vec![1.0_f32; variables.iter().map(Tensor::numel).sum()];
-    let images = Tensor::rand([BATCH, NETWORK[0]], (Kind::Float, tch::Device::Cpu));
-    let labels = Tensor::randint(10, [BATCH], (Kind::Int64, tch::Device::Cpu));
+    let (images, labels) = batch();
     let gradient = || {
         let loss = net.logits(&images).cross_entropy_for_logits(&labels);
         Tensor::f_run_backward(&[loss], &variables, false, false).map(drop)
