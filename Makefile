@@ -9,7 +9,7 @@ FLAGS := $(if $(FEATURES),--features $(FEATURES))
 ALL := --workspace $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check-cuda-source test-statistics test-large test-cuda lint bench bench-peers bench-cuda pack-cuda drop-in drop-in-rates \
+.PHONY: help setup demo test check-cuda-source test-mpi test-faults test-statistics test-large test-cuda lint bench bench-peers bench-cuda pack-cuda drop-in drop-in-rates \
 	reproduce clean
 
 help: ## list these targets
@@ -35,6 +35,24 @@ test: setup ## every test: unit, integration, examples, doctests; what runs in l
 
 check-cuda-source: setup ## compile every row's CUDA source for four GPUs, of which none is needed; fetches NVRTC
 	CARGO="$(CARGO)" OMP_NUM_THREADS=1 scripts/check_cuda_source.sh
+
+# Over processes. `--workspace`, so that nothing is built again that `make test` has built.
+test-mpi test-faults: export OMP_NUM_THREADS ?= 1
+MPI := --workspace --features tch-blr-mpi/mpi
+MPI_TARGETS := --test ranks --test training --example distributed --example reduction
+
+test-mpi: setup ## ranks that are processes: numbers, bits, faults, files; needs an MPI and libclang; minutes
+	@scripts/mpi_missing.sh
+	$(CARGO) clippy $(MPI) --lib $(MPI_TARGETS) -- -D warnings
+	$(CARGO) test $(MPI) $(MPI_TARGETS)
+	@# Another process, where MPI starts again.
+	$(CARGO) test $(MPI) --lib world::
+	$(CARGO) test $(MPI) --doc world::
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(MPI)
+
+test-faults: setup ## fifty processes killed at random moments of a training of several; minutes
+	@scripts/mpi_missing.sh
+	$(CARGO) test $(MPI) --test training -- --exact fifty_kills --ignored --nocapture
 
 test-statistics: setup ## what `make test` leaves out: 10⁸ draws of noise and more, memory at 124 M weights, more of each benchmark
 	$(CARGO) test --release $(FLAGS) --test normals --test memory --test continual_benchmarks -- --ignored --nocapture --skip child

@@ -16,7 +16,9 @@ use std::fmt::Debug;
 /// All ranks call the same methods in the same order, and those who arrive wait for the others. The driver sees to that,
 /// and calls [`Collective::sum_f64`] with a buffer of a fixed length before every other call, so that ranks which do not
 /// agree find out instead of waiting for each other. After an error the group is broken: an implementation returns errors
-/// from then on, to all ranks, and does not wait for ever ([`Error::Collective`](crate::Error::Collective)).
+/// from then on, to all ranks, and does not wait for ever ([`Error::Collective`](crate::Error::Collective)). A rank that
+/// drops its handle has left, and calls of the others are errors then. One optimizer has one handle; where handles are
+/// clones of one group (MPI), optimizers take turns in the same order on all ranks.
 pub trait Collective: Debug + Send {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
