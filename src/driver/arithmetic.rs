@@ -159,7 +159,8 @@ pub trait Arithmetic<R: Row>: Sealed + Sized {
         norm: f64,
     ) -> Result<Ascended>;
     /// Forms the statistics of the evaluation that has just ended, whose point the variables are still `at`: from those
-    /// that came with the derivatives (`sums.statistics`), or from gradients and points.
+    /// that came with the derivatives (`sums.statistics`), or from gradients and points; of single weights in memory that
+    /// may be there in place of the former.
     fn form(units: &[Unit<R>], params: &Params, at: &Perturbed, sums: &mut Sums) -> Result<()>;
     /// Updates the units that have a gradient, or none of them. The statistics are formed, but those of a single
     /// evaluation (`formed` is false), whose point the variables are still `at`.

@@ -114,6 +114,12 @@ struct Place {
     range: Range<i64>,
 }
 
+impl Place {
+    fn of(&self, whole: &Tensor) -> Result<Tensor> {
+        Ok(whole.f_narrow(0, self.range.start, self.range.end - self.range.start)?.f_view(&self.size[..])?)
+    }
+}
+
 /// Whose sum it is, by the number of the parameter or unit.
 #[derive(Clone, Copy)]
 enum What {
@@ -363,11 +369,16 @@ impl<R: Row> Optimizer<R> {
     pub(super) fn finish_together(&mut self, found: Result<Ended>, evaluations: u64) -> Result<f64> {
         let mut packed = None;
         let brought = self.here(|this| {
-            let new = this.formed(found?)?;
+            let Some(ranks) = &this.ranks else { return Ok(Brought::nothing()) };
+            let (mut ended, flats) = (found?, this.laid_out(ranks)?);
+            if this.sums.is_empty() {
+                this.form_in_place(&flats, &mut ended)?;
+            }
+            let new = this.formed(ended)?;
             let (mut all, before) = (this.sums.shallow_clone(), Brought::of(&new, &new));
             all.merge(new)?;
             let brought = Brought { new: before.new, ..Brought::of(&all, &all) };
-            packed = Some(this.pack(all)?);
+            packed = Some(this.pack(all, flats)?);
             // What the update would find out on this rank alone.
             this.params.check_free()?;
             Ok(brought)
@@ -403,10 +414,9 @@ impl<R: Row> Optimizer<R> {
         masks.map(|(mask, leaf)| (format!("the fingerprint of the mask of `{}`", leaf.name()), of(mask))).collect()
     }
 
-    /// Σ over this rank's evaluations, as it is summed over the ranks: each kind of number in one piece.
-    fn pack(&self, mut sums: Sums) -> Result<Packed> {
-        let Some(ranks) = &self.ranks else { return Ok(Packed { sums, kinds: Vec::new() }) };
-        let (_no_grad, known, factor) = (tch::no_grad_guard(), self.known(ranks)?, sums.factor());
+    /// Memory for the sums over the ranks: each kind of number in one piece.
+    fn laid_out(&self, ranks: &Ranks) -> Result<Vec<Flat>> {
+        let known = self.known(ranks)?;
         let mut flats = Vec::new();
         for kind in [Kind::Float, Kind::Double] {
             let mut places = Vec::new();
@@ -428,28 +438,52 @@ impl<R: Row> Optimizer<R> {
                     sizes.iter().enumerate().for_each(|(i, size)| put(What::Statistic(u, i), size.clone()));
                 }
             }
-            if places.is_empty() {
-                continue;
+            if !places.is_empty() {
+                // All parameters are on one device.
+                let device = self.params.leaves()[0].tensor.device();
+                flats.push(Flat { buffer: ranks.buffer(end + places.len() as i64, kind, device)?, places });
             }
-            let (n, count) = (end, places.len() as i64);
-            // All parameters are on one device.
-            let buffer = ranks.buffer(n + count, kind, self.params.leaves()[0].tensor.device())?;
-            let whole = &buffer.whole;
+        }
+        Ok(flats)
+    }
+
+    /// An evaluation whose statistic is yet to be formed gets the memory where it is summed, which saves a copy.
+    fn form_in_place(&self, flats: &[Flat], ended: &mut Ended) -> Result<()> {
+        let sums = &mut ended.sums;
+        if !R::Arithmetic::SINGLE || sums.evaluations != 1 || sums.is_empty() || !sums.statistics.is_empty() {
+            return Ok(());
+        }
+        sums.statistics.resize_with(self.units.len(), Vec::new);
+        for (flat, place) in flats.iter().flat_map(|flat| flat.places.iter().map(move |place| (flat, place))) {
+            if let What::Statistic(u, _) = place.what {
+                sums.statistics[u].push(place.of(&flat.buffer.whole)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Σ over this rank's evaluations, where it is summed over the ranks.
+    fn pack(&self, mut sums: Sums, flats: Vec<Flat>) -> Result<Packed> {
+        let (_no_grad, factor) = (tch::no_grad_guard(), sums.factor());
+        for Flat { buffer: Buffer { whole, .. }, places } in &flats {
             let mut there = Vec::with_capacity(places.len());
-            for place in &places {
-                let mut memory = whole.f_narrow(0, place.range.start, place.range.end - place.range.start)?;
+            for place in places {
+                let mut memory = place.of(whole)?;
                 let own = place.what.of(&sums).filter(|_| factor > 0.0);
                 match own {
-                    Some(t) => memory.f_copy_(&t.f_reshape([-1])?)?,
+                    // It was formed there.
+                    Some(t) if t.data_ptr() == memory.data_ptr() => {}
+                    Some(t) => memory.f_copy_(t)?,
                     None => _ = memory.f_zero_()?,
                 }
                 there.push(f64::from(u8::from(own.is_some())));
             }
+            let count = places.len() as i64;
+            let n = whole.size()[0] - count;
             whole.f_narrow(0, n, count)?.f_copy_(&Tensor::from_slice(&there))?;
             if factor > 0.0 && factor != 1.0 {
                 _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
             }
-            flats.push(Flat { buffer, places });
         }
         (sums.gradients, sums.sizes, sums.statistics) = Default::default();
         Ok(Packed { sums, kinds: flats })
@@ -484,8 +518,7 @@ impl<R: Row> Optimizer<R> {
             let there = Vec::<f64>::try_from(&there)?;
             _ = whole.f_narrow(0, 0, n)?.f_div_scalar_(all.weight)?;
             for (place, _) in places.iter().zip(there).filter(|(_, there)| *there > 0.0) {
-                let own = whole.f_narrow(0, place.range.start, place.range.end - place.range.start)?;
-                let own = own.f_view(&place.size[..])?;
+                let own = place.of(&whole)?;
                 // A row over blocks may keep what it is given, and this memory is used again.
                 place.what.put(&mut sums, if R::Arithmetic::SINGLE { own } else { own.copy() });
             }
@@ -553,7 +586,8 @@ impl<R: Row> Optimizer<R> {
         let mut sums = Sums { evaluations: made * ranks.size() as u64, ..Sums::default() };
         if all.weight > 0.0 {
             let mut packed = None;
-            let own = self.pack(self.sums.shallow_clone()).map(|own| packed = Some(own));
+            let own = self.laid_out(ranks).and_then(|flats| self.pack(self.sums.shallow_clone(), flats));
+            let own = own.map(|own| packed = Some(own));
             self.agree(Call::Save, own.map(|()| all), &Vec::new())?;
             if let Some(packed) = packed {
                 sums = Sums { evaluations: sums.evaluations, ..self.summed(packed, all)? };

@@ -374,7 +374,10 @@ impl<R: Rule> Arithmetic<R> for Weights {
             return Ok(());
         };
         let _no_grad = tch::no_grad_guard();
-        let formed: Vec<Vec<Tensor>> = sums.gradients.iter().map(|g| g.iter().map(like).collect()).collect();
+        // Where there is memory for them already, there.
+        let memory = |i: usize| sums.statistics.get(i).and_then(|s| s.first()).map(Tensor::shallow_clone);
+        let of = |(i, g): (usize, &Option<Tensor>)| g.iter().map(|g| memory(i).unwrap_or_else(|| like(g))).collect();
+        let formed: Vec<Vec<Tensor>> = sums.gradients.iter().enumerate().map(of).collect();
         by_statistic!(statistic, |s| {
             let all = units.iter().zip(params.leaves()).zip(sums.gradients.iter().zip(&formed));
             kernel::run(all.filter_map(|((unit, leaf), (g, c))| {

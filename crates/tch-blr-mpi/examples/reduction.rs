@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! cargo build --release --workspace --features tch-blr-mpi/mpi --example reduction
-//! mpirun -np 2 target/release/examples/reduction
+//! OMP_NUM_THREADS=1 mpirun -np 2 target/release/examples/reduction
+//! OMP_NUM_THREADS=2 target/release/examples/reduction # one process with as many threads
 //! ```
 
 use std::time::Instant;
 use tch::{Kind, Tensor};
-use tch_blr::Ivon;
 use tch_blr::parallel::Collective;
+use tch_blr::rule::Row;
+use tch_blr::{Adam, Builder, Ivon};
 use tch_blr_examples::Outcome;
 use tch_blr_examples::model::Mlp;
 use tch_blr_mpi::Mpi;
@@ -27,22 +29,26 @@ fn main() -> Outcome {
         report(&mpi, &format!("a sum of {n} f32"), times);
     }
     overlap(&mpi)?;
-    steps(&mpi)
+    // A batch of 256 in all, and one of 128 for each rank.
+    for (network, batch) in [([784, 1024, 1024, 10], 256 / mpi.size() as i64), (NETWORK, BATCH)] {
+        steps(&mpi, "Adam", &network, batch, || Adam::default().builder())?;
+        steps(&mpi, "IVON", &network, batch, || Ivon::default().ess(1e4).builder())?;
+    }
+    Ok(())
 }
 
 /// A batch of one rank.
-fn batch() -> (Tensor, Tensor) {
-    let images = Tensor::rand([BATCH, NETWORK[0]], (Kind::Float, tch::Device::Cpu));
-    (images, Tensor::randint(10, [BATCH], (Kind::Int64, tch::Device::Cpu)))
+fn batch(n: i64) -> (Tensor, Tensor) {
+    let images = Tensor::rand([n, NETWORK[0]], (Kind::Float, tch::Device::Cpu));
+    (images, Tensor::randint(10, [n], (Kind::Int64, tch::Device::Cpu)))
 }
 
 /// Whole steps: of all ranks at once, but each for itself; and together.
-fn steps(mpi: &Mpi) -> Outcome {
-    let (images, labels) = batch();
-    let builder = || Ivon::default().ess(1e4).builder();
-    let nets = [(); 2].map(|()| Mlp::new(&NETWORK));
-    let mut alone = builder().build(&nets[0].vs, 0.1)?;
-    let mut together = builder().parallel(mpi.clone()).build(&nets[1].vs, 0.1)?;
+fn steps<R: Row>(mpi: &Mpi, row: &str, network: &[i64], n: i64, builder: impl Fn() -> Builder<R>) -> Outcome {
+    let (images, labels) = batch(n);
+    let nets = [(); 2].map(|()| Mlp::new(network));
+    let mut alone = builder().build(&nets[0].vs, 1e-3)?;
+    let mut together = builder().parallel(mpi.clone()).build(&nets[1].vs, 1e-3)?;
     let mut times: [Vec<f64>; 2] = Default::default();
     for _ in 0..ROUNDS {
         for ((opt, net), times) in [&mut alone, &mut together].into_iter().zip(&nets).zip(&mut times) {
@@ -51,7 +57,7 @@ fn steps(mpi: &Mpi) -> Outcome {
         }
     }
     for (what, times) in ["each for itself", "together"].into_iter().zip(times) {
-        report(mpi, &format!("a step of IVON, {what}"), times);
+        report(mpi, &format!("a step of {row}, {network:?}, {n} examples per rank, {what}"), times);
     }
     Ok(())
 }
@@ -62,7 +68,7 @@ fn overlap(mpi: &Mpi) -> Outcome {
     let net = Mlp::new(&NETWORK);
     let variables = net.vs.trainable_variables();
     let mut x = vec![1.0_f32; variables.iter().map(Tensor::numel).sum()];
-    let (images, labels) = batch();
+    let (images, labels) = batch(BATCH);
     let gradient = || {
         let loss = net.logits(&images).cross_entropy_for_logits(&labels);
         Tensor::f_run_backward(&[loss], &variables, false, false).map(drop)
