@@ -57,6 +57,15 @@ fn a_panic_of_one_closure_ends_the_job() {
     assert_eq!(child::steps(&path), 3);
 }
 
+/// What `step_chunks` does in one process: to the bit with two ranks, whose sum has one order; with four, whose sum MPI
+/// orders as it likes, to two units in the last place of the largest weight of each parameter.
+#[test]
+fn ranks_are_chunks() {
+    for ranks in [1, 2, 4] {
+        Job::of(ranks, "equals_chunks", &[]).passes(ranks);
+    }
+}
+
 #[test]
 fn a_checkpoint_goes_on_with_fewer_ranks() {
     let folder = tempfile::tempdir().unwrap();
@@ -143,7 +152,8 @@ mod child {
     use std::hash::{DefaultHasher, Hash, Hasher};
     use tch::{Reduction, Tensor};
     use tch_blr::parallel::{Alone, Collective};
-    use tch_blr::{Ivon, Optimizer, Philox};
+    use tch_blr::rule::Row;
+    use tch_blr::{Adam, BayesianSam, Builder, Ivon, Optimizer, Philox, Sgd, Von};
     use tch_blr_examples::handwritten::{self, Examples};
     use tch_blr_examples::model::Mlp;
     use tch_blr_mpi::Mpi;
@@ -179,6 +189,47 @@ mod child {
 
     fn sleep(milliseconds: u64) {
         std::thread::sleep(Duration::from_millis(milliseconds));
+    }
+
+    fn compare<R: Row>(mpi: &Mpi, data: &Examples, builder: impl Fn() -> Builder<R>) {
+        let (rank, size) = (mpi.rank(), mpi.size());
+        let build = |collective: Box<dyn Collective>| {
+            tch::manual_seed(7);
+            let net = Mlp::new(&[64, 32, 10]);
+            let opt = builder().noise(Philox { seed: 3 }).parallel(collective).build(&net.vs, 0.01).unwrap();
+            (net, opt)
+        };
+        let (ours, mut together) = build(Box::new(mpi.clone()));
+        let (theirs, mut alone) = build(Box::new(Alone));
+        // Uneven parts, so that weights count.
+        let losses = |net: &Mlp, of: &Examples| {
+            net.logits(&of.images).cross_entropy_loss::<Tensor>(&of.labels, None, Reduction::None, -100, 0.0)
+        };
+        let steps = if size <= 2 { 4 } else { 1 };
+        for step in 0..steps {
+            let ours = together.step(|| losses(&ours, &part(data, step, rank, size))).unwrap();
+            let theirs = alone.step_chunks(size, |k| losses(&theirs, &part(data, step, k, size))).unwrap();
+            assert!((ours - theirs).abs() <= if size <= 2 { 0.0 } else { 1e-12 }, "{ours} {theirs}");
+        }
+        for (a, b) in ours.vs.trainable_variables().iter().zip(theirs.vs.trainable_variables()) {
+            if size <= 2 {
+                assert!(a.equal(&b), "{} on {size} ranks", R::NAME);
+            }
+            let number = |t: Tensor| t.abs().max().double_value(&[]);
+            let units = number(a - &b) / number(a.shallow_clone()) / f64::from(f32::EPSILON);
+            assert!(units <= 2.0, "{} on {size} ranks: {units} units", R::NAME);
+        }
+    }
+
+    #[test]
+    #[ignore = "run by mpirun"]
+    fn equals_chunks() {
+        let (data, mpi) = (handwritten::all().unwrap(), Mpi::new().unwrap());
+        compare(&mpi, &data, || Sgd::default().momentum(0.9).builder());
+        compare(&mpi, &data, || Adam::default().builder());
+        compare(&mpi, &data, || Ivon::default().ess(400.0).builder());
+        compare(&mpi, &data, || Von::vogn().ess(400.0).builder());
+        compare(&mpi, &data, || BayesianSam::default().ess(400.0).builder());
     }
 
     /// Two models by turns, as in a game: each does what it does alone.
