@@ -3,9 +3,9 @@
 //!
 //! `cargo run --release --example federated [-- [OUTPUT_FOLDER] [--seeds N] [--rounds N] [--tune]]`
 //!
-//! Client k has digits k and k+1, and no client has seen what most others see. Each trains a network of one hidden layer
-//! for the same number of steps in every round, whatever the method. `plans.rs` has the settings, which `--tune` chose
-//! on training digits that no client has; the experiment itself is in `tch_blr_examples::federation`.
+//! Client k has digits k and k+1, and no client has seen what most others see. Each trains a network of one hidden
+//! layer for the same number of steps in every round, whatever the method. `plans.rs` has the settings, which `--tune`
+//! chose on training digits that no client has; the experiment itself is in `tch_blr_examples::federation`.
 
 mod plans;
 

@@ -1,11 +1,12 @@
 //! The settings of every method, and the grid that they were chosen from.
 
-use tch_blr::federated::{BayesAdmm, FedAvg, Method, PosteriorMerge, Pvi};
+use tch_blr::federated::{BayesAdmm, FedAvg, FisherMerge, Method, PosteriorMerge, Pvi};
 use tch_blr_examples::federation::{Budget, Federation, Plan};
 
 const PVI: Method = Method::Pvi(Pvi { damping: 0.1 });
 const ADMM: Method = Method::BayesAdmm(BayesAdmm { rho: 2.0, damping: 0.2, temperature: 1.0 });
 const MERGE: Method = Method::PosteriorMerge(PosteriorMerge);
+const FISHER: Method = Method::FisherMerge(FisherMerge);
 const FED_AVG: Method = Method::FedAvg(FedAvg);
 
 /// The best of the grid after ten rounds, by accuracy on validation digits of MNIST.
@@ -33,6 +34,20 @@ pub fn budget(data: &Federation, rounds: usize) -> Budget {
 pub fn tune(data: &Federation, budget: &Budget) {
     let four = |lr: [f64; 2], precision: [f64; 2]| lr.map(|lr| precision.map(|s| (lr, s))).concat();
     let averaging = [0.05, 0.1, 0.2, 0.5].map(|lr| (lr, 30.0)).to_vec();
+    if let Ok(grid) = std::env::var("FM_GRID") {
+        for part in grid.split(' ') {
+            let x: Vec<f64> = part.split(',').map(|x| x.parse().unwrap()).collect();
+            let r = plan("x", FISHER, x[0], x[1]).run(data, &data.validation, budget, SEED);
+            match r {
+                Ok(scores) => {
+                    let s = |i: usize| format!("{:.1} {:.3} {:.3}", 100.0 * scores[i].accuracy, scores[i].nll, scores[i].predictive_nll);
+                    println!("{part}: 1: {} | 3: {} | 10: {}", s(1), s(3), s(budget.rounds));
+                }
+                Err(e) => println!("{part}: {e}"),
+            }
+        }
+        return;
+    }
     for (name, method, settings) in [
         ("FedAvg", FED_AVG, averaging),
         ("posterior merge", MERGE, four([0.001, 0.003], [100.0, 1000.0])),
