@@ -37,7 +37,7 @@ pub fn tune(data: &Federation, budget: &Budget) {
     if let Ok(grid) = std::env::var("FM_GRID") {
         for part in grid.split(' ') {
             let x: Vec<f64> = part.split(',').map(|x| x.parse().unwrap()).collect();
-            let r = plan("x", FISHER, x[0], x[1]).run(data, &data.validation, budget, SEED);
+            let r = plan("x", match std::env::var("FM_METHOD").as_deref() { Ok("pvi") => PVI, Ok("admm") => ADMM, Ok("merge") => MERGE, Ok("avg") => FED_AVG, _ => FISHER }, x[0], x[1]).run(data, &data.validation, budget, SEED);
             match r {
                 Ok(scores) => {
                     let s = |i: usize| format!("{:.1} {:.3} {:.3}", 100.0 * scores[i].accuracy, scores[i].nll, scores[i].predictive_nll);

@@ -17,12 +17,11 @@ use serde::{Deserialize, Serialize};
 ///
 /// A client's q_k^(N_k/N) is its posterior under the share p₀^(N_k/N) of the prior, so that their product counts
 /// the prior once. On quadratic losses this is the joint posterior after one round, as is that of [`PosteriorMerge`];
-/// the two differ where a client is not trained to the end. Where all data say nothing a weight that clients leave at
-/// m_g stays there, and a step of theirs counts once, whereas a product of posteriors over the prior adds the steps of
-/// K clients up. The precision is positive whatever the clients answer. With fewer than N examples in place of N the
-/// mean would be the same but for the prior, and the precision that of an average client and not of all data.
+/// /// the two differ where a client is not trained to the end. Where data say little, steps from m_g are averaged,
+/// whereas a product of posteriors over the prior adds up those of all K clients. The precision is positive whatever
+/// the clients answer. With N_k in place of N it would be that of an average client, and the prior would count K times.
 ///
-/// The rounds correct no answer, as no client knows what the others do.
+/// The rounds correct no answer, as no client knows what the others do; but all start at m_g, and may stop early.
 ///
 /// Sources: Matena and Raffel, *Merging Models with Fisher-Weighted Averaging* (2022); for shares of the prior, Scott
 /// et al., *Bayes and Big Data: The Consensus Monte Carlo Algorithm* (2016).
@@ -36,9 +35,8 @@ impl Rule for FisherMerge {
         Ok(())
     }
 
-    fn problem(&self, server: &State, client: &Client) -> Problem {
-        let ess = match std::env::var("FM_ESS").as_deref() { Ok("own") => client.examples, _ => server.examples };
-        Problem { ess, prior: server.prior.times(1.0), share: Dual::zero(&server.prior) }
+    fn problem(&self, server: &State, _: &Client) -> Problem {
+        Problem { ess: server.examples, prior: server.prior.times(1.0), share: Dual::zero(&server.prior) }
     }
 
     fn dual(&self, server: &State, client: &Client, answer: &Moments) -> Dual {
