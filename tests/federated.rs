@@ -485,8 +485,7 @@ fn fed_avg_averages_by_examples_and_divides_the_prior() {
 /// One client after the other, or two of three at a time: the fixed point is the same, and nobody is forgotten.
 #[test]
 fn some_clients_may_be_away() {
-    for method in
-        [Method::from(admm(0.5, 1.0)), Pvi { damping: 0.5 }.into(), PosteriorMerge.into(), FisherMerge.into()]
+    for method in [Method::from(admm(0.5, 1.0)), Pvi { damping: 0.5 }.into(), PosteriorMerge.into(), FisherMerge.into()]
     {
         let mut server = server::<FullGaussian>(method);
         for i in 0..120 {

@@ -1,5 +1,5 @@
 //! Federated learning of ten clients with two digits each: accuracy and negative log likelihood over rounds, by FedAvg,
-//! posterior merging, partitioned variational inference and IVON-ADMM.
+//! two ways of merging posteriors, partitioned variational inference and IVON-ADMM.
 //!
 //! `cargo run --release --example federated [-- [OUTPUT_FOLDER] [--seeds N] [--rounds N] [--tune]]`
 //!
@@ -18,7 +18,7 @@ use tch_blr_examples::federation::{Federation, Plan, Score};
 use tch_blr_examples::pictures::{Curves, training_curves};
 use tch_blr_examples::{Outcome, data, output};
 
-/// Federated learning of ten clients with two digits each, by four methods.
+/// Federated learning of ten clients with two digits each, by five methods.
 ///
 /// Prints means and standard deviations over the seeds; writes federated.svg and report.json. Takes three minutes.
 /// The digits are MNIST's if $TCH_BLR_DATA/mnist has its IDX files, otherwise 8×8 digits that are part of the program.

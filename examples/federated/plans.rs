@@ -10,9 +10,10 @@ const FISHER: Method = Method::FisherMerge(FisherMerge);
 const FED_AVG: Method = Method::FedAvg(FedAvg);
 
 /// The best of the grid after ten rounds, by accuracy on validation digits of MNIST.
-pub const PLANS: [Plan; 4] = [
+pub const PLANS: [Plan; 5] = [
     plan("FedAvg", FED_AVG, 0.2, 30.0),
     plan("posterior merge", MERGE, 0.001, 1000.0),
+    plan("Fisher merge", FISHER, 0.0003, 10.0),
     plan("PVI", PVI, 0.005, 100.0),
     plan("IVON-ADMM", ADMM, 0.003, 100.0),
 ];
@@ -34,23 +35,10 @@ pub fn budget(data: &Federation, rounds: usize) -> Budget {
 pub fn tune(data: &Federation, budget: &Budget) {
     let four = |lr: [f64; 2], precision: [f64; 2]| lr.map(|lr| precision.map(|s| (lr, s))).concat();
     let averaging = [0.05, 0.1, 0.2, 0.5].map(|lr| (lr, 30.0)).to_vec();
-    if let Ok(grid) = std::env::var("FM_GRID") {
-        for part in grid.split(' ') {
-            let x: Vec<f64> = part.split(',').map(|x| x.parse().unwrap()).collect();
-            let r = plan("x", match std::env::var("FM_METHOD").as_deref() { Ok("pvi") => PVI, Ok("admm") => ADMM, Ok("merge") => MERGE, Ok("avg") => FED_AVG, _ => FISHER }, x[0], x[1]).run(data, &data.validation, budget, SEED);
-            match r {
-                Ok(scores) => {
-                    let s = |i: usize| format!("{:.1} {:.3} {:.3}", 100.0 * scores[i].accuracy, scores[i].nll, scores[i].predictive_nll);
-                    println!("{part}: 1: {} | 3: {} | 10: {}", s(1), s(3), s(budget.rounds));
-                }
-                Err(e) => println!("{part}: {e}"),
-            }
-        }
-        return;
-    }
     for (name, method, settings) in [
         ("FedAvg", FED_AVG, averaging),
         ("posterior merge", MERGE, four([0.001, 0.003], [100.0, 1000.0])),
+        ("Fisher merge", FISHER, four([0.0003, 0.0005], [10.0, 30.0])),
         ("PVI", PVI, four([0.003, 0.005], [30.0, 100.0])),
         ("IVON-ADMM", ADMM, four([0.003, 0.005], [30.0, 100.0])),
     ] {
