@@ -20,7 +20,7 @@ use tch_blr_examples::{Outcome, data, output};
 
 /// Federated learning of ten clients with two digits each, by five methods.
 ///
-/// Prints means and standard deviations over the seeds; writes federated.svg and report.json. Takes three minutes.
+/// Prints means and standard deviations over the seeds; writes federated.svg and report.json. Takes five minutes.
 /// The digits are MNIST's if $TCH_BLR_DATA/mnist has its IDX files, otherwise 8×8 digits that are part of the program.
 #[derive(Parser)]
 struct Arguments {
