@@ -120,6 +120,7 @@ fn options_are_those_of_the_builder() {
         schedule,
         clip_grad_norm: Some(0.5),
         skip_non_finite: true,
+        ..BuildOptions::default()
     };
     let mut any = row("ivon").build_with(options, &ours.vs, 0.1).unwrap();
     let builder = Ivon::default().ess(1e3).prior(Prior::isotropic(20.0)).noise(Philox { seed: 8 });
