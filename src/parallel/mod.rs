@@ -13,11 +13,10 @@ use std::fmt::Debug;
 /// Ranks that train one model together, numbered 0 to size - 1: the processes of an MPI job, or threads of one process
 /// ([`Threads`]). Handed to [`Builder::parallel`](crate::Builder::parallel).
 ///
-/// All ranks call the same methods in the same order, and those who arrive wait for the others. The driver sees to
-/// that, and calls [`Collective::sum_f64`] with a buffer of a fixed length before every other call, so that ranks which
-/// do not agree find out instead of waiting for each other. After an error the group is broken: an implementation
-/// returns errors from then on, to all ranks, and does not wait for ever
-/// ([`Error::Collective`](crate::Error::Collective)).
+/// All ranks call the same methods in the same order, and those who arrive wait for the others. The driver sees to that,
+/// and calls [`Collective::sum_f64`] with a buffer of a fixed length before every other call, so that ranks which do not
+/// agree find out instead of waiting for each other. After an error the group is broken: an implementation returns errors
+/// from then on, to all ranks, and does not wait for ever ([`Error::Collective`](crate::Error::Collective)).
 pub trait Collective: Debug + Send {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
