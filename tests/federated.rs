@@ -1,9 +1,13 @@
 //! Federated learning: three clients of one linear regression, whose joint posterior is known.
 
+use std::path::Path;
 use support::{F64, assert_close, bits, close, largest, refused, store};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_blr::federated::{Admm, BayesAdmm, Dual, FedAvg, FedLap, Gaussian, Local, Method, PosteriorMerge, Pvi, Server};
+use tch_blr::federated::{
+    Admm, BayesAdmm, Dual, FedAvg, FedLap, FisherMerge, Gaussian, Local, Method, PosteriorMerge, Pvi, Server,
+};
+use tch_blr::parallel::{Collective, Threads, gather};
 use tch_blr::{
     DiagonalGaussian, Error, Expectation, FullGaussian, FullVon, Ivon, Params, Statistic, clamp_information,
 };
@@ -143,12 +147,34 @@ fn printed(ours: f64, digits: f64) {
 #[test]
 fn every_method_that_is_exact_in_one_round_is() {
     let third = BayesAdmm { rho: 1.0 / 3.0, ..admm(1.0, 1.0) };
-    for method in [Method::from(third), PosteriorMerge.into(), Pvi { damping: 1.0 }.into()] {
+    for method in [Method::from(third), PosteriorMerge.into(), FisherMerge.into(), Pvi { damping: 1.0 }.into()] {
         let mut server = server::<FullGaussian>(method);
         round(&mut server);
         assert_close(&server.posterior().vector(), &joint().0, 1e-12);
         assert_close(&server.posterior().matrix(), &joint().1, 1e-15);
     }
+}
+
+/// Clients have 2, 3 and 1 of the six examples. Nothing learned is nothing changed, where a product adds three steps
+/// up; what was learned counts by its precision.
+#[test]
+fn fisher_merging_averages_by_precision() {
+    let here = t(&[1.0, -2.0]);
+    let q = |mean: &Tensor, s: [f64; 2]| DiagonalGaussian::of(mean, &t(&s).diag(0));
+    for (method, times) in [(Method::from(FisherMerge), 1.0), (PosteriorMerge.into(), 3.0)] {
+        let mut server = server::<DiagonalGaussian>(method).starting_at(&q(&here, [DELTA; 2])).unwrap();
+        assert_eq!(server.client("two").unwrap().ess(), if times > 1.0 { 3.0 } else { 6.0 });
+        let idle = q(&here, [DELTA; 2]);
+        server.update(DATA.map(|(name, ..)| (name, &idle))).unwrap();
+        assert_close(&server.posterior().vector(), &(&here * times), 1e-15);
+    }
+    let mut server = server::<DiagonalGaussian>(FisherMerge);
+    let [one, two, three] =
+        [([1.0, 2.0], [3.0, 6.0]), ([2.0, 0.0], [1.0, 0.5]), ([-1.0, 4.0], [9.0, 0.5])].map(|(m, s)| q(&t(&m), s));
+    server.update([("one", &one), ("two", &two), ("three", &three)]).unwrap();
+    // S = (2·3 + 3·1 + 1·9)/6 and (2·6 + 3·0.5 + 1·0.5)/6; S m = (2·3·1 + 3·1·2 - 9)/6 and (2·6·2 + 0.5·4)/6.
+    assert_close(&server.posterior().matrix(), &t(&[3.0, 14.0 / 6.0]).diag(0), 1e-15);
+    assert_close(&server.posterior().vector(), &t(&[3.0 / 18.0, 26.0 / 14.0]), 1e-15);
 }
 
 /// With η = 1 the dual of a quadratic loss is the loss, after one round and for any ρ.
@@ -459,7 +485,8 @@ fn fed_avg_averages_by_examples_and_divides_the_prior() {
 /// One client after the other, or two of three at a time: the fixed point is the same, and nobody is forgotten.
 #[test]
 fn some_clients_may_be_away() {
-    for method in [Method::from(admm(0.5, 1.0)), Pvi { damping: 0.5 }.into(), PosteriorMerge.into()] {
+    for method in [Method::from(admm(0.5, 1.0)), Pvi { damping: 0.5 }.into(), PosteriorMerge.into(), FisherMerge.into()]
+    {
         let mut server = server::<FullGaussian>(method);
         for i in 0..120 {
             let away = i % 3;
@@ -515,7 +542,7 @@ fn same<Q: Two>(a: &Server<Q>, b: &Server<Q>) {
 /// Server and clients as files, as two programs would: the same bits as in one.
 #[test]
 fn files_carry_a_federation() {
-    fn check<Q: Two>(method: impl Into<Method>, load: fn(&std::path::Path) -> tch_blr::Result<Q>) {
+    fn check<Q: Two>(method: impl Into<Method>, load: fn(&Path) -> tch_blr::Result<Q>) {
         let method = method.into();
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
@@ -543,6 +570,41 @@ fn files_carry_a_federation() {
     check::<DiagonalGaussian>(admm(0.7, 0.5), |path| DiagonalGaussian::load(path));
     check::<DiagonalGaussian>(FedAvg, |path| DiagonalGaussian::load(path));
     check::<DiagonalGaussian>(Admm { rho: 2.0 }, |path| DiagonalGaussian::load(path));
+}
+
+/// Every client is a rank that has the server too, and the bytes of its answer go to all: the same bits everywhere, and
+/// as in one process.
+#[test]
+fn clients_may_be_ranks() {
+    fn check<Q: Two>(method: Method, load: fn(&Path) -> tch_blr::Result<Q>) {
+        let contents = |server: &Server<Q>| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("server");
+            server.save(&path).unwrap();
+            std::fs::read(&path).unwrap()
+        };
+        let mut alone = server::<Q>(method);
+        rounds(&mut alone, 3);
+        let found = Threads::run(3, |rank| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("answer");
+            let mut server = server::<Q>(method);
+            for _ in 0..3 {
+                let own = server.client(DATA[rank.rank()].0).unwrap();
+                exact(&own, rank.rank()).save_to(&path).unwrap();
+                let answers = gather(&rank, &std::fs::read(&path).unwrap()).unwrap().into_iter().map(|bytes| {
+                    std::fs::write(&path, bytes).unwrap();
+                    load(&path).unwrap()
+                });
+                let answers: Vec<Q> = answers.collect();
+                server.update(clients().map(|(name, _)| name).zip(&answers)).unwrap();
+            }
+            contents(&server)
+        });
+        assert_eq!(found.unwrap(), vec![contents(&alone); 3]);
+    }
+    check::<DiagonalGaussian>(admm(0.7, 0.5).into(), |path| DiagonalGaussian::load(path));
+    check::<FullGaussian>(Pvi { damping: 0.3 }.into(), |path| FullGaussian::load(path));
 }
 
 /// Weights of f32 with shapes, on both sides of a file.
@@ -756,6 +818,7 @@ fn methods_are_values_of_serde() {
     for (method, json) in [
         (Method::from(admm(0.5, 0.25)), r#"{"bayes_admm":{"rho":0.5,"damping":0.25,"temperature":1.0}}"#),
         (PosteriorMerge.into(), r#"{"posterior_merge":null}"#),
+        (FisherMerge.into(), r#"{"fisher_merge":null}"#),
         (FedAvg.into(), r#"{"fed_avg":null}"#),
         (Pvi { damping: 0.1 }.into(), r#"{"pvi":{"damping":0.1}}"#),
     ] {

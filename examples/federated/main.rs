@@ -1,11 +1,11 @@
 //! Federated learning of ten clients with two digits each: accuracy and negative log likelihood over rounds, by FedAvg,
-//! posterior merging, partitioned variational inference and IVON-ADMM.
+//! two ways of merging posteriors, partitioned variational inference and IVON-ADMM.
 //!
 //! `cargo run --release --example federated [-- [OUTPUT_FOLDER] [--seeds N] [--rounds N] [--tune]]`
 //!
-//! Client k has digits k and k+1, and no client has seen what most others see. Each trains a network of one hidden layer
-//! for the same number of steps in every round, whatever the method. `plans.rs` has the settings, which `--tune` chose
-//! on training digits that no client has; the experiment itself is in `tch_blr_examples::federation`.
+//! Client k has digits k and k+1, and no client has seen what most others see. Each trains a network of one hidden
+//! layer for the same number of steps in every round, whatever the method. `plans.rs` has the settings, which `--tune`
+//! chose on training digits that no client has; the experiment itself is in `tch_blr_examples::federation`.
 
 mod plans;
 
@@ -18,9 +18,9 @@ use tch_blr_examples::federation::{Federation, Plan, Score};
 use tch_blr_examples::pictures::{Curves, training_curves};
 use tch_blr_examples::{Outcome, data, output};
 
-/// Federated learning of ten clients with two digits each, by four methods.
+/// Federated learning of ten clients with two digits each, by five methods.
 ///
-/// Prints means and standard deviations over the seeds; writes federated.svg and report.json. Takes three minutes.
+/// Prints means and standard deviations over the seeds; writes federated.svg and report.json. Takes five minutes.
 /// The digits are MNIST's if $TCH_BLR_DATA/mnist has its IDX files, otherwise 8×8 digits that are part of the program.
 #[derive(Parser)]
 struct Arguments {

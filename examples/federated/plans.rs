@@ -1,17 +1,19 @@
 //! The settings of every method, and the grid that they were chosen from.
 
-use tch_blr::federated::{BayesAdmm, FedAvg, Method, PosteriorMerge, Pvi};
+use tch_blr::federated::{BayesAdmm, FedAvg, FisherMerge, Method, PosteriorMerge, Pvi};
 use tch_blr_examples::federation::{Budget, Federation, Plan};
 
 const PVI: Method = Method::Pvi(Pvi { damping: 0.1 });
 const ADMM: Method = Method::BayesAdmm(BayesAdmm { rho: 2.0, damping: 0.2, temperature: 1.0 });
 const MERGE: Method = Method::PosteriorMerge(PosteriorMerge);
+const FISHER: Method = Method::FisherMerge(FisherMerge);
 const FED_AVG: Method = Method::FedAvg(FedAvg);
 
 /// The best of the grid after ten rounds, by accuracy on validation digits of MNIST.
-pub const PLANS: [Plan; 4] = [
+pub const PLANS: [Plan; 5] = [
     plan("FedAvg", FED_AVG, 0.2, 30.0),
     plan("posterior merge", MERGE, 0.001, 1000.0),
+    plan("Fisher merge", FISHER, 0.0003, 10.0),
     plan("PVI", PVI, 0.005, 100.0),
     plan("IVON-ADMM", ADMM, 0.003, 100.0),
 ];
@@ -36,6 +38,7 @@ pub fn tune(data: &Federation, budget: &Budget) {
     for (name, method, settings) in [
         ("FedAvg", FED_AVG, averaging),
         ("posterior merge", MERGE, four([0.001, 0.003], [100.0, 1000.0])),
+        ("Fisher merge", FISHER, four([0.0003, 0.0005], [10.0, 30.0])),
         ("PVI", PVI, four([0.003, 0.005], [30.0, 100.0])),
         ("IVON-ADMM", ADMM, four([0.003, 0.005], [30.0, 100.0])),
     ] {

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 /// 1/(δ+Kρ). ρ is on the scale of the summed loss; BayesADMM's ρ is this one over δ. The last sum is over the clients
 /// that answered. The server's precision stays that of the prior.
 ///
-/// A client trains with any row and answers with [`Local::at`](super::Local::at) its weights. Of an answer only the mean
-/// counts.
+/// A client trains with any row and answers with [`Local::at`](super::Local::at) its weights. Of an answer only the
+/// mean counts.
 ///
 /// Sources: Boyd et al., *Distributed Optimization and Statistical Learning via ADMM* (2011), with the server's step as
 /// in arXiv 2506.13150.

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 /// ρ = 1/K and a server that starts at the prior there is none after the first. On other losses a smaller ρ
 /// lets clients go further in a round, and a smaller η keeps noise out of the duals.
 ///
-/// With [`Ivon`](crate::Ivon): `.ess(local.ess())`, `.prior(local.prior())`, and [`Local::correction`] added to the mean
-/// loss. IVON then starts at N(m_g, S_g⁻¹), with h = 0, which h + δ > 0 lets fall below zero. Released code adds v - Vm to
-/// the gradient and takes V off the estimate of the Hessian, in an optimizer of its own; the correction has both as its
-/// gradient and its share of Price's estimate, so any row can be the client.
+/// With [`Ivon`](crate::Ivon): `.ess(local.ess())`, `.prior(local.prior())`, and [`Local::correction`] added to the
+/// mean loss. IVON then starts at N(m_g, S_g⁻¹), with h = 0, which h + δ > 0 lets fall below zero. Released code adds
+/// v - Vm to the gradient and takes V off the estimate of the Hessian, in an optimizer of its own; the correction has
+/// both as its gradient and its share of Price's estimate, so any row can be the client.
 ///
 /// Sources: *Federated ADMM from Bayesian Duality* (ICLR 2026, arXiv 2506.13150).
 ///

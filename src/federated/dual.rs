@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 /// (v, V): the natural parameters of exp(θᵀv - ½θᵀVθ), a linear term and a precision over named parameters.
 ///
 /// It is what the data of one client say about the weights. V may have either sign, so this need not be a posterior. V
-/// is diagonal, in the shapes of the parameters, or one matrix over all weights, which lie one after the other in order.
-/// Everything is held in f64.
+/// is diagonal, in the shapes of the parameters, or one matrix over all weights, which lie one after the other in
+/// order. Everything is held in f64.
 ///
 /// A loss ½θᵀHθ - bᵀθ, summed over the examples, has the dual (b, H). A Fisher information F at the weights θ̂ has the
 /// dual (Fθ̂, F), by `Dual::from(&fisher)`.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// The prior is divided among the clients, so that their losses add up to the one we want. Nothing else holds a client
-/// near w, so it must stop early: trained to the end, every round gives the same weights. There is no dual. The server's
-/// precision stays that of the prior, and means nothing.
+/// near w, so it must stop early: trained to the end, every round gives the same weights. There is no dual. The
+/// server's precision stays that of the prior, and means nothing.
 ///
 /// Source: McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data* (AISTATS 2017).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

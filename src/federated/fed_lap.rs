@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// At the fixed point v_k = -∇l_k(w), so w minimizes Σ l_k + ½‖θ-m₀‖²_{S₀}. With S₀ = δI the paper's duals are v_k/δ.
-/// The proximal term is squared, as in the paper; released code takes the norm itself. η should be near 1/K, or N_k/N of
-/// the largest client: with η = 1 it can diverge. The form that also learns precisions is [`Pvi`](super::Pvi).
+/// The proximal term is squared, as in the paper; released code takes the norm itself. η should be near 1/K, or N_k/N
+/// of the largest client: with η = 1 it can diverge. The form that also learns precisions is [`Pvi`](super::Pvi).
 ///
-/// A client trains with any row, [`Adam`](crate::Adam) for example, and answers with [`Local::at`](super::Local::at) its
-/// weights. Of an answer only the mean counts.
+/// A client trains with any row, [`Adam`](crate::Adam) for example, and answers with [`Local::at`](super::Local::at)
+/// its weights. Of an answer only the mean counts.
 ///
 /// Source: Swaroop, Khan and Doshi-Velez, *Connecting Federated ADMM to Bayes* (ICLR 2025, arXiv 2501.17325).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

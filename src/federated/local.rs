@@ -31,8 +31,8 @@ use tch::{Kind, Tensor};
 /// Weights alone are an answer to a method with fixed precisions: [`Local::at`]. [`Local::laplace`] is the answer of
 /// FedLap-Cov.
 ///
-/// In the first round the server's mean is that of the prior. A network does not learn from zeros: choose a prior around
-/// common initial weights, or set those in place of [`Local::start`].
+/// In the first round the server's mean is that of the prior. A network does not learn from zeros: choose a prior
+/// around common initial weights, or set those in place of [`Local::start`].
 #[derive(Debug)]
 pub struct Local<Q> {
     pub(super) client: String,

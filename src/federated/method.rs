@@ -2,7 +2,7 @@
 
 use super::dual::Dual;
 use super::moments::Moments;
-use super::{Admm, BayesAdmm, FedAvg, FedLap, PosteriorMerge, Pvi};
+use super::{Admm, BayesAdmm, FedAvg, FedLap, FisherMerge, PosteriorMerge, Pvi};
 use crate::Result;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,7 @@ pub(super) const SERVER: &str = "the server's new precision";
 pub enum Method {
     FedAvg(FedAvg),
     PosteriorMerge(PosteriorMerge),
+    FisherMerge(FisherMerge),
     Pvi(Pvi),
     FedLap(FedLap),
     BayesAdmm(BayesAdmm),
@@ -75,6 +76,7 @@ impl Method {
         match self {
             Method::FedAvg(m) => m,
             Method::PosteriorMerge(m) => m,
+            Method::FisherMerge(m) => m,
             Method::Pvi(m) => m,
             Method::FedLap(m) => m,
             Method::BayesAdmm(m) => m,
@@ -92,7 +94,7 @@ macro_rules! methods {
         })*
     };
 }
-methods!(FedAvg PosteriorMerge Pvi FedLap BayesAdmm Admm);
+methods!(FedAvg PosteriorMerge FisherMerge Pvi FedLap BayesAdmm Admm);
 
 /// η in (0, 1].
 pub(super) fn check_damping(damping: f64) -> Result<()> {

@@ -14,9 +14,9 @@
 //! S m = S₀m₀ + Σ_k v_k    v_k = V_k m - E_q[∇l_k]/τ
 //! ```
 //!
-//! These are the client's **dual** variables ([`Dual`]), or its site, in the words of partitioned inference. V_k may have
-//! either sign, so a dual is no posterior. The server holds one for each client, and a posterior N(m_g, S_g⁻¹). A round
-//! has three steps:
+//! These are the client's **dual** variables ([`Dual`]), or its site, in the words of partitioned inference. V_k may
+//! have either sign, so a dual is no posterior. The server holds one for each client, and a posterior N(m_g, S_g⁻¹). A
+//! round has three steps:
 //!
 //! 1. [`Server::client`] says what one client has to minimize ([`Local`]): its own loss, what the others know, as a
 //!    Gaussian prior, and a correction for what this prior already holds of the client itself.
@@ -34,7 +34,8 @@
 //! | method | ρ | η | a | S_k |
 //! |---|---|---|---|---|
 //! | [`FedAvg`]: the weights are averaged, there is no dual | | | | fixed |
-//! | [`PosteriorMerge`]: the clients' posteriors over the prior | 1 | 1 | 1 | learned; the client's prior is always p₀ |
+//! | [`PosteriorMerge`]: the clients' posteriors over the prior | 1 | 1 | 1 | learned, always under p₀ |
+//! | [`FisherMerge`]: the mean of the clients' natural parameters | 1 | 1 | 1 | learned, always under p₀; N for N_k |
 //! | [`Pvi`]: partitioned variational inference | 1 | damping | 1 | learned |
 //! | FedLap-Cov: [`Pvi`], answered by [`Local::laplace`] | 1 | damping | 1 | Laplace |
 //! | [`FedLap`] | 1 | damping | 1 | fixed at S₀ |
@@ -77,20 +78,21 @@
 //! # }
 //! ```
 //!
-//! **Partial participation.** Any number of clients may answer in a round. The duals of the others stay, and still count
-//! in Σ_k; the mean and K in a = 1/(1+Kρ) are those of the clients that answered. So a client that is away is
+//! **Partial participation.** Any number of clients may answer in a round. The duals of the others stay, and still
+//! count in Σ_k; the mean and K in a = 1/(1+Kρ) are those of the clients that answered. So a client that is away is
 //! remembered by what it last said.
 //!
 //! **Transport.** [`Local::save`] and [`Local::load`] carry a client's task as a file, and the answer is the file of a
 //! posterior ([`DiagonalGaussian::save`](crate::DiagonalGaussian::save)), so any way of moving files will do: a shared
-//! folder, HTTP, or the ranks of an MPI program that broadcast the bytes. [`Server::save`] keeps the server between
-//! rounds. An answer has to be to the task of the present round ([`Local::round`]): the step of the dual is the distance
-//! from the posterior that the client was given.
+//! folder, HTTP, or, between ranks, [`parallel::gather`](crate::parallel::gather) of their bytes. Clients that are
+//! ranks need no task: each rank has the server, trains its own client and updates the server with all answers, and the
+//! servers keep the same bits. [`Server::save`] keeps the server between rounds. An answer has to be to the task of the
+//! present round ([`Local::round`]): the step of the dual is the distance from the posterior that the client was given.
 //!
 //! Sources: Swaroop, Khan and Doshi-Velez, *Connecting Federated ADMM to Bayes* (ICLR 2025, arXiv 2501.17325) for
 //! FedLap and FedLap-Cov; *Federated ADMM from Bayesian Duality* (ICLR 2026, arXiv 2506.13150) for BayesADMM and
-//! IVON-ADMM; Bui et al. (2018) and Ashman et al. (2022) for partitioned variational inference; McMahan et al. (2017) for
-//! FedAvg.
+//! IVON-ADMM; Bui et al. (2018) and Ashman et al. (2022) for partitioned variational inference; McMahan et al. (2017)
+//! for FedAvg.
 
 mod admm;
 mod bayes_admm;
@@ -98,6 +100,7 @@ mod dual;
 mod fed_avg;
 mod fed_lap;
 mod file;
+mod fisher_merge;
 mod gaussian;
 mod layout;
 mod local;
@@ -112,6 +115,7 @@ pub use bayes_admm::BayesAdmm;
 pub use dual::Dual;
 pub use fed_avg::FedAvg;
 pub use fed_lap::FedLap;
+pub use fisher_merge::FisherMerge;
 pub use gaussian::Gaussian;
 pub use local::Local;
 pub use merge::PosteriorMerge;

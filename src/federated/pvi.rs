@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// Its fixed points are those of variational inference on all data. With η = 1 and one client in each round it is the
-/// sequential form; with all clients at once they all correct the same error, so η has to be near 1/K. At η ≤ 1/K, and a
-/// server that starts at p₀, the precision stays positive whatever the clients answer. The site is the whole of what a
-/// client contributes, so start the server at the prior.
+/// sequential form; with all clients at once they all correct the same error, so η has to be near 1/K. At η ≤ 1/K, and
+/// a server that starts at p₀, the precision stays positive whatever the clients answer. The site is the whole of what
+/// a client contributes, so start the server at the prior.
 ///
 /// With Laplace's approximation as the answer ([`Local::laplace`](super::Local::laplace)) this is **FedLap-Cov**:
 ///

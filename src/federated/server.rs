@@ -132,9 +132,9 @@ impl<Q: Gaussian> Server<Q> {
     ///
     /// # Errors
     /// No answer, a client that is unknown or answers twice, other parameters than the prior's;
-    /// [`Error::NotPositiveDefinite`] if the new posterior would have no positive precision: lower the method's damping,
-    /// or for BayesADMM its ρ, or pass answers through [`clamp_information`](crate::clamp_information). The server is
-    /// then as it was.
+    /// [`Error::NotPositiveDefinite`] if the new posterior would have no positive precision: lower the method's
+    /// damping, or for BayesADMM its ρ, or pass answers through [`clamp_information`](crate::clamp_information). The
+    /// server is then as it was.
     pub fn update<'a, S: AsRef<str>>(&mut self, answers: impl IntoIterator<Item = (S, &'a Q)>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let state = self.state()?;

@@ -74,6 +74,35 @@ impl Collective for Box<dyn Collective> {
     }
 }
 
+/// The bytes of every rank, on every rank, in the order of the ranks. All ranks call it; lengths may differ, and be 0.
+///
+/// ```
+/// use tch_blr::parallel::{Collective, Threads, gather};
+///
+/// # fn main() -> tch_blr::Result<()> {
+/// let names = ["north", "so"];
+/// for all in Threads::run(2, |collective| gather(&collective, names[collective.rank()].as_bytes()))? {
+///     assert_eq!(all?, names.map(|name| name.as_bytes().to_vec()));
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`Collective::sum_f32`].
+pub fn gather(collective: &dyn Collective, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+    // A buffer of the same length everywhere comes first, so that ranks which do not agree find out.
+    let mut lengths = vec![0.0; collective.size()];
+    lengths[collective.rank()] = own.len() as f64;
+    collective.sum_f64(&mut lengths)?;
+    let from = |(root, length): (usize, f64)| {
+        let mut bytes = if root == collective.rank() { own.to_vec() } else { vec![0; length as usize] };
+        collective.broadcast(root, &mut bytes)?;
+        Ok(bytes)
+    };
+    lengths.into_iter().enumerate().map(from).collect()
+}
+
 /// The only rank. An optimizer that is built with it is one that was built without.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Alone;

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-/// One of several threads that train one model together, each with a copy of its own. Sums are taken in the order of the
-/// ranks.
+/// One of several threads that train one model together, each with a copy of its own. Sums are taken in the order of
+/// the ranks.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -101,7 +101,8 @@ impl Threads {
         Ok((0..size).map(|rank| Threads { rank, group: Arc::clone(&group) }).collect())
     }
 
-    /// Runs `train` in `size` ≥ 1 threads, each with its handle, and gives what they return, in the order of their ranks.
+    /// Runs `train` in `size` ≥ 1 threads, each with its handle, and gives what they return, in the order of their
+    /// ranks.
     ///
     /// # Errors
     /// A size of 0.
@@ -264,6 +265,7 @@ impl Collective for Threads {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Alone, gather};
     use super::*;
 
     fn each<T: Send>(size: usize, work: impl Fn(&Threads) -> T + Sync) -> Vec<T> {
@@ -310,6 +312,22 @@ mod tests {
             assert_eq!(all, [[0; 5], [1; 5], [2; 5]]);
             assert!(e.contains("root") && e.contains('3'), "{e}");
         }
+    }
+
+    #[test]
+    fn gathers_what_differs_in_length() {
+        // Rank 0 has nothing, the others one byte more than the one before; then all have nothing.
+        let of = |rank: usize| (0..rank).map(|i| (10 * rank + i) as u8).collect::<Vec<u8>>();
+        for size in 1..=3 {
+            let expected: Vec<_> = (0..size).map(of).collect();
+            let nothing = vec![Vec::<u8>::new(); size];
+            for found in each(size, |t| [gather(t, &of(t.rank())).unwrap(), gather(t, &[]).unwrap()]) {
+                assert_eq!(found, [expected.clone(), nothing.clone()]);
+            }
+        }
+        assert_eq!(gather(&Alone, b"own").unwrap(), [b"own"]);
+        let errors = each(2, |t| if t.rank() == 0 { gather(t, b"x").map(drop) } else { t.barrier() }.unwrap_err());
+        assert_eq!(errors[0].to_string(), errors[1].to_string());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The experiment of `--example federated`, small: every method learns from clients that see two digits each.
 
 use tch::Tensor;
-use tch_blr::federated::{BayesAdmm, FedAvg, Method, PosteriorMerge, Pvi};
+use tch_blr::federated::{BayesAdmm, FedAvg, FisherMerge, Method, PosteriorMerge, Pvi};
 use tch_blr_examples::batches::subset;
 use tch_blr_examples::federation::{Budget, Federation, Plan};
 
@@ -32,6 +32,7 @@ fn every_method_learns_all_digits() {
     for plan in [
         plan(FedAvg, 0.1),
         plan(PosteriorMerge, 0.02),
+        plan(FisherMerge, 0.005),
         plan(Pvi { damping: 0.1 }, 0.02),
         plan(BayesAdmm { rho: 0.2, damping: 0.5, temperature: 1.0 }, 0.02),
     ] {
@@ -41,7 +42,7 @@ fn every_method_learns_all_digits() {
         assert_eq!(scores.len(), 5);
         // A client by itself knows two digits of ten.
         assert!(last.accuracy > 0.25, "{:?}: {last:?}", plan.method);
-        // Merging again and again becomes ever surer of what it knows no better: docs/federated.md.
+        // Multiplying again and again becomes ever surer of what it knows no better: docs/federated.md.
         let merges = matches!(plan.method, Method::PosteriorMerge(_));
         assert!(merges || last.nll < first.nll, "{:?}: {last:?}", plan.method);
         let again = plan.run(&data, &data.test, &budget, 0).unwrap();
