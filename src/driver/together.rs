@@ -101,6 +101,35 @@ struct Packed {
     kinds: Vec<Flat>,
 }
 
+impl Packed {
+    /// Writes to the memory what it does not hold already.
+    fn new(mut sums: Sums, flats: Vec<Flat>) -> Result<Self> {
+        let (_no_grad, factor) = (tch::no_grad_guard(), sums.factor());
+        for Flat { buffer: Buffer { whole, .. }, places } in &flats {
+            let mut there = Vec::with_capacity(places.len());
+            for place in places {
+                let mut memory = place.of(whole)?;
+                let own = place.what.of(&sums).filter(|_| factor > 0.0);
+                match own {
+                    // It was formed there.
+                    Some(t) if t.data_ptr() == memory.data_ptr() => {}
+                    Some(t) => memory.f_copy_(t)?,
+                    None => _ = memory.f_zero_()?,
+                }
+                there.push(f64::from(u8::from(own.is_some())));
+            }
+            let count = places.len() as i64;
+            let n = whole.size()[0] - count;
+            whole.f_narrow(0, n, count)?.f_copy_(&Tensor::from_slice(&there))?;
+            if factor > 0.0 && factor != 1.0 {
+                _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
+            }
+        }
+        (sums.gradients, sums.sizes, sums.statistics) = Default::default();
+        Ok(Packed { sums, kinds: flats })
+    }
+}
+
 /// Tensors one after the other, and behind them for each whether there is one.
 struct Flat {
     buffer: Buffer,
@@ -378,7 +407,7 @@ impl<R: Row> Optimizer<R> {
             let (mut all, before) = (this.sums.shallow_clone(), Brought::of(&new, &new));
             all.merge(new)?;
             let brought = Brought { new: before.new, ..Brought::of(&all, &all) };
-            packed = Some(this.pack(all, flats)?);
+            packed = Some(Packed::new(all, flats)?);
             // What the update would find out on this rank alone.
             this.params.check_free()?;
             Ok(brought)
@@ -460,33 +489,6 @@ impl<R: Row> Optimizer<R> {
             }
         }
         Ok(())
-    }
-
-    /// Σ over this rank's evaluations, where it is summed over the ranks.
-    fn pack(&self, mut sums: Sums, flats: Vec<Flat>) -> Result<Packed> {
-        let (_no_grad, factor) = (tch::no_grad_guard(), sums.factor());
-        for Flat { buffer: Buffer { whole, .. }, places } in &flats {
-            let mut there = Vec::with_capacity(places.len());
-            for place in places {
-                let mut memory = place.of(whole)?;
-                let own = place.what.of(&sums).filter(|_| factor > 0.0);
-                match own {
-                    // It was formed there.
-                    Some(t) if t.data_ptr() == memory.data_ptr() => {}
-                    Some(t) => memory.f_copy_(t)?,
-                    None => _ = memory.f_zero_()?,
-                }
-                there.push(f64::from(u8::from(own.is_some())));
-            }
-            let count = places.len() as i64;
-            let n = whole.size()[0] - count;
-            whole.f_narrow(0, n, count)?.f_copy_(&Tensor::from_slice(&there))?;
-            if factor > 0.0 && factor != 1.0 {
-                _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
-            }
-        }
-        (sums.gradients, sums.sizes, sums.statistics) = Default::default();
-        Ok(Packed { sums, kinds: flats })
     }
 
     /// Of a unit that is trained: the kind of its statistics.
@@ -586,7 +588,7 @@ impl<R: Row> Optimizer<R> {
         let mut sums = Sums { evaluations: made * ranks.size() as u64, ..Sums::default() };
         if all.weight > 0.0 {
             let mut packed = None;
-            let own = self.laid_out(ranks).and_then(|flats| self.pack(self.sums.shallow_clone(), flats));
+            let own = self.laid_out(ranks).and_then(|flats| Packed::new(self.sums.shallow_clone(), flats));
             let own = own.map(|own| packed = Some(own));
             self.agree(Call::Save, own.map(|()| all), &Vec::new())?;
             if let Some(packed) = packed {
