@@ -37,6 +37,7 @@ mod from_grad;
 mod known;
 mod lr_find;
 mod output;
+mod packed;
 mod prior;
 mod programs;
 mod pruned;

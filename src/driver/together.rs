@@ -9,11 +9,12 @@
 //! update              on each rank    the same numbers in, the same bits out
 //! ```
 //!
-//! How ranks agree is in `ranks.rs`; one process alone never comes here.
+//! How ranks agree is in `ranks.rs`, and the memory of the sums in `packed.rs`; one process alone never comes here.
 
 use super::Optimizer;
-use super::arithmetic::{Arithmetic, Unit};
-use super::ranks::{Buffer, Call, Description, NUMBERS, Ranks, bytes, fingerprint};
+use super::arithmetic::Arithmetic;
+use super::packed::Packed;
+use super::ranks::{Call, Description, NUMBERS, Ranks, bytes, fingerprint};
 use super::row::Row;
 use super::step::Ended;
 use super::sums::Sums;
@@ -23,11 +24,10 @@ use crate::parallel::{Alone, Collective};
 use crate::params::Leaf;
 use crate::prior::PriorOf;
 use crate::{Error, Expectation, Result};
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// What is worked out once and holds until settings or parameters change.
 #[derive(Debug)]
@@ -35,22 +35,22 @@ pub(super) struct Known {
     description: Description,
     fingerprint: u64,
     /// Shapes of each unit's statistics.
-    statistics: Vec<Vec<Vec<i64>>>,
+    pub statistics: Vec<Vec<Vec<i64>>>,
 }
 
 /// What a rank brings to a meeting, and the sum over all.
 #[derive(Debug, Clone, Copy)]
-struct Brought {
+pub(super) struct Brought {
     /// Weight of the evaluations that the call has made, and their number unless they are left out.
-    new: (f64, f64),
+    pub new: (f64, f64),
     /// Σ of weights and of losses.
-    weight: f64,
-    loss: f64,
+    pub weight: f64,
+    pub loss: f64,
     /// Ranks with any weight, and those of them that count examples.
-    filled: f64,
-    per_example: f64,
-    largest_norm: f64,
-    evaluations: f64,
+    pub filled: f64,
+    pub per_example: f64,
+    pub largest_norm: f64,
+    pub evaluations: f64,
 }
 
 impl Brought {
@@ -92,87 +92,6 @@ impl Brought {
             return Ok(self);
         };
         Err(Error::Loss(problem.to_owned()))
-    }
-}
-
-/// Sums of one rank, laid out for the sum over all; a kind of numbers after the other.
-struct Packed {
-    sums: Sums,
-    kinds: Vec<Flat>,
-}
-
-impl Packed {
-    /// Writes to the memory what it does not hold already.
-    fn new(mut sums: Sums, flats: Vec<Flat>) -> Result<Self> {
-        let (_no_grad, factor) = (tch::no_grad_guard(), sums.factor());
-        for Flat { buffer: Buffer { whole, .. }, places } in &flats {
-            let mut there = Vec::with_capacity(places.len());
-            for place in places {
-                let mut memory = place.of(whole)?;
-                let own = place.what.of(&sums).filter(|_| factor > 0.0);
-                match own {
-                    // It was formed there.
-                    Some(t) if t.data_ptr() == memory.data_ptr() => {}
-                    Some(t) => memory.f_copy_(t)?,
-                    None => _ = memory.f_zero_()?,
-                }
-                there.push(f64::from(u8::from(own.is_some())));
-            }
-            let count = places.len() as i64;
-            let n = whole.size()[0] - count;
-            whole.f_narrow(0, n, count)?.f_copy_(&Tensor::from_slice(&there))?;
-            if factor > 0.0 && factor != 1.0 {
-                _ = whole.f_narrow(0, 0, n)?.f_mul_scalar_(factor)?;
-            }
-        }
-        (sums.gradients, sums.sizes, sums.statistics) = Default::default();
-        Ok(Packed { sums, kinds: flats })
-    }
-}
-
-/// Tensors one after the other, and behind them for each whether there is one.
-struct Flat {
-    buffer: Buffer,
-    places: Vec<Place>,
-}
-
-/// Where a tensor lies.
-struct Place {
-    what: What,
-    size: Vec<i64>,
-    range: Range<i64>,
-}
-
-impl Place {
-    fn of(&self, whole: &Tensor) -> Result<Tensor> {
-        Ok(whole.f_narrow(0, self.range.start, self.range.end - self.range.start)?.f_view(&self.size[..])?)
-    }
-}
-
-/// Whose sum it is, by the number of the parameter or unit.
-#[derive(Clone, Copy)]
-enum What {
-    Gradient(usize),
-    Size(usize),
-    Statistic(usize, usize),
-}
-
-impl What {
-    fn of(self, sums: &Sums) -> Option<&Tensor> {
-        match self {
-            What::Gradient(i) => sums.gradients.get(i)?.as_ref(),
-            What::Size(i) => sums.sizes.get(i)?.as_ref(),
-            What::Statistic(u, i) => sums.statistics.get(u)?.get(i),
-        }
-    }
-
-    fn put(self, sums: &mut Sums, t: Tensor) {
-        match self {
-            What::Gradient(i) => sums.gradients[i] = Some(t),
-            What::Size(i) => sums.sizes[i] = Some(t),
-            // In the order of i.
-            What::Statistic(u, _) => sums.statistics[u].push(t),
-        }
     }
 }
 
@@ -221,7 +140,7 @@ impl<R: Row> Optimizer<R> {
         _ = self.ranks.as_ref().map(|ranks| ranks.known.take());
     }
 
-    fn known(&self, ranks: &Ranks) -> Result<Arc<Known>> {
+    pub(super) fn known(&self, ranks: &Ranks) -> Result<Arc<Known>> {
         if let Some(known) = &*ranks.known.borrow() {
             return Ok(Arc::clone(known));
         }
@@ -441,91 +360,6 @@ impl<R: Row> Optimizer<R> {
             self.pruned.iter().zip(self.params.leaves()).filter_map(|(mask, leaf)| Some((mask.as_ref()?, leaf)));
         let of = |mask: &Tensor| bytes(mask).map_or_else(|e| e.to_string(), |all| format!("{:x}", fingerprint(&all)));
         masks.map(|(mask, leaf)| (format!("the fingerprint of the mask of `{}`", leaf.name()), of(mask))).collect()
-    }
-
-    /// Memory for the sums over the ranks: each kind of number in one piece.
-    fn laid_out(&self, ranks: &Ranks) -> Result<Vec<Flat>> {
-        let known = self.known(ranks)?;
-        let mut flats = Vec::new();
-        for kind in [Kind::Float, Kind::Double] {
-            let mut places = Vec::new();
-            let mut end = 0;
-            let mut put = |what: What, size: Vec<i64>| {
-                let start = end;
-                end += size.iter().product::<i64>();
-                places.push(Place { what, size, range: start..end });
-            };
-            let leaves = self.params.leaves().iter().enumerate();
-            for (i, leaf) in leaves.filter(|(_, leaf)| leaf.trainable() && R::Arithmetic::kind(leaf) == kind) {
-                put(What::Gradient(i), leaf.tensor.size());
-                if self.skip_unseen {
-                    put(What::Size(i), leaf.tensor.size());
-                }
-            }
-            for (u, (unit, sizes)) in self.units.iter().zip(&known.statistics).enumerate() {
-                if self.kind_of(unit) == Some(kind) {
-                    sizes.iter().enumerate().for_each(|(i, size)| put(What::Statistic(u, i), size.clone()));
-                }
-            }
-            if !places.is_empty() {
-                // All parameters are on one device.
-                let device = self.params.leaves()[0].tensor.device();
-                flats.push(Flat { buffer: ranks.buffer(end + places.len() as i64, kind, device)?, places });
-            }
-        }
-        Ok(flats)
-    }
-
-    /// An evaluation whose statistic is yet to be formed gets the memory where it is summed, which saves a copy.
-    fn form_in_place(&self, flats: &[Flat], ended: &mut Ended) -> Result<()> {
-        let sums = &mut ended.sums;
-        if !R::Arithmetic::SINGLE || sums.evaluations != 1 || sums.is_empty() || !sums.statistics.is_empty() {
-            return Ok(());
-        }
-        sums.statistics.resize_with(self.units.len(), Vec::new);
-        for (flat, place) in flats.iter().flat_map(|flat| flat.places.iter().map(move |place| (flat, place))) {
-            if let What::Statistic(u, _) = place.what {
-                sums.statistics[u].push(place.of(&flat.buffer.whole)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Of a unit that is trained: the kind of its statistics.
-    fn kind_of(&self, unit: &Unit<R>) -> Option<Kind> {
-        unit.leaves(&self.params).find(|leaf| leaf.trainable()).map(R::Arithmetic::kind)
-    }
-
-    /// The means over all ranks, in memory that the next call uses again.
-    fn summed(&self, packed: Packed, all: Brought) -> Result<Sums> {
-        let Some(ranks) = &self.ranks else { return Ok(packed.sums) };
-        let _no_grad = tch::no_grad_guard();
-        let (parameters, per_example) = (self.params.len(), all.per_example > 0.0);
-        let mut sums = Sums {
-            weight: all.weight,
-            merged: false,
-            loss: all.loss / all.weight,
-            largest_norm: all.largest_norm,
-            per_example,
-            ..packed.sums
-        };
-        sums.gradients.resize_with(parameters, || None);
-        sums.sizes.resize_with(if self.skip_unseen { parameters } else { 0 }, || None);
-        sums.statistics.resize_with(self.units.len(), Vec::new);
-        for Flat { mut buffer, places } in packed.kinds {
-            ranks.sum(&mut buffer)?;
-            let (whole, count) = (buffer.whole, places.len() as i64);
-            let n = whole.size()[0] - count;
-            let there = whole.f_narrow(0, n, count)?.f_to_kind(Kind::Double)?;
-            let there = Vec::<f64>::try_from(&there)?;
-            _ = whole.f_narrow(0, 0, n)?.f_div_scalar_(all.weight)?;
-            for (place, _) in places.iter().zip(there).filter(|(_, there)| *there > 0.0) {
-                let own = place.of(&whole)?;
-                // A row over blocks may keep what it is given, and this memory is used again.
-                place.what.put(&mut sums, if R::Arithmetic::SINGLE { own } else { own.copy() });
-            }
-        }
-        Ok(sums)
     }
 
     /// What one rank decides of its own evaluation, of the mean over all: whether it is finite, and how long it may be.

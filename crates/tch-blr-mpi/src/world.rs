@@ -232,7 +232,9 @@ impl World {
     }
 
     fn abort(&self, why: &str, code: c_int) {
-        eprintln!("rank {} of {} {why}: the job ends", self.rank, self.size);
+        // In one write: other ranks write to the same place.
+        let line = format!("rank {} of {} {why}: the job ends\n", self.rank, self.size);
+        eprint!("{line}");
         // SAFETY: MPI is started and has not ended.
         unsafe { ffi::MPI_Abort(self.comm, code) };
     }
