@@ -268,6 +268,7 @@ rows! {
         rescale_lr: ANY,
         max_growth: POSITIVE,
         step_length: BELOW,
+        prior_pull: ANY,
     } |good| {
         vec![
             (Ivon::default(), "ess", "not set"),

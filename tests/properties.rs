@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use support::{close, mean_and_error, values};
 use tch::{Kind, Tensor};
-use tch_blr::rows::{Momentum, PrecisionInStep, StepLength};
+use tch_blr::rows::{Momentum, PrecisionInStep, PriorPull, StepLength};
 use tch_blr::rule::{Row, Rule, Site, When};
 use tch_blr::{
     Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule,
@@ -254,6 +254,7 @@ proptest! {
             ess, hess_init: x[1], beta1: x[2], beta2: x[3], weight_decay: x[4], expectation,
             hessian: if on[0] { Statistic::Price } else { Statistic::SquaredGradient }, square_scale: ess, clip_radius: ess, debias: on[2], rescale_lr: on[3],
             relative_noise: ess, max_growth: ess, step_length,
+            prior_pull: if on[1] { PriorPull::Precision } else { PriorPull::Unit },
         })?;
         round_trip(Von {
             ess, weight_decay: x[1], hess_init: x[2], hess_from_first_batch: on[0], beta1: x[3], beta2: x[4],
@@ -387,6 +388,7 @@ proptest! {
         same_on_both(ivon.hessian(Statistic::SquaredGradient).square_scale(3.0), Roots::Some, &random)?;
         let adam = StepLength::Adam { beta: 0.9 };
         same_on_both(ivon.step_length(adam).max_growth(1.5).relative_noise(0.1), Roots::Some, &random)?;
+        same_on_both(ivon.prior_pull(PriorPull::Unit), Roots::Some, &random)?;
         same_on_both(Von::default().ess(10.0).beta2(0.9).step_length(adam), Roots::Some, &random)?;
         same_on_both(BayesianSam::default().ess(10.0).beta2(0.9).step_length(adam), Roots::Some, &random)?;
         let von = Von::default().ess(10.0).beta2(0.9).damping(0.1).temperature(0.5).warmup_from(0.1).warmup_steps(3);

@@ -17,7 +17,7 @@ use tch_blr_examples::tables::{Job, Section, d1, d2, d4, d5, d6};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: [Table; 11] = [
+const TABLES: [Table; 12] = [
     ("mnist", mnist::table),
     ("d1", d1::table),
     ("d2", d2::table),
@@ -29,6 +29,7 @@ const TABLES: [Table; 11] = [
     ("split", split::task_incremental),
     ("split-classes", split::class_incremental),
     ("permuted", permuted::table),
+    ("permuted-gamma", permuted::choice_of_gamma),
 ];
 
 /// Published and promised numbers, run again.

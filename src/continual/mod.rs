@@ -67,8 +67,8 @@
 //! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs in its
 //! prior instead, where the expectation over the posterior is exact: [`Builder::prior`](crate::Builder::prior) takes
 //! the last task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
-//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, and [`combine`](crate::combine) forgets:
-//! `combine(&[(γ, &q), (1.0 - γ, &q0)])`. Heads that no task has used yet are left out of it by
+//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, [`combine`](crate::combine) forgets:
+//! `combine(&[(γ, &q), (1.0 - γ, &q0)])`, and a [`SlowPrior`] takes in a share of every task. Heads that no task has used yet are left out of it by
 //! [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
@@ -80,6 +80,7 @@ mod memory;
 mod of_gaussian;
 mod past;
 mod quadratic;
+mod slow;
 mod synaptic;
 
 pub use fromp::{Fromp, Kernel};
@@ -89,4 +90,5 @@ pub use memory::Memory;
 pub(crate) use past::Forward;
 pub use past::{Model, Past, Regularizer};
 pub use quadratic::Quadratic;
+pub use slow::SlowPrior;
 pub use synaptic::SynapticIntelligence;

@@ -8,7 +8,7 @@ use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
 
 /// Puts weights into a model; dropping the guard brings back the old ones.
-fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
+pub(super) fn enter(params: &Params, weights: &Tensors) -> Result<Perturbed> {
     if let Some(leaf) =
         params.leaves().iter().find(|l| l.trainable() && !l.names.iter().any(|n| weights.contains_key(n)))
     {

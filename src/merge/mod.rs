@@ -20,6 +20,9 @@
 //! and also runs the methods that need no curvature: [`Method`]. [`merge_files`] streams it through safetensors files
 //! that need not fit into memory.
 //!
+//! Which weights a_t to train with is a question that many merges can answer before anything is trained: [`preview`] and
+//! [`front`].
+//!
 //! Methods, arithmetic and files are those of the crate [`blr_merge`], which needs no libtorch and whose command
 //! `blr-merge` merges files; its names are here too, and its functions return its [`blr_merge::Error`], which `?` turns
 //! into [`Error`](crate::Error). What belongs in this module is what needs tensors, posteriors or a loss.
@@ -41,7 +44,9 @@
 //! ```
 
 mod diagnostics;
+mod front;
 mod posteriors;
+mod preview;
 mod tensors;
 
 pub use blr_merge::{
@@ -49,5 +54,7 @@ pub use blr_merge::{
     WeightFile, diff_files, merge_files, remove_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
+pub use front::{Trial, front};
 pub use posteriors::{NaturalSum, clamp_information, federated, gradient_matching, largest_removal, remove};
+pub use preview::{Fixed, Preview, preview, preview_from};
 pub use tensors::{Model, Tensors, merge};

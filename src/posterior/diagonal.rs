@@ -392,7 +392,7 @@ impl DiagonalGaussian {
         natural.collect()
     }
 
-    pub(super) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
+    pub(crate) fn same_parameters(&self, other: &DiagonalGaussian) -> Result<()> {
         self.entries.same(&other.entries)
     }
 

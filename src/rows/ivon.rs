@@ -72,7 +72,22 @@ config! {
         max_growth: Option<f64> = None, via f64;
         /// What divides the step of the mean; default [`StepLength::Newton`].
         step_length: StepLength = StepLength::Newton;
+        /// What pulls the mean towards the prior's; default [`PriorPull::Precision`], as Bayes has it.
+        prior_pull: PriorPull = PriorPull::Precision;
     }
+}
+
+/// The coefficient of m-m₀ in the step of [`Ivon`]'s mean, m₀ being the mean of the prior.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PriorPull {
+    /// δ, the precision of the prior for each example: the gradient of -ln prior.
+    #[default]
+    Precision,
+    /// 1, whatever the precision, as in the published code of continual IVON (Paul et al. 2026), where δ is far below 1
+    /// and a `clip_radius` bounds the step. The precision of the posterior has δ all the same. The fixed point is that
+    /// of another prior, so only compare with that code by it.
+    Unit,
 }
 
 impl Ivon {
@@ -175,7 +190,11 @@ impl Rule for Ivon {
         let h = h + r * (f - h) + half_r2 * (f - h) * (f - h) / old;
         let h = if self.max_growth.is_some() { h.min(growth * old - x.delta) } else { h };
         let (d, square) = self.step_length.divisor(divisor, x, (ess, x.delta, h + x.delta), square);
-        let v = (b * debias + x.delta * (x.mean - x.prior_mean)) / d;
+        let pull = match self.prior_pull {
+            PriorPull::Precision => x.delta,
+            PriorPull::Unit => T::real(1.0),
+        };
+        let v = (b * debias + pull * (x.mean - x.prior_mean)) / d;
         (x.mean - lr * v.min(xi).max(-xi), [b, h, square])
     }
     #[inline(always)]
@@ -223,14 +242,29 @@ mod tests {
         assert!((m - (2.0 - 0.1 * (2.0 / 0.75 + 1.0) / d)).abs() < 1e-15, "{m}");
     }
 
+    /// ess 100 and a prior of precision 20 around ½, h 0.3 and b 0.04: m = 0.8 moves by 0.1 (0.04 + δ·0.3)/0.5 with δ
+    /// = 0.2, and with 1 in its place.
+    #[test]
+    fn pulls_towards_the_prior() {
+        let rule = Ivon::default().ess(100.0).beta1(0.0).beta2(0.0).rescale_lr(false);
+        // f = h, so that h stays.
+        let site = Site { mean: 0.8, gradient: 0.04, curvature: 0.3 / 50.0, prior_mean: 0.5, delta: 0.2 };
+        for (pull, expected) in [(PriorPull::Precision, 0.78), (PriorPull::Unit, 0.732)] {
+            let rule = rule.prior_pull(pull);
+            let (m, [_, h, _]) = rule.update(rule.coefficients(When { t: 1, lr: 0.1 }), site, [0.0, 0.3, 0.0]);
+            assert!((m - expected).abs() < 1e-15 && (h - 0.3).abs() < 1e-15, "{m} {h}");
+        }
+    }
+
     /// Shen et al. (2024) and their `ivon-opt`, where learning rate and ess have no default.
     #[test]
     fn defaults_are_those_of_the_paper() {
         let Ivon { ess, hess_init, beta1, beta2, weight_decay, expectation, .. } = Ivon::default();
         assert_eq!((ess, hess_init, beta1, beta2, weight_decay), (None, 1.0, 0.9, 0.99999, 1e-4));
         assert_eq!(expectation, Expectation::MonteCarlo { samples: 1 });
-        let Ivon { hessian, clip_radius, debias, rescale_lr, relative_noise, max_growth, step_length, .. } =
+        let Ivon { hessian, clip_radius, debias, rescale_lr, relative_noise, max_growth, step_length, prior_pull, .. } =
             Ivon::default();
+        assert_eq!(prior_pull, PriorPull::Precision);
         assert_eq!((relative_noise, max_growth, step_length), (None, None, StepLength::Newton));
         assert_eq!((hessian, clip_radius), (Statistic::Price, None));
         assert!(debias && rescale_lr);

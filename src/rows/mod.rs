@@ -39,7 +39,7 @@ pub use bayesbinn::BayesBiNN;
 pub use bsam::BayesianSam;
 pub use evon::Evon;
 pub use full_von::FullVon;
-pub use ivon::Ivon;
+pub use ivon::{Ivon, PriorPull};
 pub use mixture::MixtureOfGaussians;
 pub use multi_ivon::MultiIvon;
 pub use newton::{DiagonalNewton, Newton};

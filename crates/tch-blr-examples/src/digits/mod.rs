@@ -63,6 +63,19 @@ impl Digits {
         Digits::mnist(&data.join("mnist"))
     }
 
+    /// With the last `n` training images in place of the test images: for the choice of settings.
+    #[must_use]
+    pub fn held_out(&self, n: i64) -> Digits {
+        let rest = self.train_labels.size()[0] - n;
+        Digits {
+            train_images: self.train_images.narrow(0, 0, rest),
+            train_labels: self.train_labels.narrow(0, 0, rest),
+            test_images: self.train_images.narrow(0, rest, n),
+            test_labels: self.train_labels.narrow(0, rest, n),
+            source: format!("{}, validation images in place of the test images", self.source),
+        }
+    }
+
     /// MNIST from `data/mnist` if that folder exists, otherwise the synthetic set.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use crate::batches::{Last, batches};
 use crate::model::progress;
 use std::time::Instant;
 use tch::Tensor;
-use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SoftLabels, SynapticIntelligence};
+use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SlowPrior, SoftLabels, SynapticIntelligence};
 use tch_blr::fisher::Fisher;
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::Likelihood;
@@ -41,6 +41,7 @@ struct Learner<'a> {
     past: Past,
     memories: Vec<Memory>,
     posterior: Option<DiagonalGaussian>,
+    slow: Option<SlowPrior<DiagonalGaussian>>,
     /// Of the past, around the newest weights.
     curvature: Option<Quadratic>,
     importance: Option<SynapticIntelligence>,
@@ -95,19 +96,23 @@ impl<'a> Learner<'a> {
             Method::SynapticIntelligence { xi, .. } => Some(SynapticIntelligence::new(&params, xi)?),
             _ => None,
         };
+        let slow = match method {
+            Method::Ivon { gamma, .. } => Some(SlowPrior::new(gamma)?),
+            _ => None,
+        };
         let (past, memories, posterior, curvature) = (Past::new(), Vec::new(), None, None);
-        Ok(Learner { net, params, method, training, seed, past, memories, posterior, curvature, importance })
+        Ok(Learner { net, params, method, training, seed, past, memories, posterior, slow, curvature, importance })
     }
 
     /// The optimizer of a task, with nothing left of the last one's but the prior.
     fn begin(&mut self, t: usize, task: &Task) -> Result<Driver> {
         let n = task.examples() as f64;
         let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
-        if let Method::Ivon { hess_init, beta2, delta, step } = self.method {
+        if let Method::Ivon { hess_init, beta2, delta, step, .. } = self.method {
             let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
             let rule = rule.schedule(Schedule::Cosine { warmup: steps / 20, total: steps, end: 0.0 });
             let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
-            let rule = match &self.posterior {
+            let rule = match self.slow.as_ref().and_then(SlowPrior::prior) {
                 Some(q) => rule.prior(Prior::from(q).elsewhere(delta)),
                 None => rule,
             };
@@ -193,11 +198,11 @@ impl<'a> Learner<'a> {
                 return Ok(Some(positions));
             }
             Method::Ivon { .. } => {
-                if let Driver::Ivon(opt) = driver {
+                if let (Driver::Ivon(opt), Some(slow)) = (driver, &mut self.slow) {
                     // Heads that are still to be used keep their own prior.
                     let unused: Vec<String> = (t + 1..).map(|t| head(t as i64)).take(self.net.heads()).collect();
                     let seen = |name: &str| !unused.iter().any(|head| name.starts_with(&format!("{head}.")));
-                    self.posterior = Some(opt.posterior()?.select(seen)?);
+                    slow.absorb(opt.posterior()?.select(seen)?)?;
                 }
             }
             Method::Fromp { choice, memory, delta, .. } => {

@@ -60,8 +60,11 @@ pub enum Method {
         /// Weight of the penalty.
         lambda: f64,
     },
-    /// IVON with the last posterior as prior.
+    /// IVON with a slow prior, into which the posterior of each task is merged; with γ = 1 the last posterior is the
+    /// prior.
     Ivon {
+        /// γ
+        gamma: f64,
         /// h₀
         hess_init: f64,
         /// β₂
