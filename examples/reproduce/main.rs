@@ -13,17 +13,18 @@ mod toy;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use tch_blr_examples::Outcome;
-use tch_blr_examples::tables::{Job, Section, d1, d2, d4, d5, d6};
+use tch_blr_examples::tables::{Job, Section, d1, d2, d4, d5, d6, previews};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: [Table; 12] = [
+const TABLES: [Table; 13] = [
     ("mnist", mnist::table),
     ("d1", d1::table),
     ("d2", d2::table),
     ("d4", d4::table),
     ("d5", d5::table),
     ("d6", d6::table),
+    ("previews", previews::table),
     ("usps", three_five::table),
     ("toy", toy::table),
     ("split", split::task_incremental),
@@ -36,7 +37,7 @@ const TABLES: [Table; 12] = [
 ///
 /// Each run of a row and seed is kept in target/reproduce/runs/, so that an interrupted job goes on where it stopped
 /// (delete the file to run it again). target/reproduce/TABLE.json holds the figures, docs/results.md the rendered
-/// tables. The data (MNIST, USPS, ..) are read from $TCH_BLR_DATA; only `toy` needs none. d1, d2, d4, d5 and d6 take
+/// tables. The data (MNIST, USPS, ..) are read from $TCH_BLR_DATA; only `toy` needs none. d1, d2, d4, d5, d6 and previews take
 /// seconds to minutes, the others up to hours on two cores.
 #[derive(Parser)]
 struct Arguments {

@@ -53,7 +53,7 @@ pub fn preview<Q: Preview>(prior: &Q::Merged, tasks: &[&Q], alpha: &[f64]) -> Re
 /// implemented elsewhere.
 pub trait Preview: Posterior + Sized + sealed::Sealed {
     /// The family of the prior and of the preview.
-    type Merged;
+    type Merged: Posterior;
 
     #[doc(hidden)]
     fn preview_of(prior: &Self::Merged, tasks: &[&Self], alpha: &[f64]) -> Result<Self::Merged>;

@@ -197,9 +197,14 @@ impl Objective {
     }
 
     /// Σ ℓᵢ
-    pub fn loss(mut self, on: &Examples) -> Outcome<Objective> {
-        self.past = self.past.with(Replay::new(on.memory())?);
-        self.inputs.push((on.x.shallow_clone(), 1.0));
+    pub fn loss(self, on: &Examples) -> Outcome<Objective> {
+        self.weighted_loss(on, 1.0)
+    }
+
+    /// weight · Σ ℓᵢ
+    pub fn weighted_loss(mut self, on: &Examples, weight: f64) -> Outcome<Objective> {
+        self.past = self.past.with(Replay::new(on.memory().weights(&on.y.full_like(weight)))?);
+        self.inputs.push((on.x.shallow_clone(), weight));
         Ok(self)
     }
 

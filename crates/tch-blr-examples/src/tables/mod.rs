@@ -8,6 +8,7 @@ pub mod d2;
 pub mod d4;
 pub mod d5;
 pub mod d6;
+pub mod previews;
 
 use crate::Outcome;
 use serde_json::{Value, json};
