@@ -45,8 +45,9 @@ mod posteriors;
 mod tensors;
 
 pub use blr_merge::{
-    Destination, Difference, FileModel, Keep, Merged, Method, Recipe, Rescale, Role, StoredTensor, TaskVectors,
-    WeightFile, diff_files, merge_files, remove_files,
+    Better, Destination, Difference, FileModel, Keep, Merged, Method, Planned, Recipe, Rescale, Role, Soup,
+    StoredTensor, TaskVectors, WeightFile, diff_files, evaluate, merge_files, plan_files, remove_files, simplex,
+    soup_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
 pub use posteriors::{NaturalSum, clamp_information, federated, gradient_matching, largest_removal, remove};

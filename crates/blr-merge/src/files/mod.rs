@@ -220,11 +220,10 @@ pub fn plan_files(
     let work = Work::new(&recipe, weighted, Sources::open(&recipe, base, models)?)?;
     let mut planned = Vec::new();
     for (name, tensor) in work.sources.tensors() {
-        let plan = work.plan(name)?;
         let plan = match tensor.role {
             Role::Kept => None,
-            Role::Statistic => Some(plan.average()),
-            Role::Weight => Some(plan),
+            Role::Statistic => Some(work.plan(name)?.average()),
+            Role::Weight => Some(work.plan(name)?),
         };
         let merge = plan.map(|plan| (plan.method, plan.models.iter().map(|(_, w)| *w).collect::<Vec<f64>>()));
         planned.extend(write::entries(&work, &out, name, tensor).into_iter().map(|entry| Planned {
@@ -256,7 +255,8 @@ impl<'a> Work<'a> {
         let posteriors = recipe.needs_curvature() && sources.pattern().is_posterior();
         let work = Work { recipe, models, sources, posteriors };
         // Before anything is computed, so that an error does not come after minutes of work.
-        work.sources.tensors().try_for_each(|(name, _)| work.plan(name).map(drop))?;
+        let merged = work.sources.tensors().filter(|(_, tensor)| tensor.role != Role::Kept);
+        merged.into_iter().try_for_each(|(name, _)| work.plan(name).map(drop))?;
         Ok(work)
     }
 
