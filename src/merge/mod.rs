@@ -50,8 +50,9 @@ mod preview;
 mod tensors;
 
 pub use blr_merge::{
-    Destination, Difference, FileModel, Keep, Merged, Method, Recipe, Rescale, Role, StoredTensor, TaskVectors,
-    WeightFile, diff_files, merge_files, remove_files,
+    Better, Destination, Difference, FileModel, Keep, Merged, Method, Planned, Recipe, Rescale, Role, Soup,
+    StoredTensor, TaskVectors, WeightFile, diff_files, evaluate, merge_files, plan_files, remove_files, simplex,
+    soup_files,
 };
 pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
 pub use front::{Trial, front};

@@ -125,10 +125,9 @@ impl<T: Copy> Output<T, Error> for Values<T> {
 pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) -> Result<Tensors> {
     let _no_grad = tch::no_grad_guard();
     let recipe = recipe.into();
-    let method = recipe.method();
     let names: Vec<(&str, f64)> = models.iter().map(|m| (m.name, m.weight)).collect();
-    method.validate(&names)?;
-    let base = if method.needs_base() {
+    recipe.validate(&names)?;
+    let base = if recipe.needs_base() {
         Some(base.ok_or_else(|| {
             Error::Merge("this method needs the base that the models were fine-tuned from".to_owned())
         })?)
@@ -153,7 +152,7 @@ pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) 
         }
         // Before anything is computed, so that an error does not come after minutes of work.
         same_tensors((pattern.name, &expected), (model.name, &shapes(&recipe, model.tensors)))?;
-        if !method.needs_curvature() {
+        if !recipe.needs_curvature() {
             continue;
         }
         let Some(curvature) = model.curvature else {
@@ -175,7 +174,8 @@ pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) 
             return Err(Error::parameter(name, format!("its curvature of model `{}` {problem}", model.name)));
         }
     }
-    let plan = Plan { method, models: names, posteriors: posteriors.unwrap_or(false) };
+    let plan = |name: &str| recipe.plan(name, &names, posteriors.unwrap_or(false));
+    roles.iter().filter(|(_, role)| **role != Role::Kept).try_for_each(|(name, _)| plan(name).map(drop))?;
 
     let mut merged = Tensors::new();
     let mut done: HashMap<usize, Vec<(&Tensor, &str)>> = HashMap::new();
@@ -201,8 +201,8 @@ pub fn merge(recipe: impl Into<Recipe>, base: Option<&Model>, models: &[Model]) 
         let kind = others().fold(like.kind(), |kind, t| both(kind, t.kind()));
         let result = match roles[name.as_str()] {
             Role::Kept => like.copy(),
-            Role::Statistic => one(&plan.average(), (name, like, kind), None, models)?,
-            Role::Weight => one(&plan, (name, like, kind), base, models)?,
+            Role::Statistic => one(&plan(name)?.average(), (name, like, kind), None, models)?,
+            Role::Weight => one(&plan(name)?, (name, like, kind), base, models)?,
         };
         merged.insert(name.clone(), result);
     }

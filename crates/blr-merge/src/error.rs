@@ -44,6 +44,14 @@ pub enum Error {
         /// Every weight below this leaves a posterior.
         largest: f64,
     },
+    /// The user's command that scores models failed, or gave no score.
+    #[error("the evaluation `{command}` {problem}")]
+    Evaluation {
+        /// The command.
+        command: String,
+        /// What happened, with what it wrote on standard error.
+        problem: String,
+    },
     /// A file cannot be read or written, or does not hold what is expected.
     #[error("{path}: {problem}")]
     File {

@@ -1,8 +1,10 @@
 //! Merges fine-tunes of one model into one model: safetensors files of any size, or anything else that can be read as
 //! slices.
 //!
-//! [`merge_files`] merges by a [`Method`], [`remove_files`] takes a part out of a posterior again, [`diff_files`]
-//! compares, and [`WeightFile`] looks into files. The command `blr-merge` does the same. Files are streamed: neither a
+//! [`merge_files`] merges by a [`Method`], or by a [`Recipe`] with methods and weights for some of the tensors, and
+//! [`plan_files`] says what it would do. [`soup_files`] averages those models that make the average better, [`simplex`]
+//! lists weightings to try, [`remove_files`] takes a part out of a posterior again, [`diff_files`] compares, and
+//! [`WeightFile`] looks into files. The command `blr-merge` does the same. Files are streamed: neither a
 //! model nor a tensor needs to fit into memory. Merging of tensors and of posteriors in memory is in `tch_blr::merge`,
 //! which is built on this crate; nothing here needs libtorch.
 //!
@@ -36,11 +38,15 @@ mod method;
 mod number;
 mod philox;
 mod recipe;
+mod simplex;
 pub mod storage;
 
 pub use diff::{Difference, diff_files};
 pub use error::{Error, Result};
-pub use files::{Destination, FileModel, Merged, merge_files, remove_files};
+pub use files::{
+    Better, Destination, FileModel, Merged, Planned, Soup, evaluate, merge_files, plan_files, remove_files, soup_files,
+};
 pub use method::{Keep, Method, Rescale, TaskVectors};
 pub use recipe::{Recipe, Role};
+pub use simplex::simplex;
 pub use storage::{StoredTensor, WeightFile};

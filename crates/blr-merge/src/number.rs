@@ -29,6 +29,10 @@ pub trait Number: Float + Default + Send + Sync + sealed::Sealed + 'static {
     const DIGITS: u32;
     /// |x| as an integer of the same order: of two numbers that are not NaN, the larger |x| has the larger magnitude.
     fn magnitude(self) -> u64;
+    /// The first 16 bits of |x| as an f32: with three decimal digits, in the order of |x|.
+    fn first_digit(self) -> usize {
+        (self.single().abs().to_bits() >> 16) as usize
+    }
     /// Rounded from f64.
     fn from_wide(x: f64) -> Self;
     /// Exactly the f32.

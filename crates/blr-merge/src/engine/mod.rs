@@ -4,12 +4,13 @@
 //! [`Inputs`] and [`Output`] in this crate, tensors in tch-blr, and anything else can.
 //!
 //! ```text
-//! merge  →  the method                linear.rs  task_vectors.rs (+ select.rs)  natural.rs
+//! merge  →  the method                linear.rs  angles.rs  task_vectors.rs (+ select.rs)  sce.rs  natural.rs
+//!           ranks of whole tensors:   rank.rs
 //!           for each chunk:           job.rs
 //!             read and check the inputs  →  formula, in parallel over blocks  →  check and write
 //! ```
 //!
-//! What a method must know of the whole tensor (the threshold of TIES, the angle of slerp, the norms of DARE) takes
+//! What a method must know of the whole tensor (the thresholds of TIES and others, the angles of slerp and others, the norms of DARE) takes
 //! earlier passes over all chunks. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a
 //! result depends neither on the number of threads nor on where the numbers lie.
 //!
@@ -43,9 +44,12 @@
 //! # }
 //! ```
 
+mod angles;
 mod job;
 mod linear;
 mod natural;
+mod rank;
+mod sce;
 mod select;
 mod task_vectors;
 
@@ -149,7 +153,10 @@ pub fn merge<T: Number, E: From<Error>>(
             let weights = job.arc(t)?;
             job.linear(&weights)
         }
+        Method::Karcher => job.karcher(),
         Method::TaskVectors(v) => job.task_vectors(&v),
+        Method::ModelStock => job.model_stock(),
+        Method::Sce { density } => job.sce(density),
         Method::Fisher | Method::GradientMatching { .. } | Method::Combine => job.natural(),
     }
 }

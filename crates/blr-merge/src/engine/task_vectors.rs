@@ -1,4 +1,4 @@
-//! Sums of differences to the base: task arithmetic, TIES, DARE. Which elements of a difference are kept is decided in
+//! Sums of differences to the base: task arithmetic, TIES, DARE and their kind. Which elements of a difference are kept is decided in
 //! select.rs.
 
 use super::Input;

@@ -2,9 +2,9 @@
 
 use super::sources::{Reader, Sources, names};
 use super::write::write;
-use super::{Destination, FileModel, Merged};
+use super::{Destination, FileModel, Merged, Work, weighted};
 use crate::engine::{Plan, smallest_ratio};
-use crate::{Error, Method, Result, Role};
+use crate::{Error, Method, Recipe, Result, Role};
 use std::path::PathBuf;
 
 /// Takes `weight` times `part` out of the posterior `q`, both posteriors' files: the natural parameters of `q` less
@@ -27,10 +27,10 @@ pub fn remove_files(
     Error::unless(weight.is_finite() && weight > 0.0, "weight", weight, "a finite number > 0")?;
     let models = [FileModel::new(q), FileModel::new(part).weight(-weight)];
     let names = names(&models)?;
-    let weighted: Vec<(&str, f64)> = names.iter().zip(&models).map(|(name, m)| (name.as_str(), m.weight)).collect();
-    let plan = Plan { method: Method::Combine, models: weighted, posteriors: true };
+    let recipe = Recipe::new(Method::Combine);
+    let plan = Plan { method: Method::Combine, models: weighted(&names, &models), posteriors: true };
     let draft = out.draft()?;
-    let sources = Sources::open(&plan.method.into(), None, &models)?;
+    let sources = Sources::open(&recipe, None, &models)?;
     // A pass over the precisions alone, for an error that says how much would be possible; a merge that fails can only
     // say where.
     let (mut largest, mut what) = (f64::INFINITY, String::new());
@@ -49,6 +49,5 @@ pub fn remove_files(
     if weight >= largest {
         return Err(Error::Removal { what, weight, largest });
     }
-    plan.method.validate(&plan.models)?;
-    write(&plan, &sources, &out, draft, progress)
+    write(&Work::new(&recipe, plan.models, sources)?, &out, draft, progress)
 }

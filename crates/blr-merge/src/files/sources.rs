@@ -1,18 +1,20 @@
 //! The files that a merge reads: opened, checked against each other, and read as the engine's inputs.
 
 use super::FileModel;
+use super::adapter::{Adapter, Change};
 use crate::engine::{Input, Inputs, Number, same_tensors};
 use crate::storage::{PRECISION, StoredTensor, WeightFile};
 use crate::{Error, Method, Recipe, Result, Role};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// A model that is open.
 pub(super) struct Source {
     weights: WeightFile,
     /// Its file of curvature; none if the model is a posterior, or the method needs no curvature.
     curvature: Option<WeightFile>,
+    adapter: Option<Adapter>,
     /// Names that its file lacks, and that of the tensor that stands for each.
     tied: BTreeMap<String, String>,
 }
@@ -20,17 +22,26 @@ pub(super) struct Source {
 impl Source {
     fn open(model: &FileModel, recipe: &Recipe) -> Result<Self> {
         let weights = Self::known(&model.path, "a model's weights or a diagonal Gaussian posterior")?;
-        let curvature = model.curvature.as_ref().filter(|_| recipe.method.needs_curvature());
+        let curvature = model.curvature.as_ref().filter(|_| recipe.needs_curvature());
         let curvature = curvature.map(|path| Self::known(path, "curvatures under the weights' names")).transpose()?;
         if let Some(posterior) = curvature.as_ref().filter(|file| file.is_posterior()) {
             let problem = "is a posterior, whose `<name>` is a mean and not the curvature of `<name>`";
             return Err(Error::file(posterior.path(), problem));
         }
+        let adapter = |path: &PathBuf| Adapter::open(path, model.alpha, &weights);
+        let adapter = model.adapter.as_ref().map(adapter).transpose()?;
+        if adapter.is_some() && recipe.needs_curvature() && curvature.is_none() {
+            let problem = "is given with an adapter, of which it has no precision: give a file with the curvature";
+            return Err(Error::file(weights.path(), problem));
+        }
+        if adapter.is_none() && model.alpha.is_some() {
+            return Err(Error::file(weights.path(), "is given with α, and without the adapter that has it"));
+        }
         let absent = |(name, of): &&(String, String)| {
             !weights.tensors().contains_key(name) && weights.tensors().contains_key(of)
         };
         let tied = recipe.tied.iter().filter(absent).cloned().collect();
-        Ok(Source { weights, curvature, tied })
+        Ok(Source { weights, curvature, adapter, tied })
     }
 
     /// A file of tensors whose names are those of weights.
@@ -67,6 +78,18 @@ impl Source {
         self.weights.tensors().get(name)
     }
 
+    /// What its adapter adds to one of its tensors.
+    fn change(&self, name: &str) -> Result<Option<Change>> {
+        let name = self.tied.get(name).map_or(name, String::as_str);
+        self.adapter.as_ref().map_or(Ok(None), |adapter| adapter.change(name))
+    }
+
+    /// Whether the tensor is not what its file holds, but that and what its adapter adds.
+    pub fn changed(&self, name: &str) -> bool {
+        let name = self.tied.get(name).map_or(name, String::as_str);
+        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(name))
+    }
+
     /// Where the curvature of a weight is.
     fn curvature(&self, name: &str) -> Result<(&WeightFile, &StoredTensor)> {
         let refuse =
@@ -99,8 +122,8 @@ pub(super) fn names(models: &[FileModel]) -> Result<Vec<String>> {
     let parts: Vec<Vec<String>> = models
         .iter()
         .map(|m| {
-            m.path
-                .components()
+            let path = m.adapter.as_ref().unwrap_or(&m.path);
+            path.components()
                 .filter(|c| *c != Component::CurDir)
                 .rev()
                 .map(|c| c.as_os_str().to_string_lossy().into_owned())
@@ -143,7 +166,7 @@ pub(super) struct Sources {
 
 impl Sources {
     pub fn open(recipe: &Recipe, base: Option<&FileModel>, models: &[FileModel]) -> Result<Self> {
-        let base = if recipe.method.needs_base() {
+        let base = if recipe.needs_base() {
             let missing = || Error::Merge("this method needs the base that the models were fine-tuned from".to_owned());
             Some(Source::open(base.ok_or_else(missing)?, recipe)?)
         } else {
@@ -161,7 +184,7 @@ impl Sources {
                 // Of integers nothing is computed.
                 Role::Weight | Role::Statistic if copied(like.dtype) => Role::Kept,
                 // With a precision it has been learned, whatever it is called.
-                Role::Statistic if sources.pattern().is_posterior() && recipe.method.needs_curvature() => Role::Weight,
+                Role::Statistic if sources.pattern().is_posterior() && recipe.needs_curvature() => Role::Weight,
                 role => role,
             };
             tensors.insert(name.to_owned(), Tensor { role, like: like.clone(), dtype: like.dtype });
@@ -169,7 +192,7 @@ impl Sources {
         sources.all().try_for_each(|source| sources.check(source, recipe, &tensors))?;
         for (name, tensor) in &mut tensors {
             if tensor.role != Role::Kept {
-                tensor.dtype = sources.widest(name, recipe.method, tensor.role)?;
+                tensor.dtype = sources.widest(name, recipe.needs_curvature() && tensor.role == Role::Weight)?;
             }
         }
         sources.tensors = tensors;
@@ -178,9 +201,9 @@ impl Sources {
 
     /// Checks that a model can be merged with those before it.
     fn check<'a>(&'a self, source: &'a Source, recipe: &Recipe, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-        let (method, pattern) = (recipe.method, self.pattern());
+        let (curved, pattern) = (recipe.needs_curvature(), self.pattern());
         let (ours, theirs) = (pattern.name(), source.name());
-        if method.needs_curvature() && source.curvature.is_some() != pattern.curvature.is_some() {
+        if curved && source.curvature.is_some() != pattern.curvature.is_some() {
             let problem = format!("{ours} and {theirs} must both be posteriors or both come with a file of curvature");
             return Err(Error::Merge(problem));
         }
@@ -203,7 +226,7 @@ impl Sources {
                 let problem = format!("its kind {:?} cannot be merged: expected F32, F64, BF16 or F16", first.dtype);
                 return Err(Error::parameter(name, problem));
             }
-            if method.needs_curvature() && tensor.role == Role::Weight {
+            if curved && tensor.role == Role::Weight {
                 source.curvature(name)?;
             }
         }
@@ -211,11 +234,10 @@ impl Sources {
     }
 
     /// The narrowest kind that holds a tensor of all models, and its precisions if the result has one.
-    fn widest(&self, name: &str, method: Method, role: Role) -> Result<Dtype> {
+    fn widest(&self, name: &str, curved: bool) -> Result<Dtype> {
         let mut widest = None;
         for source in self.all() {
-            let precision = method.needs_curvature() && role == Role::Weight && source.is_posterior();
-            let precision = if precision { Some(source.curvature(name)?.1) } else { None };
+            let precision = if curved && source.is_posterior() { Some(source.curvature(name)?.1) } else { None };
             for t in source.tensor(name).into_iter().chain(precision) {
                 widest = Some(widest.map_or(t.dtype, |other| both(other, t.dtype)));
             }
@@ -229,12 +251,17 @@ impl Sources {
 
     /// The files that are read.
     pub fn files(&self) -> impl Iterator<Item = &WeightFile> {
-        self.all().flat_map(|source| std::iter::once(&source.weights).chain(&source.curvature))
+        self.all().flat_map(|s| std::iter::once(&s.weights).chain(&s.curvature).chain(s.adapter.as_ref().map(Adapter::file)))
     }
 
     /// The one that the result looks like.
     pub fn pattern(&self) -> &Source {
         self.base.as_ref().unwrap_or_else(|| &self.models[0])
+    }
+
+    /// The same, as an input.
+    pub fn pattern_input(&self) -> Input {
+        if self.base.is_some() { Input::Base } else { Input::Model(0) }
     }
 
     /// The tensors that the result has, without precisions.
@@ -269,11 +296,30 @@ pub(super) struct Reader<'a> {
     sources: &'a Sources,
     name: &'a str,
     buffer: Vec<u8>,
+    /// What adapters add, of the models whose weights have been read.
+    changes: Vec<(Input, Option<Change>)>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(sources: &'a Sources, name: &'a str) -> Self {
-        Reader { sources, name, buffer: Vec::new() }
+        Reader { sources, name, buffer: Vec::new(), changes: Vec::new() }
+    }
+
+    fn change(&mut self, input: Input) -> Result<Option<&Change>> {
+        let source = match input {
+            Input::Base => self.sources.base.as_ref(),
+            Input::Model(k) => Some(&self.sources.models[k]),
+            Input::BaseCurvature | Input::Curvature(_) => None,
+        };
+        let Some(source) = source.filter(|source| source.adapter.is_some()) else { return Ok(None) };
+        let place = match self.changes.iter().position(|(other, _)| *other == input) {
+            Some(place) => place,
+            None => {
+                self.changes.push((input, source.change(self.name)?));
+                self.changes.len() - 1
+            }
+        };
+        Ok(self.changes[place].1.as_ref())
     }
 
     fn place(&self, input: Input) -> Result<(&'a WeightFile, &'a StoredTensor)> {
@@ -310,6 +356,10 @@ impl<'a> Reader<'a> {
 impl<T: Number> Inputs<T> for Reader<'_> {
     fn read(&mut self, input: Input, at: usize, x: &mut [T]) -> Result<()> {
         let (file, t) = self.place(input)?;
-        file.read(t, at, x, &mut self.buffer)
+        file.read(t, at, x, &mut self.buffer)?;
+        if let Some(change) = self.change(input)? {
+            change.add(at, x);
+        }
+        Ok(())
     }
 }

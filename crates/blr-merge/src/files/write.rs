@@ -1,8 +1,9 @@
 //! The file or the shards that a merge writes.
 
-use super::sources::{Reader, Sources};
-use super::{Destination, Merged};
-use crate::engine::{self, Number, Output, Plan};
+use super::sources::{Reader, Sources, Tensor};
+use super::{Destination, Merged, Work};
+use crate::engine::{self, Inputs, Number, Output};
+use crate::number::CHUNK;
 use crate::storage::{DESCRIPTION, Draft, Entry, FileWriter, INDEX, PRECISION, StoredTensor};
 use crate::{Error, Result, Role};
 use safetensors::Dtype;
@@ -13,18 +14,17 @@ use std::path::Path;
 
 /// Merges every tensor into a draft of the destination, which then takes its place.
 pub(super) fn write(
-    plan: &Plan,
-    sources: &Sources,
+    work: &Work,
     out: &Destination,
     draft: Draft,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Merged> {
+    let (sources, posterior) = (&work.sources, work.posteriors);
     keeps_models_whole(sources, &out.path)?;
-    let mut merged =
-        Merged { tensors: 0, weights: 0, averaged: Vec::new(), copied: Vec::new(), posterior: plan.posteriors };
-    let shards = shards(sources, plan.posteriors, out);
+    let mut merged = Merged { tensors: 0, weights: 0, averaged: Vec::new(), copied: Vec::new(), posterior };
+    let shards = shards(work, out);
     let total = shards.iter().flatten().map(Entry::bytes).sum();
-    let metadata = metadata(sources, plan.posteriors);
+    let metadata = metadata(sources, posterior);
     let mut written = 0;
     let mut count = |bytes| {
         written += bytes;
@@ -34,8 +34,8 @@ pub(super) fn write(
     let mut fill = |path: &Path, file: &File, entries: &[Entry]| {
         let mut writer = FileWriter::new(path, file, &metadata, entries.to_vec(), &mut count)?;
         let weights = entries.iter().map(|entry| entry.name.as_str());
-        for name in weights.filter(|name| !(plan.posteriors && sources.pattern().file().is_precision(name))) {
-            write_tensor(plan, sources, name, &mut writer, &mut merged)?;
+        for name in weights.filter(|name| !(posterior && sources.pattern().file().is_precision(name))) {
+            write_tensor(work, name, &mut writer, &mut merged)?;
         }
         Ok(())
     };
@@ -91,18 +91,24 @@ fn metadata(sources: &Sources, posteriors: bool) -> HashMap<String, String> {
     metadata
 }
 
+/// What is written of a tensor: itself, and the precision that it has in a posterior.
+pub(super) fn entries(work: &Work, out: &Destination, name: &str, tensor: &Tensor) -> Vec<Entry> {
+    let entry = |name: String, t: &StoredTensor| {
+        let dtype = out.dtype.filter(|_| t.is_floating()).unwrap_or(tensor.dtype);
+        Entry { name, dtype, shape: t.shape.clone() }
+    };
+    let precision = work.sources.pattern().file().precision_of(name).filter(|_| work.posteriors);
+    let mut both = vec![entry(name.to_owned(), &tensor.like)];
+    both.extend(precision.map(|s| entry(format!("{name}{PRECISION}"), s)));
+    both
+}
+
 /// What is written, as files of at most so many bytes of tensors: at least one file, and exactly one without a limit.
-fn shards(sources: &Sources, posteriors: bool, out: &Destination) -> Vec<Vec<Entry>> {
+fn shards(work: &Work, out: &Destination) -> Vec<Vec<Entry>> {
     let most = out.most.unwrap_or(u64::MAX);
     let (mut shards, mut room) = (vec![Vec::new()], most);
-    for (name, tensor) in sources.tensors() {
-        let entry = |name: String, t: &StoredTensor| {
-            let dtype = out.dtype.filter(|_| t.is_floating()).unwrap_or(tensor.dtype);
-            Entry { name, dtype, shape: t.shape.clone() }
-        };
-        let precision = sources.pattern().file().precision_of(name).filter(|_| posteriors);
-        let mut both = vec![entry(name.to_owned(), &tensor.like)];
-        both.extend(precision.map(|s| entry(format!("{name}{PRECISION}"), s)));
+    for (name, tensor) in work.sources.tensors() {
+        let both = entries(work, out, name, tensor);
         let bytes = both.iter().map(Entry::bytes).sum();
         if bytes > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
             shards.push(Vec::new());
@@ -115,15 +121,25 @@ fn shards(sources: &Sources, posteriors: bool, out: &Destination) -> Vec<Vec<Ent
 }
 
 /// Merges or copies one tensor into a file that has a place for it.
-fn write_tensor(plan: &Plan, sources: &Sources, name: &str, file: &mut FileWriter, merged: &mut Merged) -> Result<()> {
+fn write_tensor(work: &Work, name: &str, file: &mut FileWriter, merged: &mut Merged) -> Result<()> {
+    let sources = &work.sources;
     let tensor = sources.tensor(name);
     let elements = tensor.like.elements();
-    let average;
+    let mut reader = Reader::new(sources, name);
     let plan = match tensor.role {
         Role::Kept => {
             let pattern = sources.pattern().file();
-            file.copy(name, pattern, &tensor.like)?;
-            if let Some(s) = pattern.precision_of(name).filter(|_| plan.posteriors) {
+            if sources.pattern().changed(name) {
+                let mut x = Vec::new();
+                for at in (0..elements).step_by(CHUNK) {
+                    x.resize(CHUNK.min(elements - at), 0f64);
+                    reader.read(sources.pattern_input(), at, &mut x)?;
+                    file.elements(name, at, &x)?;
+                }
+            } else {
+                file.copy(name, pattern, &tensor.like)?;
+            }
+            if let Some(s) = pattern.precision_of(name).filter(|_| work.posteriors) {
                 file.copy_precisions(name, &format!("{name}{PRECISION}"), pattern, s)?;
             }
             merged.copied.push(name.to_owned());
@@ -131,24 +147,22 @@ fn write_tensor(plan: &Plan, sources: &Sources, name: &str, file: &mut FileWrite
         }
         Role::Statistic => {
             merged.averaged.push(name.to_owned());
-            average = plan.average();
-            &average
+            work.plan(name)?.average()
         }
         Role::Weight => {
             merged.tensors += 1;
             merged.weights += elements as u64;
-            plan
+            work.plan(name)?
         }
     };
-    let mut reader = Reader::new(sources, name);
     // Also for a result in f64, which would otherwise have the digits of f32.
     let wide = reader.wide(plan.method)? || file.dtype(name) == Dtype::F64;
-    let precision = plan.posteriors.then(|| format!("{name}{PRECISION}"));
+    let precision = work.posteriors.then(|| format!("{name}{PRECISION}"));
     let mut place = Place { file, name, precision };
     if wide {
-        engine::merge::<f64, Error>(plan, name, elements, &mut reader, &mut place)
+        engine::merge::<f64, Error>(&plan, name, elements, &mut reader, &mut place)
     } else {
-        engine::merge::<f32, Error>(plan, name, elements, &mut reader, &mut place)
+        engine::merge::<f32, Error>(&plan, name, elements, &mut reader, &mut place)
     }
 }
 

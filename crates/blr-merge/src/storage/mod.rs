@@ -14,6 +14,7 @@ mod writer;
 pub(crate) use convert::is_floating;
 pub use draft::Draft;
 pub use header::StoredTensor;
+pub(crate) use regular::read as read_small;
 pub use weight_file::WeightFile;
 pub(crate) use weight_file::{INDEX, PIECE};
 pub use writer::{Entry, FileWriter};

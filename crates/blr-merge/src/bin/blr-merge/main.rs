@@ -4,14 +4,21 @@
 
 mod look;
 mod merge;
+mod options;
 mod output;
+mod request;
+mod settings;
+mod soup;
+mod sweep;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use merge::{Merge, Remove};
+use soup::Soup;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use sweep::Sweep;
 
 /// Merge, compare and look into weights in safetensors files.
 ///
@@ -29,6 +36,10 @@ struct Cli {
 enum Command {
     /// Merge models of one architecture into one.
     Merge(Box<Merge>),
+    /// Merge by every weighting on a grid, and score the merges by a command.
+    Sweep(Box<Sweep>),
+    /// Average those models that make the average better by a command's score (greedy soup).
+    Soup(Soup),
     /// Take one posterior's information out of another.
     Remove(Remove),
     /// List the tensors of a model.
@@ -58,6 +69,8 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Merge(merge) => merge.run().map(|()| false),
+        Command::Sweep(sweep) => sweep.run().map(|()| false),
+        Command::Soup(soup) => soup.run().map(|()| false),
         Command::Remove(remove) => remove.run().map(|()| false),
         Command::Inspect { model } => look::inspect(&model).map(|()| false),
         Command::Diff { a, b } => look::diff(&a, &b),
