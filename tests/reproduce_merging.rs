@@ -1,6 +1,7 @@
-//! The table of merging on USPS: `d4` of `make reproduce`.
+//! The tables of merging on USPS: `d4` and `previews` of `make reproduce`.
 
 use tch_blr_examples::tables::d4;
+use tch_blr_examples::tables::previews::{FAMILIES, Loss, Previews};
 
 /// Reference values of the same exact optima, computed by an independent program: accuracy in %, distance, gap in nats;
 /// to 1 %.
@@ -37,5 +38,28 @@ fn merging_on_usps() {
     assert!(full < diagonal);
     for scheme in ["task arithmetic", "Fisher average", "average"] {
         assert!(diagonal < gap(scheme), "{scheme}");
+    }
+}
+
+/// Squares are what a Gaussian describes: with all covariances nothing is missing, and with fewer more.
+#[test]
+fn previews_on_usps() {
+    let Some(data) = support::data("usps") else { return };
+    for loss in [Loss::Squared, Loss::Logistic] {
+        let previews = Previews::load(&data, loss).unwrap();
+        let fronts = FAMILIES.map(|(_, family)| previews.front(family).unwrap());
+        let [exact, full, diagonal, isotropic] = &fronts;
+        println!("{loss:?}: {:?}", fronts.each_ref().map(|front| front.area));
+        // Twelve weightings of three tasks on an edge of 1/10, and so on: (12·11)/2.
+        assert_eq!(exact.trials.len(), 66);
+        assert!(exact.area <= full.area * (1.0 + 1e-12));
+        assert!(full.area < diagonal.area && diagonal.area < isotropic.area);
+        // No other weighting can beat the optimum of one whose weights are all positive.
+        assert!(exact.trials.iter().all(|trial| trial.efficient || trial.alpha.contains(&0.0)));
+        if loss == Loss::Squared {
+            for (a, b) in full.thetas.iter().zip(&exact.thetas) {
+                assert!(((a - b).norm() / b.norm()).double_value(&[]) < 1e-10);
+            }
+        }
     }
 }
