@@ -126,7 +126,9 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
             self.ranked(Of::Differences, at, &mut buffers, &mut |k, d| {
                 let parts = d.par_chunks(part(d)).map(|d| {
                     let mut counts = vec![0u32; BINS];
-                    d.iter().for_each(|d| counts[d.first_digit()] += 1);
+                    for d in d {
+                        counts[d.first_digit()] += 1;
+                    }
                     counts
                 });
                 add(&mut counts[k], parts.collect());

@@ -84,9 +84,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
                     let positive = (0..n).fold(T::zero(), |sum, k| sum + at(k)) >= T::zero();
                     let agrees = |d: T| if positive { d > T::zero() } else { d < T::zero() };
                     let agreeing = (0..n).filter(|k| agrees(at(*k)));
-                    let (total, share) = agreeing.fold((T::zero(), T::zero()), |(total, share), k| {
-                        (total + eta[k] * at(k), share + eta[k])
-                    });
+                    let (total, share) = agreeing
+                        .fold((T::zero(), T::zero()), |(total, share), k| (total + eta[k] * at(k), share + eta[k]));
                     // Nobody agrees where all differences are zero, and where a share is, so are the differences.
                     if share > T::zero() {
                         *theta = *theta + total / share;
