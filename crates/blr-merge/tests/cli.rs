@@ -281,6 +281,12 @@ fn help_has_examples_and_shells_have_completions() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(folder.path(), "merge --help");
     assert!(help.contains("Examples:") && help.contains("--method ties --density 0.2 --base base.safetensors"));
+    for (of, says) in
+        [("merge", "--recipe recipe.toml --dry-run"), ("sweep", "--steps 4"), ("soup", "--higher-is-better")]
+    {
+        let help = ok(folder.path(), &format!("{of} --help"));
+        assert!(help.split("Example").nth(1).unwrap().contains(says), "{help}");
+    }
     for (shell, says) in [("bash", "complete -F"), ("zsh", "#compdef blr-merge"), ("fish", "complete -c blr-merge")] {
         assert!(ok(folder.path(), &format!("completions {shell}")).contains(says));
     }
@@ -373,6 +379,11 @@ fn a_billion_weights_in_less_than_a_gibibyte() {
         "ties --density 0.2 --base base",
         "fisher --fisher fa --fisher fb",
         "gradient-matching --base base --base-fisher fa --fisher fa --fisher fb",
+        "karcher",
+        "della --density 0.3 --epsilon 0.2 --base base",
+        "breadcrumbs --beta 0.8 --gamma 0.01 --base base",
+        "model-stock --base base",
+        "sce --density 0.1 --base base",
     ] {
         let (peak, seconds) = measure(folder.path(), &format!("merge a b --out m --method {method}"));
         println!("{method}: {seconds:.1} s, peak {:.0} MiB", peak as f64 / f64::from(1 << 20));

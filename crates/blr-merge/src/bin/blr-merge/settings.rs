@@ -54,7 +54,7 @@ pub enum Scale {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct Settings {
     /// How to merge.
-    #[arg(id = "method", long, short)]
+    #[arg(id = "method", long, short, value_name = "METHOD")]
     pub name: Option<Name>,
     /// Factor on the sum of differences [default: 1].
     #[arg(long, allow_negative_numbers = true)]
