@@ -73,7 +73,8 @@ impl Request {
     pub fn read(path: &Path) -> Outcome<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
         let mut request: Request = toml::from_str(&text).map_err(|e| {
-            let line = e.span().map(|span| text[..span.start].matches('\n').count() + 1);
+            let lines = |span: std::ops::Range<usize>| text.bytes().take(span.start).filter(|c| *c == b'\n').count();
+            let line = e.span().map(|span| lines(span) + 1);
             let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
             format!("{}{line}: {}", path.display(), e.message().replace('\n', ", "))
         })?;
