@@ -9,7 +9,7 @@ use command::{error, load, models, names, ok, run, save};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use support::Stored;
+use support::{Stored, model};
 
 /// Prints the last number of the file, the second of layer 1.
 const LAST: &str = "f=$1; [ -d \"$f\" ] && f=$(ls \"$f\"/*.safetensors | tail -n 1); tail -c 4 \"$f\" | od -An -t f4\n";
@@ -48,6 +48,23 @@ fn sweeps_write_every_weighting_or_its_score() {
     let table: serde_json::Value = serde_json::from_slice(&fs::read(at.join("kept/scores.json")).unwrap()).unwrap();
     assert_eq!(table["models"][1], "models/b.safetensors");
     assert_eq!(table["rows"][1], serde_json::json!({"weights": [1.0, 0.0], "score": 4.0}));
+}
+
+/// Of posteriors learned with one prior, whose sum with α at a corner is that task's.
+#[test]
+fn sweeps_of_posteriors_are_posteriors() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, m, s) in [("q0", 0.5, 2.0), ("q1", 1.0, 3.0), ("q2", 2.0, 5.0)] {
+        let [mean, precision] = [m, s].map(|x| model([("w", Stored::f32(&[x]))]));
+        support::save_posterior(&at.join(name), &mean, &precision);
+    }
+    ok(at, "sweep --method gradient-matching --delta 0 --base q0 q1 q2 --steps 2 --out previews");
+    // In the middle 0·q0 + q1/2 + q2/2: the mean is (3·1 + 5·2)/8.
+    for (name, m, s) in [("1-0", 1.0, 3.0), ("0.5-0.5", 1.625, 4.0), ("0-1", 2.0, 5.0)] {
+        let q = support::load(&at.join(format!("previews/{name}.safetensors")));
+        assert_eq!([q["w"].numbers(), q["w.precision"].numbers()], [[m], [s]], "{name}");
+    }
 }
 
 #[test]
