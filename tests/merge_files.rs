@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use tch_blr::merge::{
-    FileModel, Method, Model, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
+    FileModel, Method, Model, Recipe, Rescale, Tensors, WeightFile, diff_files, merge, merge_files, remove_files,
 };
 use tch_blr::{DiagonalGaussian, Statistic, Von, blr_merge, combine};
 
@@ -89,6 +89,11 @@ fn files_and_tensors_merge_to_the_same_bits() {
             Method::Slerp { t: 0.3 },
             Method::dare(1.0, 0.3, Rescale::Density, 5),
             Method::dare_ties(1.0, 0.3, Rescale::L1Norm, 5),
+            Method::della(1.0, 0.3, 0.2, 5),
+            Method::breadcrumbs(1.0, 0.3, 0.1),
+            Method::ModelStock,
+            Method::Karcher,
+            Method::Sce { density: 0.3 },
             Method::Fisher,
         ];
         // The others differ in what they compute, not in how they read and write.
@@ -104,6 +109,13 @@ fn files_and_tensors_merge_to_the_same_bits() {
             let difference = diff_files(&out, folder.path().join("expected")).unwrap();
             assert!(difference.is_empty(), "{kind:?} {method:?}: {difference:?}");
         }
+        // Rules for some of the tensors, too.
+        let recipe = Recipe::new(Method::linear()).method_for("*", Method::Karcher).weights_for("[bc]*", [2.0, 1.0]);
+        let recipe = recipe.method_for("small", Method::task_arithmetic(0.5)).weights_for("small", [3.0, -1.0]);
+        let expected = merge(recipe.clone(), Some(&base), &models).unwrap();
+        merge_files(recipe, Some(&base_file), &model_files, &out, &mut quiet).unwrap();
+        save(&folder.path().join("expected"), &expected);
+        assert!(diff_files(&out, folder.path().join("expected")).unwrap().is_empty());
         assert_eq!(WeightFile::open(&out).unwrap().metadata()["format"], "pt");
     }
 }

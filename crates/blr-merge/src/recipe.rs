@@ -171,7 +171,8 @@ impl Recipe {
         for (pattern, weights) in &self.weights {
             if weights.len() != models.len() {
                 let (n, models) = (weights.len(), models.len());
-                let problem = format!("for `{}` there are {n} weights, and {models} models: give one for each", pattern.text);
+                let problem =
+                    format!("for `{}` there are {n} weights, and {models} models: give one for each", pattern.text);
                 return Err(Error::Merge(problem));
             }
         }
@@ -222,7 +223,8 @@ impl Recipe {
     /// # Errors
     /// [`Error::Merge`] with the first pattern that fits none.
     pub fn check(&self, names: &[&str]) -> Result<()> {
-        let own = self.methods.iter().map(|(pattern, _)| pattern).chain(self.weights.iter().map(|(pattern, _)| pattern));
+        let own =
+            self.methods.iter().map(|(pattern, _)| pattern).chain(self.weights.iter().map(|(pattern, _)| pattern));
         for pattern in self.include.iter().chain(&self.exclude).chain(own) {
             let text = &pattern.text;
             if let Err(e) = glob::Pattern::new(text) {

@@ -1,35 +1,16 @@
 //! The command `blr-merge`, run as its users do.
 
+#[path = "support/command.rs"]
+mod command;
 mod support;
 
+use command::{error, ok, run};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Model, Stored, model, save_posterior};
-
-fn run(folder: &Path, arguments: &str) -> Output {
-    let words = arguments.split_whitespace();
-    Command::new(env!("CARGO_BIN_EXE_blr-merge")).args(words).current_dir(folder).output().unwrap()
-}
-
-fn ok(folder: &Path, arguments: &str) -> String {
-    let out = run(folder, arguments);
-    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
-    // No progress where there is no terminal.
-    assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// The single line on stderr.
-fn error(folder: &Path, arguments: &str) -> String {
-    let out = run(folder, arguments);
-    assert_eq!(out.status.code(), Some(2), "{arguments}");
-    let text = String::from_utf8(out.stderr).unwrap();
-    assert!(text.starts_with("error: ") && text.lines().count() == 1 && out.stdout.is_empty(), "{text}");
-    text
-}
 
 fn save(folder: &Path, name: &str, w: &[f32]) {
     support::save(&folder.join(name), &model([("w", Stored::f32(w))]));
@@ -67,7 +48,13 @@ fn every_method() {
         (format!("--method ties --density 0.34 --no-normalize {base}"), [6.0, 0.0, 1.0]),
         (format!("--method dare --density 1 {base}"), [6.0, 1.0, -1.0]),
         (format!("--method dare-ties --density 1 --rescale l1 {base}"), [3.0, 1.0, -1.0]),
+        (format!("--method della --density 1 --epsilon 0 {base}"), [3.0, 1.0, -1.0]),
+        (format!("--method breadcrumbs --beta 0.34 --gamma 0.34 {base} --lambda 2"), [0.0, 0.0, -3.0]),
+        (format!("--method sce --density 0.67 {base}"), [88.0 / 24.0, 0.0, -1.0]),
+        // cos = 8/(2 √21), t = 2 cos/(1 + cos).
+        (format!("--method model-stock {base}"), [2.796_363_4, 0.466_060_56, 0.067_878_89]),
         ("--method slerp -t 1".to_owned(), [4.0, 1.0, -1.0]),
+        ("--method karcher --weight 0,1".to_owned(), [4.0, 1.0, -1.0]),
         (format!("--method fisher {fisher}"), [3.5, 0.5, 0.5]),
         // Precisions 1 + F: (2·2 + 4·4)/5, 2·1/3 and 1 + 2·(-2)/5.
         (format!("--method gradient-matching {base} --base-fisher f0.safetensors {fisher}"), [4.0, 2.0 / 3.0, 0.2]),
@@ -104,6 +91,17 @@ fn errors_say_what_to_do() {
             "clamp has no part",
         ),
         ("merge --method ties --base base.safetensors a.safetensors --out m", "needs density"),
+        ("merge --method della --density 0.5 --base base.safetensors a.safetensors --out m", "needs epsilon"),
+        ("merge --method breadcrumbs --beta 0.5 --base base.safetensors a.safetensors --out m", "needs gamma"),
+        ("merge --method sce --base base.safetensors a.safetensors --out m", "needs density"),
+        (
+            "merge --method sce --density 1 --weight 1 --base base.safetensors a.safetensors --out m",
+            "weight has no part",
+        ),
+        ("merge --method ties --density 1 --epsilon 1 --base base.safetensors a.safetensors --out m", "epsilon has no"),
+        ("merge a.safetensors --out m", "there is no method"),
+        ("merge --method average a.safetensors b.safetensors", "there is no place for the result"),
+        ("merge --method average a.safetensors --exclude [w --out m", "`[w` is not a pattern"),
         ("merge --method ties --density 2 --base base.safetensors a.safetensors --out m", "`density` = 2"),
         ("merge --method ties --density 0.5 a.safetensors --out m", "needs the base"),
         ("merge --method fisher a.safetensors --out m", "is not a posterior that tch-blr has saved"),
@@ -283,6 +281,12 @@ fn help_has_examples_and_shells_have_completions() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(folder.path(), "merge --help");
     assert!(help.contains("Examples:") && help.contains("--method ties --density 0.2 --base base.safetensors"));
+    for (of, says) in
+        [("merge", "--recipe recipe.toml --dry-run"), ("sweep", "--steps 4"), ("soup", "--higher-is-better")]
+    {
+        let help = ok(folder.path(), &format!("{of} --help"));
+        assert!(help.split("Example").nth(1).unwrap().contains(says), "{help}");
+    }
     for (shell, says) in [("bash", "complete -F"), ("zsh", "#compdef blr-merge"), ("fish", "complete -c blr-merge")] {
         assert!(ok(folder.path(), &format!("completions {shell}")).contains(says));
     }
@@ -375,6 +379,11 @@ fn a_billion_weights_in_less_than_a_gibibyte() {
         "ties --density 0.2 --base base",
         "fisher --fisher fa --fisher fb",
         "gradient-matching --base base --base-fisher fa --fisher fa --fisher fb",
+        "karcher",
+        "della --density 0.3 --epsilon 0.2 --base base",
+        "breadcrumbs --beta 0.8 --gamma 0.01 --base base",
+        "model-stock --base base",
+        "sce --density 0.1 --base base",
     ] {
         let (peak, seconds) = measure(folder.path(), &format!("merge a b --out m --method {method}"));
         println!("{method}: {seconds:.1} s, peak {:.0} MiB", peak as f64 / f64::from(1 << 20));

@@ -90,7 +90,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         let mean = TaskVectors { lambda: t, keep: Keep::All, elect_signs: false, normalize: true };
         let equal = self.plan.models.iter().map(|(name, _)| (*name, 1.0)).collect();
         let plan = super::Plan { method: Method::TaskVectors(mean), models: equal, posteriors: false };
-        Job { plan: &plan, name: self.name, len: self.len, inputs: self.inputs, output: self.output }.task_vectors(&mean)
+        Job { plan: &plan, name: self.name, len: self.len, inputs: self.inputs, output: self.output }
+            .task_vectors(&mean)
     }
 }
 
@@ -104,7 +105,8 @@ fn karcher(products: &Products, weights: &[f64]) -> Option<Vec<f64>> {
     let all: f64 = some.iter().map(|k| weights[*k]).sum();
     let w: Vec<f64> = some.iter().map(|k| weights[*k] / all).collect();
     let cos = |j: usize, k: usize| products[some[j]][some[k]] / norms[some[j]] / norms[some[k]];
-    let cos: Products = (0..w.len()).map(|j| (0..w.len()).map(|k| if j == k { 1.0 } else { cos(j, k) }).collect()).collect();
+    let cos: Products =
+        (0..w.len()).map(|j| (0..w.len()).map(|k| if j == k { 1.0 } else { cos(j, k) }).collect()).collect();
     let dot = |x: &[f64], y: &[f64]| -> f64 {
         x.iter().zip(&cos).map(|(x, row)| x * row.iter().zip(y).map(|(c, y)| c * y).sum::<f64>()).sum()
     };

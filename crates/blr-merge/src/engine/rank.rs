@@ -60,7 +60,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         &mut self,
         of: Of,
         at: Range<usize>,
-        [base, d]: &mut [Vec<T>; 2],
+        (base, d, models): &mut (Vec<T>, Vec<T>, Vec<Vec<T>>),
         visit: &mut dyn FnMut(usize, &[T]),
     ) -> Result<(), E> {
         match of {
@@ -71,7 +71,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
                     visit(k, d);
                 }
             }
-            Of::Deviation => visit(0, &self.deviation(at)?),
+            Of::Deviation => visit(0, &self.deviation(at, models)?),
         }
         Ok(())
     }
@@ -82,7 +82,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
     pub fn tops(&mut self, of: Of, ranks: &[usize]) -> Result<Vec<Vec<Top>>, E> {
         let len = self.len;
         let tensors = if matches!(of, Of::Differences) { self.plan.models.len() } else { 1 };
-        let mut buffers = [Vec::new(), Vec::new()];
+        let mut buffers = Default::default();
         // Digits that are found, and the rank among those that share them.
         let mut found = vec![ranks.iter().map(|rank| (0u64, *rank)).collect::<Vec<_>>(); tensors];
         let sought = |rank: usize| rank > 0 && rank < len;
@@ -121,12 +121,14 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
     /// of |d|, between 0 and 1.
     pub fn mean_ranks(&mut self) -> Result<Vec<Vec<f64>>, E> {
         let mut counts = vec![vec![0usize; BINS]; self.plan.models.len()];
-        let mut buffers = [Vec::new(), Vec::new()];
+        let mut buffers = Default::default();
         for at in self.chunks() {
             self.ranked(Of::Differences, at, &mut buffers, &mut |k, d| {
                 let parts = d.par_chunks(part(d)).map(|d| {
                     let mut counts = vec![0u32; BINS];
-                    d.iter().for_each(|d| counts[d.first_digit()] += 1);
+                    for d in d {
+                        counts[d.first_digit()] += 1;
+                    }
                     counts
                 });
                 add(&mut counts[k], parts.collect());

@@ -1,28 +1,33 @@
 //! SCE: selects the elements that differ most, calculates the models' weights, erases the minority.
 
 use super::Input;
-use super::job::{Job, sum};
+use super::job::{Job, sum, update};
 use super::rank::{Of, Top};
 use crate::Error;
 use crate::number::{BLOCK, Number, part_of};
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// The standard deviation of each element over the models. (That of their differences to the base is the same.)
+fn deviation<T: Number>(x: &[Vec<T>]) -> Vec<T> {
+    let n = x.len() as f64;
+    let deviation = |i: usize| {
+        let mean = x.iter().map(|x| x[i].wide()).sum::<f64>() / n;
+        let variance = x.iter().map(|x| (x[i].wide() - mean).powi(2)).sum::<f64>() / n;
+        // The root, for a variance may be too small for f32.
+        T::from_wide(variance.sqrt())
+    };
+    (0..x[0].len()).into_par_iter().with_min_len(BLOCK).map(deviation).collect()
+}
+
 impl<T: Number, E: From<Error>> Job<'_, T, E> {
-    /// The standard deviation of each element over the models. (That of the differences to the base is the same.)
-    pub fn deviation(&mut self, at: Range<usize>) -> Result<Vec<T>, E> {
-        let n = self.plan.models.len();
-        let mut x = vec![Vec::new(); n];
+    /// Reads all models, for the deviation of each element.
+    pub fn deviation(&mut self, at: Range<usize>, x: &mut Vec<Vec<T>>) -> Result<Vec<T>, E> {
+        x.resize_with(self.plan.models.len(), Vec::new);
         for (k, x) in x.iter_mut().enumerate() {
             self.read(Input::Model(k), at.clone(), x)?;
         }
-        let deviation = |i: usize| {
-            let mean = x.iter().map(|x| x[i].wide()).sum::<f64>() / n as f64;
-            let variance = x.iter().map(|x| (x[i].wide() - mean).powi(2)).sum::<f64>() / n as f64;
-            // The root, for a variance may be too small for f32.
-            T::from_wide(variance.sqrt())
-        };
-        Ok((0..at.len()).into_par_iter().with_min_len(BLOCK).map(deviation).collect())
+        Ok(deviation(x))
     }
 
     /// Reads the differences of all models, zero where the element is not selected.
@@ -31,14 +36,15 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         at: Range<usize>,
         top: Option<&mut Top>,
         base: &mut Vec<T>,
-        d: &mut [Vec<T>],
+        d: &mut Vec<Vec<T>>,
     ) -> Result<(), E> {
         self.read(Input::Base, at.clone(), base)?;
-        for (k, d) in d.iter_mut().enumerate() {
-            self.difference(k, at.clone(), base, d)?;
+        // Of the models, and not of the differences, whose rounding may order them in another way than the threshold's.
+        let deviation = self.deviation(at, d)?;
+        for d in d.iter_mut() {
+            update(d, base, |d, base| *d = *d - *base);
         }
         let Some(top) = top else { return Ok(()) };
-        let deviation = self.deviation(at)?;
         let tops = top.blocks(&deviation);
         let blocks = deviation.par_chunks(BLOCK).zip(tops);
         let selected: Vec<bool> =
@@ -61,7 +67,7 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
         } else {
             None
         };
-        let (mut base, mut d) = (Vec::new(), vec![Vec::new(); n]);
+        let (mut base, mut d) = (Vec::new(), Vec::new());
         let mut squares = vec![0.0; n];
         let mut left = top;
         for at in self.chunks() {
@@ -84,9 +90,8 @@ impl<T: Number, E: From<Error>> Job<'_, T, E> {
                     let positive = (0..n).fold(T::zero(), |sum, k| sum + at(k)) >= T::zero();
                     let agrees = |d: T| if positive { d > T::zero() } else { d < T::zero() };
                     let agreeing = (0..n).filter(|k| agrees(at(*k)));
-                    let (total, share) = agreeing.fold((T::zero(), T::zero()), |(total, share), k| {
-                        (total + eta[k] * at(k), share + eta[k])
-                    });
+                    let (total, share) = agreeing
+                        .fold((T::zero(), T::zero()), |(total, share), k| (total + eta[k] * at(k), share + eta[k]));
                     // Nobody agrees where all differences are zero, and where a share is, so are the differences.
                     if share > T::zero() {
                         *theta = *theta + total / share;

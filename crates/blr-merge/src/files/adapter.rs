@@ -54,11 +54,10 @@ impl Config {
         }
         let config: Config = serde_json::from_slice(&read_small(&path, LONGEST_CONFIG)?)
             .map_err(|e| Error::file(&path, format!("is not an adapter's configuration: {e}")))?;
-        let some = |map: Option<usize>| map.is_some_and(|n| n > 0);
         let refused = match &config {
             Config { peft_type: Some(kind), .. } if kind != "LORA" => Some(format!("peft_type = {kind}")),
             Config { use_dora: Some(true), .. } => Some("use_dora".to_owned()),
-            c if some(c.alpha_pattern.as_ref().map(HashMap::len)) => Some("alpha_pattern".to_owned()),
+            Config { alpha_pattern: Some(map), .. } if !map.is_empty() => Some("alpha_pattern".to_owned()),
             _ => None,
         };
         match refused {
@@ -88,73 +87,107 @@ fn factor(name: &str) -> Option<(&str, bool, bool)> {
     None
 }
 
+/// Or what is wrong with a file.
+type Told<T> = std::result::Result<T, String>;
+
+/// A tensor of an adapter's file, with its name.
+type Named<'a> = (&'a str, &'a StoredTensor);
+
+/// The factors A and B of each module, by its name and whether it is an embedding.
+type Modules<'a> = BTreeMap<(&'a str, bool), [Option<Named<'a>>; 2]>;
+
+/// Sorts an adapter's tensors by what they are factors of.
+fn modules(file: &WeightFile) -> Told<Modules<'_>> {
+    let mut modules = Modules::new();
+    for (name, tensor) in file.tensors() {
+        let Some((module, is_b, embedding)) = factor(name) else {
+            return Err(format!(
+                "has `{name}`, which is no factor of a low-rank product (….lora_A.weight, ….lora_B.weight): biases, whole \
+                 modules and adapters of other kinds are not merged"
+            ));
+        };
+        let place = &mut modules.entry((module, embedding)).or_default()[usize::from(is_b)];
+        if let Some((other, _)) = place.replace((name, tensor)) {
+            return Err(format!("has `{other}` and `{name}`, which are one factor"));
+        }
+    }
+    Ok(modules)
+}
+
+impl Pair {
+    /// Checks that the two are a change of this weight.
+    fn new(
+        [(name_a, a), (name_b, b)]: [Named; 2],
+        (target, weight): Named,
+        embedding: bool,
+        (alpha, config): (f64, &Config),
+    ) -> Told<Self> {
+        let (rank, rank_b) = (a.shape.first().copied().unwrap_or(0), b.shape.get(1).copied().unwrap_or(0));
+        if rank != rank_b || rank == 0 {
+            return Err(format!(
+                "has `{name_a}` {:?} and `{name_b}` {:?}, whose ranks differ: expected [r, in] and [out, r]",
+                a.shape, b.shape
+            ));
+        }
+        let patterned = config.rank_pattern.as_ref().is_some_and(|ranks| !ranks.is_empty());
+        if let Some(r) = config.r.filter(|r| *r != rank && !patterned) {
+            return Err(format!("has `{name_a}` of rank {rank}, and {CONFIG} says r = {r}"));
+        }
+        let transposed = embedding || config.fan_in_fan_out == Some(true);
+        let (out, inner) = (&b.shape[..1], &a.shape[1..]);
+        let product = if transposed { [inner, out] } else { [out, inner] }.concat();
+        let matrix = !transposed || inner.len() == 1;
+        if product != weight.shape || !matrix || b.shape[2..].iter().any(|n| *n != 1) {
+            return Err(format!(
+                "changes `{target}` by a product of `{name_b}` {:?} and `{name_a}` {:?}, which does not fit its shape {:?}",
+                b.shape, a.shape, weight.shape
+            ));
+        }
+        for (name, t) in [(name_a, a), (name_b, b), (target, weight)] {
+            if !t.is_floating() {
+                return Err(format!("needs `{name}` as floating-point numbers, and it is {:?}", t.dtype));
+            }
+        }
+        let divisor = if config.use_rslora == Some(true) { (rank as f64).sqrt() } else { rank as f64 };
+        Ok(Pair { a: a.clone(), b: b.clone(), scale: alpha / divisor, transposed })
+    }
+}
+
 impl Adapter {
     /// Opens PEFT's file or folder, for weights that are those of `base`.
     pub fn open(path: &Path, alpha: Option<f64>, base: &WeightFile) -> Result<Self> {
         let path = if path.is_dir() { &path.join(WEIGHTS) } else { path };
         let file = WeightFile::open(path)?;
-        let error = |problem: String| Err(Error::file(path, problem));
+        let error = |problem: String| Error::file(path, problem);
         let config = Config::beside(path)?;
-        let given = config.is_some();
+        let there = config.is_some();
         let config = config.unwrap_or_default();
-        let Some(alpha) = alpha.or(config.lora_alpha) else {
-            let why = if given { "does not say it" } else { "is not there" };
-            return error(format!("needs α, and {CONFIG} beside it {why}: give it (alpha)"));
-        };
+        let alpha = alpha.or(config.lora_alpha).ok_or_else(|| {
+            let why = if there { "does not say it" } else { "is not there" };
+            error(format!("needs α, and {CONFIG} beside it {why}: give it (alpha)"))
+        })?;
         Error::unless(alpha.is_finite(), "alpha", alpha, "a finite number")?;
-        let mut modules: BTreeMap<(&str, bool), [Option<(&str, &StoredTensor)>; 2]> = BTreeMap::new();
-        for (name, tensor) in file.tensors() {
-            let Some((module, is_b, embedding)) = factor(name) else {
-                return error(format!(
-                    "has `{name}`, which is no factor of a low-rank product (….lora_A.weight, ….lora_B.weight): biases, \
-                     whole modules and adapters of other kinds are not merged"
-                ));
-            };
-            let place = &mut modules.entry((module, embedding)).or_default()[usize::from(is_b)];
-            if let Some((other, _)) = place.replace((name, tensor)) {
-                return error(format!("has `{other}` and `{name}`, which are one factor"));
-            }
-        }
         let mut pairs = BTreeMap::new();
-        for ((module, embedding), pair) in modules {
-            let [Some((name, a)), Some((name_b, b))] = pair else {
-                let (there, missing) = if let Some((name, _)) = pair[0] { (name, "B") } else { (pair[1].map_or("", |b| b.0), "A") };
-                return error(format!("has `{there}`, and no factor {missing} to multiply it with"));
+        for ((module, embedding), halves) in modules(&file).map_err(error)? {
+            let pair = match halves {
+                [Some(a), Some(b)] => [a, b],
+                [None, Some((name, _))] => {
+                    return Err(error(format!("has `{name}`, and no factor A to multiply it with")));
+                }
+                [one, _] => {
+                    let name = one.map_or("", |(name, _)| name);
+                    return Err(error(format!("has `{name}`, and no factor B to multiply it with")));
+                }
             };
             let target = format!("{module}.weight");
             let Some(weight) = base.tensors().get(&target) else {
-                return error(format!("changes `{target}`, which {} does not have", base.path().display()));
+                return Err(error(format!("changes `{target}`, which {} does not have", base.path().display())));
             };
-            let (rank, rank_b) = (a.shape.first().copied().unwrap_or(0), b.shape.get(1).copied().unwrap_or(0));
-            if rank != rank_b || rank == 0 {
-                return error(format!("has `{name}` {:?} and `{name_b}` {:?}, whose ranks differ: expected [r, in] and [out, r]", a.shape, b.shape));
-            }
-            let patterned = config.rank_pattern.as_ref().is_some_and(|ranks| !ranks.is_empty());
-            if let Some(r) = config.r.filter(|r| *r != rank && !patterned) {
-                return error(format!("has `{name}` of rank {rank}, and {CONFIG} says r = {r}"));
-            }
-            let transposed = embedding || config.fan_in_fan_out == Some(true);
-            let product = if transposed {
-                [&a.shape[1..], &b.shape[..1]].concat()
-            } else {
-                [&b.shape[..1], &a.shape[1..]].concat()
-            };
-            if product != weight.shape || b.shape[2..].iter().any(|n| *n != 1) || transposed && weight.shape.len() != 2 {
-                return error(format!(
-                    "changes `{target}` by a product of `{name_b}` {:?} and `{name}` {:?}, which does not fit its shape {:?}",
-                    b.shape, a.shape, weight.shape
-                ));
-            }
-            for (name, t) in [(name, a), (name_b, b), (target.as_str(), weight)] {
-                if !t.is_floating() {
-                    return error(format!("needs `{name}` as floating-point numbers, and it is {:?}", t.dtype));
-                }
-            }
-            let divisor = if config.use_rslora == Some(true) { (rank as f64).sqrt() } else { rank as f64 };
-            pairs.insert(target, Pair { a: a.clone(), b: b.clone(), scale: alpha / divisor, transposed });
+            let pair = Pair::new(pair, (&target, weight), embedding, (alpha, &config)).map_err(error)?;
+            pairs.insert(target, pair);
         }
         if pairs.is_empty() {
-            return error("holds no factors".to_owned());
+            return Err(error("holds no factors".to_owned()));
         }
         Ok(Adapter { file, pairs })
     }

@@ -99,5 +99,10 @@ pub fn soup_files(
         }
     }
     let merged = merge_files(recipe.clone(), None, &soup, out.clone(), &mut |_, _| ())?;
-    Ok(Soup { scores: scored.into_iter().map(|(_, name, score)| (name, score)).collect(), chosen, score: reached, merged })
+    Ok(Soup {
+        scores: scored.into_iter().map(|(_, name, score)| (name, score)).collect(),
+        chosen,
+        score: reached,
+        merged,
+    })
 }

@@ -251,7 +251,8 @@ impl Sources {
 
     /// The files that are read.
     pub fn files(&self) -> impl Iterator<Item = &WeightFile> {
-        self.all().flat_map(|s| std::iter::once(&s.weights).chain(&s.curvature).chain(s.adapter.as_ref().map(Adapter::file)))
+        self.all()
+            .flat_map(|s| std::iter::once(&s.weights).chain(&s.curvature).chain(s.adapter.as_ref().map(Adapter::file)))
     }
 
     /// The one that the result looks like.
@@ -312,13 +313,11 @@ impl<'a> Reader<'a> {
             Input::BaseCurvature | Input::Curvature(_) => None,
         };
         let Some(source) = source.filter(|source| source.adapter.is_some()) else { return Ok(None) };
-        let place = match self.changes.iter().position(|(other, _)| *other == input) {
-            Some(place) => place,
-            None => {
-                self.changes.push((input, source.change(self.name)?));
-                self.changes.len() - 1
-            }
-        };
+        let known = self.changes.iter().position(|(other, _)| *other == input);
+        if known.is_none() {
+            self.changes.push((input, source.change(self.name)?));
+        }
+        let place = known.unwrap_or(self.changes.len() - 1);
         Ok(self.changes[place].1.as_ref())
     }
 

@@ -39,7 +39,7 @@ enum Command {
     /// Merge by every weighting on a grid, and score the merges by a command.
     Sweep(Box<Sweep>),
     /// Average those models that make the average better by a command's score (greedy soup).
-    Soup(Soup),
+    Soup(Box<Soup>),
     /// Take one posterior's information out of another.
     Remove(Remove),
     /// List the tensors of a model.

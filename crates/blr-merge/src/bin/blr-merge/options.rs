@@ -36,8 +36,8 @@ struct Bases {
 #[derive(Args)]
 struct Models {
     /// The models.
-    #[arg(required_unless_present = "recipe")]
-    models: Vec<PathBuf>,
+    #[arg(value_name = "MODELS", required_unless_present = "recipe")]
+    paths: Vec<PathBuf>,
     /// One weight per model, in the order of the models; repeat or separate by commas [default: 1 each].
     #[arg(long, short, value_delimiter = ',', allow_negative_numbers = true)]
     weight: Vec<f64>,
@@ -100,14 +100,13 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 impl What {
     pub fn request(self, form: Form) -> Outcome<Request> {
-        let mut request = match self.recipe {
-            Some(path) => Request::read(&path)?,
-            None => {
-                let Bases { base, base_fisher } = self.bases;
-                let base = base.map(|path| Part { path, fisher: base_fisher, ..Part::default() });
-                let request = Request { method: self.settings, base, models: self.models.parts()?, ..Request::default() };
-                self.which.of(request)
-            }
+        let mut request = if let Some(path) = self.recipe {
+            Request::read(&path)?
+        } else {
+            let Bases { base, base_fisher } = self.bases;
+            let base = base.map(|path| Part { path, fisher: base_fisher, ..Part::default() });
+            let request = Request { method: self.settings, base, models: self.models.parts()?, ..Request::default() };
+            self.which.of(request)
         };
         form.of(&mut request);
         Ok(request)
@@ -130,7 +129,7 @@ impl Form {
 
 impl Models {
     fn parts(self) -> Outcome<Vec<Part>> {
-        let count = self.models.len();
+        let count = self.paths.len();
         for (option, given) in [
             ("--weight", self.weight.len()),
             ("--fisher", self.fisher.len()),
@@ -150,6 +149,6 @@ impl Models {
             adapter: self.adapter.get(k).cloned(),
             alpha: self.alpha.get(k).copied(),
         };
-        Ok(self.models.into_iter().enumerate().map(part).collect())
+        Ok(self.paths.into_iter().enumerate().map(part).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! What a merge is asked to do: read from a recipe file, or from options.
 
 use crate::Outcome;
-use crate::settings::{Settings, unused};
+use crate::settings::{Name, Settings, unused};
 use blr_merge::{Destination, FileModel, Recipe};
 use clap::ValueEnum;
 use safetensors::Dtype;
@@ -73,13 +73,15 @@ impl Request {
     pub fn read(path: &Path) -> Outcome<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
         let mut request: Request = toml::from_str(&text).map_err(|e| {
-            let line = e.span().map(|span| text[..span.start].matches('\n').count() + 1);
+            let lines = |span: std::ops::Range<usize>| text.bytes().take(span.start).filter(|c| *c == b'\n').count();
+            let line = e.span().map(|span| lines(span) + 1);
             let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
             format!("{}{line}: {}", path.display(), e.message().replace('\n', ", "))
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let parts = request.base.iter_mut().chain(&mut request.models);
-        let paths = parts.flat_map(|part| std::iter::once(&mut part.path).chain(&mut part.fisher).chain(&mut part.adapter));
+        let paths =
+            parts.flat_map(|part| std::iter::once(&mut part.path).chain(&mut part.fisher).chain(&mut part.adapter));
         paths.chain(&mut request.out).for_each(|path| *path = folder.join(&*path));
         Ok(request)
     }
@@ -94,9 +96,9 @@ impl Request {
         let weighted = weighted || self.tensors.iter().any(|rule| rule.weights.is_some());
         let base_fisher = self.base.as_ref().is_some_and(|part| part.fisher.is_some());
         for (what, given, used) in [
-            ("base", self.base.is_some(), names().any(|name| name.uses_base())),
-            ("weight", weighted, names().any(|name| name.uses_weights())),
-            ("fisher", fishers, names().any(|name| name.uses_curvature())),
+            ("base", self.base.is_some(), names().any(Name::uses_base)),
+            ("weight", weighted, names().any(Name::uses_weights)),
+            ("fisher", fishers, names().any(Name::uses_curvature)),
             ("base-fisher", base_fisher, names().any(|name| name.uses_curvature() && name.uses_base())),
         ] {
             // Without a method there is an error that says so.

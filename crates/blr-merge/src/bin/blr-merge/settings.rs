@@ -54,7 +54,7 @@ pub enum Scale {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct Settings {
     /// How to merge.
-    #[arg(id = "method", long, short)]
+    #[arg(id = "method", long, short, value_name = "METHOD")]
     pub name: Option<Name>,
     /// Factor on the sum of differences [default: 1].
     #[arg(long, allow_negative_numbers = true)]
@@ -142,8 +142,8 @@ impl Settings {
     /// expects it to do something. `curvatures`: whether these are in files of their own, and so never negative.
     pub fn method(&self, curvatures: bool) -> Outcome<Method> {
         use Name::{
-            Average, Breadcrumbs, Combine, Dare, DareTies, Della, Fisher, GradientMatching, Karcher, Linear, ModelStock,
-            Sce, Slerp, TaskArithmetic, Ties,
+            Average, Breadcrumbs, Combine, Dare, DareTies, Della, Fisher, GradientMatching, Karcher, Linear,
+            ModelStock, Sce, Slerp, TaskArithmetic, Ties,
         };
         let name = self.name.ok_or("there is no method: give one (--method, or name in [method])")?;
         let random = matches!(name, Dare | DareTies);

@@ -88,7 +88,11 @@ impl Sweep {
             rows.push((alpha, score));
         }
         if command.is_some() {
-            let names: Vec<String> = request.models.iter().map(|part| part.name.clone().unwrap_or_else(|| part.path.display().to_string())).collect();
+            let names: Vec<String> = request
+                .models
+                .iter()
+                .map(|part| part.name.clone().unwrap_or_else(|| part.path.display().to_string()))
+                .collect();
             let (name, text) = match format {
                 Format::Csv => ("scores.csv", csv(&names, &rows)),
                 Format::Json => {
