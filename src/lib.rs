@@ -228,5 +228,8 @@ struct FederatedLearning;
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;
 #[cfg(doctest)]
+#[doc = include_str!("../docs/laplace.md")]
+struct LaplacesApproximation;
+#[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;

@@ -119,3 +119,31 @@ impl Block {
         Ok(Some(0.5 * number(&self.white(&g.f_unsqueeze(0)?, scale)?.f_square()?)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn the_determinants_of_a_layer_are_those_of_the_reference() {
+        let t = |x: [f64; 4]| Tensor::from_slice(&x).reshape([2, 2]);
+        let (a, g) = (t([2.0, 0.5, 0.5, 1.0]), t([1.0, 0.2, 0.2, 0.5]));
+        let ((g_values, left), (a_values, right)) = (g.linalg_eigh("L"), a.linalg_eigh("L"));
+        let dense = g.kron(&a);
+        let places = || Tensor::arange(4, (Kind::Int64, Device::Cpu));
+        let values = g_values.outer(&a_values).reshape([-1]);
+        let kronecker = Basis::Kronecker { left, right, g: g_values, a: a_values };
+        let kronecker = Block::new(vec!["w".into()], places(), kronecker, values, 0.3).unwrap();
+        let diagonal = Block::new(vec!["w".into()], places(), Basis::Weights, dense.diag(0), 0.3).unwrap();
+        let log_det = |block: &Block| block.log_det(1.0).unwrap() + 4.0 * 0.3f64.ln();
+        let close = |x: f64, y: f64| assert!((x - y).abs() < 1e-13, "{x} {y}");
+        close(log_det(&kronecker), 0.8946379941787);
+        close(
+            log_det(&kronecker),
+            (&dense + Tensor::eye(4, (Kind::Double, Device::Cpu)) * 0.3).logdet().double_value(&[]),
+        );
+        close(log_det(&diagonal), 1.1344941005558764);
+        close(kronecker.damped_log_det(1.0).unwrap() + 4.0 * 0.3f64.ln(), 3.529822621175346);
+    }
+}

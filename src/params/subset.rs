@@ -43,7 +43,7 @@ impl Params {
     /// # let vs = nn::VarStore::new(Device::Cpu);
     /// # let _net = ["body", "head"].map(|name| nn::linear(vs.root() / name, 4, 2, Default::default()));
     /// let head = Params::from(&vs).last_layer()?;
-    /// assert_eq!(head.names().collect::<Vec<_>>(), ["head.weight", "head.bias"]);
+    /// assert_eq!(head.names().collect::<Vec<_>>(), ["head.bias", "head.weight"]);
     /// # Ok(())
     /// # }
     /// ```
