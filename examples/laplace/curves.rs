@@ -44,16 +44,16 @@ struct Found {
 
 impl Problem {
     fn snelson() -> Outcome<Problem> {
-        let (x, y): (Vec<f64>, Vec<f64>) = match data::folder().map(|d| d.join("snelson")).filter(|d| d.is_dir()) {
-            Some(d) => (data::numbers(&d.join("train_inputs"))?, data::numbers(&d.join("train_outputs"))?),
-            None => {
-                let mut rng = Rng::new(0, 0);
-                let point = |_| {
-                    let x = rng.between(0.0, 6.0);
-                    (x, (2.0 * x + 2.5).sin() + 0.7 * (0.9 * x + 2.0).sin() + SIGMA * rng.normal())
-                };
-                (0..200).map(point).unzip()
-            }
+        let folder = data::folder().map(|data| data.join("snelson"));
+        let (x, y): (Vec<f64>, Vec<f64>) = if let Some(folder) = folder.filter(|f| f.is_dir()) {
+            (data::numbers(&folder.join("train_inputs"))?, data::numbers(&folder.join("train_outputs"))?)
+        } else {
+            let mut rng = Rng::new(0, 0);
+            let point = |_| {
+                let x = rng.between(0.0, 6.0);
+                (x, (2.0 * x + 2.5).sin() + 0.7 * (0.9 * x + 2.0).sin() + SIGMA * rng.normal())
+            };
+            (0..200).map(point).unzip()
         };
         let column = |v: Vec<f64>| Tensor::from_slice(&v).unsqueeze(1);
         let likelihood = Likelihood::Gaussian { variance: SIGMA * SIGMA };

@@ -36,8 +36,8 @@ impl Weights {
         for (name, mut positions) in of {
             let name = name.into();
             positions.sort_unstable();
-            if let Some(twice) = positions.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(Error::parameter(&name, format!("its weight {} was chosen twice", twice[0])));
+            if let Some([twice, _]) = positions.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(Error::parameter(&name, format!("its weight {twice} was chosen twice")));
             }
             if let Some(negative) = positions.first().filter(|p| **p < 0) {
                 return Err(Error::parameter(&name, format!("its weight {negative} was chosen: they count from 0")));

@@ -1,6 +1,6 @@
 //! How likely the data are: the logarithm of the evidence, and its slope by the prior precisions and the noise.
 
-use super::Laplace;
+use super::{Block, Laplace};
 use crate::Result;
 use crate::likelihood::Likelihood;
 
@@ -32,7 +32,7 @@ impl Laplace {
     /// [`Error::Curvature`](crate::Error::Curvature) if a batch of the curvature had no targets, or a loss that is not
     /// finite.
     pub fn log_evidence(&self) -> Result<f64> {
-        self.evidence(|block, scale| block.log_det(scale))
+        self.evidence(Block::log_det)
     }
 
     /// As [`Laplace::log_evidence`], with the determinant of (A + √p) ⊗ (G + √p) in place of that of A ⊗ G + p, as in
@@ -42,10 +42,10 @@ impl Laplace {
     /// # Errors
     /// As there.
     pub fn damped_log_evidence(&self) -> Result<f64> {
-        self.evidence(|block, scale| block.damped_log_det(scale))
+        self.evidence(Block::damped_log_det)
     }
 
-    fn evidence(&self, log_det: impl Fn(&super::Block, f64) -> Result<f64>) -> Result<f64> {
+    fn evidence(&self, log_det: impl Fn(&Block, f64) -> Result<f64>) -> Result<f64> {
         let (fit, scale) = (self.fit()?, self.scale());
         let mut sum = -fit.loss * scale;
         if let Likelihood::Gaussian { variance } = self.likelihood() {
@@ -72,7 +72,7 @@ impl Laplace {
     pub fn slope(&self) -> Result<EvidenceSlope> {
         let (fit, scale) = (self.fit()?, self.scale());
         let gammas = self.blocks.iter().map(|block| block.effective(scale)).collect::<Result<Vec<f64>>>()?;
-        let of = |(block, gamma): (&super::Block, &f64)| 0.5 * (gamma - block.precision * block.scatter());
+        let of = |(block, gamma): (&Block, &f64)| 0.5 * (gamma - block.precision * block.scatter());
         let residual = 2.0 * fit.loss * scale - fit.outputs + gammas.iter().sum::<f64>();
         Ok(EvidenceSlope {
             log_precisions: self.blocks.iter().zip(&gammas).map(of).collect(),

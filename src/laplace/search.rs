@@ -101,7 +101,8 @@ impl Tuned {
     /// scatter ‖m - m₀‖² then says more of where the training stopped than of the prior: train on with weight decay p/N, and
     /// search again.
     pub fn warning(&self) -> Option<String> {
-        let off = self.off_mode.filter(|off| !(*off <= 0.05 * self.effective_parameters))?;
+        let near = |off: f64| off <= 0.05 * self.effective_parameters;
+        let off = self.off_mode.filter(|off| !near(*off))?;
         Some(format!(
             "the log joint has its maximum {off:.3} nats above the present weights, by the curvature: they are not converged \
              under this prior; train on with weight decay p/N and search again"
@@ -203,7 +204,9 @@ impl Laplace {
 
     fn put(&mut self, groups: &[Vec<usize>], logs: &[f64], log_variance: Option<f64>) {
         for (group, log) in groups.iter().zip(logs) {
-            group.iter().for_each(|b| self.blocks[*b].precision = log.exp());
+            for b in group {
+                self.blocks[*b].precision = log.exp();
+            }
         }
         if let Some(log) = log_variance {
             self.variance = log.exp();
