@@ -22,7 +22,7 @@ FLOORS = [
     "driver",
     "rows rule",
     "fisher",
-    "continual federated pruning merge",
+    "continual federated laplace pruning merge",
     "selection",
     "sensitivity",
 ]

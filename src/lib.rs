@@ -120,7 +120,8 @@
 //! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/tuning.md`: the start without a search,
 //!   and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all settings of
 //!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
-//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
+//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it. [`laplace`]: its evidence, the
+//!   prior precision and noise that are most likely, its predictions; of all weights, a layer or some. `docs/laplace.md`.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
 //!   `docs/merging.md`.
@@ -146,6 +147,7 @@ pub mod federated;
 pub mod fisher;
 mod gradient;
 mod kernel;
+pub mod laplace;
 mod likelihood;
 mod linalg;
 mod link;
@@ -225,6 +227,9 @@ struct FederatedLearning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/laplace.md")]
+struct LaplacesApproximation;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;

@@ -118,7 +118,7 @@ impl FullGaussian {
 }
 
 /// Every parameter of the posterior is one of the model's, and trained.
-fn fits(params: &Params, means: Vec<(String, Tensor)>) -> Result<()> {
+pub(crate) fn fits(params: &Params, means: Vec<(String, Tensor)>) -> Result<()> {
     params.check()?;
     let names: Vec<String> = means.iter().map(|(name, _)| name.clone()).collect();
     in_model(params, means)?;

@@ -7,24 +7,43 @@ use std::collections::HashMap;
 use tch::{Kind, Tensor, no_grad_guard};
 
 impl Linearized<'_> {
-    /// Adds Σ_c Σᵢ Gᵢ_cGᵢ_cᵀ over all weights, one parameter after the other, to `sum` `[P, P]` in f64.
-    pub(crate) fn add_outer_products(
+    /// Calls `f` with Gᵢ_c over all weights, one parameter after the other, `[b, P]` in f64: a chunk of examples of a
+    /// column at a time.
+    pub(crate) fn each_gradient(
         &mut self,
         columns: i64,
         column: impl Fn(i64) -> Result<Tensor>,
-        sum: &mut Tensor,
+        mut f: impl FnMut(Tensor) -> Result<()>,
     ) -> Result<()> {
-        let weights = sum.size()[0];
+        let weights = self.weights();
         for c in 0..columns {
             let column = self.pull(&column(c)?)?;
             let _no_grad = no_grad_guard();
             // Fewer than in f32: the rows in f64 and the gradients that they are copied from are in memory together.
             for (first, length) in chunks(self.batch(), CHUNK_ELEMENTS / (4 * weights).max(1)) {
-                let rows = self.rows(&column, first, length, weights)?;
-                _ = sum.f_addmm_(&rows.f_tr()?, &rows)?;
+                f(self.rows(&column, first, length, weights)?)?;
             }
         }
         Ok(())
+    }
+
+    /// Calls `f` with the number of the first example and Jᵢ `[b, C, P]` in f64, its columns as in
+    /// [`Linearized::each_gradient`]: a chunk of examples at a time.
+    pub(crate) fn each_jacobian(&mut self, mut f: impl FnMut(i64, Tensor) -> Result<()>) -> Result<()> {
+        let weights = self.weights();
+        // All columns at once: an example's outputs are needed together.
+        let columns = (0..self.outputs()).map(|k| self.pull(&self.unit(k)?)).collect::<Result<Vec<_>>>()?;
+        let _no_grad = no_grad_guard();
+        for (first, length) in chunks(self.batch(), CHUNK_ELEMENTS / (4 * weights * self.outputs()).max(1)) {
+            let all = columns.iter().map(|column| self.rows(column, first, length, weights));
+            f(first, Tensor::f_stack(&all.collect::<Result<Vec<_>>>()?, 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// P
+    fn weights(&self) -> i64 {
+        self.tapped.params.iter().map(|(_, leaf)| leaf.numel() as i64).sum()
     }
 
     /// Gᵢ over all weights, one parameter after the other, `[length, P]` in f64.
@@ -52,7 +71,7 @@ impl Linearized<'_> {
 
     /// Jᵢ of every example, `[B, C, P]` in f64, its columns as in [`Linearized::rows`].
     pub(crate) fn jacobian(&mut self) -> Result<Tensor> {
-        let weights = self.tapped.params.iter().map(|(_, leaf)| leaf.numel() as i64).sum();
+        let weights = self.weights();
         let mut all = Vec::with_capacity(self.outputs() as usize);
         for k in 0..self.outputs() {
             let column = self.pull(&self.unit(k)?)?;

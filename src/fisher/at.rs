@@ -10,8 +10,28 @@ use tch::Tensor;
 pub(super) struct At {
     /// θ, a copy.
     pub solution: Params,
-    pub examples: u64,
+    pub seen: Seen,
     pub fisher: Fisher,
+}
+
+/// What the passes over the data have seen beside the curvature.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// N
+    pub examples: u64,
+    /// How well the targets are fitted; `None` unless every batch had targets.
+    pub fit: Option<Fit>,
+}
+
+/// The fit of targets at the solution.
+#[derive(Debug)]
+pub(crate) struct Fit {
+    /// Σ -ln p(yᵢ | zᵢ), of a Gaussian without its normalizer: Σ‖yᵢ - zᵢ‖²/(2σ²).
+    pub loss: f64,
+    /// Number of outputs of all examples.
+    pub outputs: f64,
+    /// Its gradient with respect to each parameter, in f64; `None` for observed labels.
+    pub gradient: Option<Vec<Tensor>>,
 }
 
 macro_rules! at {
@@ -19,7 +39,7 @@ macro_rules! at {
         impl $Type {
             /// N, the number of examples that it is the sum over.
             pub fn examples(&self) -> u64 {
-                self.at.examples
+                self.at.seen.examples
             }
 
             /// Where its labels come from.
@@ -42,6 +62,10 @@ macro_rules! at {
                 &self.at.solution
             }
 
+            pub(crate) fn seen(&self) -> &$crate::fisher::Seen {
+                &self.at.seen
+            }
+
             /// Names of the parameters, in order.
             pub fn names(&self) -> impl Iterator<Item = &str> {
                 self.at.solution.names()
@@ -56,7 +80,7 @@ impl At {
     pub(super) fn precisions(&self, prior: &Prior) -> Result<Vec<Tensor>> {
         // The whole prior first: a name that the model lacks would otherwise be passed over, leaf by leaf.
         prior.check(&self.solution, "a diagonal Fisher information", Family::Diagonal)?;
-        self.solution.leaves().iter().map(|leaf| prior.diagonal_of(leaf, self.examples as f64)).collect()
+        self.solution.leaves().iter().map(|leaf| prior.diagonal_of(leaf, self.seen.examples as f64)).collect()
     }
 
     pub(super) fn means(&self) -> Vec<(&str, Tensor)> {

@@ -32,16 +32,16 @@ impl Fisher {
         // A copy from before the passes: training may go on while the result is in use.
         let solution = params.at_present();
         let sums: Vec<Tensor> = solution.leaves().iter().map(|l| l.tensor.zeros_like()).collect();
-        let examples = self.each(&params, batches, model, |batch, columns| {
+        let seen = self.each(&params, batches, model, |batch, columns| {
             let squares = batch.squares(columns.len(), |c| columns.get(c))?;
             let pairs = sums.iter().zip(&squares).filter_map(|(sum, more)| Some((sum, more.as_ref()?)));
             kernel::add(pairs)
         })?;
         for (leaf, sum) in solution.leaves().iter().zip(&sums) {
             // Once at the end: reading from the device after every batch would stall it.
-            finite(leaf.name(), sum, examples)?;
+            finite(leaf.name(), sum, seen.examples)?;
         }
-        Ok(DiagonalFisher { at: At { solution, examples, fisher: self.clone() }, diagonal: sums })
+        Ok(DiagonalFisher { at: At { solution, seen, fisher: self.clone() }, diagonal: sums })
     }
 }
 

@@ -19,30 +19,42 @@ impl Fisher {
         let params = Params::separate(params)?;
         params.check()?;
         let solution = params.at_present();
-        let weights: usize = solution.leaves().iter().map(|l| l.tensor.numel()).sum();
-        // Before anything is allocated: the matrix may be larger than the memory.
-        if weights > self.weights_allowed() {
-            return Err(Error::Curvature(format!(
-                "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are \
-                 allowed; raise max_weights(..), freeze all but the layers of interest, or take Fisher::kronecker",
-                8.0 * (weights as f64).powi(2),
-                self.weights_allowed()
-            )));
-        }
+        let weights = solution.leaves().iter().map(|l| l.tensor.numel()).sum();
+        self.check_matrix(weights)?;
         let device = solution.leaves().first().map_or(tch::Device::Cpu, |l| l.tensor.device());
         let mut matrix = Tensor::f_zeros([weights as i64; 2], (Kind::Double, device))?;
-        let examples = self.each(&params, batches, model, |batch, columns| {
-            batch.add_outer_products(columns.len(), |c| columns.get(c), &mut matrix)
+        let seen = self.each(&params, batches, model, |batch, columns| {
+            batch.each_gradient(columns.len(), |c| columns.get(c), |g| add_outer_products(&mut matrix, &g))
         })?;
         let mut start = 0;
         for leaf in solution.leaves() {
             let n = leaf.tensor.numel() as i64;
             // By rows of one parameter, so that the message can name it.
-            finite(leaf.name(), &matrix.f_narrow(0, start, n)?, examples)?;
+            finite(leaf.name(), &matrix.f_narrow(0, start, n)?, seen.examples)?;
             start += n;
         }
-        Ok(FullFisher { at: At { solution, examples, fisher: self.clone() }, matrix })
+        Ok(FullFisher { at: At { solution, seen, fisher: self.clone() }, matrix })
     }
+
+    /// Errors if a matrix over that many weights is larger than allowed: before it is allocated, because it may be larger
+    /// than the memory.
+    pub(super) fn check_matrix(&self, weights: usize) -> Result<()> {
+        if weights <= self.weights_allowed() {
+            return Ok(());
+        }
+        Err(Error::Curvature(format!(
+            "the model has {weights} weights, and the full matrix would have {:.1e} bytes: at most {} weights are \
+             allowed; raise max_weights(..), choose the layers of interest by Params::only, or take Fisher::kronecker",
+            8.0 * (weights as f64).powi(2),
+            self.weights_allowed()
+        )))
+    }
+}
+
+/// M += GᵀG
+pub(super) fn add_outer_products(matrix: &mut Tensor, rows: &Tensor) -> Result<()> {
+    _ = matrix.f_addmm_(&rows.f_tr()?, rows)?;
+    Ok(())
 }
 
 /// The whole Fisher information matrix, from [`Fisher::full`]: a sum over [`FullFisher::examples`] examples.

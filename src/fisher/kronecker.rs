@@ -39,7 +39,7 @@ impl Fisher {
         let params = Params::separate(params)?;
         let solution = params.at_present();
         let mut parts: Option<Vec<Factored>> = None;
-        let examples = self.each(&params, batches, model, |batch, columns| {
+        let seen = self.each(&params, batches, model, |batch, columns| {
             let parts = match &mut parts {
                 Some(parts) => parts,
                 // The first batch decides which parameters have factors.
@@ -53,8 +53,8 @@ impl Fisher {
         for (p, part) in parts.into_iter().flatten().enumerate() {
             match part {
                 Factored::Layer(Factors { bias, inputs, outputs, positions }) => {
-                    finite(name(p), &inputs, examples)?;
-                    finite(name(p), &outputs, examples)?;
+                    finite(name(p), &inputs, seen.examples)?;
+                    finite(name(p), &outputs, seen.examples)?;
                     // Only one side becomes a mean: the product of two sums would count the data twice.
                     let inputs = inputs.f_div_scalar(positions.max(1.0))?;
                     let (weight, bias) = (name(p).to_owned(), bias.map(|q| name(q).to_owned()));
@@ -64,12 +64,12 @@ impl Fisher {
                 Factored::Diagonal(sum) => {
                     // A parameter without influence (another head) has no curvature, and keeps its prior.
                     let sum = sum.unwrap_or_else(|| solution.leaves()[p].tensor.zeros_like());
-                    finite(name(p), &sum, examples)?;
+                    finite(name(p), &sum, seen.examples)?;
                     diagonal.push((name(p).to_owned(), sum));
                 }
             }
         }
-        Ok(KroneckerFisher { at: At { solution, examples, fisher: self.clone() }, layers, diagonal })
+        Ok(KroneckerFisher { at: At { solution, seen, fisher: self.clone() }, layers, diagonal })
     }
 }
 
@@ -134,6 +134,11 @@ impl KroneckerFisher {
                     .to_owned(),
             ));
         };
+        self.with_precisions(1.0, |_| p0)
+    }
+
+    /// N(θ, (scale·F + P₀)⁻¹) with the P₀ of each parameter by its name.
+    pub(crate) fn with_precisions(&self, scale: f64, p0: impl Fn(&str) -> f64) -> Result<KroneckerGaussian> {
         let _no_grad = tch::no_grad_guard();
         let mut parameters = Vec::new();
         for leaf in self.at.solution.leaves() {
@@ -141,9 +146,11 @@ impl KroneckerFisher {
             let kind = mean.kind();
             let like = |t: &Tensor| t.to_kind(kind);
             let name = leaf.name().to_owned();
+            let p0 = p0(&name);
             let layer = self.layers.iter().find(|l| l.weight == name || l.bias.as_ref() == Some(&name));
             parameters.push(if let Some(layer) = layer {
                 let (g, left) = eigen(&layer.outputs)?;
+                let g = g * scale;
                 if layer.weight == name {
                     let width = matrix_shape(&mean.size())[1];
                     // Without the last row and column, which belong to the bias.
@@ -157,7 +164,7 @@ impl KroneckerFisher {
                 }
             } else {
                 let zero = mean.zeros_like();
-                let precision = self.diagonal(&name).unwrap_or(&zero) + p0;
+                let precision = self.diagonal(&name).unwrap_or(&zero) * scale + p0;
                 KroneckerParameter { name, mean, left: None, right: None, precision }
             });
         }
@@ -167,7 +174,7 @@ impl KroneckerFisher {
 
 /// Eigenvalues and eigenvectors of a second moment, in f64; the eigenvalues are negative by rounding at most, and are
 /// then 0.
-fn eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let (values, vectors) = linalg::eigen(&x.f_to_kind(Kind::Double)?)?;
     // A precision g a + P₀ must not fall below P₀ by rounding.
     Ok((values.f_clamp_min(0.0)?, vectors))

@@ -1,10 +1,11 @@
 //! How a Fisher information is estimated, and the loop over the data.
 
+use super::at::{Fit, Seen};
 use super::columns::Columns;
 use crate::curvature::{Linearized, Looked, Pass};
-use crate::likelihood::{Labels, Likelihood};
+use crate::likelihood::{Labels, Likelihood, Outputs, no_targets};
 use crate::{Error, IntoTensor, Params, Result, check};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The Fisher information of a model at its present weights, summed over data.
 ///
@@ -41,8 +42,9 @@ use tch::Tensor;
 /// ```
 ///
 /// # Data and model
-/// Batches are whatever converts into a [`Batch`]: inputs, or pairs of inputs and targets, which only observed labels
-/// need. The closure maps inputs to **logits** or outputs `[B]` or `[B, C]`, whose rows are the examples; it takes no
+/// Batches are whatever converts into a [`Batch`]: inputs, or pairs of inputs and targets. Targets are needed by observed
+/// labels, and by [`Laplace::log_evidence`](crate::laplace::Laplace::log_evidence), which wants to know how well they are
+/// fitted: one further backward pass for each batch, but for observed labels. The closure maps inputs to **logits** or outputs `[B]` or `[B, C]`, whose rows are the examples; it takes no
 /// loss and no prior. Run it in evaluation mode: dropout would be part of the curvature, and batch normalization in
 /// training mode is refused, because it has no per-example gradients. Weights, `.grad` and libtorch's generator stay as
 /// they are.
@@ -66,7 +68,8 @@ pub struct Fisher {
 pub struct Batch {
     /// What the closure gets.
     pub inputs: Tensor,
-    /// Labels `[B]` of kind i64, or values in the shape of the outputs; only [`Fisher::observed`] needs them.
+    /// Labels `[B]` of kind i64, or values in the shape of the outputs; needed by [`Fisher::observed`] and for the
+    /// evidence.
     pub targets: Option<Tensor>,
 }
 
@@ -167,18 +170,18 @@ impl Fisher {
         check::that("active", active, fits, "at least two different outputs, of a categorical likelihood")
     }
 
-    /// Calls `f` for every batch; the number of examples.
+    /// Calls `f` for every batch.
     pub(super) fn each<B: Into<Batch>, L: IntoTensor>(
         &self,
         params: &Params,
         batches: impl IntoIterator<Item = B>,
         model: impl Fn(&Tensor) -> L,
         mut f: impl FnMut(&mut Linearized, &Columns) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<Seen> {
         self.validate()?;
         params.check()?;
         // Kept across batches: how the layers use a parameter is found out once.
-        let (mut looked, mut examples) = (Looked::default(), 0);
+        let (mut looked, mut examples, mut fitted) = (Looked::default(), 0, Fitted::default());
         for batch in batches {
             let Batch { inputs, targets } = batch.into();
             let mut pass = Pass::run(params, || model(&inputs))?;
@@ -187,13 +190,16 @@ impl Fisher {
             if pass.examples() == 0 {
                 continue;
             }
+            let targets = targets.map(|y| tch::no_grad(|| outputs.targets(Some(&y)))).transpose()?;
+            fitted.add(&outputs, targets.as_ref(), params, self.labels != Labels::Observed)?;
             let columns = match self.labels {
                 Labels::Exact => Columns::Exact(&outputs),
                 Labels::Sampled => {
                     Columns::Sampled { outputs: &outputs, seed: self.seed, samples: self.samples, seen: examples }
                 }
                 Labels::Observed => {
-                    Columns::Observed(tch::no_grad(|| outputs.residual(&outputs.targets(targets.as_ref())?))?)
+                    let targets = targets.as_ref().ok_or_else(no_targets)?;
+                    Columns::Observed(tch::no_grad(|| outputs.residual(targets))?)
                 }
             };
             f(&mut Linearized::new(&pass, params, &mut looked)?, &columns)?;
@@ -206,6 +212,53 @@ impl Fisher {
                     .to_owned(),
             ));
         }
-        Ok(examples)
+        Ok(Seen { examples, fit: fitted.finish() })
+    }
+}
+
+/// The sums of a [`Fit`], on the model's device: a number read after every batch would stall it.
+#[derive(Default)]
+struct Fitted {
+    /// Whether a batch had no targets.
+    unknown: bool,
+    loss: Option<Tensor>,
+    outputs: f64,
+    gradient: Option<Vec<Tensor>>,
+}
+
+impl Fitted {
+    fn add(&mut self, outputs: &Outputs, targets: Option<&Tensor>, params: &Params, slope: bool) -> Result<()> {
+        let Some(targets) = targets else {
+            self.unknown = true;
+            return Ok(());
+        };
+        self.outputs += outputs.z.numel() as f64;
+        let loss =
+            tch::with_grad(|| Ok::<_, Error>(outputs.losses(targets)?.f_to_kind(Kind::Double)?.f_sum(Kind::Double)?))?;
+        let value = loss.detach();
+        match &mut self.loss {
+            Some(sum) => _ = sum.f_add_(&value)?,
+            new => *new = Some(value.copy()),
+        }
+        if !slope {
+            return Ok(());
+        }
+        let leaves: Vec<&Tensor> = params.leaves().iter().filter(|l| l.trainable()).map(|l| &l.tensor).collect();
+        // The graph is kept: the columns come after this.
+        let found = Tensor::f_run_backward(&[&loss], &leaves, true, false)?;
+        let _no_grad = tch::no_grad_guard();
+        let sums = self.gradient.get_or_insert_with(|| {
+            leaves.iter().map(|l| Tensor::zeros(l.size(), (Kind::Double, l.device()))).collect()
+        });
+        // What the outputs do not depend on has no gradient.
+        for (sum, g) in sums.iter_mut().zip(&found).filter(|(_, g)| g.defined()) {
+            _ = sum.f_add_(g)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Option<Fit> {
+        let loss = self.loss.filter(|_| !self.unknown)?.double_value(&[]);
+        Some(Fit { loss, outputs: self.outputs, gradient: self.gradient })
     }
 }

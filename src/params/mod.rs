@@ -8,6 +8,7 @@ mod held;
 mod memory;
 mod perturbed;
 mod store;
+mod subset;
 
 pub(crate) use buffers::Buffers;
 pub(crate) use held::Claim;
@@ -26,7 +27,7 @@ use tch::{CModule, Device, Kind, Tensor};
 ///
 /// Built from a [`VarStore`] (its variables that were created trainable, in that order; later ones are picked up), from
 /// several ([`Params::of_stores`]), from named tensors ([`Params::named`]) or from a TorchScript module
-/// ([`Params::from_module`]), or from some of those ([`Params::only`]). Wherever a function takes `impl Into<Params>`,
+/// ([`Params::from_module`]), or from some of those ([`Params::only`], [`Params::only_named`], [`Params::last_layer`]). Wherever a function takes `impl Into<Params>`,
 /// `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
 #[derive(Debug)]
 pub struct Params {
