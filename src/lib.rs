@@ -184,8 +184,8 @@ pub(crate) use link::Link;
 pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    NaturalSum, Posterior, Predictive, clamp_information, combine,
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian, MeanFieldBernoulli,
+    Mixture, Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{

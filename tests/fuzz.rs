@@ -12,7 +12,7 @@ use std::path::Path;
 use support::{Form, Net, bits};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter,
+    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian,
     MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Train,
 };
 
@@ -176,6 +176,15 @@ fn changed_posteriors_give_errors_or_posteriors() {
         let Ok(q) = KroneckerGaussian::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.kl(&q), q.marginals(), q.diagonal(), q.full().map(|q| q.entropy()));
+        q.save(&again).unwrap();
+        true
+    });
+    let entry = |name: &'static str, size: &[i64]| (name, wave(size), wave(size).exp(), wave(&[&[2], size].concat()));
+    LowRankGaussian::new([entry("w", &[2, 3]), entry("b", &[3])]).unwrap().save(&path).unwrap();
+    fuzz("low rank", 7, &read(), 400, |path, _| {
+        let Ok(q) = LowRankGaussian::load(path) else { return false };
+        sampled(&q);
+        _ = (q.entropy(), q.kl(&q), q.marginals(), q.diagonal(), q.temper(2.0), q.full().map(|q| q.entropy()));
         q.save(&again).unwrap();
         true
     });
