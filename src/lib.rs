@@ -121,6 +121,7 @@
 //!   and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all settings of
 //!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it.
+//! * [`iterates`]: averages and posteriors of the weights that any optimizer passes through: EMA, LAWA, SWAG.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
 //!   `docs/merging.md`.
@@ -138,13 +139,13 @@ mod check;
 pub mod continual;
 mod curvature;
 mod driver;
-mod ema;
 mod error;
 mod expectation;
 pub mod family;
 pub mod federated;
 pub mod fisher;
 mod gradient;
+pub mod iterates;
 mod kernel;
 mod likelihood;
 mod linalg;
@@ -170,10 +171,10 @@ pub use blr_merge;
 pub use driver::{
     Advice, Builder, Derivatives, Diagnostics, Evaluation, Fallback, LrRange, Optimizer, Outcome, Sigma, Spread, Train,
 };
-pub use ema::{Ema, soft_update};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::{IntoTensor, WithOutput};
+pub use iterates::{Ema, Lawa, Swag, soft_update};
 pub(crate) use kernel::Real;
 #[cfg(feature = "cuda-emulation")]
 #[doc(hidden)]
