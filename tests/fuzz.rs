@@ -12,8 +12,8 @@ use std::path::Path;
 use support::{Form, Net, bits};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian,
-    MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Train,
+    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter, Lawa,
+    LowRankGaussian, MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Swag, Train,
 };
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -201,6 +201,35 @@ fn changed_posteriors_give_errors_or_posteriors() {
         assert!(ema.get("first.weight").unwrap().isfinite().all().int64_value(&[]) != 0);
         drop(ema.swap_in().unwrap());
         ema.update().unwrap();
+        true
+    });
+    let mut swag = Swag::new(&net.vs, 2).unwrap();
+    let mut lawa = Lawa::new(&net.vs, 2, 1).unwrap();
+    for _ in 0..3 {
+        swag.collect().unwrap();
+        lawa.update().unwrap();
+    }
+    swag.save(&path).unwrap();
+    fuzz("SWAG", 8, &read(), 300, |path, _| {
+        let before = (swag.collected(), swag.get("first.weight").map(|t| bits(&t)));
+        if swag.load(path).is_err() {
+            assert_eq!((swag.collected(), swag.get("first.weight").map(|t| bits(&t))), before);
+            return false;
+        }
+        _ = swag.posterior().map(|q| sampled(&q));
+        _ = swag.diagonal().map(|q| sampled(&q));
+        swag.collect().unwrap();
+        true
+    });
+    lawa.save(&path).unwrap();
+    fuzz("latest weights", 9, &read(), 300, |path, _| {
+        let before = (lawa.updates(), lawa.get("first.weight").map(|t| bits(&t)));
+        if lawa.load(path).is_err() {
+            assert_eq!((lawa.updates(), lawa.get("first.weight").map(|t| bits(&t))), before);
+            return false;
+        }
+        _ = lawa.posterior().map(|q| sampled(&q));
+        lawa.update().unwrap();
         true
     });
 }
