@@ -188,6 +188,13 @@ fn changed_posteriors_give_errors_or_posteriors() {
         q.save(&again).unwrap();
         true
     });
+}
+
+#[test]
+fn changed_averages_give_errors_or_averages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("seed");
+    let read = || [Parts::of(&fs::read(&path).unwrap()).unwrap()];
     let net = Net::of(Form::Plain, F32, 0.0);
     let mut ema = Ema::new(&net.vs, 0.9).unwrap();
     ema.update().unwrap();

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::Params;
     use crate::continual::Past;
-    use tch::nn::{Module, VarStore, linear};
+    use tch::nn::{LinearConfig, Module, VarStore, linear};
     use tch::{Device, Kind};
 
     /// Learning without forgetting by hand: the mean of -T² Σ_c softmax(f_old/T)_c ln softmax(f/T)_c over the old classes of
@@ -202,7 +202,7 @@ mod tests {
         };
         let model = |phase: f64| {
             let mut vs = VarStore::new(Device::Cpu);
-            let net = linear(vs.root(), 3, 4, Default::default());
+            let net = linear(vs.root(), 3, 4, LinearConfig::default());
             vs.set_kind(Kind::Double);
             tch::no_grad(|| net.ws.shallow_clone().copy_(&(wave(&[4, 3], phase) * 2.0)));
             (vs, net)

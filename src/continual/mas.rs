@@ -162,9 +162,14 @@ mod tests {
             let mut vs = VarStore::new(Device::Cpu);
             let root = vs.root();
             let net: Box<dyn Module> = if recording {
-                Box::new(nn::linear(&root, 3, 2, plain::LinearConfig { bias: false, ..Default::default() }))
+                Box::new(nn::linear(&root, 3, 2, plain::LinearConfig { bias: false, ..plain::LinearConfig::default() }))
             } else {
-                Box::new(plain::linear(&root, 3, 2, plain::LinearConfig { bias: false, ..Default::default() }))
+                Box::new(plain::linear(
+                    &root,
+                    3,
+                    2,
+                    plain::LinearConfig { bias: false, ..plain::LinearConfig::default() },
+                ))
             };
             let free = root.ones("free", &[1]);
             vs.set_kind(Kind::Double);
@@ -176,7 +181,7 @@ mod tests {
                 assert_eq!(mas.importance("free").unwrap().double_value(&[0]), 0.0);
                 // λΣΩd² beside a mean loss
                 let past = Past::new().with(mas.penalty(3.0, 80.0).unwrap());
-                tch::no_grad(|| vs.variables()["weight"].shallow_clone().g_add_scalar_(0.5));
+                _ = tch::no_grad(|| vs.variables()["weight"].shallow_clone().g_add_scalar_(0.5));
                 let value = past.beside(Tensor::from(0.0), 80.0, &vs, |x| net.forward(x)).unwrap();
                 let by_hand = 3.0 * 0.25 * expected.sum(Kind::Double).double_value(&[]);
                 assert!((value.double_value(&[]) - by_hand).abs() < 1e-12);
@@ -189,7 +194,7 @@ mod tests {
     #[test]
     fn what_has_no_importance_is_refused() {
         let mut vs = VarStore::new(Device::Cpu);
-        let net = nn::linear(vs.root(), 3, 2, Default::default());
+        let net = nn::linear(vs.root(), 3, 2, plain::LinearConfig::default());
         let says = |e: Error, what: &str| assert!(e.to_string().contains(what), "{e}");
         let none: [Tensor; 0] = [];
         says(Mas::new(&vs, none, |x| net.forward(x)).unwrap_err(), "no examples");

@@ -212,7 +212,7 @@ mod tests {
     use tch::{Device, Kind};
 
     fn set(w: &Tensor, x: f64) {
-        tch::no_grad(|| w.shallow_clone().fill_(x));
+        _ = tch::no_grad(|| w.shallow_clone().fill_(x));
     }
 
     fn store() -> (VarStore, Tensor) {

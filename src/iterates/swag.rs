@@ -173,7 +173,7 @@ impl Swag {
             let d = clamped(variance.as_ref().expect("it is kept")) * 0.5;
             let deviations = match self.deviations {
                 Deviations::Running => iterates.stacked(),
-                Deviations::Final => iterates.from_the_last_mean(self.collected),
+                Deviations::Final => iterates.about_the_last_mean(self.collected),
             };
             (name, mean.copy(), d, deviations * (0.5 / (k - 1.0)).sqrt())
         });
@@ -262,7 +262,7 @@ impl Iterates {
 
     /// θᵢ - m_T `[K, …]`: eᵢ less the way of the mean since, which is a sum of small numbers. Differences of weights would
     /// have lost their digits in f32.
-    fn from_the_last_mean(&self, collected: u64) -> Tensor {
+    fn about_the_last_mean(&self, collected: u64) -> Tensor {
         let mut since = self.moments.mean.zeros_like();
         let mut all = VecDeque::new();
         for (back, e) in self.running.iter().rev().enumerate() {
