@@ -122,6 +122,7 @@
 //!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it. [`laplace`]: its evidence, the
 //!   prior precision and noise that are most likely, its predictions; of all weights, a layer or some. `docs/laplace.md`.
+//! * [`iterates`]: averages and posteriors of the weights that any optimizer passes through: EMA, LAWA, SWAG.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.
 //!   `docs/merging.md`.
@@ -139,13 +140,13 @@ mod check;
 pub mod continual;
 mod curvature;
 mod driver;
-mod ema;
 mod error;
 mod expectation;
 pub mod family;
 pub mod federated;
 pub mod fisher;
 mod gradient;
+pub mod iterates;
 mod kernel;
 pub mod laplace;
 mod likelihood;
@@ -172,10 +173,10 @@ pub use blr_merge;
 pub use driver::{
     Advice, Builder, Derivatives, Diagnostics, Evaluation, Fallback, LrRange, Optimizer, Outcome, Sigma, Spread, Train,
 };
-pub use ema::{Ema, soft_update};
 pub use error::{Error, Result};
 pub use expectation::Expectation;
 pub use gradient::{IntoTensor, WithOutput};
+pub use iterates::{Ema, Lawa, Swag, soft_update};
 pub(crate) use kernel::Real;
 #[cfg(feature = "cuda-emulation")]
 #[doc(hidden)]
@@ -186,8 +187,8 @@ pub(crate) use link::Link;
 pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    NaturalSum, Posterior, Predictive, clamp_information, combine,
+    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian, MeanFieldBernoulli,
+    Mixture, Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{
@@ -215,6 +216,9 @@ struct Tuning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scales.md")]
 struct Scales;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/posteriors.md")]
+struct Posteriors;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/merging.md")]
 struct Merging;

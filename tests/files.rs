@@ -14,7 +14,7 @@ use tch::nn::VarStore;
 use tch::{Device, Tensor};
 use tch_blr::{
     Adam, BayesBiNN, DiagonalGaussian, Ema, Evon, Expectation, FullGaussian, Ivon, KroneckerGaussian,
-    KroneckerParameter, MeanFieldBernoulli, Mixture, NoisyKfac, combine, pruning,
+    KroneckerParameter, LowRankGaussian, MeanFieldBernoulli, Mixture, NoisyKfac, combine, pruning,
 };
 
 fn ones(size: &[i64]) -> Tensor {
@@ -46,6 +46,7 @@ fn a_parameter_called_as_the_metadata_are() {
     refused(diagonal(name).save(&path), &say);
     refused(MeanFieldBernoulli::new([(name, ones(&[2]))]).unwrap().save(&path), &say);
     refused(kronecker(&[name], true).save(&path), &say);
+    refused(diagonal(name).low_rank().unwrap().save(&path), &say);
     let vs = VarStore::new(Device::Cpu);
     let w = vs.root().ones(name, &[2]);
     let mut ema = Ema::new(&vs, 0.9).unwrap();
@@ -158,6 +159,7 @@ fn only_regular_files_are_loaded_and_replaced() {
         refused(ema.load(path), &[what]);
         refused(DiagonalGaussian::load(path), &[what]);
         refused(FullGaussian::load(path), &[what]);
+        refused(LowRankGaussian::load(path), &[what]);
     }
     refused(opt.save(&pipe), &["pipe: cannot be written: there is a pipe"]);
     refused(diagonal("w").save(&pipe), &["there is a pipe"]);

@@ -12,8 +12,8 @@ use std::path::Path;
 use support::{Form, Net, bits};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter,
-    MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Train,
+    AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter, Lawa,
+    LowRankGaussian, MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Swag, Train,
 };
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -179,6 +179,22 @@ fn changed_posteriors_give_errors_or_posteriors() {
         q.save(&again).unwrap();
         true
     });
+    let entry = |name: &'static str, size: &[i64]| (name, wave(size), wave(size).exp(), wave(&[&[2], size].concat()));
+    LowRankGaussian::new([entry("w", &[2, 3]), entry("b", &[3])]).unwrap().save(&path).unwrap();
+    fuzz("low rank", 7, &read(), 400, |path, _| {
+        let Ok(q) = LowRankGaussian::load(path) else { return false };
+        sampled(&q);
+        _ = (q.entropy(), q.kl(&q), q.marginals(), q.diagonal(), q.temper(2.0), q.full().map(|q| q.entropy()));
+        q.save(&again).unwrap();
+        true
+    });
+}
+
+#[test]
+fn changed_averages_give_errors_or_averages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("seed");
+    let read = || [Parts::of(&fs::read(&path).unwrap()).unwrap()];
     let net = Net::of(Form::Plain, F32, 0.0);
     let mut ema = Ema::new(&net.vs, 0.9).unwrap();
     ema.update().unwrap();
@@ -192,6 +208,35 @@ fn changed_posteriors_give_errors_or_posteriors() {
         assert!(ema.get("first.weight").unwrap().isfinite().all().int64_value(&[]) != 0);
         drop(ema.swap_in().unwrap());
         ema.update().unwrap();
+        true
+    });
+    let mut swag = Swag::new(&net.vs, 2).unwrap();
+    let mut lawa = Lawa::new(&net.vs, 2, 1).unwrap();
+    for _ in 0..3 {
+        swag.collect().unwrap();
+        lawa.update().unwrap();
+    }
+    swag.save(&path).unwrap();
+    fuzz("SWAG", 8, &read(), 300, |path, _| {
+        let before = (swag.collected(), swag.get("first.weight").map(|t| bits(&t)));
+        if swag.load(path).is_err() {
+            assert_eq!((swag.collected(), swag.get("first.weight").map(|t| bits(&t))), before);
+            return false;
+        }
+        _ = swag.posterior().map(|q| sampled(&q));
+        _ = swag.diagonal().map(|q| sampled(&q));
+        swag.collect().unwrap();
+        true
+    });
+    lawa.save(&path).unwrap();
+    fuzz("latest weights", 9, &read(), 300, |path, _| {
+        let before = (lawa.updates(), lawa.get("first.weight").map(|t| bits(&t)));
+        if lawa.load(path).is_err() {
+            assert_eq!((lawa.updates(), lawa.get("first.weight").map(|t| bits(&t))), before);
+            return false;
+        }
+        _ = lawa.posterior().map(|q| sampled(&q));
+        lawa.update().unwrap();
         true
     });
 }

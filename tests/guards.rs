@@ -7,7 +7,9 @@ use support::{F32, Snapshot, bits, wave_at};
 use tch::nn::{LinearConfig, Module, VarStore, linear};
 use tch::{Device, Kind, Tensor};
 use tch_blr::rule::Row;
-use tch_blr::{Adam, DiagonalGaussian, Ema, Error, Evon, FullVon, Ivon, Params, Perturbed, Philox, Sam, soft_update};
+use tch_blr::{
+    Adam, DiagonalGaussian, Ema, Error, Evon, FullVon, Ivon, Lawa, Params, Perturbed, Philox, Sam, Swag, soft_update,
+};
 
 fn weights() -> (VarStore, Tensor) {
     let vs = VarStore::new(Device::Cpu);
@@ -67,6 +69,7 @@ fn perturbed_weights_are_not_trained() {
     let q = posterior(&w);
     let loss = || w.square().mean(Kind::Float);
     let mut ema = Ema::new(&vs, 0.5).unwrap();
+    let (mut swag, mut lawa) = (Swag::new(&vs, 2).unwrap(), Lawa::new(&vs, 2, 1).unwrap());
     let mut ivon = Ivon::default().ess(10.0).build(&vs, 0.1).unwrap();
     let mut adam = Adam::default().build(&vs, 0.1).unwrap();
     let mut evon = Evon::default().ess(10.0).build(&vs, 0.1).unwrap();
@@ -87,6 +90,8 @@ fn perturbed_weights_are_not_trained() {
     in_use(adam.backward_step(&loss()), "`w`");
     in_use(evon.step(loss), "`w`");
     in_use(ema.update(), "`w`");
+    in_use(swag.collect(), "`w`");
+    in_use(lawa.update(), "`w`");
     in_use(soft_update(&vs, &vs, 0.5), "`w`");
     in_use(q.copy_mean_to(&vs), "`w`");
     // A look at the loss there is what the guard is for.
@@ -96,6 +101,7 @@ fn perturbed_weights_are_not_trained() {
     ivon.step(loss).unwrap();
     adam.step(loss).unwrap();
     ema.update().unwrap();
+    assert_eq!((swag.collected(), lawa.updates()), (0, 0));
 }
 
 /// A second optimizer of the same weights cannot step while the first has them at a sample; one of others can, and so

@@ -3,12 +3,12 @@
 use support::{F32, Snapshot, bits, refused, wave_at};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::continual::{Quadratic, SynapticIntelligence};
+use tch_blr::continual::{Mas, Quadratic, SynapticIntelligence};
 use tch_blr::fisher::Fisher;
 use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, BayesianSam, Derivatives, DiagonalGaussian, Ema, Error, Evon, Ivon, Labels, Params, Philox, Prior, Sgd,
-    Statistic, Von, nn, sensitivity,
+    Adam, BayesianSam, Derivatives, DiagonalGaussian, Ema, Error, Evon, Ivon, Labels, Lawa, Params, Philox, Prior, Sgd,
+    Statistic, Swag, Von, nn, sensitivity,
 };
 
 fn parameters(tensors: [(&str, &Tensor); 2]) -> Params {
@@ -182,6 +182,9 @@ fn parameters_that_cannot_be() {
         refused(q.predict(&vs, 1, || x.softmax(-1, Kind::Float)), &["w0", word]);
         refused(q.copy_mean_to(&vs), &["w0", word]);
         refused(Ema::new(&vs, 0.5), &["w0", word]);
+        refused(Swag::new(&vs, 2), &["w0", word]);
+        refused(Lawa::new(&vs, 2, 1), &["w0", word]);
+        refused(Mas::new(&vs, [&x], Tensor::shallow_clone), &["w0", word]);
         refused(Fisher::exact().diagonal(&vs, [&x], Tensor::shallow_clone), &["w0", word]);
         refused(Fisher::exact().full(&vs, [&x], Tensor::shallow_clone), &["w0", word]);
         refused(sensitivity::jacobian(&vs, || x.shallow_clone()), &["w0", word]);

@@ -3,8 +3,8 @@
 use support::{close, mean_and_error, values};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
-    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Params,
-    Posterior, combine,
+    DiagonalGaussian, Error, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian, MeanFieldBernoulli,
+    Mixture, Params, Posterior, combine,
 };
 
 fn matrix(x: &[f64], shape: &[i64]) -> Tensor {
@@ -212,6 +212,11 @@ fn broken_files_are_errors() {
     check(std::fs::read(&path).unwrap(), &|| FullGaussian::load(&path).map(|q| q.entropy()));
     kronecker().save(&path).unwrap();
     check(std::fs::read(&path).unwrap(), &|| KroneckerGaussian::load(&path).map(|q| q.entropy()));
+    let directions = (matrix(&[1.0, 0.5, -1.0, 2.0], &[1, 2, 2]), matrix(&[0.5], &[1]));
+    let [(a, mean), (b, scalar)] = means();
+    let entries = [(a, mean.copy(), mean.square(), directions.0), (b, scalar.copy(), scalar.square(), directions.1)];
+    LowRankGaussian::new(entries).unwrap().save(&path).unwrap();
+    check(std::fs::read(&path).unwrap(), &|| LowRankGaussian::load(&path).map(|q| q.entropy()));
 }
 
 #[test]
@@ -437,7 +442,11 @@ fn every_posterior_can_stand_behind_one_type() {
         right: None,
         precision: Tensor::from(2.0),
     };
-    let all: [Box<dyn Posterior>; 5] = [
+    let direction = (matrix(&[1.0, 0.5, -1.0, 2.0], &[1, 2, 2]), matrix(&[0.5], &[1]));
+    let [a, b] = [diagonal(1.0).mean("a"), diagonal(1.0).mean("b")].map(Option::unwrap);
+    let low_rank = [("a", a.copy(), a.square(), direction.0), ("b", b.copy(), b.square(), direction.1)];
+    let all: [Box<dyn Posterior>; 6] = [
+        Box::new(LowRankGaussian::new(low_rank).unwrap()),
         Box::new(diagonal(1.0)),
         Box::new(full(0.4)),
         Box::new(KroneckerGaussian::new([factored, scalar]).unwrap()),

@@ -11,7 +11,7 @@ use tch::Tensor;
 ///
 /// The functional regularizer of K-priors (Khan and Swaroop 2021), and with a temperature T that of distillation,
 /// T² Σ w CE(softmax(f_old/T), softmax(f/T)); on the inputs of the new task in place of a memory it is learning without
-/// forgetting (Li and Hoiem 2016), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's
+/// forgetting (LwF, below), which keeps no data. Its gradient Σ w Jᵢᵀ(pᵢ - pᵢ_old) is that of the past data's
 /// loss, exactly where the model is linear in its weights and the memory holds all data, and θ_old is their optimum
 /// with a prior (whose [`Quadratic`](super::Quadratic) around θ_old is the other part of the K-prior). Select a small
 /// memory by [`Memory::lambda`], which suits these soft labels.
@@ -35,6 +35,29 @@ use tch::Tensor;
 /// [`Quadratic::change_of_regularizer`]: super::Quadratic::change_of_regularizer
 /// [`Quadratic::towards_zero`]: super::Quadratic::towards_zero
 ///
+/// # Learning without forgetting
+/// (LwF, Li and Hoiem 2016.) No data of the past, only the old model: what it says of the new task's own inputs, over the
+/// old classes and at T = 2, beside the loss of the new ones. In every step, for the batch at hand:
+///
+/// ```
+/// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
+/// use tch_blr::continual::{Memory, Past, SoftLabels};
+/// use tch_blr::nn::{self, Likelihood};
+/// # fn main() -> tch_blr::Result<()> {
+/// # let stores = [0, 1].map(|_| VarStore::new(Device::Cpu));
+/// # let [net, old] = stores.each_ref().map(|vs| nn::linear(vs.root(), 4, 5, Default::default()));
+/// # let [vs, _] = &stores;
+/// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8], (Kind::Int64, Device::Cpu)) + 3);
+/// let inputs = Memory::new(&x, Likelihood::Categorical).active(&[0, 1, 2]); // the old classes
+/// let past = Past::new().with(SoftLabels::at_temperature(inputs, 2.0, |x| old.forward(x))?);
+/// // The two means over the batch, with the published weight of 1: K is a sum over its 8 examples.
+/// let loss = past.beside(net.forward(&x).cross_entropy_for_logits(&y), 8.0, vs, |x| net.forward(x))?;
+/// # assert!(loss.requires_grad());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # With curvature
 /// A memory of few examples counts the past for less than it is. What the others had to say is their curvature, which
 /// is added to the isotropic part (Daxberger et al. 2023; with half of the memory as [`Replay`](super::Replay) it is
 /// their EWC + FR + Replay):
@@ -158,5 +181,47 @@ impl Regularizer for StoredOutputs {
         // ‖f - f_old‖² is the loss of a Gaussian of variance ½, whatever the memory's likelihood.
         let f = self.memory.outputs(model.forward)?.with(Likelihood::Gaussian { variance: 0.5 });
         Ok(self.memory.weighted_sum(&f.losses(&self.old)?)? * self.alpha)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Params;
+    use crate::continual::Past;
+    use tch::nn::{LinearConfig, Module, VarStore, linear};
+    use tch::{Device, Kind};
+
+    /// Learning without forgetting by hand: the mean of -T² Σ_c softmax(f_old/T)_c ln softmax(f/T)_c over the old classes of
+    /// the new examples. Its gradient is zero at the old model, where nothing is to be changed.
+    #[test]
+    fn distillation_on_new_inputs_is_learning_without_forgetting() {
+        let place = (Kind::Double, Device::Cpu);
+        let wave = |size: &[i64], phase: f64| {
+            (Tensor::arange(size.iter().product::<i64>(), place) * 1.3 + phase).sin().reshape(size)
+        };
+        let model = |phase: f64| {
+            let mut vs = VarStore::new(Device::Cpu);
+            let net = linear(vs.root(), 3, 4, LinearConfig::default());
+            vs.set_kind(Kind::Double);
+            tch::no_grad(|| net.ws.shallow_clone().copy_(&(wave(&[4, 3], phase) * 2.0)));
+            (vs, net)
+        };
+        let ((_, old), (vs, net), (same, twin)) = (model(0.1), model(0.7), model(0.1));
+        tch::no_grad(|| twin.bs.as_ref().unwrap().shallow_clone().copy_(old.bs.as_ref().unwrap()));
+        let x = wave(&[5, 3], 2.0);
+        let t = 2.0;
+        let past = |old: &dyn Module| {
+            let inputs = Memory::new(&x, Likelihood::Categorical).active(&[0, 2]);
+            Past::new().with(SoftLabels::at_temperature(inputs, t, |x| old.forward(x)).unwrap())
+        };
+        let value = past(&old).beside(Tensor::from(0.0), 5.0, &vs, |x| net.forward(x)).unwrap();
+        let columns = Tensor::from_slice(&[0i64, 2]);
+        let soft = |f: Tensor| (f.index_select(1, &columns) / t).softmax(1, None::<Kind>);
+        let by_hand = -(soft(old.forward(&x)) * soft(net.forward(&x)).log()).sum(Kind::Double) * t * t / 5.0;
+        assert!((value - by_hand).double_value(&[]).abs() < 1e-14);
+        let there = past(&old).value(&same, |x| twin.forward(x)).unwrap();
+        let slopes = super::super::past::gradient(&there, &Params::from(&same)).unwrap();
+        assert!(slopes.iter().all(|g| g.abs().max().double_value(&[]) < 1e-15));
     }
 }

@@ -15,8 +15,8 @@
 //! | source | type | methods |
 //! |---|---|---|
 //! | weights | [`Quadratic`] | L2 to the previous weights, EWC (separate, online), a variational posterior |
-//! | | | online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`] |
-//! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, FROMP |
+//! | | | online Laplace (diagonal, Kronecker, full), [`SynapticIntelligence`], [`Mas`] |
+//! | functions | [`SoftLabels`], [`Fromp`] | K-priors, functional regularization, distillation, LwF, FROMP |
 //! | | [`StoredOutputs`] | DER, DER++ |
 //! | labels | [`LabelNoise`], [`Replay`] | what functional regularization lacks to be exact; replay is both in one |
 //! | all three | [`Quadratic`] of what no memory has + [`SoftLabels`] on M₁∖M₂ + [`Replay`] on M₂ | EWC + FR + Replay |
@@ -24,8 +24,8 @@
 //! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay
 //! (`docs/continual.md` has it written out).
 //!
-//! GEM and A-GEM add no term; they turn the gradient where it would raise the past's loss: [`gem`]. Which examples to
-//! keep is decided in [`crate::selection`].
+//! GEM and A-GEM add no term; they turn the gradient where it would raise the past's loss: [`gem`]. ER-ACE takes another
+//! loss of the new examples beside replay: [`er_ace`]. Which examples to keep is decided in [`crate::selection`].
 //!
 //! Here belongs what stands for past data in a loss or a gradient. Nothing here knows an optimizer: a loop adds the
 //! term, or hands the gradient over. How well old tasks are remembered is measured in [`crate::metrics`].
@@ -72,10 +72,12 @@
 //! [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
+mod er_ace;
 mod fromp;
 mod functions;
 pub mod gem;
 mod labels;
+mod mas;
 mod memory;
 mod of_gaussian;
 mod past;
@@ -83,9 +85,11 @@ mod quadratic;
 mod slow;
 mod synaptic;
 
+pub use er_ace::er_ace;
 pub use fromp::{Fromp, Kernel};
 pub use functions::{SoftLabels, StoredOutputs};
 pub use labels::{LabelNoise, Replay};
+pub use mas::Mas;
 pub use memory::Memory;
 pub(crate) use past::Forward;
 pub use past::{Model, Past, Regularizer};

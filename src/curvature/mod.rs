@@ -8,6 +8,7 @@
 //! pulls vectors on the outputs back to them, [`noted`] knows what part each output has in the loss,
 //! [`same_examples`] whether the rows of the layer calls belong together, and everything else is a kind of result.
 
+mod absolutes;
 mod factors;
 mod ggn;
 mod jacobian;

@@ -138,6 +138,11 @@ impl Parameter<'_> {
         }
     }
 
+    /// Σᵢ |G̃ᵢ|
+    pub(super) fn sum_of_absolutes(&self) -> Result<Tensor> {
+        self.sum(|g| Ok(g.f_abs()?))
+    }
+
     /// c = B Σᵢ G̃ᵢ².
     pub(super) fn squares(&self) -> Result<Tensor> {
         Ok(self.sum_of_squares()?.f_mul_scalar_(self.batch as f64)?)

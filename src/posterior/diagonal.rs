@@ -4,6 +4,7 @@ use super::BlockPrecision;
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
 use super::named::{Named, Parameter};
+use super::temperature;
 use super::valid::{Stored, finite_float, form, no_parameter, smallest};
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::linalg::matrix_shape;
@@ -368,18 +369,9 @@ impl DiagonalGaussian {
     pub fn fit_temperature(
         &self,
         temperatures: impl IntoIterator<Item = f64>,
-        mut score: impl FnMut(&Self) -> Result<f64>,
+        score: impl FnMut(&Self) -> Result<f64>,
     ) -> Result<(f64, Self)> {
-        let mut best: Option<(f64, f64, Self)> = None;
-        for tau in temperatures {
-            let q = self.temper(tau)?;
-            let found = score(&q)?;
-            if best.as_ref().map_or(!found.is_nan(), |(lowest, ..)| found < *lowest) {
-                best = Some((found, tau, q));
-            }
-        }
-        let (_, tau, q) = best.ok_or_else(|| Error::Posterior("no temperature has a score".to_owned()))?;
-        Ok((tau, q))
+        temperature::best(temperatures, |tau| self.temper(tau), score)
     }
 
     /// Natural parameters of every weight tensor, in order.

@@ -14,9 +14,11 @@ mod full;
 mod in_model;
 mod kronecker;
 mod kronecker_parameter;
+mod low_rank;
 mod mixture;
 mod named;
 mod predictive;
+mod temperature;
 mod valid;
 
 pub use any::Posterior;
@@ -29,5 +31,6 @@ pub use full::FullGaussian;
 pub(crate) use in_model::in_model;
 pub use kronecker::KroneckerGaussian;
 pub use kronecker_parameter::KroneckerParameter;
+pub use low_rank::LowRankGaussian;
 pub use mixture::Mixture;
 pub use predictive::Predictive;

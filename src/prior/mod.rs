@@ -31,7 +31,9 @@ use tch::{Kind, Tensor};
 /// | [`Evon`], [`Soap`], [`NoisyKfac`] | [`DiagonalGaussian`], [`KroneckerGaussian`] |
 /// | [`Newton`](crate::Newton), [`FullVon`](crate::FullVon) | all three |
 ///
-/// Any other is an error of `build`; [`KroneckerGaussian::diagonal`] and [`FullGaussian::diagonal`] are the way out.
+/// Any other is an error of `build`; [`KroneckerGaussian::diagonal`] and [`FullGaussian::diagonal`] are the way out, and
+/// for a [`LowRankGaussian`](crate::LowRankGaussian), which no row takes, its
+/// [`marginals`](crate::LowRankGaussian::marginals).
 ///
 /// [`Evon`]: crate::Evon
 /// [`Soap`]: crate::Soap
@@ -283,7 +285,8 @@ impl TryFrom<&dyn Posterior> for Prior {
         let full = || q.downcast_ref::<FullGaussian>().map(Prior::from);
         diagonal.or_else(kronecker).or_else(full).ok_or_else(|| {
             Error::Posterior(
-                "a prior must be a diagonal, Kronecker-factored or full Gaussian, and this posterior is not one"
+                "a prior must be a diagonal, Kronecker-factored or full Gaussian, and this posterior is not one; of a \
+                 LowRankGaussian take .marginals() or .diagonal()"
                     .to_owned(),
             )
         })

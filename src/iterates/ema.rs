@@ -1,13 +1,11 @@
-//! Moving averages of weights: beside a model for its evaluation ([`Ema`]), or in another one ([`soft_update`], the
-//! target networks of reinforcement learning).
-//!
-//! They know variables by name and nothing of how these are trained, so any optimizer will do, tch's too.
+//! A moving average of weights, beside a model for its evaluation.
 
-use crate::params::{Leaf, Params, Perturbed};
+use super::moments::{Moments, check_some, gaussian};
+use super::watched::{Part, Watched};
+use crate::params::{Params, Perturbed};
 use crate::storage::{AVERAGE, checkpoint};
-use crate::{Error, Result, check, kernel};
+use crate::{DiagonalGaussian, Error, Result, check};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::path::Path;
 use tch::Tensor;
 
@@ -21,8 +19,19 @@ use tch::Tensor;
 /// (debiased). With [`Ema::debias`]`(false)`, r = 1-β from the start, and the weights that the model has when the
 /// average is made count as one of them forever.
 ///
+/// With [`Ema::with_variance`] it also keeps the variance of the weights about it, of the same shares aᵢ = rβᵗ⁻ⁱ:
+///
+/// ```text
+/// v = Σ aᵢ (wᵢ - e)²          biased; v / (1 - Σ aᵢ²) is not      Σ aᵢ² → (1-β)/(1+β)
+/// ```
+///
+/// which gives a posterior. Of a training with IVON take its own: average the mean only, and keep the precision of the last
+/// step.
+///
 /// Averages are kept in f32 beside half-precision weights. Buffers (batch-norm statistics) are not averaged, and stay
-/// those of the weights themselves. Variables that are created later are picked up.
+/// those of the weights themselves: compute them again with the average in the variables, or use layers without. Variables
+/// that are created later are picked up, and count as if they had always been at their first value; those that are frozen are
+/// averaged like others.
 ///
 /// ```
 /// use tch::{Device, Kind, nn};
@@ -46,11 +55,10 @@ use tch::Tensor;
 /// ```
 #[derive(Debug)]
 pub struct Ema {
-    params: Params,
-    /// One per parameter.
-    averages: Vec<Tensor>,
+    watched: Watched<Moments>,
     decay: f64,
     debias: bool,
+    with_variance: bool,
     updates: u64,
 }
 
@@ -64,7 +72,9 @@ struct Content {
     names: Vec<String>,
 }
 
-const FORM: &str = AVERAGE;
+/// That of [`AVERAGE`] is a file of weights, to which variances do not belong.
+const WITH_VARIANCE: &str = "moving average of weights with variances";
+const VARIANCE: &str = ".variance";
 
 impl Ema {
     /// An average of these parameters with decay β = `decay` in [0, 1), which starts at their present values: about the
@@ -74,15 +84,8 @@ impl Ema {
     /// A decay out of range, or no parameter.
     pub fn new(params: impl Into<Params>, decay: f64) -> Result<Self> {
         check::rate("decay", decay)?;
-        let params = Params::separate(params)?;
-        if params.is_empty() {
-            let problem = "there are none; create the model's variables (layers) before the average";
-            return Err(Error::Parameters(problem.to_owned()));
-        }
-        params.check_free()?;
-        let mut ema = Ema { params, averages: Vec::new(), decay, debias: true, updates: 0 };
-        ema.extend();
-        Ok(ema)
+        let watched = Watched::new(params, start(false))?;
+        Ok(Ema { watched, decay, debias: true, with_variance: false, updates: 0 })
     }
 
     /// Whether the average is that of the weights at updates only, default on. Choose it before the first update.
@@ -92,11 +95,12 @@ impl Ema {
         self
     }
 
-    /// Gives every parameter that has none an average, at its present value.
-    fn extend(&mut self) {
-        let _no_grad = tch::no_grad_guard();
-        let new = &self.params.leaves()[self.averages.len()..];
-        self.averages.extend(new.iter().map(|leaf| leaf.tensor.detach().to_kind(leaf.state_kind()).copy()));
+    /// Keeps the variance, too: one more number for each weight. Choose it before the first update.
+    #[must_use]
+    pub fn with_variance(mut self) -> Self {
+        self.with_variance = true;
+        self.watched.all_mut().for_each(|moments| moments.variance = Some(moments.mean.zeros_like()));
+        self
     }
 
     /// Takes the present weights into the average: call it after each step of the optimizer.
@@ -104,15 +108,11 @@ impl Ema {
     /// # Errors
     /// A parameter of another shape than when its average was started. Nothing has changed then.
     pub fn update(&mut self) -> Result<()> {
-        self.params.refresh();
-        let _claim = self.params.claim()?;
-        self.extend();
-        let pairs = || self.params.leaves().iter().zip(&self.averages);
-        pairs().try_for_each(|(leaf, average)| same_shape(leaf.name(), average, &leaf.tensor))?;
+        let present = self.watched.look(start(self.with_variance))?;
         let t = self.updates as f64 + 1.0;
         let rate = if self.debias { (1.0 - self.decay) / (1.0 - self.decay.powf(t)) } else { 1.0 - self.decay };
-        pairs().for_each(|(leaf, average)| towards(average, &leaf.tensor, rate));
-        self.updates += 1;
+        self.watched.take_in(&present, |moments, weights| moments.take_in(weights, rate));
+        self.updates = self.updates.saturating_add(1);
         Ok(())
     }
 
@@ -123,7 +123,39 @@ impl Ema {
 
     /// The average of one parameter, in its shape: the average's own tensor, so copy it before you write to it.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        self.averages.get(self.params.number(name)?).map(Tensor::shallow_clone)
+        self.watched.get(name).map(|moments| moments.mean.shallow_clone())
+    }
+
+    /// v of one parameter, in its shape; `None` without [`Ema::with_variance`]. The average's own tensor, as
+    /// [`Ema::get`].
+    pub fn variance(&self, name: &str) -> Option<Tensor> {
+        self.watched.get(name)?.variance.as_ref().map(Tensor::shallow_clone)
+    }
+
+    /// 1 - Σ aᵢ², by which v is too small on average.
+    pub fn bias(&self) -> f64 {
+        let (b, bt) = (self.decay, self.decay.powf(self.updates as f64));
+        // The squared shares are a geometric series; without debiasing the first weights have the share βᵗ.
+        let shares =
+            if self.debias { (1.0 + bt) / (1.0 - bt) } else { bt * bt * (1.0 + b) / (1.0 - b) + 1.0 - bt * bt };
+        1.0 - shares * (1.0 - b) / (1.0 + b)
+    }
+
+    /// N(e, v / (1 - Σ aᵢ²)): the average, with the spread of the iterates about it (unbiased;
+    /// `temper(ema.`[`bias()`](Ema::bias)`)` of it has v itself). Not less than
+    /// [`SMALLEST_VARIANCE`](crate::iterates::SMALLEST_VARIANCE).
+    ///
+    /// # Errors
+    /// Without [`Ema::with_variance`]; fewer than two updates; averages that are not finite; a decay of 0, by which
+    /// only one iterate counts.
+    pub fn posterior(&self) -> Result<DiagonalGaussian> {
+        if !self.with_variance {
+            let problem = "the average keeps no variance: make it by Ema::new(..)?.with_variance()";
+            return Err(Error::Posterior(problem.to_owned()));
+        }
+        check_some("the average is one of", self.updates)?;
+        check::positive("decay", self.decay)?;
+        gaussian(self.watched.all(), 1.0 / self.bias())
     }
 
     /// Puts the averages into the variables until the guard is dropped, which brings the weights back bit by bit. Drop
@@ -132,118 +164,51 @@ impl Ema {
     /// # Errors
     /// A variable of another shape than when its average was started; [`Error::InUse`] if another thread perturbs one.
     pub fn swap_in(&self) -> Result<Perturbed> {
-        let value = |(leaf, average): (&Leaf, &Tensor)| {
-            same_shape(leaf.name(), average, &leaf.tensor)?;
-            // A copy, because writing to the variable would write to it.
-            let place = (leaf.tensor.device(), leaf.tensor.kind());
-            Ok((leaf.tensor.shallow_clone(), average.f_to_device(place.0)?.f_to_kind(place.1)?.copy()))
-        };
-        let pairs = self.params.leaves().iter().zip(&self.averages).map(value);
-        Perturbed::enter(pairs.collect::<Result<Vec<_>>>()?)
+        self.watched.swap_in(|moments| moments.mean.shallow_clone())
     }
 
     /// Writes averages, decay and number of updates to one safetensors file, which is replaced atomically. Its tensors
-    /// have the variables' names, so [`VarStore::load`](tch::nn::VarStore::load) reads it too.
+    /// have the variables' names, so [`VarStore::load`](tch::nn::VarStore::load) reads it too; variances are
+    /// `<name>.variance`.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let names: Vec<String> = self.params.names().map(str::to_owned).take(self.averages.len()).collect();
-        let averages = self.averages.iter().map(Tensor::shallow_clone);
-        let tensors: Vec<(String, Tensor)> = names.iter().cloned().zip(averages).collect();
         let Ema { decay, debias, updates, .. } = *self;
-        checkpoint::save(path.as_ref(), FORM, &tensors, &Content { decay, debias, updates, names })
+        let content = |names| Content { decay, debias, updates, names };
+        self.watched.save(path.as_ref(), self.form(), content, |Moments { mean, variance }| {
+            let variance = variance.as_ref().map(|v| (VARIANCE, v.shallow_clone()));
+            [("", mean.shallow_clone())].into_iter().chain(variance).collect()
+        })
+    }
+
+    fn form(&self) -> &'static str {
+        if self.with_variance { WITH_VARIANCE } else { AVERAGE }
     }
 
     /// Goes on where [`Ema::save`] left it, with the file's decay: of the same parameters, in any order. The model's
     /// variables stay as they are.
     ///
     /// # Errors
-    /// A file that cannot be read, is broken or holds something else; parameters that are missing, extra or of another
-    /// shape. Nothing has changed then.
+    /// A file that cannot be read, is broken or holds something else, as an average with a variance for one without;
+    /// parameters that are missing, extra or of another shape. Nothing has changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let (mut tensors, Content { decay, debias, updates, names }) = checkpoint::load(path, FORM)?;
-        let refused = |problem: String| Error::file(path, problem);
+        let (path, with_variance) = (path.as_ref(), self.with_variance);
+        let (tensors, Content { decay, debias, updates, names }) = checkpoint::load(path, self.form())?;
         check::rate("decay", decay).map_err(|e| Error::file(path, e))?;
-        self.params.refresh();
-        self.extend();
-        let names: HashSet<String> = names.into_iter().collect();
-        let mut averages = Vec::new();
-        for (leaf, average) in self.params.leaves().iter().zip(&self.averages) {
-            // By any of its names: a tied variable's first one depends on when it was tied.
-            let name = leaf.names.iter().find(|name| names.contains(*name)).map_or(leaf.name(), String::as_str);
-            let missing = || refused(format!("has no tensor `{name}`, which the model has"));
-            let found = tensors.remove(name).ok_or_else(missing)?;
-            same_shape(name, average, &found).map_err(|e| Error::file(path, e))?;
-            if let Some(value) = kernel::first_non_finite(&found) {
-                return Err(refused(format!("tensor `{name}` is not finite ({value})")));
-            }
-            averages.push(found.f_to_device(average.device())?.f_to_kind(average.kind())?);
-        }
-        if let Some(name) = tensors.keys().next() {
-            return Err(refused(format!("has a tensor `{name}`, which the model does not have")));
-        }
-        (self.averages, self.decay, self.debias, self.updates) = (averages, decay, debias, updates);
+        let moments = |part: &mut Part| {
+            let variance = with_variance.then(|| part.take_variance(VARIANCE)).transpose()?;
+            Ok(Moments { mean: part.take("", &[])?, variance })
+        };
+        let all = self.watched.read(path, tensors, names, start(with_variance), moments)?;
+        self.watched.put(all);
+        (self.decay, self.debias, self.updates) = (decay, debias, updates);
         Ok(())
     }
 }
 
-/// Moves every variable of `target` a step towards the variable of the same name in `source`:
-/// θ' ← θ' + τ (θ - θ'), 0 < τ ≤ 1, in place.
-///
-/// The target may be frozen and on another device. What `source` has beyond it, and buffers of either, are left alone.
-/// Half-precision targets lose steps that are smaller than their last digit.
-///
-/// ```
-/// # use tch::{Device, nn};
-/// # fn main() -> tch_blr::Result<()> {
-/// # let (online, mut target) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
-/// # let _nets = [&online, &target].map(|vs| nn::linear(vs.root(), 4, 2, Default::default()));
-/// target.copy(&online)?;
-/// target.freeze();
-/// // … after each step of the optimizer over `online`:
-/// tch_blr::soft_update(&target, &online, 0.005)?;
-/// # Ok(())
-/// # }
-/// ```
-///
-/// # Errors
-/// τ out of range; a variable of the target that the source does not have, or has in another shape. Nothing has changed
-/// then.
-pub fn soft_update(target: impl Into<Params>, source: impl Into<Params>, tau: f64) -> Result<()> {
-    check::that("tau", tau, tau > 0.0 && tau <= 1.0, "a number in (0, 1]")?;
-    let (target, source) = (Params::separate(target)?, Params::separate(source)?);
-    source.check_free()?;
-    let _claim = target.claim()?;
-    let pair = |ours: &Leaf| {
-        let theirs = ours.names.iter().find_map(|name| source.find(name));
-        let theirs =
-            theirs.ok_or_else(|| Error::parameter(ours.name(), "the target has it and the source does not"))?;
-        same_shape(ours.name(), &ours.tensor, &theirs.tensor)?;
-        Ok((ours.tensor.shallow_clone(), theirs.tensor.shallow_clone()))
-    };
-    let pairs = target.leaves().iter().map(pair).collect::<Result<Vec<_>>>()?;
-    for (ours, theirs) in &pairs {
-        towards(ours, theirs, tau);
-    }
-    Ok(())
-}
-
-fn same_shape(name: &str, average: &Tensor, weight: &Tensor) -> Result<()> {
-    let (was, now) = (average.size(), weight.size());
-    if was == now {
-        return Ok(());
-    }
-    Err(Error::parameter(name, format!("its average has shape {was:?} and its weight {now:?}")))
-}
-
-/// e ← e + r (w - e), for tensors of one shape.
-fn towards(average: &Tensor, weight: &Tensor, rate: f64) {
-    let _no_grad = tch::no_grad_guard();
-    let weight = weight.detach().to_device(average.device()).to_kind(average.kind());
-    // libtorch's form of it, in which r = 1 is the weight to the bit, and a weight that stays is its own average.
-    _ = average.shallow_clone().lerp_(&weight, rate);
+fn start(with_variance: bool) -> impl Fn(Tensor) -> Moments {
+    move |weights| Moments::at(weights, with_variance)
 }
 
 #[cfg(test)]
@@ -351,43 +316,16 @@ mod tests {
         assert_eq!(values(&other_b), [0.0, 0.0]);
 
         let refused = |ema: &mut Ema, what: &str| {
-            let before = (values(&ema.averages[0]), ema.updates);
+            let before = (values(&ema.get("a").unwrap()), ema.updates);
             let e = ema.load(&path).unwrap_err().to_string();
             assert!(e.contains(what) && e.contains("ema.safetensors"), "{e}");
-            assert_eq!((values(&ema.averages[0]), ema.updates), before);
+            assert_eq!((values(&ema.get("a").unwrap()), ema.updates), before);
         };
         let named = |name: &str, shape: &[i64]| (name.to_owned(), Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
         let of = |parameters: Vec<(String, Tensor)>| Ema::new(Params::named(parameters).unwrap(), 0.5).unwrap();
         refused(&mut of(vec![named("a", &[2])]), "`b`");
         refused(&mut of(vec![named("a", &[2]), named("b", &[2]), named("c", &[2])]), "`c`");
         refused(&mut of(vec![named("a", &[3]), named("b", &[2])]), "[3]");
-    }
-
-    #[test]
-    fn targets_follow() {
-        let store = |x: [f64; 2]| {
-            let vs = VarStore::new(Device::Cpu);
-            let w = vs.root().sub("net").zeros("w", &[2]);
-            set(&w, &x);
-            (vs, w)
-        };
-        let ((mut target, w), (source, v)) = (store([0.0, 4.0]), store([8.0, 4.0]));
-        let _more = source.root().zeros("head", &[1]);
-        target.freeze();
-        soft_update(&target, &source, 0.25).unwrap();
-        soft_update(&target, &source, 0.25).unwrap();
-        assert_eq!((values(&w), values(&v)), (vec![3.5, 4.0], vec![8.0, 4.0]));
-        soft_update(&target, &source, 1.0).unwrap();
-        assert_eq!(values(&w), [8.0, 4.0]);
-
-        let e = soft_update(&source, &target, 0.5).unwrap_err().to_string();
-        assert!(e.contains("`head`"), "{e}");
-        for tau in [0.0, -0.1, 1.5, f64::NAN] {
-            assert!(soft_update(&target, &source, tau).unwrap_err().to_string().contains("tau"));
-        }
-        let other = Params::named([("net.w", Tensor::zeros([3], (Kind::Float, Device::Cpu)))]).unwrap();
-        assert!(soft_update(&target, other, 0.5).unwrap_err().to_string().contains("[3]"));
-        assert_eq!(values(&w), [8.0, 4.0]);
     }
 
     #[test]
@@ -398,5 +336,83 @@ mod tests {
         for decay in [1.0, -0.1, f64::NAN] {
             assert!(Ema::new(&vs, decay).unwrap_err().to_string().contains("decay"));
         }
+    }
+
+    /// Shares 1/7, 2/7 and 4/7 of 1, 2 and 4, and without debiasing 1/8, 1/8, 1/4, 1/2 of 1, 1, 2 and 4.
+    #[test]
+    fn a_variance_of_the_same_shares() {
+        let w = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+        let ema = |debias: bool| {
+            set(&w, &[1.0]);
+            let params = Params::named([("w", w.shallow_clone())]).unwrap();
+            let mut ema = Ema::new(params, 0.5).unwrap().debias(debias).with_variance();
+            for x in [1.0, 2.0, 4.0] {
+                set(&w, &[x]);
+                ema.update().unwrap();
+            }
+            ema
+        };
+        let near = |x: Tensor, y: f64| assert!((x.double_value(&[0]) - y).abs() < 1e-14, "{x:?} and not {y}");
+        for (debias, mean, variance, shares) in [
+            (true, 3.0, 10.0 / 7.0, 21.0 / 49.0),
+            (false, 2.75, 1.0 / 4.0 + 4.0 / 4.0 + 16.0 / 2.0 - 2.75 * 2.75, 1.0 / 64.0 * 2.0 + 1.0 / 16.0 + 1.0 / 4.0),
+        ] {
+            let ema = ema(debias);
+            near(ema.get("w").unwrap(), mean);
+            near(ema.variance("w").unwrap(), variance);
+            assert!((ema.bias() - (1.0 - shares)).abs() < 1e-15, "{}", ema.bias());
+            let q = ema.posterior().unwrap();
+            near(q.mean("w").unwrap(), mean);
+            near(q.variance("w").unwrap(), variance / ema.bias());
+            near(q.temper(ema.bias()).unwrap().variance("w").unwrap(), variance);
+        }
+        // 10/7 over 4/7
+        near(ema(true).posterior().unwrap().variance("w").unwrap(), 2.5);
+    }
+
+    #[test]
+    fn weights_that_stay_have_no_variance() {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().zeros("w", &[2]);
+        set(&w, &[0.1, 0.1]);
+        let mut ema = Ema::new(&vs, 0.9).unwrap().with_variance();
+        for _ in 0..20 {
+            ema.update().unwrap();
+        }
+        assert_eq!(values(&ema.variance("w").unwrap()), [0.0, 0.0]);
+        let q = ema.posterior().unwrap();
+        let smallest = crate::iterates::SMALLEST_VARIANCE / ema.bias();
+        assert!((q.variance("w").unwrap() / smallest - 1.0).abs().max().double_value(&[]) < 1e-6);
+        assert_eq!(values(&q.mean("w").unwrap()), values(&w));
+    }
+
+    #[test]
+    fn a_posterior_needs_a_variance_and_two_updates() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ema.safetensors");
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().zeros("w", &[2]);
+        let without = Ema::new(&vs, 0.5).unwrap();
+        assert!(without.posterior().unwrap_err().to_string().contains("with_variance()"));
+        let mut ema = Ema::new(&vs, 0.5).unwrap().with_variance();
+        ema.update().unwrap();
+        assert!(ema.posterior().unwrap_err().to_string().contains("1 iterates"));
+        set(&w, &[1.0, 2.0]);
+        ema.update().unwrap();
+        ema.save(&path).unwrap();
+        let mut resumed = Ema::new(&vs, 0.9).unwrap().with_variance();
+        resumed.load(&path).unwrap();
+        for ema in [&mut ema, &mut resumed] {
+            set(&w, &[-3.0, 2.5]);
+            ema.update().unwrap();
+        }
+        assert_eq!(ema.posterior().unwrap().sample(0).unwrap(), resumed.posterior().unwrap().sample(0).unwrap());
+        let e = Ema::new(&vs, 0.9).unwrap().load(&path).unwrap_err().to_string();
+        assert!(e.contains("with variances"), "{e}");
+        let mut last = Ema::new(&vs, 0.0).unwrap().with_variance();
+        for _ in 0..2 {
+            last.update().unwrap();
+        }
+        assert!(last.posterior().unwrap_err().to_string().contains("decay"));
     }
 }
