@@ -131,10 +131,13 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
-//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
-//!   predictions. [`Diagnostics`]: how a training run is going, and advice.
+//! * [`nn`]: layers for the rows that need per-example gradients. [`Diagnostics`]: how a training run is going, and
+//!   advice.
+//! * [`metrics`]: calibration and other measures of predictions, of classes and of numbers. [`conformal`]: sets and
+//!   intervals that hold the truth as often as they say. `docs/uncertainty.md`.
 
 mod check;
+pub mod conformal;
 pub mod continual;
 mod curvature;
 mod driver;
@@ -184,8 +187,8 @@ pub(crate) use link::Link;
 pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    NaturalSum, Posterior, Predictive, clamp_information, combine,
+    DiagonalGaussian, FullGaussian, IntoGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture,
+    Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{
@@ -228,3 +231,6 @@ struct SensitivityOfExamples;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/uncertainty.md")]
+struct Uncertainty;
