@@ -53,8 +53,8 @@ impl Cqr {
         self.q
     }
 
-    /// `[lower - q, upper + q]` for new examples, with the level 1-α. Where q < 0 moves the lower end above the upper one,
-    /// the interval is empty.
+    /// `[lower - q, upper + q]` for new examples, with the level 1-α. Where q < 0 moves the lower end above the upper
+    /// one, the interval is empty.
     ///
     /// # Errors
     /// Ends that are not finite.

@@ -2,7 +2,7 @@
 
 use super::{labels, predicted, rows, t};
 use support::{all_close, close, refused, values};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use tch_blr::metrics::{
     RiskCoverage, Temperature, adaptive_ece, adaptive_reliability, auroc, classwise_ece, ece, fpr_at, nll, reliability,
     selective, selective_by, threshold_at,
