@@ -16,6 +16,7 @@ use std::time::Instant;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_blr::fisher::Fisher;
+use tch_blr::metrics::{Forecast, ks_uniform};
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::rule::Row;
 use tch_blr::sensitivity::{DualView, jacobian};
@@ -83,6 +84,12 @@ fn main() -> Outcome {
             m.seconds
         );
     }
+    println!("\n              held out beside the gap: y in the central interval of");
+    println!("          CRPS    50 %    90 %    width of 90 %   interval score   PIT (at most {:.2})", data.uniform());
+    for m in &all {
+        let Intervals { crps, coverage: [half, most], width, score, pit } = m.intervals;
+        println!("{:<8} {crps:>5.3} {half:>7.2} {most:>7.2} {width:>16.2} {score:>16.2} {pit:>8.2}", m.name);
+    }
     draw(&data, &all, &folder)?;
 
     let report = json!({
@@ -133,6 +140,11 @@ impl Data {
         let (beside, train): (Vec<_>, Vec<_>) = outside.into_iter().enumerate().partition(|(i, _)| i % HELD_OUT == 0);
         let only = |v: Vec<(usize, (f64, f64))>| v.into_iter().map(|p| p.1).collect();
         Ok(Data { train: only(train), beside: only(beside), inside, source })
+    }
+
+    /// The distance from uniform PIT values that right predictions stay below in nineteen of twenty cases.
+    fn uniform(&self) -> f64 {
+        1.36 / (self.beside.len() as f64).sqrt()
     }
 
     /// Of the training data, in which deviations are compared.
@@ -204,22 +216,60 @@ struct Method {
     nll: [f64; 3],
     /// Mean deviation of the function in the gap, and in the rest of the range of the data.
     deviation: [f64; 2],
+    intervals: Intervals,
     seconds: f64,
 }
 
+/// How far predictions of y can be relied on, for the points held out beside the gap.
+struct Intervals {
+    crps: f64,
+    /// Of the intervals of 50 and 90 %.
+    coverage: [f64; 2],
+    /// Of 90 %.
+    width: f64,
+    score: f64,
+    /// Distance of the PIT values from uniform ones.
+    pit: f64,
+}
+
+impl Intervals {
+    fn new(forecast: &Forecast, y: &Tensor) -> Outcome<Intervals> {
+        let [half, most] = [forecast.interval(0.5)?, forecast.interval(0.9)?];
+        Ok(Intervals {
+            crps: forecast.crps(y)?,
+            coverage: [half.coverage(y)?, most.coverage(y)?],
+            width: most.width()?,
+            score: most.score(y)?,
+            pit: ks_uniform(&forecast.pit(y)?.reshape([-1]))?,
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "crps": self.crps,
+            "coverage_50": self.coverage[0],
+            "coverage_90": self.coverage[1],
+            "width_90": self.width,
+            "interval_score_90": self.score,
+            "pit_ks": self.pit,
+        })
+    }
+}
+
 impl Method {
-    /// `predict` gives the means and variances `[N]` of the function; `nll` the mean negative log likelihood of points.
+    /// `forecast` predicts y `[N, 1]`, noise included, at x `[N, 1]`.
     fn new(
         name: &'static str,
         data: &Data,
         started: Instant,
-        predict: impl Fn(&Tensor) -> Outcome<[Tensor; 2]>,
-        nll: impl Fn(&[(f64, f64)]) -> Outcome<f64>,
+        forecast: impl Fn(&Tensor) -> tch_blr::Result<Forecast>,
     ) -> Outcome<Method> {
         let ((x0, x1), _) = EXTENT;
         let x = Tensor::linspace(x0, x1, 361, (Kind::Double, Device::Cpu));
-        let [mean, variance] = predict(&x.unsqueeze(1))?;
-        let columns = [&x, &mean, &variance.sqrt(), &(&variance + SIGMA * SIGMA).sqrt()].map(|t| t.reshape([-1]));
+        let curve = forecast(&x.unsqueeze(1))?;
+        let variance = curve.variance()?;
+        let columns =
+            [&x, &curve.mean()?, &(&variance - SIGMA * SIGMA).sqrt(), &variance.sqrt()].map(|t| t.reshape([-1]));
         let rows = numbers(&Tensor::stack(&columns, 1))?;
         let curve: Vec<[f64; 4]> = rows.chunks_exact(4).map(|r| [r[0], r[1], r[2], r[3]]).collect();
         let (low, high) = data.range();
@@ -229,8 +279,14 @@ impl Method {
             sum / n
         };
         let deviation = [average(true), average(false)];
+        let nll = |points: &[(f64, f64)]| {
+            let [x, y] = tensors(points);
+            forecast(&x)?.nll(&y)
+        };
         let nll = [nll(&data.train)?, nll(&data.beside)?, nll(&data.inside)?];
-        Ok(Method { name, curve, nll, deviation, seconds: started.elapsed().as_secs_f64() })
+        let [x, y] = tensors(&data.beside);
+        let intervals = Intervals::new(&forecast(&x)?, &y)?;
+        Ok(Method { name, curve, nll, deviation, intervals, seconds: started.elapsed().as_secs_f64() })
     }
 
     fn json(&self) -> Value {
@@ -238,6 +294,7 @@ impl Method {
             "name": self.name,
             "nll": {"train": self.nll[0], "held_out_beside_the_gap": self.nll[1], "held_out_in_the_gap": self.nll[2]},
             "deviation": {"in_the_gap": self.deviation[0], "beside": self.deviation[1]},
+            "held_out_beside_the_gap": self.intervals.json(),
             "seconds": self.seconds,
         })
     }
@@ -276,25 +333,17 @@ fn laplace(data: &Data) -> Outcome<(Method, Checks)> {
     let [x, y] = tensors(&data.train);
     let noise = Likelihood::Gaussian { variance: SIGMA * SIGMA };
     let view = DualView::linearized(&net.vs, || net.forward(&x), &y.squeeze_dim(1), noise, DELTA)?;
-    let predict = |x: &Tensor| -> Outcome<[Tensor; 2]> {
-        let features = jacobian(&net.vs, || net.forward(x))?;
-        Ok([tch::no_grad(|| net.forward(x)).squeeze_dim(1), view.predict(&features)?.variance])
+    let variance = |x: &Tensor| -> tch_blr::Result<Tensor> {
+        Ok(view.predict(&jacobian(&net.vs, || net.forward(x))?)?.variance.unsqueeze(1))
     };
-    let nll = |points: &[(f64, f64)]| {
-        let [x, y] = tensors(points);
-        let [mean, variance] = predict(&x)?;
-        let variance = variance + SIGMA * SIGMA;
-        let squares = (y.squeeze_dim(1) - mean).square() / &variance;
-        let each: Tensor = squares + (variance * std::f64::consts::TAU).log();
-        Ok(0.5 * each.mean(Kind::Double).double_value(&[]))
-    };
-    let method = Method::new("Laplace", data, started, predict, nll)?;
+    let forecast = |x: &Tensor| Forecast::gaussian(&tch::no_grad(|| net.forward(x)), &(variance(x)? + SIGMA * SIGMA));
+    let method = Method::new("Laplace", data, started, forecast)?;
 
     // The same posterior, over the weights.
     let q =
         Fisher::exact().likelihood(noise).full(&net.vs, [&x], |x| net.forward(x))?.laplace(Prior::isotropic(DELTA))?;
     let theirs = q.output_covariance(&net.vs, || net.forward(&x))?.reshape([-1]);
-    let [_, ours] = predict(&x)?;
+    let ours = variance(&x)?.squeeze_dim(1);
     let off = view.representer()? - view.weights();
     let checks = Checks {
         difference: ((ours - &theirs) / theirs).abs().max().double_value(&[]),
@@ -325,20 +374,8 @@ fn sampled<R: Row<Posterior: Posterior>>(
     let mut opt = build(&net)?;
     train(&mut opt, &net, data)?;
     let q: &dyn Posterior = &opt.posterior()?;
-    // [K, N]
-    let functions = |x: &Tensor| q.predict_samples(&net.vs, SAMPLES, || net.forward(x)).map(|f| f.squeeze_dim(2));
-    let predict = |x: &Tensor| -> Outcome<[Tensor; 2]> {
-        let f = functions(x)?;
-        Ok([f.mean_dim(0, false, Kind::Double), f.var_dim(0, true, false)])
-    };
-    // The likelihood is averaged, not its logarithm.
-    let nll = |points: &[(f64, f64)]| {
-        let [x, y] = tensors(points);
-        let each = (functions(&x)? - y.squeeze_dim(1)).square() * (-0.5 / (SIGMA * SIGMA));
-        let constant = (SAMPLES as f64).ln() + 0.5 * (std::f64::consts::TAU * SIGMA * SIGMA).ln();
-        Ok(constant - each.logsumexp(0, false).mean(Kind::Double).double_value(&[]))
-    };
-    Method::new(name, data, started, predict, nll)
+    let forecast = |x: &Tensor| q.predict_regression(&net.vs, SAMPLES, || (net.forward(x), SIGMA * SIGMA));
+    Method::new(name, data, started, forecast)
 }
 
 fn draw(data: &Data, all: &[Method], folder: &Path) -> Outcome<()> {

@@ -14,7 +14,7 @@ FLOORS = [
     "check",
     "expectation parallel",
     "kernel",
-    "linalg schedule storage gradient family metrics",
+    "linalg schedule storage gradient family metrics conformal",
     "link params likelihood",
     "statistic nn",
     "curvature posterior",

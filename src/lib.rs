@@ -120,6 +120,7 @@
 //! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/tuning.md`: the start without a search,
 //!   and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all settings of
 //!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
+//! * `docs/posteriors.md`: which posterior for what.
 //! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it. [`laplace`]: its evidence, the
 //!   prior precision and noise that are most likely, its predictions; of all weights, a layer or some. `docs/laplace.md`.
 //! * [`iterates`]: averages and posteriors of the weights that any optimizer passes through: EMA, LAWA, SWAG.
@@ -133,10 +134,13 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
-//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
-//!   predictions. [`Diagnostics`]: how a training run is going, and advice.
+//! * [`nn`]: layers for the rows that need per-example gradients. [`Diagnostics`]: how a training run is going, and
+//!   advice.
+//! * [`metrics`]: calibration and other measures of predictions, of classes and of numbers. [`conformal`]: sets and
+//!   intervals that hold the truth as often as they say. `docs/uncertainty.md`.
 
 mod check;
+pub mod conformal;
 pub mod continual;
 mod curvature;
 mod driver;
@@ -187,8 +191,8 @@ pub(crate) use link::Link;
 pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
-    DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian, MeanFieldBernoulli,
-    Mixture, Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
+    DiagonalGaussian, FullGaussian, IntoGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian,
+    MeanFieldBernoulli, Mixture, Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{
@@ -237,3 +241,6 @@ struct LaplacesApproximation;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/uncertainty.md")]
+struct Uncertainty;

@@ -25,7 +25,7 @@ pub(crate) use finite::{first_non_finite, sum_of_squares};
 pub(crate) use memory::elements;
 pub(crate) use noise::{Draw, Drawn, STEPS};
 pub use noise::{Given, Noise, Philox};
-pub(crate) use philox::{GROUP, Stream, groups, words};
+pub(crate) use philox::{GROUP, Stream, groups, uniform, words};
 pub use real::{Pack, Real};
 
 use crate::Result;

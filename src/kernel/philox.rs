@@ -93,12 +93,22 @@ pub(crate) enum Stream {
     Reservoir,
     /// Draws from exponential families.
     Family,
+    /// What conformal scores are randomized by.
+    Conformal,
 }
 
 /// Four random words of a stream that is read in sequence; no elementwise draw has its sample number.
 pub(crate) fn words(seed: u64, stream: Stream, counter: u64) -> [u32; 4] {
     philox([[counter as u32], [(counter >> 32) as u32], [u32::MAX - stream as u32], [u32::MAX]], &keys(seed))
         .map(|[word]| word)
+}
+
+/// 52 random bits as a number in (0, 1).
+pub(crate) fn uniform(seed: u64, stream: Stream, counter: u64) -> f64 {
+    let [high, low, ..] = words(seed, stream, counter);
+    // 52 and not 53 bits, so that the half that keeps 0 and 1 out is exact in f64.
+    let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;
+    (bits as f64 + 0.5) / (1u64 << 52) as f64
 }
 
 #[cfg(test)]

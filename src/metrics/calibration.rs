@@ -1,10 +1,13 @@
 //! Calibration: confidence against accuracy in bins of confidence.
 
-use super::probabilities::{check, top};
+use super::inputs::{check, top};
 use crate::{Error, Result};
 use tch::Tensor;
 
 /// Expected calibration error with `bins` equal-width bins: [`Reliability::ece`] of [`reliability`].
+///
+/// Of N predictions that are calibrated it is not 0 but of the order of √(B/N): report N and B beside it, and compare
+/// numbers of the same two. [`Reliability::debiased_square`] has that part taken out.
 ///
 /// # Errors
 /// See the [module](crate::metrics#errors); `bins` = 0 is an error too.
@@ -12,46 +15,122 @@ pub fn ece(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<f64> {
     Ok(reliability(probs, labels, bins)?.ece())
 }
 
+/// Expected calibration error with `bins` bins that hold equally many examples: [`Reliability::ece`] of
+/// [`adaptive_reliability`]. Confidences near 1, where most of a network's are, do not all fall into one bin.
+///
+/// # Errors
+/// See the [module](crate::metrics#errors); `bins` = 0 is an error too.
+pub fn adaptive_ece(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<f64> {
+    Ok(adaptive_reliability(probs, labels, bins)?.ece())
+}
+
+/// Mean over the classes c of the calibration error of pₙ(c) as a probability of yₙ = c, in `bins` equal-width bins
+/// (Kull et al. 2019, *Beyond Temperature Scaling*): it also sees the classes that are not predicted.
+///
+/// # Errors
+/// See the [module](crate::metrics#errors); `bins` = 0 is an error too.
+pub fn classwise_ece(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<f64> {
+    let (p, y) = check(probs, labels)?;
+    let of_class = |c: usize| Ok(equal_width(p.rows().zip(&y).map(|(row, &y)| (row[c], y == c)), bins)?.ece());
+    Ok((0..p.classes()).map(of_class).sum::<Result<f64>>()? / p.classes() as f64)
+}
+
 /// Sorts the examples into `bins` (B) equal-width bins of confidence and compares confidence with accuracy in each.
 ///
 /// Bin b = 0, …, B-1 is open on the left and closed on the right: b/B < pₙ(ĉₙ) ≤ (b+1)/B (Guo et al. 2017, "On
-/// Calibration of Modern Neural Networks", section 2). Usual choices of B are 10, 15 and 20.
+/// Calibration of Modern Neural Networks", section 2); codes that take ⌊B pₙ(ĉₙ)⌋ put a confidence on an edge into the
+/// next bin. Usual choices of B are 10, 15 and 20.
 ///
 /// # Errors
 /// See the [module](crate::metrics#errors); `bins` = 0 is an error too.
 pub fn reliability(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<Reliability> {
-    if bins == 0 {
-        return Err(Error::Metric("bins = 0: expected at least one bin".into()));
-    }
-    let (p, y) = check(probs, labels)?;
-    let mut sums = vec![(0_usize, 0.0, 0_usize); bins];
-    for (row, &y) in p.rows().zip(&y) {
-        let (class, confidence) = top(row);
-        let (count, sum, hits) = &mut sums[bin_of(confidence, bins)];
-        *count += 1;
-        *sum += confidence;
-        *hits += usize::from(class == y);
-    }
-    // An empty bin has no mean, and 0 takes no part in the sums, where its count weighs it.
-    let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
-    let bins = sums
-        .iter()
-        .enumerate()
-        .map(|(b, &(count, sum, hits))| Bin {
-            lower: b as f64 / bins as f64,
-            upper: (b + 1) as f64 / bins as f64,
-            count,
-            confidence: mean(sum, count),
-            accuracy: mean(hits as f64, count),
-        })
-        .collect();
-    Ok(Reliability { bins })
+    equal_width(predicted(probs, labels)?, bins)
 }
 
-/// A reliability diagram as a table: one row per bin of confidence. Comes from [`reliability`].
+/// The same with bins of equally many examples, from the least confident on (Nguyen and O'Connor 2015): an example with
+/// r others below its confidence is in bin ⌊B r/N⌋. So equal confidences stay together, and the order of the examples
+/// does not matter; bins that are left empty by that are left out.
+///
+/// # Errors
+/// See the [module](crate::metrics#errors); `bins` = 0 is an error too.
+pub fn adaptive_reliability(probs: &Tensor, labels: &Tensor, bins: usize) -> Result<Reliability> {
+    equal_mass(predicted(probs, labels)?.collect(), bins)
+}
+
+/// Confidence, and whether the prediction is right.
+fn predicted(probs: &Tensor, labels: &Tensor) -> Result<impl Iterator<Item = (f64, bool)>> {
+    let (p, y) = check(probs, labels)?;
+    let each = p.rows().zip(&y).map(|(row, &y)| (top(row).1, top(row).0 == y));
+    Ok(each.collect::<Vec<_>>().into_iter())
+}
+
+/// Of events with the probabilities that were given to them.
+fn equal_width(events: impl Iterator<Item = (f64, bool)>, bins: usize) -> Result<Reliability> {
+    let mut sums = vec![Sum::default(); at_least_one(bins)?];
+    for event in events {
+        sums[bin_of(event.0, bins)].add(event);
+    }
+    let edge = |b: usize| b as f64 / bins as f64;
+    Ok(Reliability { bins: sums.iter().enumerate().map(|(b, sum)| sum.bin(edge(b), edge(b + 1))).collect() })
+}
+
+fn equal_mass(mut events: Vec<(f64, bool)>, bins: usize) -> Result<Reliability> {
+    at_least_one(bins)?;
+    // By the hit as well, so that sums are added up in an order that is not that of the examples.
+    events.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let (n, mut below, mut lower) = (events.len() as u128, 0, 0.0);
+    let mut found: Vec<(u128, Sum)> = Vec::new();
+    for tied in events.chunk_by(|a, b| a.0 == b.0) {
+        let b = below * bins as u128 / n;
+        let mut sum = found.pop_if(|(last, _)| *last == b).map_or_else(Sum::default, |(_, sum)| sum);
+        for event in tied {
+            sum.add(*event);
+        }
+        found.push((b, sum));
+        below += tied.len() as u128;
+    }
+    let bins = found.iter().map(|(_, sum)| {
+        let bin = sum.bin(lower, sum.largest);
+        lower = sum.largest;
+        bin
+    });
+    Ok(Reliability { bins: bins.collect() })
+}
+
+fn at_least_one(bins: usize) -> Result<usize> {
+    if bins == 0 { Err(Error::Metric("bins = 0: expected at least one bin".into())) } else { Ok(bins) }
+}
+
+/// The events of a bin, added up.
+#[derive(Debug, Clone, Default)]
+struct Sum {
+    count: usize,
+    confidence: f64,
+    hits: usize,
+    largest: f64,
+}
+
+impl Sum {
+    fn add(&mut self, (confidence, hit): (f64, bool)) {
+        self.count += 1;
+        self.confidence += confidence;
+        self.hits += usize::from(hit);
+        self.largest = self.largest.max(confidence);
+    }
+
+    fn bin(&self, lower: f64, upper: f64) -> Bin {
+        // An empty bin has no mean, and 0 takes no part in the sums, where its count weighs it.
+        let mean = |sum: f64| if self.count == 0 { 0.0 } else { sum / self.count as f64 };
+        let (confidence, accuracy) = (mean(self.confidence), mean(self.hits as f64));
+        Bin { lower, upper, count: self.count, confidence, accuracy }
+    }
+}
+
+/// A reliability diagram as a table: one row per bin of confidence. Comes from [`reliability`] or
+/// [`adaptive_reliability`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reliability {
-    /// The bins, from confidence 0 to 1; empty ones included.
+    /// The bins, from the lowest confidence to the highest; of equal width, also the empty ones.
     pub bins: Vec<Bin>,
 }
 
@@ -87,6 +166,19 @@ impl Reliability {
     pub fn overconfidence(&self) -> f64 {
         let sum: f64 = self.bins.iter().map(|b| b.count as f64 * (b.confidence - b.accuracy)).sum();
         sum / self.examples().max(1) as f64
+    }
+
+    /// The squared calibration error of the bins, `Σ_b (n_b / N) (acc_b - conf_b)²`, less what chance adds to it:
+    /// `acc_b (1 - acc_b) / (n_b - 1)` of each gap (Kumar et al. 2019, *Verified Uncertainty Calibration*). So it is 0
+    /// on average where the bins are calibrated, and can be negative. Bins of one example, whose chance cannot be
+    /// estimated, are left out, and N counts the others; 0 without any.
+    pub fn debiased_square(&self) -> f64 {
+        let several = || self.bins.iter().filter(|b| b.count > 1);
+        let of_bin = |b: &Bin| {
+            let n = b.count as f64;
+            n * ((b.accuracy - b.confidence).powi(2) - b.accuracy * (1.0 - b.accuracy) / (n - 1.0))
+        };
+        several().map(of_bin).sum::<f64>() / several().map(|b| b.count).sum::<usize>().max(1) as f64
     }
 
     /// Maximum calibration error: `max_b |acc_b - conf_b|` over bins that hold examples (Guo et al. 2017, equation 5).

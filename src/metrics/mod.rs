@@ -1,10 +1,21 @@
-//! How good predictive probabilities are: accuracy, NLL, Brier score, calibration, separation of out-of-distribution
-//! inputs. [`AccuracyMatrix`]: what a sequence of tasks does to each of them.
+//! How good predictions are: of classes, of numbers, of what is foreign.
 //!
 //! A number belongs here if it can be computed from predictions and labels. What needs a model, a posterior or an
-//! optimizer does not.
+//! optimizer does not. Sets and intervals that are made to hold the truth are in [`conformal`](crate::conformal).
 //!
-//! Every function takes what a predictive distribution gives, whichever optimizer or posterior it came from:
+//! | question | answer |
+//! |---|---|
+//! | how often right, how surprised by the label | [`accuracy`], [`nll`], [`brier`] |
+//! | is the confidence the share of right answers | [`ece`], [`adaptive_ece`], [`classwise_ece`], [`Reliability`] |
+//! | one number that repairs it | [`Temperature`] |
+//! | which answers to withhold | [`selective`], [`RiskCoverage`]: AURC, AUGRC |
+//! | what is foreign | [`entropy`], [`auroc`], [`fpr_at`] |
+//! | what is said of a number | [`Forecast`]: mean, variances, quantiles; NLL, CRPS, PIT |
+//! | are intervals as wide as they should be | [`Interval`]: coverage, width, interval score; [`ks_uniform`] |
+//! | what a sequence of tasks does to each | [`AccuracyMatrix`] |
+//!
+//! Functions of class probabilities take what a predictive distribution gives, whichever optimizer or posterior it came
+//! from:
 //!
 //! | symbol | argument | shape and kind |
 //! |---|---|---|
@@ -20,286 +31,26 @@
 //! not sum to one (within 10⁻³; 10⁻² for half and bfloat16), which is what logits look like.
 
 mod calibration;
-mod probabilities;
+mod classes;
+mod detection;
+mod forecast;
+pub(crate) mod inputs;
+mod interval;
+mod numbers;
+mod selective;
+mod temperature;
 mod transfer;
 
-pub use calibration::{Bin, Reliability, ece, reliability};
+pub use calibration::{Bin, Reliability, adaptive_ece, adaptive_reliability, classwise_ece, ece, reliability};
+pub(crate) use classes::entropy_in_f64;
+pub use classes::{NLL_CLAMP, accuracy, brier, entropy, nll};
+pub use detection::{auroc, fpr_at, threshold_at};
+pub use forecast::Forecast;
+pub use interval::Interval;
+pub use numbers::{VARIANCE_FLOOR, ks_uniform, rmse};
+pub use selective::{RiskCoverage, selective, selective_by};
+pub use temperature::Temperature;
 pub use transfer::AccuracyMatrix;
 
-use crate::Result;
-use probabilities::{Probabilities, check, scores, top};
-use tch::{Kind, Tensor};
-
-/// The smallest probability that [`nll`] distinguishes from zero: 2⁻¹²⁶ ≈ 1.2·10⁻³⁸, the smallest normal f32.
-///
-/// A softmax in f32 underflows below it. An example whose label has probability zero then costs 87.3 nats, not
-/// infinity.
-pub const NLL_CLAMP: f64 = f32::MIN_POSITIVE as f64;
-
-/// Share of examples whose most probable class is the label: `(1/N) Σₙ 𝟙[ĉₙ = yₙ]`.
-///
-/// # Errors
-/// See the [module](self#errors).
-pub fn accuracy(probs: &Tensor, labels: &Tensor) -> Result<f64> {
-    let (p, y) = check(probs, labels)?;
-    // By `top` and not by libtorch's argmax, which does not promise the first among ties on every device.
-    let hits = p.rows().zip(&y).filter(|(row, y)| top(row).0 == **y).count();
-    Ok(hits as f64 / y.len() as f64)
-}
-
-/// Negative log-likelihood of the averaged probabilities, in nats per example: -(1/N) Σₙ ln max(pₙ(yₙ), [`NLL_CLAMP`]).
-///
-/// # Errors
-/// See the [module](self#errors).
-pub fn nll(probs: &Tensor, labels: &Tensor) -> Result<f64> {
-    let (p, y) = check(probs, labels)?;
-    let sum: f64 = p.rows().zip(&y).map(|(row, &y)| -row[y].max(NLL_CLAMP).ln()).sum();
-    Ok(sum / y.len() as f64)
-}
-
-/// Brier score: `(1/N) Σₙ Σ_c (pₙ(c) - 𝟙[c = yₙ])²`, between 0 and 2.
-///
-/// The sum runs over all classes, as in Brier (1950); for two classes this is twice the one-column form.
-///
-/// # Errors
-/// See the [module](self#errors).
-pub fn brier(probs: &Tensor, labels: &Tensor) -> Result<f64> {
-    let (p, y) = check(probs, labels)?;
-    let sum: f64 = p
-        .rows()
-        .zip(&y)
-        .flat_map(|(row, &y)| row.iter().enumerate().map(move |(c, p)| (p - f64::from(u8::from(c == y))).powi(2)))
-        .sum();
-    Ok(sum / y.len() as f64)
-}
-
-/// Area under the ROC curve of "a high score means out of distribution": P(out > in) + ½ P(out = in).
-///
-/// `in_scores` is `[N]` and `out_scores` `[M]`, of any floating kind and device, for instance the [`entropy`] of the
-/// predictions on the test set and on foreign inputs. 1 separates perfectly, ½ is chance. By ranks (Mann-Whitney U,
-/// equal scores share a rank), counted in integers: O((N+M) log(N+M)) and `auroc(x, y) + auroc(y, x) = 1`.
-///
-/// # Errors
-/// [`Error::Metric`](crate::Error::Metric) if either is not a 1-D floating tensor, is empty or holds a NaN. Infinite
-/// scores are fine.
-pub fn auroc(in_scores: &Tensor, out_scores: &Tensor) -> Result<f64> {
-    let inside = scores("in_scores", in_scores)?;
-    let outside = scores("out_scores", out_scores)?;
-    let mut all: Vec<(f64, bool)> =
-        inside.iter().map(|&s| (s, false)).chain(outside.iter().map(|&s| (s, true))).collect();
-    // total_cmp, as infinities are allowed. It puts -0 before 0, but they are equal below and share a rank.
-    all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    // Twice the number of pairs with out > in, plus the number of pairs with out = in.
-    // Integers: doubled, a tie counts 1, and no rounding keeps the two directions from adding up to 1.
-    let (mut twice_u, mut inside_below) = (0_u128, 0_u128);
-    for tied in all.chunk_by(|a, b| a.0 == b.0) {
-        let outs = tied.iter().filter(|(_, out)| *out).count() as u128;
-        let ins = tied.len() as u128 - outs;
-        twice_u += outs * (2 * inside_below + ins);
-        inside_below += ins;
-    }
-    Ok(twice_u as f64 / (2.0 * inside.len() as f64 * outside.len() as f64))
-}
-
-/// Entropy of each prediction in nats, `Hₙ = -Σ_c pₙ(c) ln pₙ(c)`, with 0 ln 0 = 0: between 0 and ln C.
-///
-/// The result is `[N]` on the device of `probs`, f64 if `probs` is f64 and f32 otherwise, without a graph.
-///
-/// # Errors
-/// See the [module](self#errors).
-pub fn entropy(probs: &Tensor) -> Result<Tensor> {
-    let p = Probabilities::read(probs)?;
-    // Probabilities may lie slightly below zero, by the tolerance, where ln would give a NaN.
-    let term = |&p: &f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
-    // A row that sums to a little more than one would otherwise end below zero.
-    let values: Vec<f64> = p.rows().map(|row| row.iter().map(term).sum::<f64>().max(0.0)).collect();
-    let kind = if probs.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
-    Ok(Tensor::from_slice(&values).f_to_kind(kind)?.f_to_device(probs.device())?)
-}
-
-/// As [`entropy`], of rows that are divided by their sums, and in f64: for differences of entropies.
-pub(crate) fn entropy_in_f64(probs: &Tensor) -> Result<Tensor> {
-    let p = Probabilities::read(probs)?;
-    let of_row = |row: &[f64]| {
-        let sum: f64 = row.iter().sum();
-        row.iter().map(|p| p / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum::<f64>()
-    };
-    Ok(Tensor::from_slice(&p.rows().map(of_row).collect::<Vec<_>>()).f_to_device(probs.device())?)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Error;
-    use proptest::prelude::*;
-
-    /// Four examples, three classes; rows 0 and 2 are right, row 3 is tied between classes 1 and 2.
-    fn example() -> (Tensor, Tensor) {
-        let p = [0.5, 0.25, 0.25, 0.125, 0.75, 0.125, 0.0, 0.0, 1.0, 0.0, 0.5, 0.5];
-        (Tensor::from_slice(&p).view([4, 3]), Tensor::from_slice(&[0_i64, 0, 2, 2]))
-    }
-
-    fn near(a: f64, b: f64) {
-        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
-    }
-
-    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
-        match result {
-            Err(Error::Metric(text)) => text,
-            other => panic!("expected Error::Metric, got {other:?}"),
-        }
-    }
-
-    #[test]
-    fn exact_values() {
-        let (p, y) = example();
-        near(accuracy(&p, &y).unwrap(), 0.5);
-        // -ln(1/2), -ln(1/8), -ln 1, -ln(1/2)
-        near(nll(&p, &y).unwrap(), 5.0 * 2_f64.ln() / 4.0);
-        // ¼+1/16+1/16, 49/64+9/16+1/64, 0, ¼+¼
-        near(brier(&p, &y).unwrap(), (0.375 + 1.343_75 + 0.0 + 0.5) / 4.0);
-        let h: Vec<f64> = Vec::try_from(entropy(&p).unwrap()).unwrap();
-        near(h[0], 1.5 * 2_f64.ln());
-        near(h[2], 0.0);
-        near(h[3], 2_f64.ln());
-    }
-
-    #[test]
-    fn reliability_table() {
-        let (p, y) = example();
-        let r = reliability(&p, &y, 4).unwrap();
-        let bin = |b: usize| (r.bins[b].count, r.bins[b].confidence, r.bins[b].accuracy);
-        // Right-closed: confidences ½ and ½ are in (¼, ½], ¾ in (½, ¾], 1 in (¾, 1].
-        assert_eq!([bin(0), bin(1), bin(2), bin(3)], [(0, 0.0, 0.0), (2, 0.5, 0.5), (1, 0.75, 0.0), (1, 1.0, 1.0)]);
-        assert_eq!((r.bins[1].lower, r.bins[1].upper, r.examples()), (0.25, 0.5, 4));
-        near(r.ece(), 0.75 / 4.0);
-        near(r.mce(), 0.75);
-        near(ece(&p, &y, 4).unwrap(), r.ece());
-        // One bin: |½ - mean confidence|.
-        near(ece(&p, &y, 1).unwrap(), 0.6875 - 0.5);
-        near(r.overconfidence(), 0.6875 - 0.5);
-    }
-
-    #[test]
-    fn calibrated_predictions_have_no_calibration_error() {
-        // Confidence ¾ is right three times out of four.
-        let p = Tensor::from_slice(&[0.75, 0.25]).view([1, 2]).repeat([4, 1]);
-        let y = Tensor::from_slice(&[0_i64, 0, 1, 0]);
-        assert_eq!(ece(&p, &y, 15).unwrap(), 0.0);
-    }
-
-    #[test]
-    fn probability_zero_is_clamped() {
-        let p = Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]);
-        let loss = nll(&p, &Tensor::from_slice(&[1_i64])).unwrap();
-        near(loss, 126.0 * 2_f64.ln());
-    }
-
-    #[test]
-    fn auroc_exact_values() {
-        let a = |x: &[f64], y: &[f64]| auroc(&Tensor::from_slice(x), &Tensor::from_slice(y)).unwrap();
-        assert_eq!(a(&[0.0, 1.0], &[2.0, 3.0, 4.0]), 1.0);
-        assert_eq!(a(&[2.0, 3.0], &[0.0, 1.0]), 0.0);
-        assert_eq!(a(&[1.0, 1.0], &[1.0, 1.0, 1.0]), 0.5);
-        // Pairs: 2>1, 2=2 (½), 2<3; 4>1, 4>2, 4>3.
-        assert_eq!(a(&[1.0, 2.0, 3.0], &[2.0, 4.0]), 4.5 / 6.0);
-        assert_eq!(a(&[0.0, f64::NEG_INFINITY], &[f64::INFINITY]), 1.0);
-        assert_eq!(a(&[0.0], &[-0.0]), 0.5);
-    }
-
-    #[test]
-    fn kinds_strides_and_graphs() {
-        let (p, y) = example();
-        for kind in [Kind::Half, Kind::BFloat16, Kind::Float] {
-            let p = p.to_kind(kind);
-            near(nll(&p, &y).unwrap(), 5.0 * 2_f64.ln() / 4.0);
-            assert_eq!(entropy(&p).unwrap().kind(), Kind::Float);
-        }
-        assert_eq!(entropy(&p).unwrap().kind(), Kind::Double);
-        let strided = p.transpose(0, 1).contiguous().transpose(0, 1).set_requires_grad(true);
-        assert!(!strided.is_contiguous());
-        near(brier(&strided, &y).unwrap(), brier(&p, &y).unwrap());
-        assert!(!entropy(&strided).unwrap().requires_grad());
-        let every_other = Tensor::from_slice(&[0_i64, 9, 0, 9, 2, 9, 2, 9]).slice(0, 0, 8, 2);
-        near(accuracy(&p, &every_other).unwrap(), 0.5);
-    }
-
-    #[test]
-    fn invalid_inputs_are_named() {
-        let (p, y) = example();
-        let labels = |y: &[i64]| Tensor::from_slice(y);
-        let row = |p: &[f64]| Tensor::from_slice(p).view([1, -1]);
-        let bad = |p: &Tensor, y: &Tensor| message(accuracy(p, y));
-        assert_eq!(bad(&p.view([12]), &y), "probs has shape [12]: expected [N, C]");
-        assert!(bad(&p.narrow(0, 0, 0), &labels(&[])).contains("at least one example"));
-        assert!(bad(&p.to_kind(Kind::Int64), &y).starts_with("probs is Int64"));
-        assert!(bad(&Tensor::new(), &y).contains("undefined"));
-        assert!(bad(&p, &Tensor::new()).contains("undefined"));
-        assert!(bad(&p, &y.to_kind(Kind::Int)).starts_with("labels is Int:"));
-        assert!(bad(&p, &labels(&[0, 1])).contains("expected [4]"));
-        assert!(bad(&p, &y.view([4, 1])).contains("expected [4]"));
-        assert_eq!(bad(&p, &labels(&[0, 1, 3, 0])), "labels[2] = 3: expected a class in 0..3");
-        assert_eq!(bad(&p, &labels(&[0, -1, 0, 0])), "labels[1] = -1: expected a class in 0..3");
-        assert!(bad(&row(&[0.5, f64::NAN]), &labels(&[0])).starts_with("probs[0, 1] = NaN"));
-        assert!(bad(&row(&[2.0, -1.0]), &labels(&[0])).contains("softmax"));
-        assert!(bad(&row(&[0.2, 0.2]), &labels(&[0])).starts_with("probs[0] sums to 0.4"));
-        assert!(message(ece(&p, &y, 0)).contains("bins = 0"));
-        assert!(message(entropy(&row(&[0.5, f64::INFINITY]))).contains("inf"));
-
-        let s = Tensor::from_slice(&[0.0, 1.0]);
-        assert!(message(auroc(&s.narrow(0, 0, 0), &s)).starts_with("in_scores has shape [0]"));
-        assert!(message(auroc(&s, &s.view([1, 2]))).starts_with("out_scores has shape [1, 2]"));
-        assert_eq!(message(auroc(&s, &Tensor::from_slice(&[0.0, f64::NAN]))), "out_scores[1] is NaN");
-        assert!(message(auroc(&s, &y)).starts_with("out_scores is Int64"));
-    }
-
-    /// Scores from a small set, so that ties are common.
-    fn tied_scores() -> impl Strategy<Value = Vec<f64>> {
-        prop::collection::vec((-4..=4_i32).prop_map(|s| f64::from(s) / 2.0), 1..40)
-    }
-
-    /// Class probabilities `[N, 4]` and labels.
-    fn predictions() -> impl Strategy<Value = (Tensor, Tensor)> {
-        prop::collection::vec((prop::array::uniform4(-4.0..4.0_f64), 0..4_i64), 1..30).prop_map(|rows| {
-            let logits: Vec<f64> = rows.iter().flat_map(|(l, _)| *l).collect();
-            let labels: Vec<i64> = rows.iter().map(|(_, y)| *y).collect();
-            (Tensor::from_slice(&logits).view([-1, 4]).softmax(-1, Kind::Double), Tensor::from_slice(&labels))
-        })
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn auroc_is_the_pair_count(x in tied_scores(), y in tied_scores()) {
-            let value = |a: &[f64], b: &[f64]| auroc(&Tensor::from_slice(a), &Tensor::from_slice(b)).unwrap();
-            let pairs: f64 = y.iter().flat_map(|o| x.iter().map(move |i| {
-                if o > i { 1.0 } else if o == i { 0.5 } else { 0.0 }
-            })).sum();
-            near(value(&x, &y), pairs / (x.len() * y.len()) as f64);
-            near(value(&x, &y), 1.0 - value(&y, &x));
-            // Only the order of the scores matters.
-            let stretch = |s: &[f64]| s.iter().map(|s| s.exp()).collect::<Vec<_>>();
-            near(value(&x, &y), value(&stretch(&x), &stretch(&y)));
-        }
-
-        #[test]
-        fn ranges_and_bins((p, y) in predictions(), bins in 1..25_usize) {
-            let n = y.size()[0] as usize;
-            let r = reliability(&p, &y, bins).unwrap();
-            prop_assert_eq!(r.examples(), n);
-            for b in r.bins.iter().filter(|b| b.count > 0) {
-                prop_assert!(b.lower < b.confidence + 1e-12 && b.confidence <= b.upper + 1e-12);
-            }
-            // Bins partition the examples, so that accuracy is their weighted mean; cancellation only lowers ECE.
-            let mean = r.bins.iter().map(|b| b.count as f64 * b.accuracy).sum::<f64>() / n as f64;
-            near(mean, accuracy(&p, &y).unwrap());
-            prop_assert!(ece(&p, &y, 1).unwrap() <= r.ece() + 1e-12 && r.ece() <= r.mce() + 1e-12);
-            prop_assert!((0.0..=2.0).contains(&brier(&p, &y).unwrap()) && nll(&p, &y).unwrap() >= 0.0);
-            let h = entropy(&p).unwrap();
-            prop_assert!(h.min().double_value(&[]) >= 0.0 && h.max().double_value(&[]) <= 4_f64.ln() + 1e-12);
-            // Against libtorch.
-            near(nll(&p, &y).unwrap(), p.log().nll_loss(&y).double_value(&[]));
-        }
-    }
-}
+mod tests;

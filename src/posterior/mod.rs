@@ -18,6 +18,7 @@ mod low_rank;
 mod mixture;
 mod named;
 mod predictive;
+mod regression;
 mod temperature;
 mod valid;
 
@@ -34,3 +35,4 @@ pub use kronecker_parameter::KroneckerParameter;
 pub use low_rank::LowRankGaussian;
 pub use mixture::Mixture;
 pub use predictive::Predictive;
+pub use regression::IntoGaussian;

@@ -27,13 +27,13 @@ pub(super) fn predict<L: IntoTensor>(
     mut probabilities: impl FnMut() -> L,
 ) -> Result<Predictive> {
     check::count("samples", samples)?;
-    let strata = q.strata();
-    let each = strata.iter().enumerate().flat_map(|(stratum, w)| (0..samples).map(move |k| (stratum, k as u64, *w)));
-    let mut buffers = Some(Buffers::new(params));
     let mut total: Option<(Tensor, Tensor)> = None;
     let mut kind = Kind::Float;
-    for (stratum, k, weight) in each {
-        let p = at(params, q.sample_stratum(stratum, k)?, &mut buffers, &mut probabilities)?;
+    // Sample by sample, as the terms are added: a mixture's weights need not sum to one in floating point.
+    let (mut sum_of_weights, mut count) = (0.0, 0);
+    for predicted in each_stratum(q, params, samples, || copy(probabilities())) {
+        let (weight, p) = predicted?;
+        (sum_of_weights, count) = (sum_of_weights + weight, count + 1);
         if p.dim() != 2 {
             return Err(Error::Posterior(format!(
                 "the closure returned shape {:?}: expected probabilities [B, C]",
@@ -60,14 +60,12 @@ pub(super) fn predict<L: IntoTensor>(
         });
     }
     let (sum, entropies) = total.ok_or_else(|| Error::Posterior("there are no samples".to_owned()))?;
-    // Sample by sample, as the terms were added: a mixture's weights need not sum to one in floating point.
-    let weight = strata.iter().flat_map(|w| std::iter::repeat_n(*w, samples)).sum::<f64>();
-    let mean = sum / weight;
+    let mean = sum / sum_of_weights;
     let entropy = metrics::entropy_in_f64(&mean)?;
     // It is not negative by Jensen's inequality, but the difference can round below zero.
-    let mutual_information = (&entropy - entropies / weight).clamp_min(0.0);
+    let mutual_information = (&entropy - entropies / sum_of_weights).clamp_min(0.0);
     let [mean, entropy, mutual_information] = [mean, entropy, mutual_information].map(|t| t.to_kind(kind));
-    Ok(Predictive { mean, entropy, mutual_information, samples: strata.len() * samples })
+    Ok(Predictive { mean, entropy, mutual_information, samples: count })
 }
 
 /// Of the whole, not of its strata: every output stands for itself.
@@ -79,7 +77,7 @@ pub(super) fn predict_samples<L: IntoTensor>(
 ) -> Result<Tensor> {
     check::count("samples", samples)?;
     let mut buffers = Some(Buffers::new(params));
-    let all = (0..samples).map(|k| at(params, q.sample(k as u64)?, &mut buffers, &mut outputs));
+    let all = (0..samples).map(|k| at(params, q.sample(k as u64)?, &mut buffers, &mut || copy(outputs())));
     let all = all.collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_stack(&all, 0)?)
 }
@@ -93,17 +91,32 @@ pub(super) fn joined<L: IntoTensor>(batches: impl IntoIterator<Item = L>) -> Res
     Ok(Tensor::f_cat(&outputs, 0)?)
 }
 
-/// The closure's output with this sample in the model's variables, without gradients. `buffers` are looked at once.
-fn at<L: IntoTensor>(
+/// What the closure gives at each of `samples` samples of each stratum, with the sample's weight.
+pub(super) fn each_stratum<T>(
+    q: &dyn Posterior,
+    params: &Params,
+    samples: usize,
+    mut closure: impl FnMut() -> Result<T>,
+) -> impl Iterator<Item = Result<(f64, T)>> {
+    let strata = q.strata().into_iter().enumerate();
+    let mut buffers = Some(Buffers::new(params));
+    strata
+        .flat_map(move |(stratum, w)| (0..samples).map(move |k| (stratum, k as u64, w)))
+        .map(move |(stratum, k, w)| Ok((w, at(params, q.sample_stratum(stratum, k)?, &mut buffers, &mut closure)?)))
+}
+
+/// What the closure gives with this sample in the model's variables, without gradients; none of it may be a variable.
+/// `buffers` are looked at once.
+fn at<T>(
     params: &Params,
     sample: Vec<(String, Tensor)>,
     buffers: &mut Option<Buffers>,
-    closure: &mut impl FnMut() -> L,
-) -> Result<Tensor> {
+    closure: &mut impl FnMut() -> Result<T>,
+) -> Result<T> {
     let _no_grad = tch::no_grad_guard();
     // Until the end of the function, so that also an error of the closure brings the weights back.
     let _guard = in_model::enter(params, sample)?;
-    let output = closure().into_tensor();
+    let output = closure();
     // Before the closure's own error: one that fails may have moved them as well.
     let moved = buffers.take().and_then(Buffers::restored);
     let output = output?;
@@ -113,9 +126,17 @@ fn at<L: IntoTensor>(
              depend on the batch. Predict with train = false"
         )));
     }
-    if !output.defined() {
-        return Err(Error::Posterior("the closure returned an undefined tensor".to_owned()));
+    Ok(output)
+}
+
+/// A copy: the output may be a variable itself, which does not stay at this sample.
+fn copy(output: impl IntoTensor) -> Result<Tensor> {
+    Ok(defined(output.into_tensor()?)?.copy())
+}
+
+pub(super) fn defined(output: Tensor) -> Result<Tensor> {
+    if output.defined() {
+        return Ok(output);
     }
-    // A copy: the output may be a variable itself, which does not stay at this sample.
-    Ok(output.copy())
+    Err(Error::Posterior("the closure returned an undefined tensor".to_owned()))
 }

@@ -6,7 +6,7 @@
 use super::error;
 use crate::continual::{Forward, Memory};
 use crate::curvature::{Entries, Linearized, Looked, Pass};
-use crate::kernel::{self, Stream};
+use crate::kernel::{Stream, uniform};
 use crate::likelihood::{Outputs, rows};
 use crate::{DiagonalGaussian, IntoTensor, Params, Result};
 use tch::{Device, Kind, Tensor};
@@ -15,14 +15,6 @@ use tch::{Device, Kind, Tensor};
 pub fn random_scores(n: usize, seed: u64) -> Tensor {
     Tensor::from_slice(&(0..n as u64).map(|i| uniform(seed, Stream::Scores, i)).collect::<Vec<_>>())
         .to_device(Device::Cpu)
-}
-
-/// 52 random bits as a number in (0, 1).
-pub(super) fn uniform(seed: u64, stream: Stream, counter: u64) -> f64 {
-    let [high, low, ..] = kernel::words(seed, stream, counter);
-    // 52 and not 53 bits, so that the half that keeps 0 and 1 out is exact in f64.
-    let bits = (u64::from(high) << 32 | u64::from(low)) >> 12;
-    (bits as f64 + 0.5) / (1u64 << 52) as f64
 }
 
 /// Scores of the examples, `[M]` in f64, at the model's present weights. With e = p - y for what the outputs f predict

@@ -1,8 +1,8 @@
 //! Selections by score, and from a stream. They know labels and numbers only; scores are in `score.rs`.
 
 use super::error;
-use super::score::{numbers, uniform};
-use crate::kernel::Stream;
+use super::score::numbers;
+use crate::kernel::{Stream, uniform};
 use crate::{Result, check};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};

@@ -1,10 +1,11 @@
-//! The arguments of a metric, checked, as f64 numbers on the CPU: class probabilities, labels and scores.
+//! The arguments of a metric, checked, as f64 numbers on the CPU: class probabilities, labels, scores, numbers of any
+//! shape, levels.
 
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 /// Validated class probabilities, row-major.
-pub(super) struct Probabilities {
+pub(crate) struct Probabilities {
     values: Vec<f64>,
     classes: usize,
 }
@@ -41,34 +42,46 @@ impl Probabilities {
         Ok(this)
     }
 
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    pub fn examples(&self) -> usize {
+        self.values.len() / self.classes
+    }
+
     pub fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
         self.values.chunks_exact(self.classes)
     }
 }
 
-pub(super) fn check(probs: &Tensor, labels: &Tensor) -> Result<(Probabilities, Vec<usize>)> {
+pub(crate) fn check(probs: &Tensor, labels: &Tensor) -> Result<(Probabilities, Vec<usize>)> {
     let p = Probabilities::read(probs)?;
+    let labels = classes("probs", labels, p.examples(), p.classes)?;
+    Ok((p, labels))
+}
+
+/// Labels `[n]` below `classes`, for examples that come from the argument `of`.
+pub(crate) fn classes(of: &str, labels: &Tensor, n: usize, classes: usize) -> Result<Vec<usize>> {
     match labels.f_kind() {
         Ok(Kind::Int64) => {}
         Ok(kind) => return Err(Error::Metric(format!("labels is {kind:?}: expected Int64 class numbers"))),
         Err(_) => return Err(Error::Metric("labels is an undefined tensor".into())),
     }
-    let n = p.values.len() / p.classes;
     if labels.size() != [n as i64] {
-        return Err(Error::Metric(format!("labels has shape {:?}: expected [{n}] to match probs", labels.size())));
+        return Err(Error::Metric(format!("labels has shape {:?}: expected [{n}] to match {of}", labels.size())));
     }
     let labels: Vec<i64> = Vec::try_from(&labels.f_to_device(Device::Cpu)?.f_contiguous()?)?;
     let labels = labels.iter().enumerate().map(|(n, &y)| {
         usize::try_from(y)
             .ok()
-            .filter(|y| *y < p.classes)
-            .ok_or_else(|| Error::Metric(format!("labels[{n}] = {y}: expected a class in 0..{}", p.classes)))
+            .filter(|y| *y < classes)
+            .ok_or_else(|| Error::Metric(format!("labels[{n}] = {y}: expected a class in 0..{classes}")))
     });
-    let labels = labels.collect::<Result<Vec<usize>>>()?;
-    Ok((p, labels))
+    labels.collect()
 }
 
-pub(super) fn scores(name: &str, scores: &Tensor) -> Result<Vec<f64>> {
+pub(crate) fn scores(name: &str, scores: &Tensor) -> Result<Vec<f64>> {
     floating(name, scores)?;
     if scores.dim() != 1 || scores.numel() == 0 {
         let size = scores.size();
@@ -79,6 +92,56 @@ pub(super) fn scores(name: &str, scores: &Tensor) -> Result<Vec<f64>> {
         Some(n) => Err(Error::Metric(format!("{name}[{n}] is NaN"))),
         None => Ok(scores),
     }
+}
+
+/// Numbers of any shape, each finite.
+pub(crate) fn finite(name: &str, tensor: &Tensor) -> Result<Tensor> {
+    numbers(name, tensor, "a finite number", f64::is_finite)
+}
+
+/// Numbers of any shape, each of them `ok`, in memory of their own.
+pub(crate) fn numbers(name: &str, tensor: &Tensor, expected: &str, ok: impl Fn(f64) -> bool) -> Result<Tensor> {
+    floating(name, tensor)?;
+    let size = tensor.size();
+    if tensor.numel() == 0 {
+        return Err(Error::Metric(format!("{name} has shape {size:?}: expected at least one number")));
+    }
+    let all = values(tensor)?;
+    if let Some(i) = all.iter().position(|x| !ok(*x)) {
+        let mut rest = i as i64;
+        let mut place: Vec<i64> = size.iter().rev().map(|n| (rest % n, rest /= n).0).collect();
+        place.reverse();
+        return Err(Error::Metric(format!("{name}{place:?} = {}: expected {expected}", all[i])));
+    }
+    Ok(Tensor::from_slice(&all).f_reshape(size)?)
+}
+
+/// Errors unless the tensors have one shape.
+pub(crate) fn same_shape(name: &str, tensor: &Tensor, of: &str, expected: &[i64]) -> Result<()> {
+    let size = tensor.size();
+    if size == expected {
+        return Ok(());
+    }
+    // Broadcasting [N] against [N, 1] would compare every prediction with every label.
+    Err(Error::Metric(format!("{name} has shape {size:?}: expected {expected:?}, that of {of}")))
+}
+
+/// A probability that neither nothing nor everything has.
+pub(crate) fn open_unit(name: &str, x: f64) -> Result<f64> {
+    if x > 0.0 && x < 1.0 {
+        return Ok(x);
+    }
+    Err(Error::Metric(format!("{name} = {x}: expected a number in (0, 1)")))
+}
+
+/// ⌈x⌉, at least 1. Products like 0.07 · 100 that come out a little above a whole number count as that number.
+pub(crate) fn rank(x: f64) -> usize {
+    ((x - 1e-9).ceil() as usize).max(1)
+}
+
+/// Mean of all elements.
+pub(crate) fn mean(t: &Tensor) -> Result<f64> {
+    Ok(t.f_mean(Kind::Double)?.f_double_value(&[])?)
 }
 
 fn floating(name: &str, tensor: &Tensor) -> Result<Kind> {
@@ -96,6 +159,6 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// The most probable class, the first among ties, and its probability.
-pub(super) fn top(row: &[f64]) -> (usize, f64) {
+pub(crate) fn top(row: &[f64]) -> (usize, f64) {
     row.iter().enumerate().fold((0, row[0]), |best, (c, &p)| if p > best.1 { (c, p) } else { best })
 }
