@@ -43,7 +43,10 @@ pub fn run(data: &Digits, folder: &Path, quick: bool, page: &mut Page) -> Outcom
         ("naive", Method::Naive),
         ("Synaptic Intelligence", Method::SynapticIntelligence { c: 0.1, xi: 0.1 }),
         ("online Laplace", Method::OnlineLaplace { delta: 1e-5, lambda: 1.0 }),
-        ("IVON, posterior as prior", Method::Ivon { gamma: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.03 }),
+        (
+            "IVON, posterior as prior",
+            Method::Ivon { gamma: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.03 },
+        ),
         ("replay, 100 a task", Method::Replay { memory: 100 }),
         ("FROMP-L2, 100 a task", fromp(Form::Identity, Choice::Memorable, 100)),
         ("FROMP, 100 a task", fromp(Form::Full, Choice::Memorable, 100)),

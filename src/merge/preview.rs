@@ -367,9 +367,8 @@ mod tests {
         let by = |tasks: [&DiagonalGaussian; 2]| preview(&diagonal(&ridge.prior), &tasks, &alpha).unwrap();
         let diagonal = by([&diagonals[0], &diagonals[1]]).mean("w").unwrap();
         // Any precision, the same in every direction and task.
-        let isotropic = |q: &FullGaussian| {
-            DiagonalGaussian::new([("w", q.mean_vector(), Tensor::full([2], 3.0, F64))]).unwrap()
-        };
+        let isotropic =
+            |q: &FullGaussian| DiagonalGaussian::new([("w", q.mean_vector(), Tensor::full([2], 3.0, F64))]).unwrap();
         let simple = by([&isotropic(&tasks[0]), &isotropic(&tasks[1])]).mean("w").unwrap();
 
         close(&full, &[0.317469397094154, 0.90761926553026], 1e-14);

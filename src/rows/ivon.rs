@@ -262,8 +262,9 @@ mod tests {
         let Ivon { ess, hess_init, beta1, beta2, weight_decay, expectation, .. } = Ivon::default();
         assert_eq!((ess, hess_init, beta1, beta2, weight_decay), (None, 1.0, 0.9, 0.99999, 1e-4));
         assert_eq!(expectation, Expectation::MonteCarlo { samples: 1 });
-        let Ivon { hessian, clip_radius, debias, rescale_lr, relative_noise, max_growth, step_length, prior_pull, .. } =
-            Ivon::default();
+        let Ivon {
+            hessian, clip_radius, debias, rescale_lr, relative_noise, max_growth, step_length, prior_pull, ..
+        } = Ivon::default();
         assert_eq!(prior_pull, PriorPull::Precision);
         assert_eq!((relative_noise, max_growth, step_length), (None, None, StepLength::Newton));
         assert_eq!((hessian, clip_radius), (Statistic::Price, None));
