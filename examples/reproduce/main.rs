@@ -3,6 +3,7 @@
 //!
 //! Tables that have exact answers, and so are tests too, are in `crates/tch-blr-examples/src/tables`.
 
+mod few_labels;
 mod mnist;
 mod permuted;
 mod sequence;
@@ -17,8 +18,9 @@ use tch_blr_examples::tables::{Job, Section, d1, d2, d4, d5, d6, previews};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: [Table; 13] = [
+const TABLES: [Table; 14] = [
     ("mnist", mnist::table),
+    ("few-labels", few_labels::table),
     ("d1", d1::table),
     ("d2", d2::table),
     ("d4", d4::table),
