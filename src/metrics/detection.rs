@@ -6,9 +6,10 @@ use tch::Tensor;
 
 /// Area under the ROC curve of "a high score means out of distribution": P(out > in) + ½ P(out = in).
 ///
-/// `in_scores` is `[N]` and `out_scores` `[M]`, of any floating kind and device, for instance the [`entropy`] of the
-/// predictions on the test set and on foreign inputs. 1 separates perfectly, ½ is chance. By ranks (Mann-Whitney U,
-/// equal scores share a rank), counted in integers: O((N+M) log(N+M)) and `auroc(x, y) + auroc(y, x) = 1`.
+/// `in_scores` is `[N]` and `out_scores` `[M]`, of any floating kind and device, for instance the
+/// [`entropy`](crate::metrics::entropy) of the predictions on the test set and on foreign inputs. 1 separates
+/// perfectly, ½ is chance. By ranks (Mann-Whitney U, equal scores share a rank), counted in integers:
+/// O((N+M) log(N+M)) and `auroc(x, y) + auroc(y, x) = 1`.
 ///
 /// # Errors
 /// [`Error::Metric`](crate::Error::Metric) if either is not a 1-D floating tensor, is empty or holds a NaN. Infinite

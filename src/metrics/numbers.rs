@@ -43,7 +43,7 @@ impl Forecast {
     /// 1/√π) with z = (y-m)/s; for [samples](Forecast::samples) mean |x-y| less half the mean |x-x'| over all pairs;
     /// for a sure prediction the absolute error. Lower is better.
     ///
-    /// N K²/2 terms: a second for 1000 samples of the weights and 100 numbers.
+    /// N K²/2 terms: some two seconds for 1000 samples of the weights and 100 numbers.
     ///
     /// # Errors
     /// [`Error::Metric`] for y of another shape or not finite.

@@ -87,21 +87,22 @@ fn intervals_are_scored() {
 /// errors, and the bound of Dvoretzky, Kiefer, Wolfowitz and Massart at 10⁻⁶. Those that are too narrow do not.
 #[test]
 fn right_forecasts_cover_what_they_say() {
-    let n = 2000;
+    let n = 2000_u32;
     let mut rng = Rng::new(2, 0);
     let (mut m, mut s, mut y) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..n {
         let (centre, sd) = (rng.between(-3.0, 3.0), rng.between(0.2, 2.0));
         y.push(centre + sd * rng.normal());
-        (m.push(centre), s.push(sd));
+        m.push(centre);
+        s.push(sd);
     }
     let (m, s, y) = (t(&m), t(&s), t(&y));
     let right = Forecast::gaussian(&m, &s.square()).unwrap();
     for level in [0.5, 0.8, 0.9, 0.95] {
-        let error = (level * (1.0 - level) / n as f64).sqrt();
+        let error = (level * (1.0 - level) / f64::from(n)).sqrt();
         close(right.interval(level).unwrap().coverage(&y).unwrap(), level, 5.0 * error);
     }
-    let bound = ((2.0 / 1e-6_f64).ln() / (2.0 * n as f64)).sqrt();
+    let bound = ((2.0 / 1e-6_f64).ln() / (2.0 * f64::from(n))).sqrt();
     let distance = |f: &Forecast| ks_uniform(&f.pit(&y).unwrap()).unwrap();
     let narrow = Forecast::gaussian(&m, &(s.square() * 0.25)).unwrap();
     assert!(distance(&right) < bound && distance(&narrow) > bound, "{} {}", distance(&right), distance(&narrow));

@@ -119,7 +119,7 @@ fn what_a_closure_must_not_return_is_named() {
     assert_eq!(bits(&w), before);
     // Batch normalization in training mode moves its buffers.
     let vs = tch::nn::VarStore::new(Device::Cpu);
-    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 2, Default::default());
+    let norm = tch::nn::batch_norm1d(vs.root() / "norm", 2, tch::nn::BatchNormConfig::default());
     let q = DiagonalGaussian::new([("norm.weight", t(&[1.0, 1.0]), t(&[4.0, 4.0]))]).unwrap();
     let x = Tensor::randn([4, 2], (Kind::Float, Device::Cpu));
     let train = q.predict_regression(&vs, 2, || (tch::nn::ModuleT::forward_t(&norm, &x, true), 0.1));
