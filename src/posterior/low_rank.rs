@@ -424,33 +424,31 @@ fn variance(p: &Entry) -> Tensor {
     &p.variance + p.directions.square().sum_dim_intlist(0, false, p.mean.kind())
 }
 
-fn valid(name: String, mean: Tensor, variance_: Tensor, directions: Tensor) -> Result<Entry> {
+fn valid(name: String, m: Tensor, d: Tensor, u: Tensor) -> Result<Entry> {
     let refuse = |problem: String| Err(Error::parameter(&name, problem));
-    for (what, t) in [("mean", &mean), ("variance", &variance_), ("directions", &directions)] {
+    for (what, t) in [("mean", &m), ("variance", &d), ("directions", &u)] {
         finite_float(&name, what, t)?;
     }
-    let (place, n) = ((mean.kind(), mean.device()), mean.dim());
-    let of = |t: &Tensor| (t.kind(), t.device());
-    if of(&variance_) != place || variance_.size() != mean.size() {
-        return refuse(format!("its mean is {} and its variance {}: expected the same", form(&mean), form(&variance_)));
+    let place = |t: &Tensor| (t.kind(), t.device());
+    if place(&d) != place(&m) || d.size() != m.size() {
+        return refuse(format!("its mean is {} and its variance {}: expected the same", form(&m), form(&d)));
     }
-    if of(&directions) != place || directions.dim() != n + 1 || directions.size()[1..] != mean.size()[..] {
+    if place(&u) != place(&m) || u.dim() != m.dim() + 1 || u.size()[1..] != m.size()[..] {
         return refuse(format!(
             "its mean is {} and its directions {}: expected K of the mean's shape, one after the other [K, …]",
-            form(&mean),
-            form(&directions)
+            form(&m),
+            form(&u)
         ));
     }
-    if smallest(&variance_) <= 0.0 {
+    if smallest(&d) <= 0.0 {
         return refuse(format!(
             "its smallest variance is {:e}: expected a number > 0 beside the directions (clamp it at a tiny one where a \
              weight does not move)",
-            smallest(&variance_)
+            smallest(&d)
         ));
     }
     // Detached: a graph behind the mean would be kept alive by the posterior.
-    let [mean, variance_, directions] = [mean, variance_, directions].map(|t| t.detach());
-    let entry = Entry { name, mean, variance: variance_, directions };
+    let entry = Entry { name, mean: m.detach(), variance: d.detach(), directions: u.detach() };
     finite_float(&entry.name, "variance with its directions", &variance(&entry))?;
     Ok(entry)
 }
