@@ -241,6 +241,13 @@ macro_rules! generic_methods {
                 })
             }
 
+            /// The means of all parameters, by name: what [`merge`](crate::merge::merge) and
+            /// [`sweep`](crate::merge::sweep) take. They may be the posterior's own tensors, so copy them before you write
+            /// to them.
+            pub fn means(&self) -> std::collections::BTreeMap<String, tch::Tensor> {
+                $crate::posterior::in_model::means(self).into_iter().collect()
+            }
+
             /// The outputs of `samples` samples one by one, stacked to `[K, …]`; any output will do (logits,
             /// regressions).
             ///
