@@ -7,12 +7,12 @@
 use clap::Parser;
 use std::path::PathBuf;
 use tch_blr_examples::pictures::{Curves, training_curves};
-use tch_blr_examples::tables::previews::{FAMILIES, Front, Loss, Previews, TASKS};
+use tch_blr_examples::tables::previews::{FAMILIES, Front, Loss, Previews, STEPS, TASKS};
 use tch_blr_examples::{Outcome, data, output};
 
 /// Previews of weighted training, and the front that training on each weighting gives.
 ///
-/// Prints the area under each front and draws the loss of each task against that of each other. Takes some seconds.
+/// Prints the area under each front and draws the loss of each task against that of each other. Takes a minute.
 /// Needs USPS in $TCH_BLR_DATA.
 #[derive(Parser)]
 struct Arguments {
@@ -30,7 +30,7 @@ fn main() -> Outcome {
         println!("{loss:?} losses: area under the front in nats");
         let mut fronts = Vec::new();
         for (name, family) in FAMILIES {
-            let front = previews.front(family)?;
+            let front = previews.front(family, STEPS)?;
             println!("  {name:<28}{:>10.3}", front.area);
             fronts.push((name, front));
         }

@@ -129,6 +129,10 @@ fn fisher_averaging_by_hand() {
     let models = [Model::new("a", &a).curvature(&fa), Model::new("b", &b).curvature(&fb)];
     // (1+3)/2, (6+6)/4, and the plain average where nothing is known.
     assert_eq!(values(&merge(Method::Fisher, None, &models).unwrap()["w"]), [2.0, 3.0, 7.0]);
+    // A corner of a sweep is the model itself, and no weight at all is no average.
+    let corner = |w: [f64; 2]| merge(Method::Fisher, None, &[models[0].weight(w[0]), models[1].weight(w[1])]);
+    assert_eq!(values(&corner([0.0, 1.0]).unwrap()["w"]), [3.0, 6.0, 9.0]);
+    assert!(corner([0.0, 0.0]).unwrap_err().to_string().contains("all weights are zero"));
 }
 
 /// Posterior of θ for y = Xθ + noise of variance 1 under a prior, and that prior.
@@ -973,7 +977,8 @@ fn barriers_and_sweeps() {
         merge(Method::task_arithmetic(1.0), Some(&Model::new("base", &base)), &models)
     };
     let grid = [vec![0.0, 0.0], vec![1.0, 0.0], vec![0.5, 2.0]];
-    assert_eq!(sweep(&vs, &grid, merged, bowl).unwrap(), [0.0, 1.0, 2.25]);
+    let losses: Vec<f64> = sweep(&vs, grid, merged, bowl).unwrap().into_iter().flat_map(|t| t.losses).collect();
+    assert_eq!(losses, [0.0, 1.0, 2.25]);
     assert_eq!(values(w), [7.0, 8.0]);
 }
 
@@ -1012,7 +1017,7 @@ fn batch_normalization_in_training_mode_is_refused_and_undone() {
     let loss = |train: bool| tch::nn::ModuleT::forward_t(&norm, &x, train).square().mean(Kind::Float);
     for e in [
         barrier(&vs, &weights, &weights, 3, || loss(true)).unwrap_err(),
-        sweep(&vs, &[vec![1.0]], |_| Ok(weights.iter().map(|(n, t)| (n.clone(), t.copy())).collect()), || loss(true))
+        sweep(&vs, [vec![1.0]], |_| Ok(weights.iter().map(|(n, t)| (n.clone(), t.copy())).collect()), || loss(true))
             .unwrap_err(),
         gradient_mismatch(&vs, &weights, &mut [(&weights, &mut || loss(true))]).unwrap_err(),
     ] {

@@ -63,8 +63,10 @@ impl Run {
             run.models.push((name, [scores[0], scores[1], scores[2], mismatch[0], mismatch[1]]));
         }
         for (_, way) in WEIGHTED {
-            let over =
-                |loss: &dyn Fn() -> Tensor| merge::sweep(&net.vs, &grid(), |a| networks.weighted(way, a[0]), loss);
+            let over = |loss: &dyn Fn() -> Tensor| {
+                let trials = merge::sweep(&net.vs, grid(), |a| networks.weighted(way, a[0]), loss)?;
+                Ok::<Vec<f64>, tch_blr::Error>(trials.into_iter().flat_map(|trial| trial.losses).collect())
+            };
             let test = over(&|| share_right(net, &task.test))?;
             let validation = over(&|| share_right(net, &task.validation))?;
             let best = (0..validation.len()).rev().max_by(|a, b| validation[*a].total_cmp(&validation[*b]));

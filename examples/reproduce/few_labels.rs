@@ -201,7 +201,8 @@ fn run(data: &Digits, epochs: u64, seed: u64) -> Outcome<Value> {
     Ok(split.rows()?.into_iter().map(scores).collect::<Outcome<Vec<_>>>()?.into())
 }
 
-const METRICS: [(&str, f64, usize); 4] = [("accuracy", 100.0, 2), ("nll", 1.0, 4), ("ece", 100.0, 2), ("augrc", 1e3, 2)];
+const METRICS: [(&str, f64, usize); 4] =
+    [("accuracy", 100.0, 2), ("nll", 1.0, 4), ("ece", 100.0, 2), ("augrc", 1e3, 2)];
 
 pub fn table(job: &Job) -> Outcome<Section> {
     let data = Digits::load_mnist()?;

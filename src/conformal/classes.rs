@@ -11,8 +11,9 @@ pub enum Score {
     /// `1 - p(c)` (least ambiguous classifier, also called THR; Sadinle et al. 2019). A set holds the classes with
     /// p(c) ≥ 1-q, and is empty if none has: see [`ClassSets::at_least_argmax`].
     Lac,
-    /// `Σ_{p(j) > p(c)} p(j) + u p(c)` (adaptive prediction sets; Romano et al. 2020), with u of [`Uniforms`]. Empty sets
-    /// are rare, for q near 1, and gone with [`ClassSets::at_least_argmax`].
+    /// `Σ_{p(j) > p(c)} p(j) + u p(c)` (adaptive prediction sets; Romano et al. 2020), with u of [`Uniforms`].
+    /// The sets of the most confident examples, p(c) > q, are empty if u = 1: up to α of all, if the model is sure of
+    /// most. None is with [`ClassSets::at_least_argmax`].
     Aps,
     /// That, and `λ max(0, rank(c) - k)` (regularized adaptive prediction sets; Angelopoulos et al. 2021); the most
     /// probable class has rank 1, equal ones in the order of their numbers.

@@ -121,27 +121,3 @@ pub fn barrier<L: IntoTensor>(
     let height = above.fold(0.0, |highest: f64, x| if x.is_nan() { x } else { highest.max(x) });
     Ok(Barrier { t, loss: losses, height })
 }
-
-/// The loss of the merge at each point of a grid of merge weights: `merge` makes the weights, and `loss` is called with
-/// these in the variables. Afterwards the model's variables have their old values.
-///
-/// ```text
-/// sweep(&vs, &[vec![0.5, 0.5], vec![1.0, 1.0]], |a| merge(…weights a…), || loss)?  → one loss per point
-/// ```
-///
-/// # Errors
-/// Those of `merge`; weights that do not belong to the model; a loss that is not one number; an error of the closure.
-pub fn sweep<L: IntoTensor>(
-    params: impl Into<Params>,
-    grid: &[Vec<f64>],
-    mut merge: impl FnMut(&[f64]) -> Result<Tensors>,
-    mut loss: impl FnMut() -> L,
-) -> Result<Vec<f64>> {
-    let params = Params::separate(params)?;
-    let point = |a: &Vec<f64>| {
-        let merged = merge(a)?;
-        let _guard = enter(&params, &merged)?;
-        value(&params, &mut loss)
-    };
-    grid.iter().map(point).collect()
-}

@@ -21,7 +21,7 @@
 //! that need not fit into memory.
 //!
 //! Which weights a_t to train with is a question that many merges can answer before anything is trained: [`preview`] and
-//! [`front`].
+//! [`sweep`].
 //!
 //! Methods, arithmetic and files are those of the crate [`blr_merge`], which needs no libtorch and whose command
 //! `blr-merge` merges files; its names are here too, and its functions return its [`blr_merge::Error`], which `?` turns
@@ -44,9 +44,9 @@
 //! ```
 
 mod diagnostics;
-mod front;
 mod posteriors;
 mod preview;
+mod sweep;
 mod tensors;
 
 pub use blr_merge::{
@@ -54,8 +54,8 @@ pub use blr_merge::{
     StoredTensor, TaskVectors, WeightFile, diff_files, evaluate, merge_files, plan_files, remove_files, simplex,
     soup_files,
 };
-pub use diagnostics::{Barrier, barrier, gradient_mismatch, sweep};
-pub use front::{Trial, front};
+pub use diagnostics::{Barrier, barrier, gradient_mismatch};
 pub use posteriors::{NaturalSum, clamp_information, federated, gradient_matching, largest_removal, remove};
-pub use preview::{Fixed, Preview, preview, preview_from};
+pub use preview::{Mode, Preview, preview, preview_from};
+pub use sweep::{Trial, sweep};
 pub use tensors::{Model, Tensors, merge};

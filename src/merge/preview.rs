@@ -25,7 +25,7 @@ use tch::{Kind, Tensor};
 ///
 /// For losses that are quadratic a preview of full posteriors is exact. α multiplies log-likelihoods, which are sums over
 /// a task's examples: tasks of unequal size N_t enter with their N_t, unless α_t is divided by it.
-/// [`front`](crate::merge::front) has the losses of every task at each weighting of a list.
+/// [`sweep`](crate::merge::sweep) has the losses of every task at each weighting of a list.
 ///
 /// ```
 /// use tch::Tensor;
@@ -41,7 +41,8 @@ use tch::{Kind, Tensor};
 /// ```
 ///
 /// # Errors
-/// A weight that is not finite and ≥ 0, another number of weights than of tasks, and as [`combine`](crate::combine): if
+/// A weight that is not finite and ≥ 0, another number of weights than of tasks, mixtures whose iteration does not
+/// settle, and as [`combine`](crate::combine): if
 /// Σα > 1 the prior is taken away, and some precision may not be left.
 pub fn preview<Q: Preview>(prior: &Q::Merged, tasks: &[&Q], alpha: &[f64]) -> Result<Q::Merged> {
     check_weighting(tasks.len(), alpha)?;
@@ -82,20 +83,28 @@ impl Preview for Mixture {
         let Some(most) = most.filter(|t| alpha[*t] > 0.0) else { return Ok(prior.shallow_clone()) };
         let problem = Problem::new(prior, tasks, alpha)?;
         let components = tasks[most].components().iter().map(|q| problem.means_of(q));
-        let mut best: Option<Fixed> = None;
+        let mut best: Result<Mode> = Err(Error::Posterior("no start has a preview".to_owned()));
         for start in components.chain([average(prior, tasks, alpha)]) {
-            let found = problem.solve(start)?;
-            if best.as_ref().is_none_or(|best| found.log_density > best.log_density) {
-                best = Some(found);
+            let found = problem.solve(start);
+            // Where Σα > 1 some starts may lead to a precision that is none, and others not.
+            if best.is_err() || matches!((&found, &best), (Ok(f), Ok(b)) if f.log_density > b.log_density) {
+                best = found;
             }
         }
-        best.map(|best| best.posterior).ok_or_else(|| Error::Posterior("no start has a preview".to_owned()))
+        let best = best?;
+        if !best.converged {
+            let problem = format!(
+                "its mode moves after {MOST_ITERATIONS} iterations still; preview_from returns it all the same"
+            );
+            return Err(Error::Posterior(format!("the preview of the mixtures: {problem}")));
+        }
+        Ok(best.posterior)
     }
 }
 
 /// What [`preview_from`] found.
 #[derive(Debug)]
-pub struct Fixed {
+pub struct Mode {
     /// Mean θ and precision S(r) at the end.
     pub posterior: DiagonalGaussian,
     /// (1 - Σα) ln p₀(θ) + Σ α_t ln q_t(θ), in nats: the higher, the better the mode.
@@ -125,7 +134,7 @@ pub fn preview_from(
     tasks: &[&Mixture],
     alpha: &[f64],
     start: &DiagonalGaussian,
-) -> Result<Fixed> {
+) -> Result<Mode> {
     check_weighting(tasks.len(), alpha)?;
     let _no_grad = tch::no_grad_guard();
     let problem = Problem::new(prior, tasks, alpha)?;
@@ -134,7 +143,7 @@ pub fn preview_from(
 }
 
 fn check_weighting(tasks: usize, alpha: &[f64]) -> Result<()> {
-    check::that("alpha", alpha.len(), alpha.len() == tasks, "one weight for each task")?;
+    check::that("alpha", alpha, alpha.len() == tasks, "one weight for each task")?;
     alpha.iter().try_for_each(|a| check::non_negative("alpha", *a))
 }
 
@@ -244,7 +253,7 @@ impl<'a> Problem<'a> {
         Ok((means, precisions))
     }
 
-    fn solve(&self, start: Point) -> Result<Fixed> {
+    fn solve(&self, start: Point) -> Result<Mode> {
         let mut theta = start;
         let (mut r, mut log_density) = self.weigh(&theta);
         let (mut iterations, mut converged) = (0, false);
@@ -263,7 +272,7 @@ impl<'a> Problem<'a> {
         let entries = names.iter().zip(theta).zip(precisions);
         let entries = entries.map(|((name, m), s)| (*name, kind(m, name), kind(s, name)));
         let posterior = DiagonalGaussian::sharing(entries)?.with_seed(self.prior.q.seed());
-        Ok(Fixed { posterior, log_density, iterations, converged })
+        Ok(Mode { posterior, log_density, iterations, converged })
     }
 
     /// The target, or a point so close to θ on the way to it that the density does not fall.
@@ -464,6 +473,10 @@ mod tests {
         }
         let e = preview(&q(0.0, 9.0), &tasks, &alpha).unwrap_err().to_string();
         assert!(e.contains("Σα > 1"), "{e}");
+        // From the component of precision 0.3 there is no way, S = 3·0.3 - 2; from the other there is.
+        let one = Mixture::new([(0.5, q(0.0, 0.3)), (0.5, q(1.0, 4.0))]).unwrap();
+        assert!(preview_from(&q(0.0, 1.0), &[&one], &[3.0], &q(-9.0, 1.0)).is_err());
+        assert!(preview(&q(0.0, 1.0), &[&one], &[3.0]).is_ok());
     }
 
     #[test]

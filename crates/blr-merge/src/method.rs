@@ -209,7 +209,7 @@ impl Method {
     }
 
     /// Model Breadcrumbs (Davari and Belilovsky 2024): task arithmetic without the β smallest and the γ largest elements
-    /// of each difference. (Some programs call γ what the paper calls β.)
+    /// of each difference.
     pub fn breadcrumbs(lambda: f64, beta: f64, gamma: f64) -> Self {
         let keep = Keep::Middle { smallest: beta, largest: gamma };
         Method::TaskVectors(TaskVectors { lambda, keep, elect_signs: false, normalize: false })
@@ -286,11 +286,12 @@ impl Method {
             }
             Method::Sce { density } => proper_density(*density)?,
             Method::Fisher => {
-                if let Some((name, w)) = models.iter().find(|(_, w)| *w <= 0.0) {
+                if let Some((name, w)) = models.iter().find(|(_, w)| *w < 0.0) {
                     return refuse(format!(
-                        "model `{name}` has the weight {w}: expected a number > 0; to remove a model, use combine"
+                        "model `{name}` has the weight {w}: expected a number ≥ 0; to remove a model, use combine"
                     ));
                 }
+                some()?;
             }
             Method::GradientMatching { delta, .. } => {
                 Error::unless(delta.is_finite() && *delta >= 0.0, "delta", delta, "a finite number ≥ 0")?;

@@ -80,7 +80,6 @@ fn sweeps_that_fail_leave_nothing() {
         (format!("--method linear {ab} --weight 1,1 --steps 2 --out s"), "has a weight"),
         (format!("--method linear {ab} --steps 2 --out models"), "new or empty folder"),
         (format!("--method linear {ab} --steps 2 --out s --exclude x"), "fits the pattern `x`"),
-        (format!("--method fisher {ab} --fisher {} --steps 2 --out s", ab.replace(' ', " --fisher ")), "the weight 0"),
         (format!("--method linear {ab} --steps 2 --out s --evaluate 'echo x; exit 3 #'"), "failed (exit status: 3)"),
     ] {
         let e = error(at, &format!("sweep {arguments}"));

@@ -19,7 +19,7 @@ const DELTA: f64 = 25.0;
 const FEATURES: i64 = 257;
 /// The digits of each task.
 pub const TASKS: [[u8; 2]; 3] = [[4, 5], [6, 7], [8, 9]];
-/// α in steps of one tenth.
+/// Of α, in the table.
 pub const STEPS: usize = 10;
 
 /// What a loss is.
@@ -134,36 +134,44 @@ impl Previews {
         Tensor::stack(&self.tasks.iter().map(of).collect::<Vec<_>>(), 0)
     }
 
-    /// Over all weightings of the grid.
-    pub fn front(&self, family: Family) -> Outcome<Front> {
+    /// Over all weightings in steps of 1/`steps`.
+    pub fn front(&self, family: Family, steps: usize) -> Outcome<Front> {
         match family {
-            Family::Exact => self.by(|alpha| {
+            Family::Exact => self.by(steps, |alpha| {
                 let weighted: Vec<_> = alpha.iter().copied().zip(&self.tasks).collect();
                 // An optimum that is not found is no error of the crate, and its own type has no place for one.
                 self.posterior(&weighted).map_err(|e| tch_blr::Error::Loss(e.to_string()))
             }),
-            Family::Full => self.previews(&self.prior, &self.posteriors),
-            Family::Diagonal => self.diagonal_previews(FullGaussian::diagonal),
-            Family::Isotropic => self.diagonal_previews(|q| {
+            Family::Full => self.previews(steps, &self.prior, &self.posteriors),
+            Family::Diagonal => self.diagonal_previews(steps, FullGaussian::diagonal),
+            Family::Isotropic => self.diagonal_previews(steps, |q| {
                 let entry = |name| q.mean(name).map(|mean| (name, mean.copy(), mean.ones_like()));
                 DiagonalGaussian::new(q.names().filter_map(entry))
             }),
         }
     }
 
-    fn diagonal_previews(&self, of: impl Fn(&FullGaussian) -> Result<DiagonalGaussian>) -> Outcome<Front> {
-        self.previews(&of(&self.prior)?, &self.posteriors.iter().map(&of).collect::<Result<Vec<_>>>()?)
+    fn diagonal_previews(
+        &self,
+        steps: usize,
+        of: impl Fn(&FullGaussian) -> Result<DiagonalGaussian>,
+    ) -> Outcome<Front> {
+        self.previews(steps, &of(&self.prior)?, &self.posteriors.iter().map(&of).collect::<Result<Vec<_>>>()?)
     }
 
-    fn previews<Q: Preview>(&self, prior: &Q::Merged, tasks: &[Q]) -> Outcome<Front> {
+    fn previews<Q: Preview>(&self, steps: usize, prior: &Q::Merged, tasks: &[Q]) -> Outcome<Front> {
         let tasks: Vec<&Q> = tasks.iter().collect();
-        self.by(|alpha| merge::preview(prior, &tasks, alpha))
+        self.by(steps, |alpha| merge::preview(prior, &tasks, alpha))
     }
 
-    fn by<Q: Posterior>(&self, preview: impl FnMut(&[f64]) -> Result<Q>) -> Outcome<Front> {
+    fn by<Q: Posterior>(&self, steps: usize, mut preview: impl FnMut(&[f64]) -> Result<Q>) -> Outcome<Front> {
         let mut thetas = Vec::new();
-        let weightings = merge::simplex(self.tasks.len(), STEPS);
-        let trials = merge::front(self.model.params(), weightings, preview, || {
+        let weightings = merge::simplex(self.tasks.len(), steps);
+        let means = |alpha: &[f64]| {
+            let q = preview(alpha)?;
+            Ok(q.names().filter_map(|name| Some((name.to_owned(), q.mean(name)?))).collect())
+        };
+        let trials = merge::sweep(self.model.params(), weightings, means, || {
             thetas.push(self.model.weights());
             self.losses()
         })?;
@@ -186,7 +194,7 @@ pub fn table(_: &Job) -> Outcome<Section> {
     let (mut rows, mut figures) = (Vec::new(), Vec::new());
     for (name, loss) in [("squares", Loss::Squared), ("logistic", Loss::Logistic)] {
         let previews = Previews::load(&folder, loss)?;
-        let fronts = FAMILIES.map(|(label, family)| Ok((label, previews.front(family)?)));
+        let fronts = FAMILIES.map(|(label, family)| Ok((label, previews.front(family, STEPS)?)));
         let fronts = fronts.into_iter().collect::<Outcome<Vec<_>>>()?;
         let exact = &fronts[0].1;
         for (label, front) in &fronts {

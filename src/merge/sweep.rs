@@ -1,28 +1,29 @@
-//! The losses of every task at many weightings: what one chooses a weighting by.
+//! The losses of merges at many weightings: what one chooses a weighting by.
 
 use super::Tensors;
 use super::diagnostics::enter;
 use crate::gradient::IntoTensor;
 use crate::params::Buffers;
-use crate::{Error, Params, Posterior, Result};
-use tch::Kind;
+use crate::{Error, Params, Result};
+use tch::{Device, Kind};
 
 /// A weighting that was looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trial {
     /// α, as it was given.
     pub alpha: Vec<f64>,
-    /// Of every task, at the mean of the preview.
+    /// Of every task.
     pub losses: Vec<f64>,
-    /// Whether no other trial has a loss that is smaller and none that is larger: a point of the Pareto front.
+    /// Whether it is a point of the Pareto front: all its losses are numbers, and no other trial has one that is smaller
+    /// and none that is larger.
     pub efficient: bool,
 }
 
-/// Puts the mean of the preview of each weighting into a model, and asks for the losses of all tasks there. Afterwards
-/// the model's variables have their old values.
+/// The losses of the merge at each weighting: `merge` makes the weights, and `losses` is called with these in the
+/// model's variables, without a graph. Afterwards the variables have their old values.
 ///
-/// `preview` is called with α, usually to return [`preview(&prior, &tasks, alpha)`](crate::merge::preview); `losses`
-/// computes one loss for each task from the model's variables, as one tensor `[T]`, without a graph.
+/// `losses` computes one loss, or one for each task as one tensor `[T]`. For posteriors `merge` is a
+/// [`preview`](crate::merge::preview), and [`simplex`](crate::merge::simplex) lists weightings:
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn};
@@ -32,49 +33,48 @@ pub struct Trial {
 /// let w = vs.root().zeros("w", &[1]);
 /// let q = |m: f32| DiagonalGaussian::new([("w", Tensor::from_slice(&[m]), Tensor::from_slice(&[4f32]))]);
 /// let (prior, a, b) = (q(0.0)?, q(1.0)?, q(-1.0)?);
-/// let front = merge::front(
+/// let trials = merge::sweep(
 ///     &vs,
-///     [vec![1.0, 0.0], vec![0.5, 0.5], vec![0.0, 1.0]],
-///     |alpha| merge::preview(&prior, &[&a, &b], alpha),
+///     merge::simplex(2, 2), // (0, 1), (½, ½), (1, 0)
+///     |alpha| Ok(merge::preview(&prior, &[&a, &b], alpha)?.means()),
 ///     || Tensor::cat(&[(&w - 1.0).square(), (&w + 1.0).square()], 0),
 /// )?;
-/// assert_eq!(front[1].losses, [1.0, 1.0]);
-/// assert!(front.iter().all(|trial| trial.efficient));
+/// assert_eq!(trials[1].losses, [1.0, 1.0]);
+/// assert!(trials.iter().all(|trial| trial.efficient));
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
-/// Those of `preview`; a posterior that does not belong to the model; losses that are not one dimension of the same
-/// length each time; an error of the closure.
-pub fn front<Q: Posterior, L: IntoTensor>(
+/// Those of `merge`; weights that do not belong to the model; losses that are neither one number nor one dimension of
+/// the same length each time; an error of the closure.
+pub fn sweep<L: IntoTensor>(
     params: impl Into<Params>,
     weightings: impl IntoIterator<Item = Vec<f64>>,
-    mut preview: impl FnMut(&[f64]) -> Result<Q>,
+    mut merge: impl FnMut(&[f64]) -> Result<Tensors>,
     mut losses: impl FnMut() -> L,
 ) -> Result<Vec<Trial>> {
     let params = Params::separate(params)?;
     let mut trials: Vec<Trial> = Vec::new();
     for alpha in weightings {
-        let q = preview(&alpha)?;
-        let means: Tensors = q.names().filter_map(|name| Some((name.to_owned(), q.mean(name)?))).collect();
-        let _guard = enter(&params, &means)?;
+        let _guard = enter(&params, &merge(&alpha)?)?;
         let _no_grad = tch::no_grad_guard();
         let found = Buffers::unmoved(&params, || losses().into_tensor())?;
         let tasks = trials.first().map(|trial| trial.losses.len());
-        if !found.defined() || found.dim() != 1 || tasks.is_some_and(|tasks| found.numel() != tasks) {
-            return Err(Error::Loss("expected one loss for each task, as one dimension".to_owned()));
+        if !found.defined() || found.dim() > 1 || tasks.is_some_and(|tasks| found.numel() != tasks) {
+            return Err(Error::Loss("expected one number, or one loss for each task as one dimension".to_owned()));
         }
-        let losses = Vec::try_from(found.to_kind(Kind::Double).to_device(tch::Device::Cpu).contiguous())?;
-        trials.push(Trial { alpha, losses, efficient: true });
+        let losses = found.to_kind(Kind::Double).to_device(Device::Cpu).reshape([-1]).contiguous();
+        trials.push(Trial { alpha, losses: Vec::try_from(losses)?, efficient: true });
     }
     for i in 0..trials.len() {
-        trials[i].efficient = !trials.iter().any(|other| dominates(&other.losses, &trials[i].losses));
+        let numbers = !trials[i].losses.iter().any(|loss| loss.is_nan());
+        trials[i].efficient = numbers && !trials.iter().any(|other| dominates(&other.losses, &trials[i].losses));
     }
     Ok(trials)
 }
 
-/// A NaN is not smaller than anything, and nothing is smaller than it.
+/// A NaN dominates nothing.
 fn dominates(a: &[f64], b: &[f64]) -> bool {
     a.iter().zip(b).all(|(a, b)| a <= b) && a.iter().zip(b).any(|(a, b)| a < b)
 }
@@ -82,17 +82,17 @@ fn dominates(a: &[f64], b: &[f64]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DiagonalGaussian;
-    use tch::{Device, Tensor, nn};
+    use std::collections::BTreeMap;
+    use tch::{Tensor, nn};
 
     fn run(tasks: i64, weightings: Vec<Vec<f64>>) -> Result<(Vec<Trial>, f64)> {
         let vs = nn::VarStore::new(Device::Cpu);
         let mut w = vs.root().zeros("w", &[1]);
         let _ = tch::no_grad(|| w.fill_(7.0));
-        let q = |x: f64| DiagonalGaussian::new([("w", Tensor::from_slice(&[x as f32]), Tensor::from_slice(&[1f32]))]);
+        let weights = |alpha: &[f64]| Ok(BTreeMap::from([("w".to_owned(), Tensor::from_slice(&[alpha[0] as f32]))]));
         // At w = α₀ the losses are |w| and |w - 1|: 2 is worse than 1 for both.
         let losses = || Tensor::cat(&[w.abs(), (&w - 1.0).abs(), w.abs()], 0).narrow(0, 0, tasks);
-        let trials = front(&vs, weightings, |alpha| q(alpha[0]), losses)?;
+        let trials = sweep(&vs, weightings, weights, losses)?;
         Ok((trials, w.double_value(&[0])))
     }
 
@@ -112,16 +112,21 @@ mod tests {
     fn losses_that_are_none_are_refused() {
         let vs = nn::VarStore::new(Device::Cpu);
         let w = vs.root().zeros("w", &[1]);
-        let q = || DiagonalGaussian::new([("w", Tensor::from_slice(&[1f32]), Tensor::from_slice(&[1f32]))]);
+        let weights = |_: &[f64]| Ok(BTreeMap::from([("w".to_owned(), Tensor::from_slice(&[1f32]))]));
         let mut calls = 0;
         let growing = || {
             calls += 1;
             Tensor::ones([calls], (Kind::Float, Device::Cpu))
         };
-        assert!(matches!(front(&vs, [vec![1.0], vec![2.0]], |_| q(), growing), Err(Error::Loss(_))));
-        assert!(matches!(front(&vs, [vec![1.0]], |_| q(), || w.sum(Kind::Float)), Err(Error::Loss(_))));
-        let nan = front(&vs, [vec![1.0], vec![0.0]], |_| q(), || &w * f64::NAN).unwrap();
-        assert!(nan.iter().all(|t| t.losses[0].is_nan()));
+        assert!(matches!(sweep(&vs, [vec![1.0], vec![2.0]], weights, growing), Err(Error::Loss(_))));
+        assert!(matches!(sweep(&vs, [vec![1.0]], weights, || w.ones_like().view([1, 1])), Err(Error::Loss(_))));
+        // A merge that has diverged is nobody's choice.
+        let mut first = true;
+        let nan = sweep(&vs, [vec![1.0], vec![0.0]], weights, || {
+            &w * if std::mem::take(&mut first) { f64::NAN } else { 1.0 }
+        });
+        let nan = nan.unwrap();
+        assert!(nan[0].losses[0].is_nan() && !nan[0].efficient && nan[1].efficient);
         assert_eq!(w.double_value(&[0]), 0.0);
     }
 }
