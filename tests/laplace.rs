@@ -3,7 +3,7 @@
 use support::{all_close, close, largest, refused, values, wave};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::fisher::{Fisher, Weights};
+use tch_blr::fisher::{Fisher, Subnetwork};
 use tch_blr::laplace::{Curvature, Laplace, Link, OutputGaussian, PriorSearch};
 use tch_blr::nn::{self, Likelihood};
 use tch_blr::{Adam, DiagonalGaussian, Error, Params, Posterior, Prior, Result};
@@ -44,7 +44,7 @@ fn ridge([x, y]: &[Tensor; 2], p: f64, s2: f64) -> Vec<f64> {
 /// Every structure whose curvature of a line is exact.
 fn of_a_line(vs: &VarStore, layer: &nn::Linear, [x, y]: &[Tensor; 2], s2: f64, p: f64) -> Vec<Laplace> {
     let (f, data, net) = (Fisher::exact().likelihood(gaussian(s2)), || [(x, y)], |x: &Tensor| layer.forward(x));
-    let all = Weights::new([("line.weight", vec![1, 0])]).unwrap();
+    let all = Subnetwork::new([("line.weight", vec![1, 0])]).unwrap();
     let curvatures: [Curvature; 4] = [
         f.kronecker(vs, data(), net).unwrap().into(),
         f.full(vs, data(), net).unwrap().into(),
@@ -120,6 +120,43 @@ fn the_joint_fixed_point_is_that_of_the_reference() {
             assert!(tuned.warning().is_none());
         }
     }
+}
+
+/// A diagonal curvature has more effective parameters than there are numbers to fit: NC - γ is below 0 on the way.
+#[test]
+fn a_noise_is_found_with_more_weights_than_examples() {
+    let (examples, weights) = (20, 300);
+    let wave = |n: i64, step: f64| (Tensor::arange(n, (Kind::Double, Device::Cpu)) * step).sin();
+    let (x, y) = (wave(examples * weights, 1.3).reshape([examples, weights]), wave(examples, 2.9).unsqueeze(1) * 9.0);
+    let (vs, layer) = line(&values(&(wave(weights, 0.7) * 0.3)));
+    let fisher = Fisher::exact().likelihood(gaussian(1.0));
+    let laplace = || Laplace::new(fisher.diagonal(&vs, [(&x, &y)], |x| layer.forward(x)).unwrap(), 1.0).unwrap();
+    let (mut by_steps, mut by_adam) = (laplace(), laplace());
+    let tuned = by_steps.optimize_prior(&PriorSearch::mackay().noise()).unwrap();
+    let slope = by_steps.slope().unwrap();
+    assert!(tuned.converged && tuned.capped.is_empty(), "{tuned:?}");
+    assert!(slope.log_precisions[0].abs() < 1e-6 && slope.log_variance.unwrap().abs() < 1e-6, "{slope:?}");
+    let other = by_adam.optimize_prior(&PriorSearch::gradient(0.05, 3000).noise()).unwrap();
+    close(tuned.log_evidence, other.log_evidence, 1e-5);
+    assert!(tuned.log_evidence > laplace().log_evidence().unwrap());
+}
+
+#[test]
+fn prior_means_are_given_one_after_the_other_and_a_failed_search_changes_nothing() {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root() / "line", 2, 1, LinearConfig::default());
+    let (x, y) = (t(&[1.0, 0.0, 1.0, 2.0], &[2, 2]).to_kind(Kind::Float), t(&[1.0, 2.0], &[2, 1]).to_kind(Kind::Float));
+    let f = || Fisher::exact().likelihood(gaussian(1.0)).diagonal(&vs, [(&x, &y)], |x| layer.forward(x)).unwrap();
+    let (a, b) = (("line.weight", t(&[0.5, -3.0], &[1, 2])), ("line.bias", t(&[2.0], &[1])));
+    let copy = |(name, t): &(&'static str, Tensor)| [(*name, t.copy())];
+    let one_by_one = Laplace::new(f(), 2.0).unwrap().prior_mean(copy(&a)).unwrap().prior_mean(copy(&b)).unwrap();
+    let together = Laplace::new(f(), 2.0).unwrap().prior_mean([a, b]).unwrap();
+    assert_eq!(one_by_one.log_evidence().unwrap(), together.log_evidence().unwrap());
+
+    let far = [("line.bias", t(&[1e200], &[1]))];
+    let mut laplace = Laplace::new(f(), 2.0).unwrap().prior_mean(far).unwrap();
+    refused(laplace.optimize_prior(&PriorSearch::mackay().noise()), &["evidence"]);
+    assert!(laplace.precisions().all(|(_, p)| p == 2.0) && laplace.likelihood() == gaussian(1.0));
 }
 
 #[test]
@@ -223,7 +260,7 @@ fn the_rest_of_a_subset_is_known() {
 
     for (name, conditional, input) in [("a.weight", 0.25, [1.0, 0.0]), ("b.weight", 1.0 / 6.0, [0.0, 1.0])] {
         let only = || Params::from(&vs).only_named([name]).unwrap();
-        let weights = Weights::new([(name, vec![0])]).unwrap();
+        let weights = Subnetwork::new([(name, vec![0])]).unwrap();
         let curvatures: [Curvature; 5] = [
             f.diagonal(only(), [(&x, &y)], net).unwrap().into(),
             f.kronecker(only(), [(&x, &y)], net).unwrap().into(),
@@ -421,7 +458,7 @@ fn single_weights_are_those_of_largest_variance() {
     let net = Net::new();
     let forward = |x: &Tensor| net.forward(x);
     let q = Fisher::exact().diagonal(&net.vs, net.data(), forward).unwrap().laplace(Prior::isotropic(1.0)).unwrap();
-    let weights = Weights::of_largest_variance(&q, 7).unwrap();
+    let weights = Subnetwork::of_largest_variance(&q, 7).unwrap();
     assert_eq!(weights.len(), 7);
     let mut all: Vec<f64> = q.names().flat_map(|n| values(&q.variance(n).unwrap())).collect();
     all.sort_by(|a, b| b.total_cmp(a));
@@ -446,16 +483,24 @@ fn single_weights_are_those_of_largest_variance() {
     refused(laplace.posterior(), &["Laplace::predict"]);
 
     for bad in [vec![("head.bias", vec![])], vec![]] {
-        refused(Weights::new(bad), &["subset of no weights"]);
+        refused(Subnetwork::new(bad), &["subset of no weights"]);
     }
-    refused(Weights::new([("w", vec![2, 2])]), &["`w`", "weight 2", "twice"]);
-    refused(Weights::new([("w", vec![-1])]), &["`w`", "weight -1"]);
-    refused(Weights::new([("w", vec![0]), ("w", vec![1])]), &["`w`", "named twice"]);
+    refused(Subnetwork::new([("w", vec![2, 2])]), &["`w`", "weight 2", "twice"]);
+    refused(Subnetwork::new([("w", vec![-1])]), &["`w`", "weight -1"]);
+    refused(Subnetwork::new([("w", vec![0]), ("w", vec![1])]), &["`w`", "named twice"]);
+    // One variable by two of its names would count it twice.
+    let (vs, layer) = line(&[1.0, 2.0]);
+    let tied = Params::named([("a", layer.ws.shallow_clone()), ("b", layer.ws.shallow_clone())]).unwrap();
+    let twice = Subnetwork::new([("a", vec![0]), ("b", vec![0])]).unwrap();
+    let [x, y] = points();
+    let f = Fisher::exact().likelihood(gaussian(1.0));
+    refused(f.subset(tied, &twice, [(&x, &y)], |x| layer.forward(x)), &["`b`", "tied to `a`"]);
+    drop(vs);
     for k in [0, 32] {
-        refused(Weights::of_largest_variance(&q, k), &["`k`", &k.to_string()]);
+        refused(Subnetwork::of_largest_variance(&q, k), &["`k`", &k.to_string()]);
     }
     for (name, position, problem) in [("head.bias", 3, "and it has 3"), ("haed.bias", 0, "none of this name")] {
-        let weights = Weights::new([(name, vec![position])]).unwrap();
+        let weights = Subnetwork::new([(name, vec![position])]).unwrap();
         refused(Fisher::exact().subset(&net.vs, &weights, net.data(), forward), &[name, problem]);
     }
 }

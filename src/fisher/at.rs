@@ -88,10 +88,15 @@ impl At {
     }
 }
 
-pub(super) fn finite(name: &str, x: &Tensor, examples: u64) -> Result<()> {
+pub(super) fn parameter(name: &str) -> String {
+    format!("parameter `{name}`")
+}
+
+/// Errors if the Fisher information of `what` is not finite.
+pub(super) fn finite(what: &str, x: &Tensor, examples: u64) -> Result<()> {
     kernel::first_non_finite(x).map_or(Ok(()), |value| {
         Err(Error::Curvature(format!(
-            "the Fisher information of parameter `{name}` over {examples} examples is not finite ({value}); nothing \
+            "the Fisher information of {what} over {examples} examples is not finite ({value}); nothing \
              was changed (look at the weights and the inputs)"
         )))
     })

@@ -1,6 +1,6 @@
 //! The diagonal of a Fisher information.
 
-use super::at::{At, at, finite};
+use super::at::{At, at, finite, parameter};
 use super::{Batch, Fisher};
 use crate::{DiagonalGaussian, IntoTensor, Params, Prior, Result, kernel};
 use tch::Tensor;
@@ -39,7 +39,7 @@ impl Fisher {
         })?;
         for (leaf, sum) in solution.leaves().iter().zip(&sums) {
             // Once at the end: reading from the device after every batch would stall it.
-            finite(leaf.name(), sum, seen.examples)?;
+            finite(&parameter(leaf.name()), sum, seen.examples)?;
         }
         Ok(DiagonalFisher { at: At { solution, seen, fisher: self.clone() }, diagonal: sums })
     }

@@ -1,6 +1,6 @@
 //! The whole matrix of a Fisher information.
 
-use super::at::{At, at, finite};
+use super::at::{At, at, finite, parameter};
 use super::{Batch, Fisher};
 use crate::{Error, FullGaussian, IntoTensor, Params, Prior, Result};
 use tch::{Kind, Tensor};
@@ -30,7 +30,7 @@ impl Fisher {
         for leaf in solution.leaves() {
             let n = leaf.tensor.numel() as i64;
             // By rows of one parameter, so that the message can name it.
-            finite(leaf.name(), &matrix.f_narrow(0, start, n)?, seen.examples)?;
+            finite(&parameter(leaf.name()), &matrix.f_narrow(0, start, n)?, seen.examples)?;
             start += n;
         }
         Ok(FullFisher { at: At { solution, seen, fisher: self.clone() }, matrix })

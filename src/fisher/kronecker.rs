@@ -1,6 +1,6 @@
 //! Kronecker factors of a Fisher information, layer by layer.
 
-use super::at::{At, at, finite};
+use super::at::{At, at, finite, parameter};
 use super::{Batch, Fisher};
 use crate::curvature::{Factored, Factors};
 use crate::linalg::{self, matrix_shape};
@@ -53,8 +53,8 @@ impl Fisher {
         for (p, part) in parts.into_iter().flatten().enumerate() {
             match part {
                 Factored::Layer(Factors { bias, inputs, outputs, positions }) => {
-                    finite(name(p), &inputs, seen.examples)?;
-                    finite(name(p), &outputs, seen.examples)?;
+                    finite(&parameter(name(p)), &inputs, seen.examples)?;
+                    finite(&parameter(name(p)), &outputs, seen.examples)?;
                     // Only one side becomes a mean: the product of two sums would count the data twice.
                     let inputs = inputs.f_div_scalar(positions.max(1.0))?;
                     let (weight, bias) = (name(p).to_owned(), bias.map(|q| name(q).to_owned()));
@@ -64,7 +64,7 @@ impl Fisher {
                 Factored::Diagonal(sum) => {
                     // A parameter without influence (another head) has no curvature, and keeps its prior.
                     let sum = sum.unwrap_or_else(|| solution.leaves()[p].tensor.zeros_like());
-                    finite(name(p), &sum, seen.examples)?;
+                    finite(&parameter(name(p)), &sum, seen.examples)?;
                     diagonal.push((name(p).to_owned(), sum));
                 }
             }

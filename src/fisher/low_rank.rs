@@ -1,8 +1,8 @@
 //! The largest eigenvalues of a Fisher information and their eigenvectors.
 
-use super::at::{At, at, finite};
+use super::at::{At, at};
 use super::{Batch, Fisher};
-use crate::{IntoTensor, Params, Result, check, linalg};
+use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
 use tch::{Device, Kind, Tensor};
 
 impl Fisher {
@@ -42,7 +42,6 @@ impl Fisher {
                 },
             )
         })?;
-        finite("all", &kept.rows, seen.examples)?;
         let Kept { rows, lost } = kept;
         let values = rows.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?;
         let vectors = (rows / values.f_sqrt()?.f_unsqueeze(1)?).f_tr()?;
@@ -64,7 +63,12 @@ impl Kept {
     /// The `rank` leading directions of RᵀR + GᵀG: those of the matrix of products of the rows, which is small.
     fn add(&mut self, g: &Tensor, rank: i64) -> Result<()> {
         let all = Tensor::f_cat(&[&self.rows, g], 0)?;
-        let (values, vectors) = linalg::eigen(&all.f_matmul(&all.f_tr()?)?)?;
+        let products = all.f_matmul(&all.f_tr()?)?;
+        if let Some(value) = kernel::first_non_finite(&products) {
+            let problem = "nothing was changed (look at the weights and the inputs)";
+            return Err(Error::Curvature(format!("the gradient of an example is not finite ({value}); {problem}")));
+        }
+        let (values, vectors) = linalg::eigen(&products)?;
         let n = values.size()[0];
         let largest = values.f_narrow(0, n - 1, 1)?;
         // Below rounding they are no directions, and a division by their roots would make some up.

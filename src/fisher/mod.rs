@@ -22,4 +22,4 @@ pub(crate) use kronecker::eigen;
 pub use kronecker::{KroneckerFisher, LayerFactors};
 pub use low_rank::LowRankFisher;
 pub use settings::{Batch, Fisher};
-pub use subset::{SubsetFisher, Weights};
+pub use subset::{Subnetwork, SubsetFisher};

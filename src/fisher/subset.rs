@@ -11,22 +11,22 @@ use tch::{Kind, Tensor};
 ///
 /// ```
 /// # use tch::Tensor;
-/// use tch_blr::{DiagonalGaussian, fisher::Weights};
+/// use tch_blr::{DiagonalGaussian, fisher::Subnetwork};
 /// # fn main() -> tch_blr::Result<()> {
 /// let t = |x: [f64; 3]| Tensor::from_slice(&x);
 /// let q = DiagonalGaussian::new([("w", t([0.0; 3]), t([4.0, 1.0, 2.0]))])?;
-/// let widest = Weights::of_largest_variance(&q, 2)?;
+/// let widest = Subnetwork::of_largest_variance(&q, 2)?;
 /// assert_eq!(widest.of("w"), Some(&[1, 2][..]));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Weights {
+pub struct Subnetwork {
     /// Ascending positions.
     of: Vec<(String, Vec<i64>)>,
 }
 
-impl Weights {
+impl Subnetwork {
     /// From the name of each parameter and positions in it, in any order.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Weights {
         if all.is_empty() {
             return Err(Error::Parameters("a subset of no weights was asked for; choose at least one".to_owned()));
         }
-        Ok(Weights { of: all })
+        Ok(Subnetwork { of: all })
     }
 
     /// The k weights of the largest variance in a posterior, of which a diagonal one will do: those that the data say
@@ -79,7 +79,7 @@ impl Weights {
             let here = all[..k].iter().filter(|w| w.1 == parameter).map(|w| w.2).collect();
             ((*name).to_owned(), here)
         });
-        Weights::new(of)
+        Subnetwork::new(of)
     }
 
     /// Number of weights.
@@ -108,11 +108,16 @@ impl Weights {
         let mut places = Vec::with_capacity(self.len());
         for leaf in params.leaves() {
             let n = leaf.tensor.numel() as i64;
-            for (name, positions) in self.of.iter().filter(|(name, _)| leaf.names.contains(name)) {
+            let mut named = self.of.iter().filter(|(name, _)| leaf.names.contains(name));
+            for (name, positions) in named.by_ref().take(1) {
                 if let Some(beyond) = positions.iter().find(|p| **p >= n) {
                     return Err(Error::parameter(name, format!("its weight {beyond} was chosen, and it has {n}")));
                 }
                 places.extend(positions.iter().map(|p| first + p));
+            }
+            if let Some((name, _)) = named.next() {
+                let problem = format!("it is tied to `{}`; give all of its weights by one of its names", leaf.name());
+                return Err(Error::parameter(name, problem));
             }
             first += n;
         }
@@ -132,7 +137,7 @@ impl Fisher {
     pub fn subset<B: Into<Batch>, L: IntoTensor>(
         &self,
         params: impl Into<Params>,
-        weights: &Weights,
+        weights: &Subnetwork,
         batches: impl IntoIterator<Item = B>,
         model: impl Fn(&Tensor) -> L,
     ) -> Result<SubsetFisher> {
@@ -148,7 +153,7 @@ impl Fisher {
             let add = |g: Tensor| add_outer_products(&mut matrix, &g.f_index_select(1, &places)?);
             batch.each_gradient(columns.len(), |c| columns.get(c), add)
         })?;
-        finite("the subset", &matrix, seen.examples)?;
+        finite("the chosen weights", &matrix, seen.examples)?;
         Ok(SubsetFisher { at: At { solution, seen, fisher: self.clone() }, weights: weights.clone(), places, matrix })
     }
 }
@@ -158,7 +163,7 @@ impl Fisher {
 #[derive(Debug)]
 pub struct SubsetFisher {
     at: At,
-    weights: Weights,
+    weights: Subnetwork,
     places: Tensor,
     matrix: Tensor,
 }
@@ -167,7 +172,7 @@ at!(SubsetFisher);
 
 impl SubsetFisher {
     /// Which weights.
-    pub fn weights(&self) -> &Weights {
+    pub fn weights(&self) -> &Subnetwork {
         &self.weights
     }
 

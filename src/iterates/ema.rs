@@ -108,10 +108,10 @@ impl Ema {
     /// # Errors
     /// A parameter of another shape than when its average was started. Nothing has changed then.
     pub fn update(&mut self) -> Result<()> {
-        let present = self.watched.look(start(self.with_variance))?;
+        let present = self.watched.look()?;
         let t = self.updates as f64 + 1.0;
         let rate = if self.debias { (1.0 - self.decay) / (1.0 - self.decay.powf(t)) } else { 1.0 - self.decay };
-        self.watched.take_in(&present, |moments, weights| moments.take_in(weights, rate));
+        self.watched.take_in(&present, start(self.with_variance), |moments, weights| moments.take_in(weights, rate));
         self.updates = self.updates.saturating_add(1);
         Ok(())
     }
@@ -132,8 +132,11 @@ impl Ema {
         self.watched.get(name)?.variance.as_ref().map(Tensor::shallow_clone)
     }
 
-    /// 1 - Σ aᵢ², by which v is too small on average.
+    /// 1 - Σ aᵢ², by which v is too small on average; 0 before the first update.
     pub fn bias(&self) -> f64 {
+        if self.updates == 0 {
+            return 0.0;
+        }
         let (b, bt) = (self.decay, self.decay.powf(self.updates as f64));
         // The squared shares are a geometric series; without debiasing the first weights have the share βᵗ.
         let shares =
@@ -396,7 +399,7 @@ mod tests {
         assert!(without.posterior().unwrap_err().to_string().contains("with_variance()"));
         let mut ema = Ema::new(&vs, 0.5).unwrap().with_variance();
         ema.update().unwrap();
-        assert!(ema.posterior().unwrap_err().to_string().contains("1 iterates"));
+        assert!(ema.posterior().unwrap_err().to_string().contains("it has 1, and"));
         set(&w, &[1.0, 2.0]);
         ema.update().unwrap();
         ema.save(&path).unwrap();

@@ -95,10 +95,10 @@ impl Lawa {
             self.updates = next;
             return Ok(());
         }
-        let present = self.watched.look(start(self.held()))?;
+        let present = self.watched.look()?;
         present.check_finite()?;
-        let k = self.checkpoints;
-        self.watched.take_in(&present, |latest, weights| {
+        let (k, before) = (self.checkpoints, self.held());
+        self.watched.take_in(&present, start(before), |latest, weights| {
             if latest.len() == k {
                 latest.pop_front();
             }

@@ -23,16 +23,17 @@ impl Moments {
     /// With r the share of these weights: m ← m + rδ, v ← (1-r)(v + rδ²), δ = θ - m.
     pub fn take_in(&mut self, weights: &Tensor, rate: f64) {
         let _no_grad = tch::no_grad_guard();
-        if let Some(v) = &mut self.variance {
-            if rate < 1.0 {
-                let apart = weights - &self.mean;
-                _ = v.addcmul_(&apart, &(&apart * rate)).g_mul_scalar_(1.0 - rate);
-            } else {
-                // Not a product with 0, which would be NaN where the square is infinite.
-                _ = v.zero_();
-            }
+        if rate >= 1.0 {
+            // Not by products with 0, which are NaN where what was there is not finite.
+            self.mean.copy_(weights);
+            self.variance.iter_mut().for_each(|v| _ = v.zero_());
+            return;
         }
-        // libtorch's form of it, in which r = 1 is the weight to the bit, and a weight that stays is its own average.
+        if let Some(v) = &mut self.variance {
+            let apart = weights - &self.mean;
+            _ = v.addcmul_(&apart, &(&apart * rate)).g_mul_scalar_(1.0 - rate);
+        }
+        // libtorch's form of it, in which a weight that stays is its own average to the bit.
         _ = self.mean.lerp_(weights, rate);
     }
 }
@@ -59,6 +60,7 @@ pub(super) fn check_some(what: &str, iterates: u64) -> Result<()> {
     if iterates >= 2 {
         return Ok(());
     }
-    let few = format!("{what} {iterates} iterates: a variance needs at least 2");
+    let few =
+        format!("{what} iterates: it has {iterates}, and a variance needs at least 2; train on, and take in more");
     Err(Error::Posterior(few))
 }

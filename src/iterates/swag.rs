@@ -130,10 +130,10 @@ impl Swag {
     /// Weights that are not finite, a parameter of another shape than before. Nothing has changed then.
     pub fn collect(&mut self) -> Result<()> {
         let (rank, before) = (self.rank, kept(self.collected, self.rank));
-        let present = self.watched.look(start(before))?;
+        let present = self.watched.look()?;
         present.check_finite()?;
         let t = self.collected.saturating_add(1);
-        self.watched.take_in(&present, |iterates, weights| {
+        self.watched.take_in(&present, start(before), |iterates, weights| {
             iterates.moments.take_in(weights, 1.0 / t as f64);
             if iterates.running.len() == rank {
                 iterates.running.pop_front();

@@ -54,24 +54,23 @@ impl<S> Watched<S> {
         }));
     }
 
-    /// The weights now.
+    /// The weights now, those of new variables too, of which nothing is kept before [`Watched::take_in`].
     ///
     /// # Errors
     /// A parameter of another shape than at the first look; variables that a guard holds. Nothing has changed then.
-    pub fn look(&mut self, start: impl Fn(Tensor) -> S) -> Result<Present> {
+    pub fn look(&mut self) -> Result<Present> {
         self.params.refresh();
         let claim = self.params.claim()?;
-        self.extend(start);
-        let weights = self.pairs().map(|(leaf, kept)| {
-            same_shape(leaf.name(), &kept.size, &leaf.tensor.size())?;
-            Ok((leaf.name().to_owned(), leaf.tensor.detach()))
-        });
-        Ok(Present { weights: weights.collect::<Result<_>>()?, _claim: claim })
+        self.pairs().try_for_each(|(leaf, kept)| same_shape(leaf.name(), &kept.size, &leaf.tensor.size()))?;
+        let weights = self.params.leaves().iter().map(|leaf| (leaf.name().to_owned(), leaf.tensor.detach()));
+        Ok(Present { weights: weights.collect(), _claim: claim })
     }
 
-    /// Hands each parameter's present weights to what is kept of it, in its kind and on its device.
-    pub fn take_in(&mut self, present: &Present, mut each: impl FnMut(&mut S, &Tensor)) {
+    /// Hands each parameter's present weights to what is kept of it, in its kind and on its device; `start` makes this for
+    /// new ones.
+    pub fn take_in(&mut self, present: &Present, start: impl Fn(Tensor) -> S, mut each: impl FnMut(&mut S, &Tensor)) {
         let _no_grad = tch::no_grad_guard();
+        self.extend(start);
         for (kept, (_, weights)) in self.kept.iter_mut().zip(&present.weights) {
             each(&mut kept.of, &weights.to_device(kept.device).to_kind(kept.kind));
         }

@@ -56,6 +56,11 @@ impl Block {
         Ok(())
     }
 
+    /// m - m₀
+    pub fn offset(&self) -> &Tensor {
+        &self.offset
+    }
+
     /// P
     pub fn weights(&self) -> i64 {
         self.places.size()[0]
@@ -76,7 +81,7 @@ impl Block {
         number(&(&self.values * (scale / self.precision)).f_log1p()?)
     }
 
-    /// The same of (√s·A + √p) ⊗ (√s·G + √p) where H is A ⊗ G.
+    /// The same of (A + √p) ⊗ (sG + √p) where sH is A ⊗ sG.
     pub fn damped_log_det(&self, scale: f64) -> Result<f64> {
         let Basis::Kronecker { g, a, .. } = &self.basis else { return self.log_det(scale) };
         // ln(x + √p) = ln(1 + x/√p) + ½ ln p, with as many terms of each as there are pairs.

@@ -33,8 +33,8 @@ use tch::{Kind, Tensor};
 /// | [`KroneckerFisher`](crate::fisher::KroneckerFisher) | every layer, a weight and its bias together; every other parameter |
 /// | [`FullFisher`](crate::fisher::FullFisher), [`SubsetFisher`](crate::fisher::SubsetFisher), [`LowRankFisher`](crate::fisher::LowRankFisher) | one of all weights |
 ///
-/// The weights are those that the curvature is of: with [`Params::last_layer`], [`Params::only_named`] or single
-/// [`Weights`](crate::fisher::Weights) all others are known, and stay at the model's values.
+/// The weights are those that the curvature is of: with [`Params::last_layer`], [`Params::only_named`] or the
+/// weights of a [`Subnetwork`](crate::fisher::Subnetwork) all others are known, and stay at the model's values.
 ///
 /// With a Gaussian likelihood the noise σ² is a number that can be changed afterwards, too: H goes with 1/σ².
 ///
@@ -84,30 +84,36 @@ impl Laplace {
         Ok(Laplace { curvature, blocks, variance })
     }
 
-    /// m₀ of the parameters named, in their shapes; default 0. Only the evidence knows it: the approximation is around m.
+    /// m₀ of the parameters named, in their shapes; default 0, and of others as it was. Only the evidence knows it: the approximation is around m.
     ///
     /// # Errors
     /// A parameter that it does not have, or has in another shape; a mean that is not finite.
     pub fn prior_mean<S: AsRef<str>>(mut self, means: impl IntoIterator<Item = (S, Tensor)>) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let solution = self.curvature.solution();
-        let mut offsets: Vec<Tensor> = solution.leaves().iter().map(|leaf| leaf.tensor.to_kind(Kind::Double)).collect();
+        let mut flat =
+            curvature::flat(&solution.leaves().iter().map(|l| l.tensor.shallow_clone()).collect::<Vec<_>>())?;
+        for block in &self.blocks {
+            _ = flat.f_index_copy_(0, &block.places, block.offset())?;
+        }
+        let sizes: Vec<i64> = solution.leaves().iter().map(|leaf| leaf.tensor.numel() as i64).collect();
         for (name, mean) in means {
             let name = name.as_ref();
             let Some(i) = solution.number(name) else {
                 return Err(Error::parameter(name, "a prior mean was given, and the curvature is not of it"));
             };
-            if mean.size() != offsets[i].size() {
-                let (theirs, ours) = (mean.size(), offsets[i].size());
+            let m = &solution.leaves()[i].tensor;
+            if mean.size() != m.size() {
+                let (theirs, ours) = (mean.size(), m.size());
                 return Err(Error::parameter(name, format!("its prior mean is {theirs:?}: expected {ours:?}")));
             }
             if let Some(value) = crate::kernel::first_non_finite(&mean) {
                 return Err(Error::parameter(name, format!("its prior mean is not finite ({value})")));
             }
-            let m = solution.leaves()[i].tensor.to_kind(Kind::Double);
-            offsets[i] = m - mean.to_kind(Kind::Double).to_device(offsets[i].device());
+            let offset = m.to_kind(Kind::Double) - mean.to_kind(Kind::Double).to_device(m.device());
+            let start = sizes[..i].iter().sum();
+            _ = flat.f_narrow(0, start, sizes[i])?.f_copy_(&offset.f_reshape([-1])?)?;
         }
-        let flat = curvature::flat(&offsets)?;
         self.blocks.iter_mut().try_for_each(|block| block.set_offset(&flat))?;
         Ok(self)
     }

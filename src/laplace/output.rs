@@ -2,6 +2,7 @@
 
 use crate::kernel::{self, Draw, Field};
 use crate::likelihood::{Likelihood, Outputs};
+use crate::metrics::Forecast;
 use crate::{Error, Result, check, linalg};
 use std::f64::consts::{PI, TAU};
 use tch::{Kind, Tensor};
@@ -63,6 +64,16 @@ pub struct Regression {
     pub epistemic: Tensor,
     /// σ² of an observation, which would stay. An observation has the variance `epistemic + noise`.
     pub noise: f64,
+}
+
+impl Regression {
+    /// What it says of an observation, N(mean, epistemic + noise), for intervals and scores.
+    ///
+    /// # Errors
+    /// No outputs at all.
+    pub fn forecast(&self) -> Result<Forecast> {
+        Forecast::gaussian(&self.mean, &(&self.epistemic + self.noise))
+    }
 }
 
 fn refuse(problem: impl Into<String>) -> Error {
@@ -147,11 +158,12 @@ impl OutputGaussian {
     /// Concentrations α > 0 `[B, C]` of the Dirichlet distribution that the softmax of the logits has about; their means are
     /// the probabilities of [`Link::Bridge`].
     ///
-    /// Without the direction that a softmax does not see, μ' = μ - V1(1ᵀμ)/(1ᵀV1) and V' = V - V11ᵀV/(1ᵀV1), and
+    /// Of logits with the mean 0, as everywhere here, whose common part then needs no correction by V (μ' = μ - V1(1ᵀμ)/(1ᵀV1)
+    /// of the source is μ); and of V' = V - V11ᵀV/(1ᵀV1), without the direction that a softmax does not see,
     ///
     /// ```text
-    /// α_c = (1/V'_cc) (1 - 2/C + e^{μ'_c} Σⱼ e^{-μ'_j} / C²)
-    /// scaled: μ'/√k and V'/k in their place, k = mean(V'_cc)/√(C/2)
+    /// α_c = (1/V'_cc) (1 - 2/C + e^{μ_c} Σⱼ e^{-μ_j} / C²)
+    /// scaled: μ/√k and V'/k in their place, k = mean(V'_cc)/√(C/2)
     /// ```
     ///
     /// (MacKay 1998, *Choice of Basis for Laplace Approximation*; Hobbhahn et al. 2022.)
@@ -245,11 +257,14 @@ impl OutputGaussian {
     /// ln p(y | x) `[B]` in nats of observations y in the shape of μ: that of N(μ, V + σ²I).
     ///
     /// # Errors
-    /// A likelihood of classes; observations of another shape.
+    /// A likelihood of classes; observations of another shape or not finite.
     pub fn log_density(&self, y: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let noise = self.noise()?;
         Outputs::as_is(self.likelihood, &self.mean)?.check_targets(y)?;
+        if let Some(value) = kernel::first_non_finite(y) {
+            return Err(refuse(format!("an observation is not finite ({value})")));
+        }
         let (b, c) = (self.covariance.size()[0], self.covariance.size()[1]);
         let eye = Tensor::f_eye(c, (Kind::Double, self.mean.device()))?;
         // Positive definite by σ² > 0.

@@ -36,7 +36,9 @@ impl Laplace {
             self.by_variances(&params, &mut model)?
         } else {
             let columns = self.columns(&params)?;
-            let mut all = Vec::new();
+            // An empty one first, for batches without an example.
+            let c = z.size().get(1).copied().unwrap_or(1);
+            let mut all = vec![Tensor::f_zeros([0, c, c], (Kind::Double, z.device()))?];
             model.each_jacobian(|_, jacobian| {
                 let &[n, outputs, weights] = &jacobian.size()[..] else { unreachable!("[b, C, P]") };
                 let rows = jacobian.f_reshape([n * outputs, weights])?;

@@ -23,9 +23,10 @@ enum Way {
 }
 
 impl PriorSearch {
-    /// MacKay's fixed point p = γ/‖m - m₀‖², σ² = SSE/(NC - γ), to which every step goes half the way in the logarithm:
-    /// whole steps go back and forth where the data say little. At most 1000 steps, until a logarithm moves by less than
-    /// 10⁻¹⁰.
+    /// MacKay's fixed point p = γ/‖m - m₀‖², σ² = SSE/(NC - γ). Every step of p goes half the way in the logarithm: whole
+    /// steps go back and forth where the data say little. σ² takes the step of EM, (SSE + σ²γ)/(NC), which has the same
+    /// fixed point and is positive also where a diagonal or Kronecker-factored curvature has γ > NC. At most 1000 steps,
+    /// until a logarithm moves by less than 10⁻¹⁰.
     pub fn mackay() -> Self {
         PriorSearch { way: Way::MacKay, per_block: false, noise: false, steps: 1000, bounds: (1e-8, 1e8) }
     }
@@ -87,7 +88,8 @@ pub struct Tuned {
     pub effective_parameters: f64,
     /// Steps taken.
     pub steps: usize,
-    /// Whether the last step was as small as [`PriorSearch::mackay`] asks; if not, allow more.
+    /// Whether ln Z has no slope of more than 10⁻³ nats by the logarithm of any number that is not capped; if not, allow
+    /// more steps.
     pub converged: bool,
     /// What ended at one of [`PriorSearch::bounds`]: `p of` and the names of a block's parameters, or `variance`.
     pub capped: Vec<String>,
@@ -138,13 +140,22 @@ impl Laplace {
     /// data; the weights stay, so that it is one half of a search for both (see `docs/laplace.md` for the other).
     ///
     /// # Errors
-    /// As [`Laplace::log_evidence`]; settings out of range; a noise to be searched that there is not.
+    /// As [`Laplace::log_evidence`]; settings out of range; a noise to be searched that there is not. Precisions and noise are
+    /// then as they were.
     pub fn optimize_prior(&mut self, search: &PriorSearch) -> Result<Tuned> {
         search.validate()?;
         self.fit()?;
         if search.noise {
             self.check_noise()?;
         }
+        let (precisions, variance): (Vec<f64>, f64) = (self.precisions().map(|(_, p)| p).collect(), self.variance);
+        self.search(search).inspect_err(|_| {
+            self.blocks.iter_mut().zip(precisions).for_each(|(block, p)| block.precision = p);
+            self.variance = variance;
+        })
+    }
+
+    fn search(&mut self, search: &PriorSearch) -> Result<Tuned> {
         // Numbers of blocks that share a precision.
         let all: Vec<usize> = (0..self.blocks.len()).collect();
         let groups = if search.per_block { all.iter().map(|b| vec![*b]).collect() } else { vec![all] };
@@ -154,19 +165,19 @@ impl Laplace {
         let mut log_variance =
             if search.noise { bounded(self.variance.ln(), search.bounds) } else { self.variance.ln() };
         let mut moments = vec![Moments::default(); groups.len() + 1];
-        let (mut steps, mut converged) = (0, false);
+        let (mut steps, mut settled) = (0, false);
         self.put(&groups, &logs, search.noise.then_some(log_variance));
-        while steps < search.steps && !converged {
+        while steps < search.steps && !settled {
             steps += 1;
             let (fit, scale) = (self.fit()?, self.scale());
             let gammas = self.blocks.iter().map(|block| block.effective(scale)).collect::<Result<Vec<f64>>>()?;
             let total: f64 = gammas.iter().sum();
             let mut change = 0.0f64;
-            let mut next = |log: f64, moments: &mut Moments, [has, wants]: [f64; 2]| {
-                // `has` is what p‖m-m₀‖² (or NC - γ) is, and `wants` what it is at the maximum.
+            let mut next = |log: f64, moments: &mut Moments, share: f64, [has, wants]: [f64; 2]| {
+                // `has` is what p‖m-m₀‖² (or NC) is, and `wants` what it is at the maximum.
                 let to = bounded(
                     match search.way {
-                        Way::MacKay => log + 0.5 * (wants / has).ln(),
+                        Way::MacKay => log + share * (wants / has).ln(),
                         Way::Adam { lr } => log + moments.step(0.5 * (wants - has), lr, steps),
                     },
                     search.bounds,
@@ -176,13 +187,14 @@ impl Laplace {
             };
             for ((group, log), moments) in groups.iter().zip(&mut logs).zip(&mut moments) {
                 let scatter: f64 = group.iter().map(|b| self.blocks[*b].scatter()).sum();
-                *log = next(*log, moments, [log.exp() * scatter, group.iter().map(|b| gammas[*b]).sum()]);
+                *log = next(*log, moments, 0.5, [log.exp() * scatter, group.iter().map(|b| gammas[*b]).sum()]);
             }
             if search.noise {
                 let last = moments.len() - 1;
-                log_variance = next(log_variance, &mut moments[last], [fit.outputs - total, 2.0 * fit.loss * scale]);
+                log_variance =
+                    next(log_variance, &mut moments[last], 1.0, [fit.outputs, 2.0 * fit.loss * scale + total]);
             }
-            converged = change < 1e-10;
+            settled = change < 1e-10;
             self.put(&groups, &logs, search.noise.then_some(log_variance));
         }
         let at_bound = |log: f64| log <= search.bounds.0.ln() || log >= search.bounds.1.ln();
@@ -194,6 +206,11 @@ impl Laplace {
         if search.noise && at_bound(log_variance) {
             capped.push("variance".to_owned());
         }
+        let slope = self.slope()?;
+        let of_group = |group: &Vec<usize>| group.iter().map(|b| slope.log_precisions[*b]).sum::<f64>();
+        let free = groups.iter().zip(&logs).filter(|(_, log)| !at_bound(**log)).map(|(group, _)| of_group(group));
+        let noise = slope.log_variance.filter(|_| search.noise && !at_bound(log_variance));
+        let converged = free.chain(noise).all(|slope| slope.abs() <= 1e-3);
         let log_evidence = self.log_evidence()?;
         if !log_evidence.is_finite() {
             return Err(Error::Curvature(format!("the log evidence is {log_evidence} after {steps} steps")));

@@ -181,7 +181,7 @@ impl Forecast {
     }
 
     /// The number that y is below with probability `p` in (0, 1). Of one Gaussian m + √v Φ⁻¹(p); of a mixture between
-    /// the extremes of that over its components, where the CDF is bisected 52 times.
+    /// the extremes of that over its components, where the CDF is bisected until no number is between.
     ///
     /// # Errors
     /// [`Error::Metric`] for other p.
@@ -193,8 +193,13 @@ impl Forecast {
         }
         // A component of weight 0 only makes the bracket wider.
         let (mut low, mut high) = (ends.f_min_dim(0, false)?.0, ends.f_max_dim(0, false)?.0);
-        for _ in 0..52 {
-            let middle = (&low + &high) * 0.5;
+        loop {
+            // Halves first: a sum may be beyond the largest number.
+            let middle = &low * 0.5 + &high * 0.5;
+            let between = middle.f_gt_tensor(&low)?.f_logical_and(&middle.f_lt_tensor(&high)?)?;
+            if !bool::try_from(between.f_any()?)? {
+                break;
+            }
             let below = self.cdf(&middle)?.f_lt(p)?;
             low = middle.f_where_self(&below, &low)?;
             high = high.f_where_self(&below, &middle)?;

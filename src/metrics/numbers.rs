@@ -20,12 +20,16 @@ impl Forecast {
     /// - (1/N) Σₙ ln Σₖ wₖ N(yₙ | mₖₙ, vₖₙ)          one Gaussian: ½ ln 2πv + (y-m)²/2v
     /// ```
     ///
-    /// That of the Gaussian with the same moments is `f.moment_matched()?.nll(&y)`. It means nothing for
-    /// [samples](Forecast::samples), which have no density: see [`crps`](Self::crps).
+    /// That of the Gaussian with the same moments is `f.moment_matched()?.nll(&y)`.
     ///
     /// # Errors
-    /// [`Error::Metric`] for y of another shape or not finite.
+    /// [`Error::Metric`] for y of another shape or not finite; several components without any variance, as
+    /// [samples](Forecast::samples) are, which have no density.
     pub fn nll(&self, y: &Tensor) -> Result<f64> {
+        if self.components() > 1 && self.variances.f_max()?.f_double_value(&[])? == 0.0 {
+            let problem = "samples without noise have no density: take crps(..), or moment_matched()?.nll(..)";
+            return Err(Error::Metric(problem.to_owned()));
+        }
         let v = self.variances.f_clamp_min(VARIANCE_FLOOR)?;
         let squares = (self.read(y)? - &self.means).f_square()? / &v;
         let log_density = (squares + (v * TAU).f_log()?) * -0.5 + self.weights.f_log()?.f_unsqueeze(1)?;

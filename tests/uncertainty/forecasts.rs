@@ -141,6 +141,7 @@ fn forecasts_refuse_what_they_cannot_be() {
     refused(Forecast::mixture(&[0.0, 0.0], &m, &v), &["the sum 0"]);
     refused(Forecast::mixture(&[1.0, 1.0], &m, &(v * -1.0)), &["variances[0, 0] = -1"]);
     refused(Forecast::samples(&t(&[1.0]).squeeze()), &["a single number"]);
+    refused(Forecast::samples(&t(&[0.0, 1.0]).unsqueeze(1)).unwrap().nll(&t(&[1.0])), &["no density", "crps"]);
     let f = Forecast::gaussian(&one.unsqueeze(1), &one.unsqueeze(1)).unwrap();
     // Not broadcast to [2, 2].
     refused(f.nll(&one), &["y has shape [2]", "[2, 1]"]);

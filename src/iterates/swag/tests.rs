@@ -192,7 +192,7 @@ fn what_has_no_covariance_is_refused() {
     says(swag.swap_in().unwrap_err(), "collect()");
     swag.collect().unwrap();
     for e in [swag.posterior().map(|_| ()).unwrap_err(), swag.diagonal().map(|_| ()).unwrap_err()] {
-        says(e, "collected 1 iterates: a variance needs at least 2");
+        says(e, "it has 1, and a variance needs at least 2");
     }
     set(&w, &[f64::INFINITY]);
     says(swag.collect().unwrap_err(), "`w`: its weights are not finite (inf)");
@@ -203,4 +203,29 @@ fn what_has_no_covariance_is_refused() {
     let alone = of(Kind::Double, 0, &[&[1.0], &[2.0]]);
     says(alone.posterior().unwrap_err(), ".diagonal()");
     near(&values(alone.diagonal().unwrap().variance("w")), &[0.25], 1e-15);
+}
+
+/// What was refused is not kept: a variable that came with a NaN is taken in once it is a number.
+#[test]
+fn a_late_variable_that_is_no_number_is_no_part_yet() {
+    let vs = VarStore::new(Device::Cpu);
+    let _a = vs.root().zeros("a", &[1]);
+    let mut swag = Swag::new(&vs, 2).unwrap();
+    swag.collect().unwrap();
+    let b = vs.root().zeros("b", &[1]);
+    set(&b, &[f64::NAN]);
+    assert!(swag.collect().is_err() && swag.get("b").is_none());
+    set(&b, &[3.0]);
+    swag.collect().unwrap();
+    assert_eq!((values(swag.get("b")), swag.collected()), (vec![3.0], 2));
+    assert!(swag.posterior().is_ok());
+
+    // Begun at a NaN, which no iterate is.
+    let w = VarStore::new(Device::Cpu);
+    let v = w.root().zeros("v", &[1]);
+    set(&v, &[f64::NAN]);
+    let mut swag = Swag::new(&w, 2).unwrap();
+    set(&v, &[1.0]);
+    swag.collect().unwrap();
+    assert_eq!(values(swag.get("v")), [1.0]);
 }
