@@ -131,7 +131,7 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
-//! * [`nn`]: layers for the rows that need per-example gradients. [`metrics`]: calibration and other measures of
+//! * [`nn`]: layers for the rows that need per-example gradients, and adapters of low rank (`docs/adapters.md`). [`metrics`]: calibration and other measures of
 //!   predictions. [`Diagnostics`]: how a training run is going, and advice.
 
 mod check;
@@ -185,7 +185,7 @@ pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
     DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, MeanFieldBernoulli, Mixture, Natural,
-    NaturalSum, Posterior, Predictive, clamp_information, combine,
+    NaturalSum, Posterior, Predictive, PrunedGaussian, clamp_information, combine,
 };
 pub use prior::Prior;
 pub use rows::{
@@ -225,6 +225,9 @@ struct FederatedLearning;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/sensitivity.md")]
 struct SensitivityOfExamples;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/adapters.md")]
+struct Adapters;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;

@@ -17,6 +17,7 @@ mod kronecker_parameter;
 mod mixture;
 mod named;
 mod predictive;
+mod pruned;
 mod valid;
 
 pub use any::Posterior;
@@ -31,3 +32,4 @@ pub use kronecker::KroneckerGaussian;
 pub use kronecker_parameter::KroneckerParameter;
 pub use mixture::Mixture;
 pub use predictive::Predictive;
+pub use pruned::PrunedGaussian;
