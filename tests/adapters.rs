@@ -14,7 +14,7 @@ struct Adapted {
     base: VarStore,
     layer: nn::Linear,
     adapters: VarStore,
-    adapted: LoraLinear,
+    lora: LoraLinear,
 }
 
 impl Adapted {
@@ -25,18 +25,18 @@ impl Adapted {
         put(layer.bs.as_ref().unwrap(), &wave(&[3], 0.7));
         let adapted = lora_linear(adapters.root() / "layer", &layer, CONFIG).unwrap();
         put(&adapted.a.ws, &wave(&[2, 5], 1.3));
-        Adapted { base, layer, adapters, adapted }
+        Adapted { base, layer, adapters, lora: adapted }
     }
 
     /// With a B that is not zero.
     fn moved() -> Adapted {
         let all = Adapted::new((F64, F64));
-        put(&all.adapted.b.ws, &wave(&[3, 2], 2.1));
+        put(&all.lora.b.ws, &wave(&[3, 2], 2.1));
         all
     }
 
     fn posterior(&self, precision: f64) -> DiagonalGaussian {
-        let [a, b] = [&self.adapted.a, &self.adapted.b].map(|factor| factor.ws.detach());
+        let [a, b] = [&self.lora.a, &self.lora.b].map(|factor| factor.ws.detach());
         let (sa, sb) = (a.full_like(precision), b.full_like(2.0 * precision));
         DiagonalGaussian::new([("layer.lora_A.weight", a, sa), ("layer.lora_B.weight", b, sb)]).unwrap()
     }
@@ -52,7 +52,7 @@ fn inputs() -> Tensor {
 
 #[test]
 fn an_adapted_layer_is_its_base_until_b_moves() {
-    let Adapted { layer, adapted, .. } = Adapted::new((F64, F64));
+    let Adapted { layer, lora: adapted, .. } = Adapted::new((F64, F64));
     let x = inputs();
     assert_eq!(bits(&adapted.forward(&x)), bits(&layer.forward(&x)));
     put(&adapted.b.ws, &wave(&[3, 2], 2.1));
@@ -64,7 +64,7 @@ fn an_adapted_layer_is_its_base_until_b_moves() {
 
 #[test]
 fn a_merged_layer_is_a_copy_of_the_adapted_one() {
-    let Adapted { layer, adapted, .. } = Adapted::moved();
+    let Adapted { layer, lora: adapted, .. } = Adapted::moved();
     let merged = adapted.merged().unwrap();
     assert_close(&merged.forward(&inputs()), &adapted.forward(&inputs()), 1e-14);
     assert_close(&(&merged.ws - &layer.ws), &adapted.delta().unwrap(), 1e-14);
@@ -104,7 +104,7 @@ fn a_starts_uniform_within_the_root_of_the_inputs() {
 #[test]
 fn the_base_is_bit_identical_after_training() {
     for frozen in [true, false] {
-        let Adapted { mut base, layer, adapters, adapted } = Adapted::new((F32, F32));
+        let Adapted { mut base, layer, adapters, lora: adapted } = Adapted::new((F32, F32));
         if frozen {
             base.freeze();
         }
@@ -138,7 +138,7 @@ fn the_base_is_bit_identical_after_training() {
 #[test]
 fn a_base_of_bfloat16_has_factors_of_f32() {
     let half = (Kind::BFloat16, tch::Device::Cpu);
-    let Adapted { adapters, adapted, .. } = Adapted::new((half, F32));
+    let Adapted { adapters, lora: adapted, .. } = Adapted::new((half, F32));
     put(&adapted.b.ws, &wave(&[3, 2], 2.1));
     let x = inputs().to_kind(Kind::BFloat16);
     let z = adapted.forward(&x);
@@ -163,12 +163,12 @@ fn per_example_curvature_reaches_the_factors() {
         let (x, y) = (inputs(), inputs().argmax(1, false).clamp_max(2));
         let mut opt = Von::ogn().ess(7.0).build(&all.adapters, 0.1).unwrap();
         let hand = || {
-            let low = x.matmul(&all.adapted.a.ws.tr()).matmul(&all.adapted.b.ws.tr());
+            let low = x.matmul(&all.lora.a.ws.tr()).matmul(&all.lora.b.ws.tr());
             x.linear(&all.layer.ws.detach(), all.layer.bs.as_ref().map(Tensor::detach).as_ref()) + low * 3.0
         };
         for _ in 0..3 {
             opt.step(|| {
-                let z = if by_hand { hand() } else { all.adapted.forward(&x) };
+                let z = if by_hand { hand() } else { all.lora.forward(&x) };
                 nn::cross_entropy(&z, &y).unwrap()
             })
             .unwrap();
@@ -187,8 +187,8 @@ fn per_example_curvature_reaches_the_factors() {
 fn at_the_start_only_samples_have_a_gradient_of_a() {
     let all = Adapted::new((F64, F64));
     let gradient = || {
-        let loss = all.adapted.forward(&inputs()).square().mean(Kind::Double);
-        let found = Tensor::run_backward(&[loss], &[&all.adapted.a.ws, &all.adapted.b.ws], false, false);
+        let loss = all.lora.forward(&inputs()).square().mean(Kind::Double);
+        let found = Tensor::run_backward(&[loss], &[&all.lora.a.ws, &all.lora.b.ws], false, false);
         (largest(&found[0]), largest(&found[1]))
     };
     let (a, b) = gradient();
@@ -207,13 +207,13 @@ fn noise_of_the_factors_is_noise_of_the_weight() {
     for moved in [true, false] {
         let all = if moved { Adapted::moved() } else { Adapted::new((F64, F64)) };
         let q = all.posterior(10.0);
-        let (a, b) = (all.adapted.a.ws.detach(), all.adapted.b.ws.detach());
+        let (a, b) = (all.lora.a.ws.detach(), all.lora.b.ws.detach());
         let (va, vb) = (a.full_like(1.0 / 10.0), b.full_like(1.0 / 20.0));
         let expected = (vb.matmul(&(a.square() + &va)) + b.square().matmul(&va)) * 9.0;
 
         let change = |k| {
             let _guard = q.perturb(&all.adapters, k).unwrap();
-            all.adapted.delta().unwrap()
+            all.lora.delta().unwrap()
         };
         let samples = Tensor::stack(&(0..SAMPLES).map(change).collect::<Vec<_>>(), 0);
         let mean = samples.mean_dim(0, false, Kind::Double);
@@ -221,7 +221,7 @@ fn noise_of_the_factors_is_noise_of_the_weight() {
         let variance = centred.square().mean_dim(0, false, Kind::Double);
         let n = SAMPLES as f64;
         let standard = |x: Tensor, error: Tensor| largest(&(x / (error / n).sqrt()));
-        assert!(standard(mean - all.adapted.delta().unwrap(), variance.shallow_clone()) < 5.0);
+        assert!(standard(mean - all.lora.delta().unwrap(), variance.shallow_clone()) < 5.0);
         let fourth = centred.square().square().mean_dim(0, false, Kind::Double) - variance.square();
         assert!(standard(variance - expected, fourth) < 5.0);
     }
@@ -233,18 +233,18 @@ fn noise_of_the_factors_is_noise_of_the_weight() {
 fn factors_on_another_scale_are_the_same_layer_at_another_point() {
     let all = Adapted::moved();
     let q = all.posterior(10.0);
-    let (a, b) = (all.adapted.a.ws.copy(), all.adapted.b.ws.copy());
-    let (z, delta) = (all.adapted.forward(&inputs()), all.adapted.delta().unwrap());
+    let (a, b) = (all.lora.a.ws.copy(), all.lora.b.ws.copy());
+    let (z, delta) = (all.lora.forward(&inputs()), all.lora.delta().unwrap());
     let density = q.log_prob(&all.adapters).unwrap();
-    put(&all.adapted.a.ws, &(&a * 2.0));
-    put(&all.adapted.b.ws, &(&b / 2.0));
-    assert_eq!(all.adapted.delta().unwrap(), delta);
-    assert_close(&all.adapted.forward(&inputs()), &z, 1e-15);
+    put(&all.lora.a.ws, &(&a * 2.0));
+    put(&all.lora.b.ws, &(&b / 2.0));
+    assert_eq!(all.lora.delta().unwrap(), delta);
+    assert_close(&all.lora.forward(&inputs()), &z, 1e-15);
     assert!(q.log_prob(&all.adapters).unwrap() < density - 10.0);
     // The average of two equal layers, by factors: (1 + 2)/2 · (1 + ½)/2.
-    put(&all.adapted.a.ws, &(&a * 1.5));
-    put(&all.adapted.b.ws, &(&b * 0.75));
-    assert_close(&all.adapted.delta().unwrap(), &(delta * 1.125), 1e-15);
+    put(&all.lora.a.ws, &(&a * 1.5));
+    put(&all.lora.b.ws, &(&b * 0.75));
+    assert_close(&all.lora.delta().unwrap(), &(delta * 1.125), 1e-15);
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn at_a_large_test_time_scale_predictions_are_those_of_the_mean() {
     };
     assert_close(&off(4.0), &(off(1.0) * 0.5), 1e-13);
     assert_close(&off(0.25), &(off(1.0) * 2.0), 1e-13);
-    let probabilities = || all.adapted.forward(&inputs()).softmax(-1, Kind::Double);
+    let probabilities = || all.lora.forward(&inputs()).softmax(-1, Kind::Double);
     let mean = tch::no_grad(probabilities);
     let difference = |t: f64| {
         let p = q.temper(1.0 / t).unwrap().predict(&all.adapters, 8, probabilities).unwrap().mean;

@@ -7,8 +7,8 @@ use tch_blr::nn::{self, Likelihood};
 use tch_blr::pruning::{self, Mask};
 use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, Posterior, Prior, PrunedGaussian, RmsProp, Sam,
-    SamRmsProp, Sgd, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, Posterior, Prior, PrunedGaussian, RmsProp,
+    Sam, SamRmsProp, Sgd, Ste, Vadam, Von,
 };
 
 fn vector(x: &[f64]) -> Tensor {
@@ -267,7 +267,8 @@ fn a_pruned_posterior_predicts_and_is_a_file() {
     let (q, mask, without) = pruned();
     let (a, b) = (weight(&[1.0; 3]), Tensor::ones([2, 1], (Kind::Double, Device::Cpu)).set_requires_grad(true));
     let model = || tch_blr::Params::named([("a", a.shallow_clone()), ("b", b.shallow_clone())]).unwrap();
-    let outputs = |q: &PrunedGaussian| q.predict_samples(model(), 5, || a.sum(Kind::Double) + b.sum(Kind::Double)).unwrap();
+    let outputs =
+        |q: &PrunedGaussian| q.predict_samples(model(), 5, || a.sum(Kind::Double) + b.sum(Kind::Double)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("q.safetensors");
     without.save(&path).unwrap();

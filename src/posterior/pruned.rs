@@ -38,7 +38,10 @@ impl PrunedGaussian {
             };
             if mean.size() != mask.size() {
                 let (theirs, ours) = (mask.size(), mean.size());
-                return Err(Error::parameter(name, format!("the mask has shape {theirs:?} and the posterior {ours:?}")));
+                return Err(Error::parameter(
+                    name,
+                    format!("the mask has shape {theirs:?} and the posterior {ours:?}"),
+                ));
             }
         }
         let pruned: HashMap<String, Tensor> = pruned.into_iter().collect();
@@ -106,7 +109,8 @@ impl PrunedGaussian {
         let (mut finite, mut pruned) = (Vec::new(), Vec::new());
         for (name, mean, precision) in entries {
             let mask = precision.isposinf();
-            if mean.size() == mask.size() && mean.masked_select(&mask).count_nonzero(None::<i64>).int64_value(&[]) != 0 {
+            if mean.size() == mask.size() && mean.masked_select(&mask).count_nonzero(None::<i64>).int64_value(&[]) != 0
+            {
                 let e = Error::parameter(&name, "a weight of infinite precision has a mean other than 0");
                 return Err(Error::file(path, e));
             }
