@@ -145,10 +145,10 @@ fn a_base_of_bfloat16_has_factors_of_f32() {
     assert_eq!((z.kind(), adapted.a.ws.kind()), (Kind::BFloat16, Kind::Float));
     // Each of base, product and sum is rounded to 8 binary digits.
     let exact = Adapted::moved();
-    assert_close(&z, &exact.adapted.forward(&inputs()), 3.0 / 256.0);
+    assert_close(&z, &exact.lora.forward(&inputs()), 3.0 / 256.0);
     let merged = adapted.merged().unwrap();
     assert_eq!(merged.ws.kind(), Kind::BFloat16);
-    assert_close(&merged.ws, &exact.adapted.merged().unwrap().ws, 1.0 / 128.0);
+    assert_close(&merged.ws, &exact.lora.merged().unwrap().ws, 1.0 / 128.0);
     let mut opt = Ivon::default().ess(50.0).noise(Philox { seed: 1 }).build(&adapters, 0.1).unwrap();
     opt.step(|| adapted.forward(&x).to_kind(Kind::Float).square().mean(Kind::Float)).unwrap();
     assert_eq!(opt.posterior().unwrap().mean("layer.lora_B.weight").unwrap().kind(), Kind::Float);
