@@ -1,9 +1,9 @@
-//! A network for upright digits adapted to rotated ones by factors of rank 4, with a posterior over those alone: 2 % of the
-//! weights. `cargo run --release --example lora`
+//! A network for upright digits adapted to rotated ones by factors of rank 4, with a posterior over those alone: 2 % of
+//! the weights. `cargo run --release --example lora`
 //!
-//! Learning rate (of 0.01, 0.03 and 0.1), σ at the start (of 0.02, 0.05, 0.07, 0.1 and 0.15) and epochs (of 100 and 200) have,
-//! of the combinations that were tried, the lowest NLL of 32 samples at one ess on the validation forms (`--validation`, one
-//! seed). Scales and shares were not chosen: the table has all of them, on the test forms.
+//! Learning rate (of 0.01, 0.03 and 0.1), σ at the start (of 0.02, 0.05, 0.07, 0.1 and 0.15) and epochs (of 100 and
+//! 200) have, of the combinations that were tried, the lowest NLL of 32 samples at one ess on the validation forms
+//! (`--validation`, one seed). Scales and shares were not chosen: the table has all of them, on the test forms.
 
 use clap::Parser;
 use std::collections::HashMap;
@@ -17,9 +17,9 @@ use tch_blr_examples::digits::rotate90;
 use tch_blr_examples::handwritten::{Examples, Forms};
 use tch_blr_examples::tables::{mean_and_sd, plus_minus};
 
-/// Trains a network on upright digits, freezes it, and adapts it to digits that are rotated by 90°, with low-rank factors
-/// and IVON. Prints accuracy, NLL and ECE before, at the mean, averaged over samples at several test-time scales, and
-/// with adapter weights pruned. The digits are part of the program. Takes a minute.
+/// Trains a network on upright digits, freezes it, and adapts it to digits that are rotated by 90°, with low-rank
+/// factors and IVON. Prints accuracy, NLL and ECE before, at the mean, averaged over samples at several test-time
+/// scales, and with adapter weights pruned. The digits are part of the program. Takes a minute.
 #[derive(Parser)]
 struct Arguments {
     /// Score on the digits on which the settings were chosen, and leave those for the test alone

@@ -131,8 +131,9 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
-//! * [`nn`]: layers for the rows that need per-example gradients, and adapters of low rank (`docs/adapters.md`). [`metrics`]: calibration and other measures of
-//!   predictions. [`Diagnostics`]: how a training run is going, and advice.
+//! * [`nn`]: layers for the rows that need per-example gradients, and adapters of low rank (`docs/adapters.md`).
+//!   [`metrics`]: calibration and other measures of predictions. [`Diagnostics`]: how a training run is going, and
+//!   advice.
 
 mod check;
 pub mod continual;

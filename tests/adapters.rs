@@ -1,5 +1,5 @@
-//! What adapters of low rank promise, and what is done with a posterior over them: at another scale, under the prior that
-//! is closest to it.
+//! What adapters of low rank promise, and what is done with a posterior over them: at another scale, under the prior
+//! that is closest to it.
 
 use support::{F32, F64, all_close, assert_close, bits, close, largest, randn, refused, store, values, wave};
 use tch::nn::{LinearConfig, Module, VarStore};
@@ -199,8 +199,8 @@ fn at_the_start_only_samples_have_a_gradient_of_a() {
     assert_eq!(gradient(), (a, b));
 }
 
-/// Mean and variance of ΔW = (α/r) B A for independent factors, against 4,000 samples: every one of the 15 elements within
-/// five standard errors, those of the variance from the fourth moment of the samples.
+/// Mean and variance of ΔW = (α/r) B A for independent factors, against 4,000 samples: every one of the 15 elements
+/// within five standard errors, those of the variance from the fourth moment of the samples.
 #[test]
 fn noise_of_the_factors_is_noise_of_the_weight() {
     const SAMPLES: u64 = 4000;
@@ -227,8 +227,8 @@ fn noise_of_the_factors_is_noise_of_the_weight() {
     }
 }
 
-/// The scale between the factors is no part of the function, but the diagonal posterior has it: neither a density nor an
-/// average survives its change.
+/// The scale between the factors is no part of the function, but the diagonal posterior has it: neither a density nor
+/// an average survives its change.
 #[test]
 fn factors_on_another_scale_are_the_same_layer_at_another_point() {
     let all = Adapted::moved();
@@ -291,8 +291,8 @@ fn at_a_large_test_time_scale_predictions_are_those_of_the_mean() {
     refused(q.temper(1.0 / f64::INFINITY), &["`tau`"]);
 }
 
-/// KL(q ‖ N(0, 1/p)) in u = ln p has the slope ½(c eᵘ - P), so that its central difference over ±ε is P ε²/6 of relative
-/// order ε² at the minimum.
+/// KL(q ‖ N(0, 1/p)) in u = ln p has the slope ½(c eᵘ - P), so that its central difference over ±ε is P ε²/6 of
+/// relative order ε² at the minimum.
 #[test]
 fn the_closest_prior_has_the_least_divergence() {
     let (m, s) = (wave(&[4, 3], 0.2), wave(&[4, 3], 1.0).exp() * 3.0);

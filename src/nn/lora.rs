@@ -21,12 +21,12 @@ impl Default for LoraConfig {
     }
 }
 
-/// A fully connected layer whose weight is W + (α/r) B A, with W fixed and the factors A and B of low rank to be learned
-/// (LoRA).
+/// A fully connected layer whose weight is W + (α/r) B A, with W fixed and the factors A and B of low rank to be
+/// learned (LoRA).
 ///
 /// The factors belong to a store of their own, which is all that an optimizer is given: `Params::from(&adapters)`, or
-/// `&adapters`, has r·(in + out) weights for a layer, and nothing of the base is sampled, decayed or saved. The base gets
-/// no gradients from here, frozen or not. The factors are layers that can be tapped, so that rows with per-example
+/// `&adapters`, has r·(in + out) weights for a layer, and nothing of the base is sampled, decayed or saved. The base
+/// gets no gradients from here, frozen or not. The factors are layers that can be tapped, so that rows with per-example
 /// curvature train them as well.
 ///
 /// ```
@@ -55,11 +55,11 @@ impl Default for LoraConfig {
 /// # }
 /// ```
 ///
-/// Base and factors may be of different kinds: with a base of bf16 or f16 and factors of f32 (the kind of their store), x
-/// is converted for the factors and their product to the kind of the base's output.
+/// Base and factors may be of different kinds: with a base of bf16 or f16 and factors of f32 (the kind of their store),
+/// x is converted for the factors and their product to the kind of the base's output.
 ///
-/// (cA, B/c) is the same layer for any c ≠ 0, but not the same point of a Gaussian over A and B: averages of factors mean
-/// nothing; average or merge the products, [`LoraLinear::delta`]. `docs/adapters.md` has more.
+/// (cA, B/c) is the same layer for any c ≠ 0, but not the same point of a Gaussian over A and B: averages of factors
+/// mean nothing; average or merge the products, [`LoraLinear::delta`]. `docs/adapters.md` has more.
 ///
 /// Source: Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models* (arXiv:2106.09685).
 #[derive(Debug)]
@@ -79,8 +79,8 @@ pub struct LoraLinear {
 /// programs that know its files.
 ///
 /// # Errors
-/// A rank or an α out of range; a base whose weight is not a matrix of floats, whose bias does not fit it, or that is on
-/// another device than the store. Nothing is created then.
+/// A rank or an α out of range; a base whose weight is not a matrix of floats, whose bias does not fit it, or that is
+/// on another device than the store. Nothing is created then.
 pub fn lora_linear<'a, T: Borrow<Path<'a>>>(vs: T, base: impl Into<Linear>, c: LoraConfig) -> Result<LoraLinear> {
     let (vs, base) = (vs.borrow(), base.into());
     let (out, inputs) = shape(vs, &base)?;
@@ -134,8 +134,8 @@ impl LoraLinear {
         Ok(wide(&self.b.ws)?.f_matmul(&wide(&self.a.ws)?)?.f_mul_scalar(self.scale)?)
     }
 
-    /// The layer with the weight W + (α/r) B A, in the kind of W and rounded once: a copy, which follows neither the base
-    /// nor the factors.
+    /// The layer with the weight W + (α/r) B A, in the kind of W and rounded once: a copy, which follows neither the
+    /// base nor the factors.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -154,8 +154,8 @@ impl LoraLinear {
 
 impl Module for LoraLinear {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        // Detached here and not when it is created: a store that is moved or converted gives its variables other memory,
-        // which a detached handle does not follow.
+        // Detached here and not when it is created: a store that is moved or converted gives its variables other
+        // memory, which a detached handle does not follow.
         let bias = self.base.bs.as_ref().map(Tensor::detach);
         let z = xs.linear(&self.base.ws.detach(), bias.as_ref());
         // The factor α/r where it is multiplied with the fewest numbers.

@@ -4,9 +4,10 @@
 //! their likelihood. Sums of such gradients over a batch belong to `curvature`.
 //!
 //! The constructors have the names, arguments, variable names and initial values of [`tch::nn`], and the layers compute
-//! bit for bit what tch's do, but for the padding token of [`embedding()`], which is zero; to tap a model, take `linear`, `conv2d`, `embedding`, `layer_norm` and `group_norm` from
-//! here. What has no parameters (activations, pooling, [`tch::nn::seq`] itself) stays as it is. [`lora_linear`] adapts a
-//! layer, of either crate, by factors of low rank.
+//! bit for bit what tch's do, but for the padding token of [`embedding()`], which is zero; to tap a model, take
+//! `linear`, `conv2d`, `embedding`, `layer_norm` and `group_norm` from here. What has no parameters (activations,
+//! pooling, [`tch::nn::seq`] itself) stays as it is. [`lora_linear`] adapts a layer, of either crate, by factors of low
+//! rank.
 //!
 //! ```
 //! use tch::nn::Module;

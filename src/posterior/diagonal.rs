@@ -333,9 +333,10 @@ impl DiagonalGaussian {
     /// The posterior at temperature τ > 0: precision s/τ, and d/τ, wider for τ > 1. As a prior it then counts 1/τ as
     /// much.
     ///
-    /// **Test-time scale.** A posterior of IVON has s = ess·(h+δ), so that samples at `t` times the ess that it was trained
-    /// with are those of `temper(1/t)`: narrower for t > 1 (in the limit the mean), wider for t < 1, around the same mean
-    /// and by the same noise. Nothing is trained again. Choose t on validation data ([`DiagonalGaussian::fit_temperature`]).
+    /// **Test-time scale.** A posterior of IVON has s = ess·(h+δ), so that samples at `t` times the ess that it was
+    /// trained with are those of `temper(1/t)`: narrower for t > 1 (in the limit the mean), wider for t < 1, around the
+    /// same mean and by the same noise. Nothing is trained again. Choose t on validation data
+    /// ([`DiagonalGaussian::fit_temperature`]).
     ///
     /// ```
     /// # use tch::{nn, nn::Module, Device, Kind, Tensor};

@@ -11,10 +11,10 @@ use tch::{Kind, Tensor};
 /// A [`DiagonalGaussian`] in which pruned weights are 0 with σ = 0, and the others as they were: made by
 /// [`Mask::posterior`](crate::pruning::Mask::posterior).
 ///
-/// A weight that is only put to zero in the mean comes back as noise in every sample; these do not. Samples of the other
-/// weights are those of the Gaussian before, number by number. It predicts, and is saved and loaded, as any posterior; as
-/// a prior, or to be merged, take the Gaussian that it comes from, since a weight that is known for certain has no
-/// density to add.
+/// A weight that is only put to zero in the mean comes back as noise in every sample; these do not. Samples of the
+/// other weights are those of the Gaussian before, number by number. It predicts, and is saved and loaded, as any
+/// posterior; as a prior, or to be merged, take the Gaussian that it comes from, since a weight that is known for
+/// certain has no density to add.
 #[derive(Debug)]
 pub struct PrunedGaussian {
     /// With m = 0 and s = ∞ where a weight is pruned. Its own constructors refuse such a precision, so that it does not

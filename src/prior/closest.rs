@@ -8,20 +8,20 @@ use tch::Kind;
 const LARGEST: f64 = 1e8;
 
 impl DiagonalGaussian {
-    /// p of every parameter, in order, for which the prior N(0, 1/p) of its P weights is closest to this posterior, where
-    /// KL(q ‖ N(0, 1/p)) is least:
+    /// p of every parameter, in order, for which the prior N(0, 1/p) of its P weights is closest to this posterior,
+    /// where KL(q ‖ N(0, 1/p)) is least:
     ///
     /// ```text
     /// p = P / Σ ( m² + 1/s )          the same as MacKay's fixed point  p = (P - p Σ 1/s) / Σ m²
     /// ```
     ///
     /// It is the empirical-Bayes choice of a weight decay δ = p/ess for each matrix, without a search
-    /// ([`Optimizer::set_weight_decay_group`](crate::Optimizer::set_weight_decay_group), or [`Prior::closest_to`]), and costs
-    /// a pass over the posterior. For blocks of other weights [`DiagonalGaussian::select`] and average: 1/p of several
-    /// parameters is the mean of theirs, each as often as it has weights.
+    /// ([`Optimizer::set_weight_decay_group`](crate::Optimizer::set_weight_decay_group), or [`Prior::closest_to`]), and
+    /// costs a pass over the posterior. For blocks of other weights [`DiagonalGaussian::select`] and average: 1/p of
+    /// several parameters is the mean of theirs, each as often as it has weights.
     ///
-    /// `largest` > 0 bounds p; default 10⁸. Without data in it a block agrees with whatever it is: at m = 0 and equal s,
-    /// p = s, and a training in which p becomes the prior again and again makes s = ess·h + p grow without end.
+    /// `largest` > 0 bounds p; default 10⁸. Without data in it a block agrees with whatever it is: at m = 0 and equal
+    /// s, p = s, and a training in which p becomes the prior again and again makes s = ess·h + p grow without end.
     ///
     /// ```
     /// # use tch::Tensor;
