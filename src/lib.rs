@@ -134,8 +134,8 @@
 //! * [`sensitivity`]: how far the model would move without an example; leave-one-out losses. `docs/sensitivity.md`.
 //!   [`pruning`]: which weights a model can do without.
 //! * [`parallel`]: several processes or threads that train one model and keep the same bits. `docs/scale.md`.
-//! * [`nn`]: layers for the rows that need per-example gradients. [`Diagnostics`]: how a training run is going, and
-//!   advice.
+//! * [`nn`]: layers for the rows that need per-example gradients, and adapters of low rank (`docs/adapters.md`).
+//!   [`Diagnostics`]: how a training run is going, and advice.
 //! * [`metrics`]: calibration and other measures of predictions, of classes and of numbers. [`conformal`]: sets and
 //!   intervals that hold the truth as often as they say. `docs/uncertainty.md`.
 
@@ -192,7 +192,8 @@ pub use outputs::GaussianPosterior;
 pub use params::{Params, Perturbed};
 pub use posterior::{
     DiagonalGaussian, FullGaussian, IntoGaussian, KroneckerGaussian, KroneckerParameter, LowRankGaussian,
-    MeanFieldBernoulli, Mixture, Natural, NaturalSum, Posterior, Predictive, clamp_information, combine,
+    MeanFieldBernoulli, Mixture, Natural, NaturalSum, Posterior, Predictive, PrunedGaussian, clamp_information,
+    combine,
 };
 pub use prior::Prior;
 pub use rows::{
@@ -238,6 +239,9 @@ struct SensitivityOfExamples;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/laplace.md")]
 struct LaplacesApproximation;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/adapters.md")]
+struct Adapters;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scale.md")]
 struct Scale;

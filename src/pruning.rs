@@ -25,10 +25,12 @@
 //! # let y = Tensor::randint(3, [20], (Kind::Int64, Device::Cpu));
 //! # let mut opt = Ivon::default().ess(20.0).build(&vs, 0.1)?;
 //! # opt.step(|| net.forward(&x).cross_entropy_for_logits(&y))?;
-//! let mask = pruning::prune(&opt.posterior()?.signal_to_noise(), 0.8)?; // 80 % of the weights
+//! let q = opt.posterior()?;
+//! let mask = pruning::prune(&q.signal_to_noise(), 0.8)?; // 80 % of the weights
+//! let p = mask.posterior(&q)?.predict(&vs, 32, || net.forward(&x).softmax(-1, Kind::Float))?; // zero in every sample
 //! mask.apply(&vs)?;
 //! mask.step(&mut opt, || net.forward(&x).cross_entropy_for_logits(&y))?; // they stay zero
-//! # assert_eq!(mask.pruned(), 12);
+//! # assert_eq!((mask.pruned(), p.samples), (12, 32));
 //! # assert_eq!((net.ws.count_nonzero(None) + net.bs.as_ref().unwrap().count_nonzero(None)).int64_value(&[]), 3);
 //! # Ok(())
 //! # }
@@ -37,7 +39,7 @@
 use crate::driver::Rule;
 use crate::fisher::DiagonalFisher;
 use crate::posterior::in_model;
-use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Perturbed, Result, check};
+use crate::{DiagonalGaussian, Error, IntoTensor, Optimizer, Params, Perturbed, PrunedGaussian, Result, check};
 use blr_merge::engine::part_of;
 use std::collections::HashSet;
 use tch::{Device, Kind, Tensor};
@@ -156,6 +158,16 @@ impl Mask {
     pub fn apply(&self, params: impl Into<Params>) -> Result<()> {
         clear(&self.of_model(&Params::separate(params)?)?);
         Ok(())
+    }
+
+    /// A posterior without the pruned weights: they are 0 with σ = 0, so that they do not come back as noise in its
+    /// samples, and the others are as they were. That of an optimizer has a σ for every weight, also after
+    /// [`Mask::step`].
+    ///
+    /// # Errors
+    /// A parameter that the posterior lacks, or has in another shape.
+    pub fn posterior(&self, q: &DiagonalGaussian) -> Result<PrunedGaussian> {
+        PrunedGaussian::new(q, self.masks.iter().map(|(name, mask)| (name.clone(), mask.eq(0.0))).collect())
     }
 
     /// A step of an optimizer in which pruned weights are zero before, during and after: where the loss is evaluated

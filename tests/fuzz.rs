@@ -13,7 +13,8 @@ use support::{Form, Net, bits};
 use tch::{Device, Kind, Tensor};
 use tch_blr::{
     AnyRow, BuildOptions, DiagonalGaussian, Ema, FullGaussian, KroneckerGaussian, KroneckerParameter, Lawa,
-    LowRankGaussian, MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, Schedule, Swag, Train,
+    LowRankGaussian, MeanFieldBernoulli, Mixture, Philox, Posterior, Prior, PrunedGaussian, Schedule, Swag, Train,
+    pruning,
 };
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -136,6 +137,15 @@ fn changed_posteriors_give_errors_or_posteriors() {
         let Ok(q) = DiagonalGaussian::load(path) else { return false };
         sampled(&q);
         _ = (q.entropy(), q.natural(), q.temper(2.0), q.kl(&diagonal(1.0)), q.full().map(|q| q.entropy()));
+        q.save(&again).unwrap();
+        true
+    });
+    let mask = pruning::prune(&q.signal_to_noise(), 0.4).unwrap();
+    mask.posterior(&q).unwrap().save(&path).unwrap();
+    fuzz("pruned", 7, &read(), 400, |path, _| {
+        let Ok(q) = PrunedGaussian::load(path) else { return false };
+        sampled(&q);
+        assert!(q.pruned() <= q.len());
         q.save(&again).unwrap();
         true
     });

@@ -7,7 +7,8 @@ use tch_blr::nn::{self, Likelihood};
 use tch_blr::pruning::{self, Mask};
 use tch_blr::rule::Rule;
 use tch_blr::{
-    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, RmsProp, Sam, SamRmsProp, Sgd, Ste, Vadam, Von,
+    Adam, AdamW, BayesBiNN, BayesianSam, DiagonalGaussian, Ivon, Philox, Posterior, Prior, PrunedGaussian, RmsProp,
+    Sam, SamRmsProp, Sgd, Ste, Vadam, Von,
 };
 
 fn vector(x: &[f64]) -> Tensor {
@@ -231,4 +232,89 @@ fn a_panic_ends_the_pruning() {
     assert!(panicked.is_err());
     opt.step(|| w.sum(Kind::Double)).unwrap();
     all_close(&values(&w), &[0.6, -0.1], 1e-15);
+}
+
+/// Two parameters whose least certain weights, by |m|√s, are pruned: those of a 0 and 2, that of b 1.
+fn pruned() -> (DiagonalGaussian, Mask, PrunedGaussian) {
+    let a = (vector(&[0.5, 8.0, 0.25]), vector(&[4.0, 1.0, 4.0]));
+    let b = (vector(&[3.0, -0.5]).reshape([2, 1]), vector(&[9.0, 1.0]).reshape([2, 1]));
+    let q = DiagonalGaussian::new([("a", a.0, a.1), ("b", b.0, b.1)]).unwrap().with_seed(4);
+    let mask = pruning::prune(&q.signal_to_noise(), 0.6).unwrap();
+    let without = mask.posterior(&q).unwrap();
+    (q, mask, without)
+}
+
+#[test]
+fn pruned_weights_do_not_come_back_as_noise() {
+    let (q, _, without) = pruned();
+    assert_eq!((without.pruned(), without.len(), without.is_empty()), (3, 5, false));
+    let of = |f: &dyn Fn(&str) -> Option<Tensor>| ["a", "b"].map(|name| values(&f(name).unwrap())).concat();
+    assert_eq!(of(&|name| without.mean(name)), [0.0, 8.0, 0.0, 3.0, 0.0]);
+    assert_eq!(of(&|name| without.variance(name)), [0.0, 1.0, 0.0, 1.0 / 9.0, 0.0]);
+    for k in 0..20 {
+        let all = |q: &dyn Posterior| q.sample(k).unwrap().iter().flat_map(|(_, t)| values(t)).collect::<Vec<f64>>();
+        let (before, after) = (all(&q), all(&without));
+        // The others draw what they drew before.
+        assert_eq!(after, [0.0, before[1], 0.0, before[3], 0.0]);
+        assert!(before.iter().all(|w| *w != 0.0));
+    }
+    // The Gaussian that it comes from has kept everything.
+    assert_eq!(values(&q.mean("a").unwrap()), [0.5, 8.0, 0.25]);
+}
+
+#[test]
+fn a_pruned_posterior_predicts_and_is_a_file() {
+    let (q, mask, without) = pruned();
+    let (a, b) = (weight(&[1.0; 3]), Tensor::ones([2, 1], (Kind::Double, Device::Cpu)).set_requires_grad(true));
+    let model = || tch_blr::Params::named([("a", a.shallow_clone()), ("b", b.shallow_clone())]).unwrap();
+    let outputs =
+        |q: &PrunedGaussian| q.predict_samples(model(), 5, || a.sum(Kind::Double) + b.sum(Kind::Double)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.safetensors");
+    without.save(&path).unwrap();
+    let loaded = PrunedGaussian::load(&path).unwrap();
+    assert_eq!((outputs(&loaded), loaded.pruned()), (outputs(&without), 3));
+    let other = outputs(&without.with_seed(5));
+    assert_ne!(outputs(&loaded), other);
+    assert_eq!(values(&a), [1.0; 3]);
+    loaded.copy_mean_to(model()).unwrap();
+    assert_eq!([values(&a), values(&b)].concat(), [0.0, 8.0, 0.0, 3.0, 0.0]);
+
+    // It is no other posterior, nor the other way round, and no prior.
+    let e = DiagonalGaussian::load(&path).unwrap_err().to_string();
+    assert!(e.contains("holds `pruned Gaussian posterior`"), "{e}");
+    q.save(&path).unwrap();
+    assert!(PrunedGaussian::load(&path).unwrap_err().to_string().contains("diagonal Gaussian posterior"));
+    assert!(Prior::try_from(&loaded as &dyn Posterior).unwrap_err().to_string().contains("a prior must be"));
+
+    // A mask that prunes nothing, or everything.
+    let all = |share| pruning::prune(&q.signal_to_noise(), share).unwrap().posterior(&q).unwrap();
+    assert_eq!(all(0.0).sample(1).unwrap(), q.sample(1).unwrap());
+    assert!(all(1.0).sample(1).unwrap().iter().all(|(_, t)| t.count_nonzero(None).int64_value(&[]) == 0));
+
+    // A mask of another model.
+    let e = mask.posterior(&q.select(|name| name == "a").unwrap()).unwrap_err().to_string();
+    assert!(e.contains("`b`") && e.contains("the posterior does not"), "{e}");
+    let wider = DiagonalGaussian::new(["a", "b"].map(|n| (n, vector(&[1.0; 4]), vector(&[1.0; 4])))).unwrap();
+    let e = mask.posterior(&wider).unwrap_err().to_string();
+    assert!(e.contains("`a`") && e.contains("[3]") && e.contains("[4]"), "{e}");
+}
+
+/// The noise that a row with a damping trains with is that of the weights that are left.
+#[test]
+fn a_damping_stays_with_the_weights_that_are_left() {
+    let w = weight(&[0.7, 0.001]);
+    let mut opt = Von::vogn().ess(10.0).damping(0.5).noise(Philox { seed: 3 }).build(params(&w), 0.01).unwrap();
+    opt.step(|| (&w - 1.0).square()).unwrap();
+    let q = opt.posterior().unwrap();
+    let without = pruning::prune(&pruning::magnitude(params(&w)), 0.5).unwrap().posterior(&q).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.safetensors");
+    without.save(&path).unwrap();
+    let of = |q: &dyn Posterior| values(&q.sample(2).unwrap()[0].1);
+    let kept = of(&q)[0];
+    assert_ne!(kept, of(&q.shallow_clone().undamped())[0]);
+    for q in [without, PrunedGaussian::load(&path).unwrap()] {
+        assert_eq!(of(&q), [kept, 0.0]);
+    }
 }

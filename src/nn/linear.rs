@@ -23,6 +23,20 @@ pub fn linear<'a, T: Borrow<Path<'a>>>(vs: T, in_dim: i64, out_dim: i64, c: Line
     Linear { ws, bs }
 }
 
+/// Another handle to the same variables.
+impl From<&Linear> for Linear {
+    fn from(Linear { ws, bs }: &Linear) -> Self {
+        Linear { ws: ws.shallow_clone(), bs: bs.as_ref().map(Tensor::shallow_clone) }
+    }
+}
+
+/// Another handle to the same variables.
+impl From<&tch::nn::Linear> for Linear {
+    fn from(tch::nn::Linear { ws, bs }: &tch::nn::Linear) -> Self {
+        Linear { ws: ws.shallow_clone(), bs: bs.as_ref().map(Tensor::shallow_clone) }
+    }
+}
+
 impl Module for Linear {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let z = xs.linear(&self.ws, self.bs.as_ref());

@@ -4,8 +4,10 @@
 //! their likelihood. Sums of such gradients over a batch belong to `curvature`.
 //!
 //! The constructors have the names, arguments, variable names and initial values of [`tch::nn`], and the layers compute
-//! bit for bit what tch's do, but for the padding token of [`embedding()`], which is zero; to tap a model, take `linear`, `conv2d`, `embedding`, `layer_norm` and `group_norm` from
-//! here. What has no parameters (activations, pooling, [`tch::nn::seq`] itself) stays as it is.
+//! bit for bit what tch's do, but for the padding token of [`embedding()`], which is zero; to tap a model, take
+//! `linear`, `conv2d`, `embedding`, `layer_norm` and `group_norm` from here. What has no parameters (activations,
+//! pooling, [`tch::nn::seq`] itself) stays as it is. [`lora_linear`] adapts a layer, of either crate, by factors of low
+//! rank.
 //!
 //! ```
 //! use tch::nn::Module;
@@ -43,6 +45,7 @@ mod embedding;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod lora;
 mod loss;
 pub(crate) mod tape;
 
@@ -52,4 +55,5 @@ pub use embedding::{Embedding, embedding};
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear};
+pub use lora::{LoraConfig, LoraLinear, lora_linear};
 pub use loss::{binary_cross_entropy, cross_entropy, squared_error};

@@ -88,7 +88,7 @@ pub struct Natural {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
+pub(super) struct Content {
     seed: u64,
     /// In order; the file sorts its tensors.
     names: Vec<String>,
@@ -334,6 +334,28 @@ impl DiagonalGaussian {
     /// The posterior at temperature τ > 0: precision s/τ, and d/τ, wider for τ > 1. As a prior it then counts 1/τ as
     /// much.
     ///
+    /// **Test-time scale.** A posterior of IVON has s = ess·(h+δ), so that samples at `t` times the ess that it was
+    /// trained with are those of `temper(1/t)`: narrower for t > 1 (in the limit the mean), wider for t < 1, around the
+    /// same mean and by the same noise. Nothing is trained again. Choose t on validation data
+    /// ([`DiagonalGaussian::fit_temperature`]).
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use tch_blr::Ivon;
+    /// # fn main() -> tch_blr::Result<()> {
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let net = nn::linear(vs.root(), 4, 3, Default::default());
+    /// # let q = Ivon::default().ess(100.0).build(&vs, 0.01)?.posterior()?;
+    /// let probabilities = || net.forward(&x).softmax(-1, Kind::Float);
+    /// for t in [0.25, 1.0, 4.0] {
+    ///     let p = q.temper(1.0 / t)?.predict(&vs, 32, probabilities)?;
+    /// #   assert_eq!(p.mean.size(), [8, 3]);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// τ that is not finite and positive, or so extreme that a precision is not either.
     pub fn temper(&self, tau: f64) -> Result<Self> {
@@ -388,8 +410,12 @@ impl DiagonalGaussian {
         self.entries.same(&other.entries)
     }
 
-    /// Tensor `<name>` is the mean, `<name>.precision` the precision.
     fn write(&self, path: &Path) -> Result<()> {
+        self.write_as(FORM, self.seed, path)
+    }
+
+    /// Tensor `<name>` is the mean, `<name>.precision` the precision.
+    pub(super) fn write_as(&self, form: &str, seed: u64, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for e in self.entries.iter() {
             // A parameter may itself be called `x.precision`, and would overwrite that of `x` in the file.
@@ -401,8 +427,8 @@ impl DiagonalGaussian {
         }
         let names = self.names().map(str::to_owned).collect();
         let damping = self.dampings(self.names());
-        let content = Content { seed: self.seed, names, learned: self.learned, damping };
-        checkpoint::save(path, FORM, &tensors, &content)
+        let content = Content { seed, names, learned: self.learned, damping };
+        checkpoint::save(path, form, &tensors, &content)
     }
 
     /// Reads what [`DiagonalGaussian::save`] wrote (tensor `<name>` is the mean, `<name>.precision` the precision),
@@ -412,16 +438,30 @@ impl DiagonalGaussian {
     /// If the file cannot be read, is broken, or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (tensors, content): (_, Content) = checkpoint::load(path, FORM)?;
-        let mut stored = Stored { path, tensors };
-        let mut entries = Vec::new();
-        for name in content.names {
-            let (mean, precision) = (stored.take(&name)?, stored.take(&format!("{name}{PRECISION}"))?);
-            entries.push((name, mean, precision));
-        }
-        stored.finish("parameter")?;
+        let (entries, content) = read(FORM, path)?;
+        Self::of_file(path, entries, content)
+    }
+
+    /// From what [`read`] found.
+    pub(super) fn of_file(path: &Path, entries: Vec<Tensors>, content: Content) -> Result<Self> {
         let q = Self::sharing(entries).and_then(|q| q.with_stored_dampings(content.damping));
         let q = q.map_err(|e| Error::file(path, e))?;
         Ok(q.with_seed(content.seed).with_learned(content.learned))
     }
+}
+
+/// Name, mean and precision of a parameter.
+pub(super) type Tensors = (String, Tensor, Tensor);
+
+/// What [`DiagonalGaussian::write_as`] wrote in this form, onto the CPU.
+pub(super) fn read(form: &str, path: &Path) -> Result<(Vec<Tensors>, Content)> {
+    let (tensors, mut content): (_, Content) = checkpoint::load(path, form)?;
+    let mut stored = Stored { path, tensors };
+    let mut entries = Vec::new();
+    for name in std::mem::take(&mut content.names) {
+        let (mean, precision) = (stored.take(&name)?, stored.take(&format!("{name}{PRECISION}"))?);
+        entries.push((name, mean, precision));
+    }
+    stored.finish("parameter")?;
+    Ok((entries, content))
 }

@@ -3,6 +3,7 @@
 //! Here belong a prior's forms, the checks that it fits a model and a row, and its restriction to a block of weights.
 //! What a step does with it is the row's.
 
+mod closest;
 mod gaussian;
 
 pub(crate) use gaussian::Layout;
