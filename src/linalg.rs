@@ -109,10 +109,7 @@ pub(crate) fn whitened(x: &Tensor) -> Result<Tensor> {
     // Before its squares are added up, which could leave the range of f32.
     let x = x / x.f_abs()?.f_max()?.f_clamp_min(SMALLEST)?;
     let x = &x / x.f_norm()?.f_clamp_min(SMALLEST)?;
-    let [r, c] = match x.size()[..] {
-        [r, c] => [r, c],
-        _ => return Ok(x),
-    };
+    let [r, c] = x.size()[..] else { return Ok(x) };
     let mut x = if r > c { x.f_tr()? } else { x };
     for _ in 0..5 {
         let a = x.f_matmul(&x.f_tr()?)?;
