@@ -67,7 +67,7 @@ pub(crate) fn is_zero(a: &Tensor) -> Result<bool> {
 /// Q', nearer to the eigenvectors of A than Q is, in the same order: one step of the power method and
 /// orthogonalization. In A's kind; n³ products and a factorization, a small part of what [`eigen`] takes.
 pub(crate) fn nearer_eigenvectors(a: &Tensor, q: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::f_linalg_qr(&a.f_matmul(q)?, "reduced")?.0)
+    Ok(Tensor::f_linalg_qr(&a.f_matmul(&columns(q)?)?, "reduced")?.0)
 }
 
 /// ½(A + Aᵀ)
@@ -85,16 +85,58 @@ pub(crate) fn matrix_shape(shape: &[i64]) -> [i64; 2] {
     }
 }
 
+/// Rows and columns of a tensor of this shape as the matrix whose sides have these bases: of its rows, unless a basis
+/// says that it was split elsewhere. Sizes that do not fit the number of elements are ignored.
+pub(crate) fn sides(shape: &[i64], left: Option<&Tensor>, right: Option<&Tensor>) -> [i64; 2] {
+    let n: i64 = shape.iter().product();
+    let size = |q: Option<&Tensor>| q.map(|q| q.size()[0]).filter(|size| *size > 0);
+    let split = match (size(left), size(right)) {
+        (Some(r), Some(c)) => [r, c],
+        (Some(r), None) => [r, n / r],
+        (None, Some(c)) => [n / c, c],
+        (None, None) => return matrix_shape(shape),
+    };
+    if n > 0 && split[0] * split[1] == n { split } else { matrix_shape(shape) }
+}
+
+/// U Vᵀ, roughly, of X = U Σ Vᵀ: its singular values, but those that are tiny beside the largest, become about 1 (0.7 to
+/// 1.2). Five steps of the Newton-Schulz iteration of Muon (Jordan et al. 2024), whose polynomial climbs fast and does
+/// not converge; it takes the smaller of the two Gram matrices. A vector becomes a unit vector, and zero stays.
+pub(crate) fn whitened(x: &Tensor) -> Result<Tensor> {
+    if x.numel() == 0 {
+        return Ok(x.copy());
+    }
+    // Before its squares are added up, which could leave the range of f32.
+    let x = x / x.f_abs()?.f_max()?.f_clamp_min(SMALLEST)?;
+    let x = &x / x.f_norm()?.f_clamp_min(SMALLEST)?;
+    let [r, c] = x.size()[..] else { return Ok(x) };
+    let mut x = if r > c { x.f_tr()? } else { x };
+    for _ in 0..5 {
+        let a = x.f_matmul(&x.f_tr()?)?;
+        x = &x * 3.4445 + (&a * -4.7750 + a.f_matmul(&a)? * 2.0315).f_matmul(&x)?;
+    }
+    Ok(if r > c { x.f_tr()? } else { x })
+}
+
+/// What a zero is divided by.
+const SMALLEST: f64 = 1e-30;
+
+/// Q column by column in memory, as factorizations return it. Products round by layout, which no file keeps: a basis that
+/// was read is to give the same bits as the one that was written.
+pub(crate) fn columns(q: &Tensor) -> Result<Tensor> {
+    Ok(q.f_tr()?.f_contiguous()?.f_tr()?)
+}
+
 /// Q_L X Q_Rᵀ: from the basis to the weights.
 pub(crate) fn out_of_basis(x: &Tensor, left: Option<&Tensor>, right: Option<&Tensor>) -> Result<Tensor> {
-    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| q.f_matmul(x))?;
-    Ok(right.map_or_else(|| Ok(x.shallow_clone()), |q| x.f_matmul(&q.f_tr()?))?)
+    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| Ok::<_, Error>(columns(q)?.f_matmul(x)?))?;
+    right.map_or_else(|| Ok(x.shallow_clone()), |q| Ok(x.f_matmul(&columns(q)?.f_tr()?)?))
 }
 
 /// Q_Lᵀ X Q_R: from the weights to the basis.
 pub(crate) fn into_basis(x: &Tensor, left: Option<&Tensor>, right: Option<&Tensor>) -> Result<Tensor> {
-    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| q.f_tr()?.f_matmul(x))?;
-    Ok(right.map_or_else(|| Ok(x.shallow_clone()), |q| x.f_matmul(q))?)
+    let x = left.map_or_else(|| Ok(x.shallow_clone()), |q| Ok::<_, Error>(columns(q)?.f_tr()?.f_matmul(x)?))?;
+    right.map_or_else(|| Ok(x.shallow_clone()), |q| Ok(x.f_matmul(&columns(q)?)?))
 }
 
 #[cfg(test)]
@@ -131,6 +173,62 @@ mod tests {
         let close = |x: Tensor, y: &Tensor| assert!((x - y).abs().max().double_value(&[]) < 1e-4);
         close(vectors.matmul(&values.diag(0)).matmul(&vectors.tr()), &a);
         close(vectors.tr().matmul(&vectors), &Tensor::eye(784, like));
+    }
+
+    /// The five steps as a polynomial of one number, which is what they are of every singular value.
+    #[test]
+    fn whitening_brings_singular_values_near_one() {
+        let like = (Kind::Double, tch::Device::Cpu);
+        let singular = |x: &Tensor| x.svd(true, true).1;
+        for size in [[64, 32], [32, 64], [5, 5]] {
+            // Between -½ and ½, without a pattern.
+            let x = (Tensor::arange(size[0] * size[1], like) * 12.9898).sin() * 43_758.545_3;
+            let x = (&x - x.floor() - 0.5).reshape(size);
+            let found = singular(&whitened(&x).unwrap());
+            let mut s = singular(&x);
+            s = &s / s.norm();
+            for _ in 0..5 {
+                s = &s * 3.4445 - s.pow_tensor_scalar(3) * 4.7750 + s.pow_tensor_scalar(5) * 2.0315;
+            }
+            let expected = s.sort(0, true).0;
+            assert!((&found - expected).abs().max().double_value(&[]) < 1e-10);
+            if size[0] != size[1] {
+                let [least, most] = [found.min(), found.max()].map(|x| x.double_value(&[]));
+                assert!(0.6 < least && most < 1.3, "{least} {most}");
+            }
+            // The length does not matter, nor whether its square is beyond f32; nor is the matrix turned.
+            for scale in [1e-25, 1e25] {
+                let other = whitened(&(&x * scale).to_kind(Kind::Float)).unwrap();
+                assert!((other - whitened(&x).unwrap()).abs().max().double_value(&[]) < 1e-3);
+            }
+            let (u, _, v) = x.svd(true, true);
+            let turned = u.tr().matmul(&whitened(&x).unwrap()).matmul(&v);
+            assert!((&turned - turned.diagonal(0, 0, 1).diag(0)).abs().max().double_value(&[]) < 1e-10);
+        }
+        let vector = whitened(&Tensor::from_slice(&[3.0, -4.0])).unwrap();
+        assert!((vector - Tensor::from_slice(&[0.6, -0.8])).abs().max().double_value(&[]) < 1e-15);
+        for size in [vec![2, 3], vec![4], vec![0, 3], vec![0]] {
+            let zero = Tensor::zeros(size, like);
+            assert_eq!(whitened(&zero).unwrap(), zero);
+        }
+    }
+
+    #[test]
+    fn a_basis_says_where_the_matrix_is_split() {
+        let q = |n: i64| Tensor::eye(n, (Kind::Double, tch::Device::Cpu));
+        let sides = |shape: &[i64], l: i64, r: i64| {
+            let side = |n: i64| (n >= 0).then(|| q(n));
+            super::sides(shape, side(l).as_ref(), side(r).as_ref())
+        };
+        assert_eq!(sides(&[8, 3, 3], -1, -1), [8, 9]);
+        assert_eq!(sides(&[8, 3, 3], 24, -1), [24, 3]);
+        assert_eq!(sides(&[8, 3, 3], -1, 3), [24, 3]);
+        assert_eq!(sides(&[8, 3, 3], -1, 72), [1, 72]);
+        assert_eq!(sides(&[5], -1, 5), [1, 5]);
+        // What does not fit, is refused elsewhere.
+        assert_eq!(sides(&[8, 3, 3], 5, -1), [8, 9]);
+        assert_eq!(sides(&[8, 3, 3], 8, 3), [8, 9]);
+        assert_eq!(sides(&[0, 3], 0, 3), [0, 3]);
     }
 
     #[test]

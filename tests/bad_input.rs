@@ -23,7 +23,7 @@ use tch_blr::{
 /// The error's text; it has to contain all of `parts`.
 #[track_caller]
 /// Refuses each configuration at every place where one can come in, and names field and value.
-fn refuses<R: Rule>(good: R, bad: Vec<(R, &str, &str)>) {
+fn refuses<R: Row>(good: R, bad: Vec<(R, &str, &str)>) {
     let net = Net::new(F64);
     let weights = || net.weights.iter().map(bits).collect::<Vec<_>>();
     let start = weights();
@@ -102,7 +102,7 @@ macro_rules! rows {
 }
 
 /// A hyper-parameter that somebody adds has its range in these tests.
-fn every_field_is_here<R: Rule>(config: &R, listed: &[(&str, &str)], below: &[Bad<R>]) {
+fn every_field_is_here<R: Row>(config: &R, listed: &[(&str, &str)], below: &[Bad<R>]) {
     let fields = serde_json::to_value(config).unwrap();
     let fields = fields.as_object().unwrap();
     assert_eq!(
@@ -275,6 +275,47 @@ rows! {
             (good.hessian(Statistic::Hessian), "hessian", "Hessian"),
             (good.expectation(Expectation::Delta), "expectation", "Delta"),
             (good.samples(0), "samples", "0"),
+            (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
+            (good.max_growth(1.0), "max_growth", "1.0"),
+            (good.step_length(StepLength::Adam { beta: 1.0 }), "step_length beta", "1.0"),
+        ]
+    };
+
+    evon: Evon = Evon::default().ess(100.0), {
+        ess: POSITIVE,
+        weight_decay: NON_NEGATIVE,
+        hess_init: POSITIVE,
+        beta1: RATE,
+        beta2: RATE,
+        beta_basis: RATE,
+        frequency: BELOW,
+        max_dim: BELOW,
+        merge_dims: ANY,
+        rotate_vectors: ANY,
+        expectation: BELOW,
+        hess_clip: POSITIVE,
+        clip_radius: POSITIVE,
+        debias: ANY,
+        relative_noise: POSITIVE,
+        max_growth: POSITIVE,
+        phased: BELOW,
+        whiten: ANY,
+        step_length: BELOW,
+    } |good| {
+        let limit = good.expectation(Expectation::Delta);
+        let adversarial = Expectation::Adversarial { sampled: true };
+        vec![
+            (Evon::published(), "ess", "not set"),
+            // The message says how the limit is asked for.
+            (good.ess(f64::INFINITY), "ess", "inf"),
+            (limit.ess(f64::INFINITY), "ess", "inf"),
+            (limit.ess(-1.0), "ess", "-1.0"),
+            (limit.phased(true), "phased", "true"),
+            (limit.relative_noise(0.1), "relative_noise", "Some(0.1)"),
+            (good.expectation(adversarial), "expectation", "Adversarial { sampled: true }"),
+            (good.frequency(0), "frequency", "0"),
+            (good.max_dim(-1), "max_dim", "-1"),
+            (good.expectation(Expectation::MonteCarlo { samples: 0 }), "samples", "0"),
             (good.expectation(Expectation::Antithetic { pairs: 0 }), "pairs", "0"),
             (good.max_growth(1.0), "max_growth", "1.0"),
             (good.step_length(StepLength::Adam { beta: 1.0 }), "step_length beta", "1.0"),

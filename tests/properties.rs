@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 use tch_blr::rows::{Momentum, PrecisionInStep, PriorPull, StepLength};
 use tch_blr::rule::{Row, Rule, Site, When};
 use tch_blr::{
-    Adam, AdamW, BayesianSam, DiagonalGaussian, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp, Schedule,
-    Sgd, Statistic, Von, combine,
+    Adam, AdamW, BayesianSam, DiagonalGaussian, Evon, Expectation, Ivon, Labels, Params, RmsProp, Sam, SamRmsProp,
+    Schedule, Sgd, Statistic, Von, combine,
 };
 
 /// S before and after a step whose curvature estimate is f, and a bound on the rounding of S after it.
@@ -61,6 +61,38 @@ proptest! {
         for (old, new, rounding) in improved(h, delta, r, h - s / r) {
             prop_assert!((new - 0.5 * old).abs() <= rounding + 1e-12 * old, "{old} → {new}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// φ(x) = 1 + x + ½x² of x = r(f-h)/h, which rises from x = -1 on.
+    #[test]
+    fn a_clipped_price_bounds_the_change_of_the_precision(
+        kappa in magnitude(-2.0..2.0),
+        share in 0.0..1.0,
+        price in magnitude(-4.0..8.0),
+        sign in prop::sample::select(vec![-1.0, 1.0]),
+        h in magnitude(-3.0..3.0),
+    ) {
+        let beta2 = 1.0 - share / (1.0 + kappa);
+        // As the row has it.
+        let r: f64 = 1.0 - beta2;
+        let w = Tensor::zeros([1, 1], (Kind::Double, tch::Device::Cpu)).set_requires_grad(true);
+        let params = Params::named([("w", w.shallow_clone())]).unwrap();
+        let rule = Evon::default().ess(7.0).hess_init(h).weight_decay(0.0).beta2(beta2).hess_clip(kappa);
+        let mut opt = rule.noise(tch_blr::Given(vec![vec![vec![Tensor::ones([1, 1], (Kind::Double, tch::Device::Cpu))]]]))
+            .build(params, 0.1).unwrap();
+        // e = 1/√(λh), so that f = e g λh.
+        opt.step(|| (&w * (sign * price)).sum(Kind::Double)).unwrap();
+        let factor = opt.state("w", "hess").unwrap().double_value(&[0, 0]) / h;
+        let phi = |x: f64| 1.0 + x + 0.5 * x * x;
+        let rounding = 1e-13 * (1.0 + kappa);
+        prop_assert!(factor >= phi(-r * (1.0 + kappa)) - rounding, "{factor}");
+        prop_assert!(factor <= phi(r * (kappa - 1.0)) + rounding, "{factor}");
+        let f = (sign * price * (7.0 / h).sqrt()).clamp(-kappa, kappa);
+        prop_assert!((factor - phi(r * (f - 1.0))).abs() <= rounding, "{factor}");
     }
 }
 
@@ -207,7 +239,7 @@ fn divergence_is_the_expected_log_ratio() {
     assert!(error < 0.01 * mean, "{mean} ± {error}");
 }
 
-fn round_trip<R: Rule + PartialEq>(rule: R) -> Result<(), TestCaseError> {
+fn round_trip<R: Row + PartialEq>(rule: R) -> Result<(), TestCaseError> {
     let text = serde_json::to_string(&rule).unwrap();
     prop_assert_eq!(serde_json::from_str::<R>(&text).unwrap(), rule);
     Ok(())
@@ -256,6 +288,11 @@ proptest! {
             relative_noise: ess, max_growth: ess, step_length,
             prior_pull: if on[1] { PriorPull::Precision } else { PriorPull::Unit },
         })?;
+        round_trip(Evon {
+            ess, weight_decay: x[1], hess_init: x[2], beta1: x[3], beta2: x[4], beta_basis: x[5], frequency: steps,
+            max_dim: steps as i64, merge_dims: on[0], rotate_vectors: on[1], expectation, hess_clip: ess, clip_radius: ess,
+            debias: on[2], relative_noise: ess, max_growth: ess, phased: on[3], whiten: !on[0], step_length,
+        })?;
         round_trip(Von {
             ess, weight_decay: x[1], hess_init: x[2], hess_from_first_batch: on[0], beta1: x[3], beta2: x[4],
             damping: x[5], expectation,
@@ -294,6 +331,7 @@ fn what_a_file_does_not_say_is_the_default() {
     default_of::<AdamW>();
     default_of::<Ivon>();
     default_of::<Von>();
+    default_of::<Evon>();
     default_of::<Sam>();
     default_of::<SamRmsProp>();
     default_of::<BayesianSam>();

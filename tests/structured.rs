@@ -399,6 +399,10 @@ fn training_resumes_bit_by_bit() {
     }
     resumes(FullVon::default().ess(100.0), 0.1);
     resumes(Evon::default().ess(100.0).frequency(2), 0.1);
+    // With an odd number of steps before the checkpoint, so that the phase goes on, too.
+    resumes(Evon::published().ess(100.0).beta2(0.9).frequency(2), 0.1);
+    resumes(Evon::default().ess(100.0).frequency(2).merge_dims(true).rotate_vectors(true), 0.1);
+    resumes(Evon::default().expectation(Expectation::Delta).hess_clip(2.0).frequency(2), 0.1);
     resumes(Soap::default().frequency(2), 0.1);
     resumes(Newton::default().weight_decay(1.0), 0.5);
     resumes(DiagonalNewton::default().weight_decay(1.0).hessian(Statistic::Hutchinson { probes: 2 }), 0.1);

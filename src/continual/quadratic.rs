@@ -2,7 +2,7 @@
 //! informations become in this form is in `of_gaussian.rs`.
 
 use super::past::{Model, Regularizer, sum};
-use crate::linalg::{into_basis, matrix_shape};
+use crate::linalg::{into_basis, matrix_shape, sides};
 use crate::params::Leaf;
 use crate::{Error, Params, Result, check};
 use tch::{Kind, Tensor};
@@ -332,8 +332,9 @@ impl Term {
                 let d = match (apart(mean)?, basis) {
                     (d, [None, None]) => d,
                     (d, [left, right]) => {
-                        let d = d.f_reshape(matrix_shape(&mean.size()))?;
-                        into_basis(&d, there(left).as_ref(), there(right).as_ref())?.f_reshape(mean.size())?
+                        let (left, right) = (there(left), there(right));
+                        let d = d.f_reshape(sides(&mean.size(), left.as_ref(), right.as_ref()))?;
+                        into_basis(&d, left.as_ref(), right.as_ref())?.f_reshape(mean.size())?
                     }
                 };
                 d.square() * precision.to_device(theta.device())

@@ -9,6 +9,8 @@ use tch::Tensor;
 /// What a row sees of one evaluation of the loss.
 #[derive(Debug)]
 pub struct Evaluated<'a> {
+    /// Number of the update that it is for, as [`When::t`] there.
+    pub t: u64,
     /// e, from the mean to the point of the evaluation; zero at the mean.
     pub displacement: &'a Tensor,
     /// What [`BlockRule::displacement`] gave with it.
@@ -82,14 +84,15 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
     /// The widest family of Gaussians that this row takes as a prior.
     const PRIOR: Family;
 
-    /// State before the first update of a block whose mean is like this.
-    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor>;
-    /// e ~ N(0, covariance of q) from standard normals z of the block's shape.
+    /// State before the first update of a block whose mean is like this. `shape` is that of the parameter, or of a joint
+    /// block.
+    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor>;
+    /// e ~ N(0, covariance of q) from standard normals z of the block's shape, for update number t.
     ///
     /// # Errors
     /// A covariance that does not exist.
-    fn displacement(&self, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
-        let _ = (state, prior);
+    fn displacement(&self, t: u64, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
+        let _ = (t, state, prior);
         // Rows of the delta method are not asked for it.
         Ok(z.zeros_like().into())
     }

@@ -58,6 +58,19 @@ impl<R: BlockRule> Unit<R> {
         }
     }
 
+    /// Shape of its parameter, or of a joint block.
+    fn shape(&self, params: &Params) -> Vec<i64> {
+        match &self.members[..] {
+            [i] if !R::JOINT => params.leaves()[*i].tensor.size(),
+            _ => self.form(params).0,
+        }
+    }
+
+    /// The state that it would start with under these settings.
+    fn first_state(&self, params: &Params, row: &R, prior: &BlockPrior) -> Result<Vec<Tensor>> {
+        Ok(row.initial(&self.shape(params), &self.mean_now(params)?, prior))
+    }
+
     /// One tensor in the shape of the block from one per parameter.
     fn join(&self, params: &Params, part: impl Fn(usize, &Leaf) -> Result<Tensor>) -> Result<Tensor> {
         let (shape, kind) = self.form(params);
@@ -117,11 +130,11 @@ impl<R: BlockRule> Unit<R> {
     /// e of a block from standard normals; in a joint block the frozen weights stay.
     fn displaced(&self, params: &Params, z: &Tensor) -> Result<Displaced> {
         let Some(part) = self.part(params, |_, leaf| leaf.trainable())? else {
-            return self.row.displacement(z, &self.kept.state, &self.kept.prior);
+            return self.row.displacement(self.steps + 1, z, &self.kept.state, &self.kept.prior);
         };
         let prior = self.kept.prior.conditional(&part.index, &part.rest, &self.mean_now(params)?)?;
         // Rows and columns of a *precision* are the conditional Gaussian given the rest, which is what holding means.
-        let moved = self.row.displacement(&part.of(z)?, &part.of_all(&self.kept.state)?, &prior)?;
+        let moved = self.row.displacement(self.steps + 1, &part.of(z)?, &part.of_all(&self.kept.state)?, &prior)?;
         Ok(z.f_zeros_like()?.f_index_copy(0, &part.index, &moved.e)?.into())
     }
 
@@ -255,8 +268,9 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
         unit.row = super::prior::in_row(&unit.prior, row);
         unit.kept.prior = scaled(&unit.prior, &unit.row);
         // Before the first state there is none to fit. This only fails when memory runs out.
-        let (false, Ok(mean)) = (unit.kept.state.is_empty(), unit.mean_now(params)) else { return };
-        for (own, new) in unit.kept.state.iter_mut().zip(unit.row.initial(&mean, &unit.kept.prior)) {
+        let initial = unit.first_state(params, &unit.row, &unit.kept.prior);
+        let (false, Ok(initial)) = (unit.kept.state.is_empty(), initial) else { return };
+        for (own, new) in unit.kept.state.iter_mut().zip(initial) {
             // Only what settings ask for now, or no longer: a state that goes on must not be reset.
             if own.size() != new.size() {
                 *own = new;
@@ -315,7 +329,8 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             let displacement = moved.map_or_else(at_mean, |moved| Ok(moved.e.shallow_clone()))?;
             let rotated = moved.and_then(|moved| moved.rotated.as_ref());
             let second = sums.statistics.get(u).map_or(&[][..], Vec::as_slice);
-            let x = Evaluated { displacement: &displacement, rotated, gradient: &gradient, second };
+            let t = unit.steps + 1;
+            let x = Evaluated { t, displacement: &displacement, rotated, gradient: &gradient, second };
             formed.push(unit.row.statistics(&x, &unit.kept.state)?);
         }
         sums.statistics = formed;
@@ -378,9 +393,9 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
     }
     fn expected(unit: &Unit<R>, params: &Params, row: &R, prior: &PriorOf) -> Vec<(usize, Vec<i64>)> {
         let _no_grad = tch::no_grad_guard();
-        let Ok(mean) = unit.mean_now(params) else { return Vec::new() };
         // Only the row knows its shapes, so it is asked for a state, which is dropped at once.
-        row.initial(&mean, &scaled(prior, row)).iter().map(Tensor::size).enumerate().collect()
+        let Ok(initial) = unit.first_state(params, row, &scaled(prior, row)) else { return Vec::new() };
+        initial.iter().map(Tensor::size).enumerate().collect()
     }
     fn statistics(unit: &Unit<R>, params: &Params) -> Result<Vec<Vec<i64>>> {
         let _no_grad = tch::no_grad_guard();
@@ -394,7 +409,7 @@ impl<R: BlockRule> Arithmetic<R> for Blocks {
             _ => Vec::new(),
         };
         let second: Vec<Tensor> = sizes.iter().map(|size| zero.new_zeros(size, (zero.kind(), zero.device()))).collect();
-        let x = Evaluated { displacement: &zero, rotated: None, gradient: &zero, second: &second };
+        let x = Evaluated { t: 1, displacement: &zero, rotated: None, gradient: &zero, second: &second };
         Ok(unit.row.statistics(&x, &unit.kept.state)?.iter().map(Tensor::size).collect())
     }
     fn restore(unit: &mut Unit<R>, params: &Params, mean: &Tensor, state: Vec<(usize, Tensor)>) -> Result<()> {
@@ -459,7 +474,7 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     unit.rms = rms(&mean)?;
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
     // After `configure`: whether h starts at h₀ depends on the prior.
-    unit.kept.state = unit.row.initial(&mean, &unit.kept.prior);
+    unit.kept.state = unit.row.initial(&unit.shape(params), &mean, &unit.kept.prior);
     for (state, t) in R::STATE.iter().zip(&unit.kept.state) {
         if let Some(x) = kernel::first_non_finite(t) {
             let problem =

@@ -1,8 +1,8 @@
 //! The precision of one parameter as an operator: what a prior in one basis says in another.
 
 use super::kronecker_parameter::same_basis;
-use crate::Result;
-use crate::linalg::{into_basis, out_of_basis};
+use crate::linalg::{columns, into_basis, out_of_basis, sides};
+use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
 /// P = (A_L ⊗ A_R) diag(vec s) (A_L ⊗ A_R)ᵀ over the weights of a matrix `[r, c]`, vec row by row.
@@ -27,14 +27,15 @@ impl BlockPrecision {
         }
     }
 
-    /// P vec X as a matrix, X `[r, c]`: A_L (s ∘ A_Lᵀ X A_R) A_Rᵀ, since (A ⊗ B) vec X = vec(A X Bᵀ) for vec row by
-    /// row.
+    /// P vec X in the shape of X, with X as `[r, c]`: A_L (s ∘ A_Lᵀ X A_R) A_Rᵀ, since (A ⊗ B) vec X = vec(A X Bᵀ) for
+    /// vec row by row.
     pub fn times(&self, x: &Tensor) -> Result<Tensor> {
         let (left, right) = (self.left.as_ref(), self.right.as_ref());
-        out_of_basis(&(into_basis(x, left, right)? * &self.precision), left, right)
+        let matrix = x.f_reshape(self.precision.size())?;
+        Ok(out_of_basis(&(into_basis(&matrix, left, right)? * &self.precision), left, right)?.f_reshape(x.size())?)
     }
 
-    /// The diagonal of Qᵀ P Q for Q = Q_L ⊗ Q_R, `None` for the identity, as `[r, c]`.
+    /// The diagonal of Qᵀ P Q for Q = Q_L ⊗ Q_R, `None` for the identity, as the matrix whose sides have those bases.
     ///
     /// With U = Q_Lᵀ A_L and V = Q_Rᵀ A_R the mixed-product rule gives Qᵀ P Q = (U ⊗ V) diag(vec s) (U ⊗ V)ᵀ, and so
     ///
@@ -43,10 +44,21 @@ impl BlockPrecision {
     /// ```
     ///
     /// The off-diagonal elements are lost, unless the bases are the same: then it is s itself, to the bit.
+    ///
+    /// # Errors
+    /// Bases on both that are not of the same matrix: of `[64, 27]` in one and `[576, 3]` in the other.
     pub fn diagonal_in(&self, left: Option<&Tensor>, right: Option<&Tensor>) -> Result<Tensor> {
+        let own = self.precision.size();
+        let theirs = sides(&own, left, right);
+        if own != theirs && (self.left.is_some() || self.right.is_some()) {
+            return Err(Error::Posterior(format!(
+                "a precision in the bases of a matrix {own:?} is seen in those of {theirs:?}: the two must split the                  dimensions of a parameter alike; full() of each has no bases"
+            )));
+        }
         let u = squared_turn(left, self.left.as_ref())?;
         let v = squared_turn(right, self.right.as_ref())?;
-        out_of_basis(&self.precision, u.as_ref(), v.as_ref())
+        // Without a basis of its own it is a diagonal, of any matrix.
+        out_of_basis(&self.precision.f_reshape(theirs)?, u.as_ref(), v.as_ref())
     }
 
     /// P as a matrix over vec X.
@@ -76,7 +88,7 @@ fn squared_turn(q: Option<&Tensor>, a: Option<&Tensor>) -> Result<Option<Tensor>
         return Ok(None);
     }
     let turn = match (q, a) {
-        (Some(q), Some(a)) => q.f_tr()?.f_matmul(a)?,
+        (Some(q), Some(a)) => columns(q)?.f_tr()?.f_matmul(&columns(a)?)?,
         (Some(q), None) => q.f_tr()?,
         (None, Some(a)) => a.shallow_clone(),
         (None, None) => return Ok(None),
@@ -90,6 +102,18 @@ mod tests {
     use tch::Device;
 
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    #[test]
+    fn bases_of_another_matrix_are_refused() {
+        let ones = |r: i64, c: i64| Tensor::ones([r, c], F64);
+        let p = |left, right, precision| BlockPrecision { left, right, precision };
+        let e =
+            p(Some(basis(4, 0.1)), None, ones(4, 3)).diagonal_in(Some(&basis(2, 0.3)), None).unwrap_err().to_string();
+        assert!(e.contains("[4, 3]") && e.contains("[2, 6]") && e.contains("full()"), "{e}");
+        // Seen by the weights, or seen from there, it is nobody's matrix.
+        assert_eq!(p(None, Some(basis(6, 0.2)), ones(2, 6)).diagonal_in(None, None).unwrap().size(), [2, 6]);
+        assert_eq!(p(None, None, ones(2, 6)).diagonal_in(Some(&basis(4, 0.1)), None).unwrap().size(), [4, 3]);
+    }
 
     /// An orthogonal matrix without a pattern.
     fn basis(n: i64, phase: f64) -> Tensor {

@@ -1,7 +1,7 @@
 //! Sums of natural parameters: Gaussians of one family with weights.
 
 use super::diagonal::Entry;
-use super::kronecker_parameter::{matrix, same_basis};
+use super::kronecker_parameter::same_basis;
 use super::valid::smallest;
 use super::{DiagonalGaussian, FullGaussian, KroneckerGaussian, KroneckerParameter, Posterior};
 use crate::kernel::{self, Elementwise, Field, Job, Real};
@@ -348,19 +348,19 @@ impl NaturalSum for KroneckerGaussian {
         let parameters = first.parameters.iter().map(|p| {
             // In the basis the elements are independent Gaussians.
             let mut precision = p.precision.zeros_like().to_kind(Kind::Double);
-            let mut precision_mean = matrix(&precision).copy();
             let like = p.double();
+            let mut precision_mean = like.matrix(&precision).copy();
             for (w, q) in weighted {
                 let other = q.parameter(&p.name).expect("checked above").double();
                 let s = other.precision.to_device(p.mean.device()) * *w;
-                let mean = matrix(&other.mean.to_device(p.mean.device()));
-                precision_mean += matrix(&s) * into_basis(&mean, like.left.as_ref(), like.right.as_ref())?;
+                let mean = like.matrix(&other.mean.to_device(p.mean.device()));
+                precision_mean += like.matrix(&s) * into_basis(&mean, like.left.as_ref(), like.right.as_ref())?;
                 precision += s;
             }
             if smallest(&precision) <= 0.0 {
                 return Err(not_positive(&p.name, smallest(&precision)));
             }
-            let mean = like.out(&(precision_mean / matrix(&precision)))?;
+            let mean = like.out(&(precision_mean / like.matrix(&precision)))?;
             let kind = p.mean.kind();
             Ok(KroneckerParameter {
                 name: p.name.clone(),

@@ -2,12 +2,11 @@
 
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
-use super::kronecker_parameter::matrix;
 use super::named::{Named, Parameter};
 use super::valid::{Stored, no_parameter};
 use super::{BlockPrecision, DiagonalGaussian, FullGaussian, KroneckerParameter};
 use crate::kernel::{self, Draw, Field};
-use crate::linalg::{into_basis, matrix_shape};
+use crate::linalg::into_basis;
 use crate::storage::checkpoint;
 use crate::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -16,8 +15,8 @@ use tch::{Kind, Tensor};
 
 /// q(θ) = Π N(W | M, …) over the parameters, each a matrix: the posterior of the rows that work in an eigenbasis.
 ///
-/// A parameter of shape `[r, …]` is the matrix W `[r, c]` of its rows; one of fewer than two dimensions is a row
-/// `[1, n]`. With orthogonal Q_L `[r, r]` and Q_R `[c, c]` (either may be the identity) and precisions s `[r, c]`:
+/// A parameter of shape `[r, …]` is the matrix W `[r, c]` of its rows, or of its first few dimensions together
+/// ([`KroneckerParameter`]); one of fewer than two dimensions is a row `[1, n]`. With orthogonal Q_L `[r, r]` and Q_R `[c, c]` (either may be the identity) and precisions s `[r, c]`:
 ///
 /// ```text
 /// Q_Lᵀ (W - M) Q_R has independent elements of variance 1/s
@@ -115,13 +114,13 @@ impl KroneckerGaussian {
         let _no_grad = tch::no_grad_guard();
         let p = self.parameter(name)?;
         // The covariance has the same basis, with 1/s in place of s.
-        let covariance = BlockPrecision { precision: matrix(&p.precision).reciprocal(), ..p.block() };
+        let covariance = BlockPrecision { precision: p.matrix(&p.precision).reciprocal(), ..p.block() };
         Some(covariance.diagonal_in(None, None).ok()?.reshape(p.mean.size()))
     }
 
     /// What a prior needs of one parameter as a matrix, and its mean.
     pub(crate) fn block(&self, name: &str) -> Option<(Tensor, BlockPrecision)> {
-        self.parameter(name).map(|p| (matrix(&p.mean), p.block()))
+        self.parameter(name).map(|p| (p.matrix(&p.mean), p.block()))
     }
 
     /// The marginals of the single weights: of all diagonal Gaussians this has the smallest KL(self ‖ ·).
@@ -162,7 +161,7 @@ impl KroneckerGaussian {
         let _no_grad = tch::no_grad_guard();
         let blocks = self.parameters.iter().map(|p| {
             let p = p.double();
-            let [r, c] = matrix_shape(&p.mean.size());
+            let [r, c] = p.sides();
             let basis = |q: &Option<Tensor>, n| {
                 q.as_ref().map_or_else(|| Tensor::eye(n, (Kind::Double, p.mean.device())), Tensor::shallow_clone)
             };
@@ -205,8 +204,8 @@ impl KroneckerGaussian {
             let p = p.double();
             let d = theta.detach().to_kind(Kind::Double).to_device(p.mean.device()) - &p.mean;
             // In the basis the elements are independent, and no matrix over all weights is formed.
-            let x = into_basis(&matrix(&d), p.left.as_ref(), p.right.as_ref())?;
-            let s = matrix(&p.precision);
+            let x = into_basis(&p.matrix(&d), p.left.as_ref(), p.right.as_ref())?;
+            let s = p.matrix(&p.precision);
             let terms = s.log() - std::f64::consts::TAU.ln() - s * x.square();
             total += terms.sum(Kind::Double).double_value(&[]);
         }
@@ -231,7 +230,7 @@ impl KroneckerGaussian {
     /// and no matrix is larger than the bases.
     ///
     /// # Errors
-    /// If the two do not have the same parameters.
+    /// If the two do not have the same parameters, or bases of different matrices.
     pub fn kl(&self, p: &KroneckerGaussian) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         self.same_parameters(p)?;
@@ -240,7 +239,7 @@ impl KroneckerGaussian {
             let q = q.double();
             let other = p.parameter(&q.name).expect("same_parameters() has seen to it").double();
             let (ours, theirs) = (q.block(), other.block().like(&q.mean));
-            let d = matrix(&(&q.mean - other.mean.to_device(q.mean.device())));
+            let d = q.matrix(&(&q.mean - other.mean.to_device(q.mean.device())));
             let ratio = theirs.diagonal_in(ours.left.as_ref(), ours.right.as_ref())? / &ours.precision;
             let terms = ratio - 1.0 + &d * theirs.times(&d)?;
             total += terms.sum(Kind::Double).double_value(&[]) + ours.log_det() - theirs.log_det();

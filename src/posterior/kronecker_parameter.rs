@@ -2,12 +2,15 @@
 
 use super::BlockPrecision;
 use super::valid::{finite_float, form, smallest};
-use crate::linalg::{matrix_shape, out_of_basis};
+use crate::linalg::{matrix_shape, out_of_basis, sides};
 use crate::{Error, Result, kernel, linalg};
 use tch::{Kind, Tensor};
 
 /// One parameter of a [`KroneckerGaussian`](crate::KroneckerGaussian). All tensors have the kind (f32 or f64) and
 /// device of the mean.
+///
+/// It is a matrix `[r, c]`: of its rows, or of its first dimensions together against the others, `[576, 3]` of `[64, 3,
+/// 3, 3]`, where the size of a basis says so.
 #[derive(Debug)]
 pub struct KroneckerParameter {
     /// Name of the parameter.
@@ -20,11 +23,6 @@ pub struct KroneckerParameter {
     pub right: Option<Tensor>,
     /// s > 0, in the parameter's shape: the precisions in the basis.
     pub precision: Tensor,
-}
-
-/// X `[r, c]` of a tensor of a parameter's shape.
-pub(super) fn matrix(x: &Tensor) -> Tensor {
-    x.reshape(matrix_shape(&x.size()))
 }
 
 /// Whether two orthogonal matrices, `None` for the identity, are the same in every bit.
@@ -70,9 +68,19 @@ impl KroneckerParameter {
         Ok(KroneckerParameter { name, mean, left: Some(left), right: Some(right), precision })
     }
 
+    /// r and c.
+    pub(super) fn sides(&self) -> [i64; 2] {
+        sides(&self.mean.size(), self.left.as_ref(), self.right.as_ref())
+    }
+
+    /// X `[r, c]` of a tensor of the parameter's shape.
+    pub(super) fn matrix(&self, x: &Tensor) -> Tensor {
+        x.reshape(self.sides())
+    }
+
     /// Q_L X Q_Rᵀ in the parameter's shape.
     pub(super) fn out(&self, x: &Tensor) -> Result<Tensor> {
-        let x = out_of_basis(&matrix(x), self.left.as_ref(), self.right.as_ref())?;
+        let x = out_of_basis(&self.matrix(x), self.left.as_ref(), self.right.as_ref())?;
         Ok(x.f_reshape(self.mean.size())?)
     }
 
@@ -81,7 +89,7 @@ impl KroneckerParameter {
         BlockPrecision {
             left: self.left.as_ref().map(Tensor::shallow_clone),
             right: self.right.as_ref().map(Tensor::shallow_clone),
-            precision: matrix(&self.precision),
+            precision: self.matrix(&self.precision),
         }
     }
 
@@ -103,7 +111,10 @@ impl KroneckerParameter {
         let refuse = |problem: String| Err(Error::parameter(&name, problem));
         finite_float(&name, "mean", &mean)?;
         let shape = mean.size();
-        let [r, c] = matrix_shape(&shape);
+        // A basis of any other size is one of the wrong side, or of another parameter.
+        let first = |dims: usize| shape[..dims].iter().product::<i64>();
+        let split = sides(&shape, left.as_ref(), right.as_ref());
+        let [r, c] = if (0..=shape.len()).any(|dims| first(dims) == split[0]) { split } else { matrix_shape(&shape) };
         let bases = [("left basis", left.as_ref(), r), ("right basis", right.as_ref(), c)];
         let bases = bases.map(|(what, q, n)| (what, q, vec![n, n]));
         let tensors = [("mean", Some(&mean), shape.clone()), ("precision", Some(&precision), shape)];

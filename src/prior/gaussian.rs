@@ -60,7 +60,7 @@ impl Precision {
     fn times(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Precision::Isotropic(p) => x * *p,
-            Precision::Block(p) => p.times(&x.f_reshape(matrix_shape(&x.size()))?)?.f_reshape(x.size())?,
+            Precision::Block(p) => p.times(x)?,
             Precision::Full(p) => p.f_mv(&x.f_reshape([-1])?)?.f_reshape(x.size())?,
         })
     }
@@ -151,7 +151,7 @@ impl BlockPrior {
     /// side is the identity. One number, 0-dim, for an isotropic prior. In the prior's own basis it is all of Δ.
     ///
     /// # Errors
-    /// A prior of full covariance.
+    /// A prior of full covariance, or one whose bases are those of another matrix.
     pub fn in_basis(&self, left: Option<&Tensor>, right: Option<&Tensor>, shape: &[i64]) -> Result<Tensor> {
         match &self.precision {
             Precision::Isotropic(delta) => Ok(Tensor::from(*delta)),
@@ -168,6 +168,16 @@ impl BlockPrior {
         match &self.precision {
             Precision::Block(p) => [p.left.as_ref(), p.right.as_ref()],
             _ => [None, None],
+        }
+    }
+
+    /// Rows and columns of the matrix whose bases those are; `None` without any.
+    pub fn sides(&self) -> Option<[i64; 2]> {
+        match &self.precision {
+            Precision::Block(p) if (p.left.is_some() || p.right.is_some()) && p.precision.numel() > 0 => {
+                Some(matrix_shape(&p.precision.size()))
+            }
+            _ => None,
         }
     }
 
@@ -234,7 +244,12 @@ impl BlockPrior {
 /// bases.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Layout {
-    Block { left: bool, right: bool },
+    Block {
+        left: bool,
+        right: bool,
+        /// Of the matrix whose bases those are.
+        rows: Option<i64>,
+    },
     Full,
 }
 
@@ -244,7 +259,7 @@ impl BlockPrior {
             return Layout::Full;
         }
         let [left, right] = self.bases().map(|q| q.is_some());
-        Layout::Block { left, right }
+        Layout::Block { left, right, rows: self.sides().map(|[rows, _]| rows) }
     }
 
     /// From the tensors of a checkpoint: `take(name, shape)` for a block of this shape.
@@ -253,10 +268,18 @@ impl BlockPrior {
         shape: &[i64],
         mut take: impl FnMut(&str, &[i64]) -> Result<Tensor>,
     ) -> Result<Self> {
-        let [r, c] = matrix_shape(shape);
+        let n: i64 = shape.iter().product();
         let mean = take("mean", shape)?;
         let precision = match layout {
-            Layout::Block { left, right } => {
+            Layout::Block { left, right, rows } => {
+                let [r, c] = match rows {
+                    None => matrix_shape(shape),
+                    Some(r) if r > 0 && n % r == 0 => [r, n / r],
+                    Some(r) => {
+                        let problem = format!("its prior has {r} rows, which {n} weights do not fill");
+                        return Err(Error::Posterior(problem));
+                    }
+                };
                 let precision = take("precision", shape)?.reshape([r, c]);
                 // A file may come from anyone. An isotropic prior is not stored here, so every element must be a
                 // precision.
@@ -268,7 +291,7 @@ impl BlockPrior {
                 Precision::Block(BlockPrecision { left, right, precision })
             }
             Layout::Full => {
-                let precision = take("precision", &[r * c; 2])?;
+                let precision = take("precision", &[n; 2])?;
                 // For its error: a step would fail on such a matrix only later, without naming the file.
                 let _ = linalg::cholesky("tensor `prior.precision`", &precision.to_kind(Kind::Double))?;
                 Precision::Full(precision)
@@ -293,7 +316,7 @@ mod tests {
                 Ok(if name == "mean" { zeros.copy() } else { precision.narrow(0, 0, size).reshape(shape) })
             })
         };
-        let diagonal = Layout::Block { left: false, right: false };
+        let diagonal = Layout::Block { left: false, right: false, rows: None };
         restore(diagonal, [1.0, 2.0, 0.0, 0.0]).unwrap();
         restore(Layout::Full, [2.0, 1.0, 1.0, 2.0]).unwrap();
         for bad in [0.0, -1.0, f32::NAN] {

@@ -1,7 +1,7 @@
 //! SOAP: Adam in the eigenbasis of a Kronecker-factored second moment.
 
 use super::common::{config, fields};
-use super::eigenbasis::{EIGENBASIS, Eigenbasis};
+use super::eigenbasis::{EIGENBASIS, Eigenbasis, rows};
 use crate::driver::{Block, BlockRule, Blocks, Learned, Row, When};
 use crate::posterior::KroneckerGaussian;
 use crate::prior::{BlockPrior, Family};
@@ -101,9 +101,9 @@ impl BlockRule for Soap {
     const JOINT: bool = false;
     const PRIOR: Family = Family::Kronecker;
 
-    fn initial(&self, mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
         let mut state = vec![mean.zeros_like(), mean.zeros_like()];
-        state.extend(Eigenbasis::initial(mean, self.max_dim, prior));
+        state.extend(Eigenbasis::initial(mean, rows(shape), self.max_dim, prior));
         state
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
@@ -111,7 +111,7 @@ impl BlockRule for Soap {
         let basis = Eigenbasis::of(&state[BASIS..]);
         let u = x.gradient + x.prior.pull(x.mean)?;
         // Moments of U, which has the prior's pull in it, so they cannot be averaged over evaluations as Evon's are.
-        let turned = basis.updated(&basis.moments(&u)?, self.beta_basis, when.t, self.frequency)?;
+        let turned = basis.updated(Some(&basis.moments(&u)?), self.beta_basis, when.t, self.frequency)?;
         let (mean, mut new) = if when.t <= 1 {
             (x.mean.copy(), vec![b.copy(), v.copy()])
         } else {
@@ -157,7 +157,7 @@ mod tests {
             let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[], prior: &prior };
             rule.update(When { t, lr: 0.25 }, &x, state).unwrap()
         };
-        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean, &prior));
+        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean.size(), &mean, &prior));
         close(&m, &[2.0, 2.0]);
         close(&first[0], &[0.0; 2]);
         close(&first[1], &[0.0; 2]);

@@ -126,6 +126,10 @@ rows! { Tapped:
     full_von_prior: FullVon = |vs| FullVon::default().ess(1e3).hessian(Statistic::Hessian).prior(prior(vs)), 0.3;
     evon_auto: Evon = |_| Evon::auto(1e3, 200).map(|c| c.frequency(3)).schedule(Schedule::Constant), 0.03;
     evon: Evon = |_| Evon::default().ess(1e3).weight_decay(0.01).beta1(0.8).frequency(2).builder(), 0.2;
+    evon_published: Evon = |_| Evon::published().ess(1e3).beta2(0.9).merge_dims(true).rotate_vectors(true).max_dim(12)
+        .frequency(3).builder(), 0.02;
+    evon_limit: Evon = |_| Evon::default().expectation(Expectation::Delta).beta2(0.9).hess_clip(4.0).frequency(2)
+        .builder(), 0.05;
     evon_prior: Evon = |vs| Evon::default().ess(1e3).beta1(0.8).beta2(0.99).prior(prior(vs)), 0.1;
     soap: Soap = |_| Soap::default().ess(1e3).weight_decay(0.01).frequency(2).builder(), 0.05;
     noisy_kfac: NoisyKfac = |_| NoisyKfac::default().ess(1e3).weight_decay(0.01).frequency(2).builder(), 0.2;
@@ -146,7 +150,7 @@ macro_rules! rows_of_weights {
             ogn vogn neurips2019 von_price ivon ivon_gradsq ivon_antithetic ivon_prior
             ivon_auto vogn_auto bsam_auto ivon_auto_prior
             sam sam_prior sam_rmsprop bsam bsam_released bsam_prior
-            evon evon_prior evon_auto soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
+            evon evon_published evon_limit evon_prior evon_auto soap noisy_kfac noisy_kfac_exact noisy_kfac_prior kfac
         }
     };
 }
