@@ -214,7 +214,7 @@ fn a_posterior_of_a_merged_matrix_is_its_full_gaussian() {
         let value = |k: Quadratic| {
             let past = Past::new().with(k);
             let zero = Tensor::zeros([], (Kind::Double, Device::Cpu));
-            past.beside(zero, 1.0, &Params::from(&model.vs), |x: &Tensor| x.shallow_clone()).unwrap().double_value(&[])
+            past.beside(zero, 1.0, Params::from(&model.vs), |x: &Tensor| x.shallow_clone()).unwrap().double_value(&[])
         };
         tch::no_grad(|| model.w.shallow_clone().copy_(&(wave(&[4, 2, 3], 5.0))));
         close(value(Quadratic::from(&q)), value(Quadratic::from(&full)), 1e-9);

@@ -48,6 +48,24 @@ struct Row {
     seconds: f64,
 }
 
+/// Average over samples at these images.
+fn average(q: &dyn Posterior, net: &Mlp, images: &Tensor) -> tch_blr::Result<Tensor> {
+    Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(images))?.mean)
+}
+
+/// The setting of the lowest validation NLL, and what was trained with it.
+fn best<S: Copy, T>(settings: &[S], mut run: impl FnMut(S) -> Outcome<(f64, T)>) -> Outcome<(S, T)> {
+    let mut best: Option<(f64, S, T)> = None;
+    for &setting in settings {
+        let (nll, result) = run(setting)?;
+        if best.as_ref().is_none_or(|(lowest, ..)| nll < *lowest) {
+            best = Some((nll, setting, result));
+        }
+    }
+    let (_, setting, result) = best.ok_or("no setting")?;
+    Ok((setting, result))
+}
+
 impl Split<'_> {
     fn net(&self, member: u64) -> Mlp {
         tch::manual_seed((100 * self.seed + member) as i64);
@@ -79,27 +97,9 @@ impl Split<'_> {
         metrics::nll(p, &self.validation.1)
     }
 
-    /// Average over samples at these images.
-    fn average(&self, q: &dyn Posterior, net: &Mlp, images: &Tensor) -> tch_blr::Result<Tensor> {
-        Ok(q.predict(&net.vs, SAMPLES, || net.probabilities(images))?.mean)
-    }
-
-    /// Of each setting the validation NLL, and the best of them.
-    fn best<S: Copy, T>(&self, settings: &[S], mut run: impl FnMut(S) -> Outcome<(f64, T)>) -> Outcome<(S, T)> {
-        let mut best: Option<(f64, S, T)> = None;
-        for &setting in settings {
-            let (nll, result) = run(setting)?;
-            if best.as_ref().is_none_or(|(lowest, ..)| nll < *lowest) {
-                best = Some((nll, setting, result));
-            }
-        }
-        let (_, setting, result) = best.ok_or("no setting")?;
-        Ok((setting, result))
-    }
-
     fn rows(&self) -> Outcome<Vec<Row>> {
         let begin = Instant::now();
-        let (decay, net) = self.best(&DECAYS, |decay| {
+        let (decay, net) = best(&DECAYS, |decay| {
             let net = self.net(0);
             let schedule = Schedule::Cosine { warmup: 0, total: self.steps(), end: 0.0 };
             let mut opt = Adam::default().weight_decay(decay).schedule(schedule).build(&net.vs, 1e-3)?;
@@ -135,7 +135,7 @@ impl Split<'_> {
     /// SGD at a constant rate, its last epochs collected.
     fn swag(&self, decay: f64) -> Outcome<Row> {
         let begin = Instant::now();
-        let (rate, (net, q, tau)) = self.best(&SWAG_RATES, |rate| {
+        let (rate, (net, q, tau)) = best(&SWAG_RATES, |rate| {
             let net = self.net(0);
             let mut opt = Sgd::default().momentum(0.9).weight_decay(decay).build(&net.vs, rate)?;
             self.train_with("SWAG", &net, &mut opt, self.epochs.saturating_sub(COLLECTED), 0)?;
@@ -146,13 +146,13 @@ impl Split<'_> {
             }
             let mut lowest = f64::INFINITY;
             let (tau, q) = swag.posterior()?.fit_temperature(TEMPERATURES, |q| {
-                let nll = self.validation_nll(&self.average(q, &net, &self.validation.0)?)?;
+                let nll = self.validation_nll(&average(q, &net, &self.validation.0)?)?;
                 lowest = lowest.min(nll);
                 Ok(nll)
             })?;
             Ok((lowest, (net, q, tau)))
         })?;
-        let test = self.average(&q, &net, self.test.0)?;
+        let test = average(&q, &net, self.test.0)?;
         let chosen = format!("lr {rate}, c {tau}");
         Ok(Row { name: "SWAG", chosen, test, seconds: begin.elapsed().as_secs_f64() })
     }
@@ -167,16 +167,16 @@ impl Split<'_> {
             Ok((net, opt.posterior()?))
         };
         let begin = Instant::now();
-        let (lr, (net, q)) = self.best(&IVON_RATES, |lr| {
+        let (lr, (net, q)) = best(&IVON_RATES, |lr| {
             let (net, q) = run(lr, 0)?;
-            Ok((self.validation_nll(&self.average(&q, &net, &self.validation.0)?)?, (net, q)))
+            Ok((self.validation_nll(&average(&q, &net, &self.validation.0)?)?, (net, q)))
         })?;
-        let test = self.average(&q, &net, self.test.0)?;
+        let test = average(&q, &net, self.test.0)?;
         let seconds = begin.elapsed().as_secs_f64();
         let single = Row { name: "IVON", chosen: String::new(), test, seconds };
         let others = (1..MEMBERS).map(|member| Ok(run(lr, member)?.1)).collect::<Outcome<Vec<_>>>()?;
         let mixture = Mixture::equal([q].into_iter().chain(others))?;
-        let test = self.average(&mixture, &net, self.test.0)?;
+        let test = average(&mixture, &net, self.test.0)?;
         let seconds = begin.elapsed().as_secs_f64();
         Ok((lr, single, Row { name: "Multi-IVON", chosen: String::new(), test, seconds }))
     }

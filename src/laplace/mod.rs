@@ -112,7 +112,7 @@ impl Laplace {
             }
             let offset = m.to_kind(Kind::Double) - mean.to_kind(Kind::Double).to_device(m.device());
             let start = sizes[..i].iter().sum();
-            _ = flat.f_narrow(0, start, sizes[i])?.f_copy_(&offset.f_reshape([-1])?)?;
+            flat.f_narrow(0, start, sizes[i])?.f_copy_(&offset.f_reshape([-1])?)?;
         }
         self.blocks.iter_mut().try_for_each(|block| block.set_offset(&flat))?;
         Ok(self)

@@ -152,7 +152,7 @@ impl LowRankGaussian {
         let _no_grad = tch::no_grad_guard();
         let mut parameters: Named<Entry> = Named::new();
         for (name, mean, variance, directions) in entries {
-            let entry = valid(name.into(), mean, variance, directions)?;
+            let entry = valid(name.into(), [&mean, &variance, &directions])?;
             if let Some(first) = parameters.first().filter(|first| first.rank() != entry.rank()) {
                 let (k, of, first) = (entry.rank(), first.rank(), &first.name);
                 return Err(Error::parameter(
@@ -424,27 +424,27 @@ fn variance(p: &Entry) -> Tensor {
     &p.variance + p.directions.square().sum_dim_intlist(0, false, p.mean.kind())
 }
 
-fn valid(name: String, m: Tensor, d: Tensor, u: Tensor) -> Result<Entry> {
+fn valid(name: String, [m, d, u]: [&Tensor; 3]) -> Result<Entry> {
     let refuse = |problem: String| Err(Error::parameter(&name, problem));
-    for (what, t) in [("mean", &m), ("variance", &d), ("directions", &u)] {
+    for (what, t) in [("mean", m), ("variance", d), ("directions", u)] {
         finite_float(&name, what, t)?;
     }
     let place = |t: &Tensor| (t.kind(), t.device());
-    if place(&d) != place(&m) || d.size() != m.size() {
-        return refuse(format!("its mean is {} and its variance {}: expected the same", form(&m), form(&d)));
+    if place(d) != place(m) || d.size() != m.size() {
+        return refuse(format!("its mean is {} and its variance {}: expected the same", form(m), form(d)));
     }
-    if place(&u) != place(&m) || u.dim() != m.dim() + 1 || u.size()[1..] != m.size()[..] {
+    if place(u) != place(m) || u.dim() != m.dim() + 1 || u.size()[1..] != m.size()[..] {
         return refuse(format!(
             "its mean is {} and its directions {}: expected K of the mean's shape, one after the other [K, …]",
-            form(&m),
-            form(&u)
+            form(m),
+            form(u)
         ));
     }
-    if smallest(&d) <= 0.0 {
+    if smallest(d) <= 0.0 {
         return refuse(format!(
             "its smallest variance is {:e}: expected a number > 0 beside the directions (clamp it at a tiny one where a \
              weight does not move)",
-            smallest(&d)
+            smallest(d)
         ));
     }
     // Detached: a graph behind the mean would be kept alive by the posterior.

@@ -69,7 +69,7 @@ pub fn soup_files(
     // By the name, as `merged/` ends with a slash, behind which they would be inside.
     let mut beside = out.path.file_name().unwrap_or_default().to_os_string();
     beside.push(".candidates");
-    let folder = Draft::of_folder(&out.path.with_file_name(beside))?;
+    let folder = Draft::of_folder(out.path.with_file_name(beside))?;
     let mut score = |models: &[FileModel]| {
         let path = folder.path().join("candidate.safetensors");
         merge_files(recipe.clone(), None, models, Destination { path: path.clone(), ..out.clone() }, &mut |_, _| ())?;
