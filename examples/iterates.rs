@@ -12,9 +12,9 @@ use tch_blr_examples::batches::{Last, batches};
 use tch_blr_examples::handwritten::{Examples, Forms, PIXELS};
 use tch_blr_examples::model::Mlp;
 
-/// Trains a small network on 386 handwritten digits with tch's own SGD, lets SWAG, EMA and LAWA watch, and asks about digits
-/// by other hands: one set of weights, averages of them, and predictions averaged over SWAG's posterior. Its temperature is
-/// chosen on the validation part. Takes seconds, and the digits are part of the program.
+/// Trains a small network on 386 handwritten digits with tch's own SGD, lets SWAG, EMA and LAWA watch, and asks about
+/// digits by other hands: one set of weights, averages of them, and predictions averaged over SWAG's posterior. Its
+/// temperature is chosen on the validation part. Takes seconds, and the digits are part of the program.
 #[derive(Parser)]
 struct Arguments {
     /// Only measure what SWAG costs beside an epoch of 60,000 images of 28×28 pixels

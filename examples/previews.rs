@@ -1,5 +1,5 @@
-//! Previews of weighted training: every task trained once, and the loss of each at every weighting, beside what training
-//! on that weighting would have given.
+//! Previews of weighted training: every task trained once, and the loss of each at every weighting, beside what
+//! training on that weighting would have given.
 //!
 //! `cargo run --release --example previews [-- OUTPUT_FOLDER]`, with USPS in $TCH_BLR_DATA. The problem and the figures
 //! are those of the table `previews` of `--example reproduce`; here are its pictures.

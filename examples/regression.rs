@@ -41,8 +41,8 @@ const EXTENT: ((f64, f64), (f64, f64)) = ((-1.5, 7.5), (-4.0, 4.0));
 /// A regression with a gap in its data: what do Laplace's approximation, IVON and VOGN know of what they have not seen?
 ///
 /// Writes bands.svg and report.json. Fails if Laplace's approximation is not less sure in the gap than beside it, or
-/// differs from the Gaussian process that it is. Takes about a minute. The data are Snelson's if $TCH_BLR_DATA/snelson has
-/// train_inputs and train_outputs, otherwise drawn by the example.
+/// differs from the Gaussian process that it is. Takes about a minute. The data are Snelson's if $TCH_BLR_DATA/snelson
+/// has train_inputs and train_outputs, otherwise drawn by the example.
 #[derive(Parser)]
 struct Arguments {
     /// Where picture and report go

@@ -117,12 +117,14 @@
 //!
 //! * Every quantity is on the scale of the **mean** loss, and `weight_decay` is δ = prior precision / ess:
 //!   `docs/scales.md`, with the numbers of other codes in ours.
-//! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/tuning.md`: the start without a search,
-//!   and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all settings of
-//!   every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture and file formats.
+//! * `docs/from_adam.md`: which row to start with, and five steps to IVON. `docs/tuning.md`: the start without a
+//!   search, and what to look at. `docs/porting.md`: every other loop, from tch and PyTorch. `docs/table.md`: all
+//!   settings of every row. `docs/tch.md`: hazards of tch, threads, linking libtorch. `docs/design.md`: architecture
+//!   and file formats.
 //! * `docs/posteriors.md`: which posterior for what.
-//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it. [`laplace`]: its evidence, the
-//!   prior precision and noise that are most likely, its predictions; of all weights, a layer or some. `docs/laplace.md`.
+//! * [`fisher`]: the curvature at a trained solution, and Laplace's approximation from it. [`laplace`]: its evidence,
+//!   the prior precision and noise that are most likely, its predictions; of all weights, a layer or some.
+//!   `docs/laplace.md`.
 //! * [`iterates`]: averages and posteriors of the weights that any optimizer passes through: EMA, LAWA, SWAG.
 //! * [`family`]: exponential families, the rule on them, and the classical algorithms that are its special cases.
 //! * [`merge`]: several models into one, with curvature or without; the command `blr-merge` does it to files.

@@ -99,9 +99,9 @@ pub(crate) fn sides(shape: &[i64], left: Option<&Tensor>, right: Option<&Tensor>
     if n > 0 && split[0] * split[1] == n { split } else { matrix_shape(shape) }
 }
 
-/// U Vᵀ, roughly, of X = U Σ Vᵀ: its singular values, but those that are tiny beside the largest, become about 1 (0.7 to
-/// 1.2). Five steps of the Newton-Schulz iteration of Muon (Jordan et al. 2024), whose polynomial climbs fast and does
-/// not converge; it takes the smaller of the two Gram matrices. A vector becomes a unit vector, and zero stays.
+/// U Vᵀ, roughly, of X = U Σ Vᵀ: its singular values, but those that are tiny beside the largest, become about 1 (0.7
+/// to 1.2). Five steps of the Newton-Schulz iteration of Muon (Jordan et al. 2024), whose polynomial climbs fast and
+/// does not converge; it takes the smaller of the two Gram matrices. A vector becomes a unit vector, and zero stays.
 pub(crate) fn whitened(x: &Tensor) -> Result<Tensor> {
     if x.numel() == 0 {
         return Ok(x.copy());
@@ -121,8 +121,8 @@ pub(crate) fn whitened(x: &Tensor) -> Result<Tensor> {
 /// What a zero is divided by.
 const SMALLEST: f64 = 1e-30;
 
-/// Q column by column in memory, as factorizations return it. Products round by layout, which no file keeps: a basis that
-/// was read is to give the same bits as the one that was written.
+/// Q column by column in memory, as factorizations return it. Products round by layout, which no file keeps: a basis
+/// that was read is to give the same bits as the one that was written.
 pub(crate) fn columns(q: &Tensor) -> Result<Tensor> {
     Ok(q.f_tr()?.f_contiguous()?.f_tr()?)
 }

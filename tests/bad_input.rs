@@ -81,8 +81,8 @@ macro_rules! bad_values {
     };
 }
 
-/// One test for each row: its whole configuration, field by field with the range that it has; then what a range does not
-/// say. `ANY` value of a field is right, or what is wrong with it stands `BELOW`.
+/// One test for each row: its whole configuration, field by field with the range that it has; then what a range does
+/// not say. `ANY` value of a field is right, or what is wrong with it stands `BELOW`.
 macro_rules! rows {
     ($($row:ident: $type:ty = $good:expr, { $($field:ident: $range:ident,)* } |$g:pat_param| $below:expr;)*) => {
         $(#[test]
@@ -1108,8 +1108,8 @@ fn parameters_that_share_memory() {
     refused(Params::named([("row", row)]), &["`row`", "expand"]);
 }
 
-/// A row that has no adversarial point refuses one on every way in: at its mean, Price's statistic would be zero and the
-/// precision that of the prior.
+/// A row that has no adversarial point refuses one on every way in: at its mean, Price's statistic would be zero and
+/// the precision that of the prior.
 #[test]
 fn an_expectation_that_a_row_cannot_have() {
     fn check<R: Row>(good: R, to: impl Fn(R, Expectation) -> R + Send + Copy + 'static) {

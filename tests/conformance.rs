@@ -85,8 +85,8 @@ fn is_joint<R: Row>() -> bool {
     matches!(R::NAME, "newton" | "diagonal_newton" | "full_von")
 }
 
-/// Whether the path of a variable depends on the others even where the loss is a sum: the norm of all gradients is in it
-/// (`tests/sam.rs` has the other variables' share), or one precision matrix.
+/// Whether the path of a variable depends on the others even where the loss is a sum: the norm of all gradients is in
+/// it (`tests/sam.rs` has the other variables' share), or one precision matrix.
 fn coupled<R: Row>() -> bool {
     matches!(R::NAME, "sam" | "sam_rmsprop") || is_joint::<R>()
 }
@@ -779,7 +779,8 @@ fn guard_equals_closure<R: Row>(row: &Case<R>) {
     }
 }
 
-/// A backward pass of the loop's own, of a scaled loss, is the step that a closure makes; or the row says what it needs.
+/// A backward pass of the loop's own, of a scaled loss, is the step that a closure makes; or the row says what it
+/// needs.
 fn grad_equals_closure<R: Row>(row: &Case<R>) {
     // A power of two, which rounds nothing.
     const SCALE: f64 = 1024.0;
@@ -909,8 +910,8 @@ fn variables_hold_the_mean<R: Row>(row: &Case<R>) {
     }
 }
 
-/// Views and other handles that were made once, before the optimizer, are at every point of every evaluation, and a loss
-/// that is computed through them trains as one from the variables.
+/// Views and other handles that were made once, before the optimizer, are at every point of every evaluation, and a
+/// loss that is computed through them trains as one from the variables.
 fn aliases_are_at_every_point<R: Row>(row: &Case<R>) {
     for place in places() {
         let run = |aliased: bool| {
@@ -948,7 +949,8 @@ fn aliases_are_at_every_point<R: Row>(row: &Case<R>) {
     }
 }
 
-/// However small or large the gradients: weights and state stay finite, or the step is an error and has changed nothing.
+/// However small or large the gradients: weights and state stay finite, or the step is an error and has changed
+/// nothing.
 fn extreme_gradients_leave_finite_weights<R: Row>(row: &Case<R>) {
     for place in [F32, F64, (Kind::Half, Device::Cpu)] {
         for power in [-44, 10, 16, 30, 160] {

@@ -255,8 +255,8 @@ fn a_prior_brings_its_matrix_along() {
     }
 }
 
-/// With all weights rotated together the covariance is full: that of a linear regression is exact, and one side of a matrix
-/// would not do.
+/// With all weights rotated together the covariance is full: that of a linear regression is exact, and one side of a
+/// matrix would not do.
 #[test]
 fn a_rotated_vector_has_the_full_posterior_of_a_linear_model() {
     let steps = 300;

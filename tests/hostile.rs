@@ -1,4 +1,5 @@
-//! Numbers and memory that nobody means to hand over: what comes of them is right, or an error that has changed nothing.
+//! Numbers and memory that nobody means to hand over: what comes of them is right, or an error that has changed
+//! nothing.
 
 use support::{F32, Snapshot, bits, refused, wave_at};
 use tch::nn::{Init, VarStore};
@@ -92,8 +93,8 @@ fn settings_beyond_the_range_of_the_numbers() {
     check("bsam's ess", BayesianSam::default().ess(1e300), |c| c.ess(1e3));
 }
 
-/// A micro-batch of a huge gradient is not forgotten when the next one is small; nor is the first of two points, of which
-/// Bayesian SAM takes the precision.
+/// A micro-batch of a huge gradient is not forgotten when the next one is small; nor is the first of two points, of
+/// which Bayesian SAM takes the precision.
 #[test]
 fn huge_gradients_among_others() {
     let one = |size: f64| {

@@ -1,5 +1,5 @@
-//! Posteriors of a covariance of low rank, against dense matrices and their own samples; and what is made of the iterates
-//! of any optimizer.
+//! Posteriors of a covariance of low rank, against dense matrices and their own samples; and what is made of the
+//! iterates of any optimizer.
 
 use support::{close, mean_and_error, refused, values};
 use tch::{Device, Kind, Tensor};

@@ -675,8 +675,8 @@ fn training_by_the_marginal_likelihood_finds_the_fixed_point() {
     }
     let (evidence, q) = best.unwrap();
     assert!(evidence > first.unwrap() + 0.1);
-    // The diagonal curvature has a maximum of its own. The first step of Adam is as long as its rate, however near it is,
-    // so p is known to 0.1 in the logarithm.
+    // The diagonal curvature has a maximum of its own. The first step of Adam is as long as its rate, however near it
+    // is, so p is known to 0.1 in the logarithm.
     let mut laplace = {
         let f = Fisher::exact().likelihood(gaussian(s2));
         put(&layer, &ridge(&data, p, s2));

@@ -229,8 +229,8 @@ impl<Q: NaturalSum> Family<Q> {
     }
 }
 
-/// Regressions of the weights `[3, 4]`, whose posteriors each family has: with orthogonal features the diagonal one, and with
-/// several outputs whose noise and features have axes in common the Kronecker-factored one.
+/// Regressions of the weights `[3, 4]`, whose posteriors each family has: with orthogonal features the diagonal one,
+/// and with several outputs whose noise and features have axes in common the Kronecker-factored one.
 #[test]
 fn merged_regressions_are_the_joint_fit() {
     let prior = |scale: &Tensor| {
@@ -373,7 +373,8 @@ fn clamped_information_by_hand() {
     assert_eq!(ca.sample(0).unwrap(), expected.sample(0).unwrap());
     let merged = gradient_matching(&q0, &[(1.0, &ca), (1.0, &cb)]).unwrap();
     assert_eq!(values(&merged.precision("w").unwrap()), [8.0, 4.0, 2.0, 8.0]);
-    // (4·1 + 6·0 - 1)/8; (2·2 + 4·1 - 1)/4; where neither task has information θ₀ + Σ d; and where one is at its prior's.
+    // (4·1 + 6·0 - 1)/8; (2·2 + 4·1 - 1)/4; where neither task has information θ₀ + Σ d; and where one is at its
+    // prior's.
     assert_eq!(values(&merged.mean("w").unwrap()), [3.0 / 8.0, 7.0 / 4.0, -2.0 + 0.5, (6.0 + 2.0 - 1.0) / 8.0]);
     // A single task keeps its mean, and half of it goes half the way where it weighs nothing.
     let alone = gradient_matching(&q0, &[(1.0, &cb)]).unwrap();
@@ -670,7 +671,8 @@ fn dare_of_density_1_is_task_arithmetic() {
     close(&elected, &merge(Method::ties(0.9, 1.0), Some(&base), &given).unwrap(), 0.0);
 }
 
-/// TIES of one model is that model where all is kept; DARE with elected signs is DARE of each model alone, then TIES of all.
+/// TIES of one model is that model where all is kept; DARE with elected signs is DARE of each model alone, then TIES of
+/// all.
 #[test]
 fn elected_signs_compose() {
     let (base, models) = (model(0), [model(1), model(2), model(3)]);
@@ -699,7 +701,8 @@ fn dare_keeps_the_l1_norm() {
     }
 }
 
-/// The kept fraction and the mean over elements and seeds, each within 5 standard deviations: false alarms 6e-7 per comparison.
+/// The kept fraction and the mean over elements and seeds, each within 5 standard deviations: false alarms 6e-7 per
+/// comparison.
 #[test]
 fn dare_is_unbiased() {
     let (n, seeds) = (50_000, 20);

@@ -1,4 +1,5 @@
-//! Merging files gives what merging tensors and posteriors in memory does. (Files by themselves: crates/blr-merge/tests.)
+//! Merging files gives what merging tensors and posteriors in memory does. (Files by themselves:
+//! crates/blr-merge/tests.)
 
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};

@@ -65,8 +65,8 @@ impl ClonePair for (String, Tensor) {
     }
 }
 
-/// A small network, trained for a few steps and then pruned: in every evaluation and after every step its pruned weights are
-/// exactly zero, and the others move.
+/// A small network, trained for a few steps and then pruned: in every evaluation and after every step its pruned
+/// weights are exactly zero, and the others move.
 fn stay_zero<R: Rule>(rule: R, lr: f64) {
     let mut vs = VarStore::new(Device::Cpu);
     tch::manual_seed(1);

@@ -120,8 +120,8 @@ fn the_improved_rule_finds_the_same_posterior() {
     }
 }
 
-/// Quadratic losses whose Hessians are of any sign and of sizes from 1e-3 to 1e6: the improved rule's S never falls below
-/// half of itself, and the plain rule's step is an error that changes nothing.
+/// Quadratic losses whose Hessians are of any sign and of sizes from 1e-3 to 1e6: the improved rule's S never falls
+/// below half of itself, and the plain rule's step is an error that changes nothing.
 #[test]
 fn the_improved_rule_stays_positive_definite() {
     let n = 4;
@@ -187,8 +187,8 @@ fn newton_finds_laplace() {
     close(values(&q.precision("w").unwrap())[0], 1.2402105078532526, 1e-14);
 }
 
-/// The variational fixed point (reference), with E_q as a mean over 80 quantiles of the normal, scaled to unit variance. The
-/// delta method's answer is ten times the tolerance away.
+/// The variational fixed point (reference), with E_q as a mean over 80 quantiles of the normal, scaled to unit
+/// variance. The delta method's answer is ten times the tolerance away.
 #[test]
 fn full_von_finds_the_variational_posterior() {
     let k = 40;
@@ -535,9 +535,10 @@ fn orthogonal(n: i64, phase: f64) -> Tensor {
     Tensor::linalg_qr(&a, "reduced").0
 }
 
-/// A quadratic seen through W → UWV has the same path, rotated, whichever basis the weights are written in; Adam's depends
-/// on it. The gradients are square and of full rank, so that the eigenvectors are unique but for their signs. In its own
-/// basis the second step's gradient is diagonal but for rounding, which the division magnifies up to 1/ε times.
+/// A quadratic seen through W → UWV has the same path, rotated, whichever basis the weights are written in; Adam's
+/// depends on it. The gradients are square and of full rank, so that the eigenvectors are unique but for their signs.
+/// In its own basis the second step's gradient is diagonal but for rounding, which the division magnifies up to 1/ε
+/// times.
 #[test]
 fn soap_does_not_depend_on_the_coordinates() {
     let n = 3;
@@ -566,9 +567,9 @@ fn soap_does_not_depend_on_the_coordinates() {
     assert!((path(false, false) - &start).abs().max().double_value(&[]) > 0.5, "nothing happened");
 }
 
-/// The arrow from SOAP to EVON: with the same gradients (here those of linear losses, which are the same at every point)
-/// both have the same bases, bit by bit, and the same rotated gradients in their steps; what differs is the divisor, √v + ε
-/// there and h + δ here.
+/// The arrow from SOAP to EVON: with the same gradients (here those of linear losses, which are the same at every
+/// point) both have the same bases, bit by bit, and the same rotated gradients in their steps; what differs is the
+/// divisor, √v + ε there and h + δ here.
 #[test]
 fn soap_and_evon_share_the_basis() {
     let start = (Tensor::arange(12, (Kind::Double, Device::Cpu)) * 0.3).cos().reshape([3, 4]);

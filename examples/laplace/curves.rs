@@ -35,8 +35,8 @@ struct Problem {
     other: Option<[Tensor; 2]>,
 }
 
-/// -ln Z and -ln p(held out), both in nats per example; how far the mean over folds is uncertain does not matter, because
-/// the folds are the same everywhere.
+/// -ln Z and -ln p(held out), both in nats per example; how far the mean over folds is uncertain does not matter,
+/// because the folds are the same everywhere.
 struct Found {
     evidence: f64,
     held_out: f64,

@@ -1,10 +1,10 @@
-//! Which prior precision, and how wide a network? Laplace's evidence says so from the training data alone; held-out data
-//! are asked only whether it is right.
+//! Which prior precision, and how wide a network? Laplace's evidence says so from the training data alone; held-out
+//! data are asked only whether it is right.
 //!
 //! `cargo run --release --example laplace [-- --only curves|images --output FOLDER]`
 //!
-//! `curves.rs`: Snelson's regression and two moons, over a grid of prior precisions and of widths. `images.rs`: the last
-//! layer of a network on 60,000 digits in seconds.
+//! `curves.rs`: Snelson's regression and two moons, over a grid of prior precisions and of widths. `images.rs`: the
+//! last layer of a network on 60,000 digits in seconds.
 
 mod curves;
 mod images;
@@ -17,9 +17,9 @@ use tch_blr_examples::{Outcome, output};
 
 /// Which prior precision, and how wide a network? Laplace's evidence says so from the training data alone.
 ///
-/// Writes precisions.svg, widths.svg and report.json, and says where evidence and held-out data disagree by more than a step
-/// of the grid. Takes minutes on two cores. Data: $TCH_BLR_DATA/snelson and $TCH_BLR_DATA/mnist, otherwise drawn by the
-/// example.
+/// Writes precisions.svg, widths.svg and report.json, and says where evidence and held-out data disagree by more than a
+/// step of the grid. Takes minutes on two cores. Data: $TCH_BLR_DATA/snelson and $TCH_BLR_DATA/mnist, otherwise drawn
+/// by the example.
 #[derive(Parser)]
 struct Arguments {
     /// One part alone

@@ -39,8 +39,8 @@ const TABLES: [Table; 14] = [
 ///
 /// Each run of a row and seed is kept in target/reproduce/runs/, so that an interrupted job goes on where it stopped
 /// (delete the file to run it again). target/reproduce/TABLE.json holds the figures, docs/results.md the rendered
-/// tables. The data (MNIST, USPS, ..) are read from $TCH_BLR_DATA; only `toy` needs none. d1, d2, d4, d5, d6 and previews take
-/// seconds to minutes, the others up to hours on two cores.
+/// tables. The data (MNIST, USPS, ..) are read from $TCH_BLR_DATA; only `toy` needs none. d1, d2, d4, d5, d6 and
+/// previews take seconds to minutes, the others up to hours on two cores.
 #[derive(Parser)]
 struct Arguments {
     /// What to run [default: all]

@@ -4,13 +4,13 @@ use crate::likelihood::IGNORED;
 use crate::{Result, nn};
 use tch::{Kind, Tensor};
 
-/// Losses `[B]` of new examples in ER-ACE (Caccia et al. 2022, *New Insights on Reducing Abrupt Representation Change in
-/// Online Continual Learning*): -ln softmax(z)ᵧ over the classes that are present in y, from logits z `[B, C]` and classes y
-/// `[B]`.
+/// Losses `[B]` of new examples in ER-ACE (Caccia et al. 2022, *New Insights on Reducing Abrupt Representation Change
+/// in Online Continual Learning*): -ln softmax(z)ᵧ over the classes that are present in y, from logits z `[B, C]` and
+/// classes y `[B]`.
 ///
-/// A plain cross entropy of new examples pushes down the logits of all old classes, and with them the features that these
-/// share. Here the logits of classes that the batch does not have get no gradient. The examples of the memory are learned
-/// over all classes, so that old and new ones are told apart there:
+/// A plain cross entropy of new examples pushes down the logits of all old classes, and with them the features that
+/// these share. Here the logits of classes that the batch does not have get no gradient. The examples of the memory are
+/// learned over all classes, so that old and new ones are told apart there:
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -33,8 +33,8 @@ use tch::{Kind, Tensor};
 /// # }
 /// ```
 ///
-/// Where all C classes are present this is [`nn::cross_entropy`]. A batch of one class has nothing to tell apart: its loss is
-/// 0, without a gradient. The label -100 leaves an example out, as there.
+/// Where all C classes are present this is [`nn::cross_entropy`]. A batch of one class has nothing to tell apart: its
+/// loss is 0, without a gradient. The label -100 leaves an example out, as there.
 ///
 /// # Errors
 /// Those of [`nn::cross_entropy`].

@@ -36,8 +36,8 @@ use tch::Tensor;
 /// [`Quadratic::towards_zero`]: super::Quadratic::towards_zero
 ///
 /// # Learning without forgetting
-/// (LwF, Li and Hoiem 2016.) No data of the past, only the old model: what it says of the new task's own inputs, over the
-/// old classes and at T = 2, beside the loss of the new ones. In every step, for the batch at hand:
+/// (LwF, Li and Hoiem 2016.) No data of the past, only the old model: what it says of the new task's own inputs, over
+/// the old classes and at T = 2, beside the loss of the new ones. In every step, for the batch at hand:
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -192,8 +192,8 @@ mod tests {
     use tch::nn::{LinearConfig, Module, VarStore, linear};
     use tch::{Device, Kind};
 
-    /// Learning without forgetting by hand: the mean of -T² Σ_c softmax(f_old/T)_c ln softmax(f/T)_c over the old classes of
-    /// the new examples. Its gradient is zero at the old model, where nothing is to be changed.
+    /// Learning without forgetting by hand: the mean of -T² Σ_c softmax(f_old/T)_c ln softmax(f/T)_c over the old
+    /// classes of the new examples. Its gradient is zero at the old model, where nothing is to be changed.
     #[test]
     fn distillation_on_new_inputs_is_learning_without_forgetting() {
         let place = (Kind::Double, Device::Cpu);

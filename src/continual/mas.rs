@@ -6,8 +6,8 @@ use crate::{Error, IntoTensor, Params, Result, check, kernel};
 use std::borrow::Borrow;
 use tch::Tensor;
 
-/// Memory-aware synapses (MAS, Aljundi et al. 2018): a weight matters if the outputs change with it, whatever the labels,
-/// so that inputs are enough, those of a test too.
+/// Memory-aware synapses (MAS, Aljundi et al. 2018): a weight matters if the outputs change with it, whatever the
+/// labels, so that inputs are enough, those of a test too.
 ///
 /// With f(x) the outputs of the closure, usually logits, and θ* the weights at which it is computed:
 ///
@@ -15,12 +15,13 @@ use tch::Tensor;
 /// Ω = (1/N) Σᵢ |∂‖f(xᵢ)‖²/∂θ|        penalty: λ Σ Ω (θ - θ*)², added to the mean loss
 /// ```
 ///
-/// in which the size is taken of every example's gradient (the published code takes it of a batch's mean gradient, which
-/// depends on the batch). Published λ: 1. Ω of several tasks add up, around the newest weights:
-/// `past.recentred(&params)?.plus(&mas.penalty(λ, n)?)?`. Frozen parameters and those without a part in the outputs are free.
+/// in which the size is taken of every example's gradient (the published code takes it of a batch's mean gradient,
+/// which depends on the batch). Published λ: 1. Ω of several tasks add up, around the newest weights:
+/// `past.recentred(&params)?.plus(&mas.penalty(λ, n)?)?`. Frozen parameters and those without a part in the outputs are
+/// free.
 ///
-/// One forward and one backward pass for each batch over the layers of [`crate::nn`], and one backward pass for every example
-/// where parameters are used outside of these.
+/// One forward and one backward pass for each batch over the layers of [`crate::nn`], and one backward pass for every
+/// example where parameters are used outside of these.
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor, nn::Module, nn::VarStore};
@@ -55,13 +56,13 @@ struct Weight {
 }
 
 impl Mas {
-    /// At the present weights, on batches of inputs, example by example in the first dimension. Run the model in evaluation
-    /// mode.
+    /// At the present weights, on batches of inputs, example by example in the first dimension. Run the model in
+    /// evaluation mode.
     ///
     /// # Errors
     /// Nothing trained, no examples; [`Error::Curvature`] for outputs without a graph or an Ω that is not finite;
-    /// [`Error::Likelihood`] for outputs of another form than `[B]` or `[B, C]`, or not finite; [`Error::PerExample`] for
-    /// batch normalization in training mode.
+    /// [`Error::Likelihood`] for outputs of another form than `[B]` or `[B, C]`, or not finite; [`Error::PerExample`]
+    /// for batch normalization in training mode.
     pub fn new<X: Borrow<Tensor>, L: IntoTensor>(
         params: impl Into<Params>,
         inputs: impl IntoIterator<Item = X>,
@@ -119,8 +120,8 @@ impl Mas {
         self.weights.iter().find(|w| w.name == name).map(|w| &w.sum / self.examples as f64)
     }
 
-    /// λ Σ Ω (θ - θ*)² as a [`Quadratic`], S = 2λ·n·Ω: a sum over the n = `examples` of the new task that the mean loss beside
-    /// it stands for, as [`SynapticIntelligence::penalty`](super::SynapticIntelligence::penalty).
+    /// λ Σ Ω (θ - θ*)² as a [`Quadratic`], S = 2λ·n·Ω: a sum over the n = `examples` of the new task that the mean loss
+    /// beside it stands for, as [`SynapticIntelligence::penalty`](super::SynapticIntelligence::penalty).
     ///
     /// # Errors
     /// λ < 0, n ≤ 0, or not finite.

@@ -24,8 +24,9 @@
 //! The last row is the sum above: on M₂ soft labels and label noise together have the gradient of replay
 //! (`docs/continual.md` has it written out).
 //!
-//! GEM and A-GEM add no term; they turn the gradient where it would raise the past's loss: [`gem`]. ER-ACE takes another
-//! loss of the new examples beside replay: [`er_ace`]. Which examples to keep is decided in [`crate::selection`].
+//! GEM and A-GEM add no term; they turn the gradient where it would raise the past's loss: [`gem`]. ER-ACE takes
+//! another loss of the new examples beside replay: [`er_ace`]. Which examples to keep is decided in
+//! [`crate::selection`].
 //!
 //! Here belongs what stands for past data in a loss or a gradient. Nothing here knows an optimizer: a loop adds the
 //! term, or hands the gradient over. How well old tasks are remembered is measured in [`crate::metrics`].
@@ -67,9 +68,9 @@
 //! A loss term serves every optimizer, tch's own included. The weight part of a variational optimizer belongs in its
 //! prior instead, where the expectation over the posterior is exact: [`Builder::prior`](crate::Builder::prior) takes
 //! the last task's posterior and divides its precision by the new task's `ess`; `ess(n / τ)` tempers the likelihood,
-//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, [`combine`](crate::combine) forgets:
-//! `combine(&[(γ, &q), (1.0 - γ, &q0)])`, and a [`SlowPrior`] takes in a share of every task. Heads that no task has used yet are left out of it by
-//! [`select`](crate::DiagonalGaussian::select), and get their own prior by
+//! [`temper`](crate::DiagonalGaussian::temper) inflates the prior, [`combine`](crate::combine) forgets: `combine(&[(γ,
+//! &q), (1.0 - γ, &q0)])`, and a [`SlowPrior`] takes in a share of every task. Heads that no task has used yet are left
+//! out of it by [`select`](crate::DiagonalGaussian::select), and get their own prior by
 //! [`Prior::elsewhere`](crate::Prior::elsewhere).
 
 mod er_ace;

@@ -14,9 +14,9 @@ use tch::Kind;
 /// ```
 ///
 /// q was learned with the prior p, and holds it once: η_q = η_p + λ_t with what the data of task t say, λ_t. So η_p' =
-/// η_p + γ λ_t, and after T tasks the posterior is η₀ + γ Σ_{t<T} λ_t + λ_T: **every past task counts γ, and the present
-/// one 1**. The past is tempered once, and not forgotten geometrically, as by `combine(&[(γ, &q), (1.0 - γ, &q0)])`.
-/// γ = 1 is variational continual learning; γ = 0 a prior that never moves.
+/// η_p + γ λ_t, and after T tasks the posterior is η₀ + γ Σ_{t<T} λ_t + λ_T: **every past task counts γ, and the
+/// present one 1**. The past is tempered once, and not forgotten geometrically, as by `combine(&[(γ, &q), (1.0 - γ,
+/// &q0)])`. γ = 1 is variational continual learning; γ = 0 a prior that never moves.
 ///
 /// It is one call at the boundary between two tasks, for every row with a Gaussian posterior:
 ///
@@ -84,9 +84,9 @@ impl<Q: NaturalSum> SlowPrior<Q> {
     /// next. Once per task; with γ = 1 the result is `posterior` itself.
     ///
     /// # Errors
-    /// With γ < 1 those of [`combine`]: other parameters than the prior's
-    /// ([`select`](crate::DiagonalGaussian::select) those that tasks share, and give others their own prior by
-    /// [`Prior::elsewhere`](crate::Prior::elsewhere)), Kronecker factors in other bases. The prior then stays as it was.
+    /// With γ < 1 those of [`combine`]: other parameters than the prior's ([`select`](crate::DiagonalGaussian::select)
+    /// those that tasks share, and give others their own prior by [`Prior::elsewhere`](crate::Prior::elsewhere)),
+    /// Kronecker factors in other bases. The prior then stays as it was.
     pub fn absorb(&mut self, posterior: Q) -> Result<&Q> {
         let merged = match &self.prior {
             None if self.gamma < 1.0 => combine(&[(self.gamma, &posterior)])?,
@@ -105,9 +105,9 @@ impl SlowPrior<DiagonalGaussian> {
     /// S_p' = (1-γ) S_p + γ S_q        S_p' m_p' = (1-γ_m) S_p m_p + γ_m S_q m_q
     /// ```
     ///
-    /// That is no product of powers of p and q unless γ_m = γ: a smaller γ_m also shrinks the mean towards 0. Before the
-    /// first task there is no mean to merge with, and γ_m has no effect. The published code also leaves the first task's
-    /// own prior out: absorb [`remove(&q, &p0, 1.0)`](crate::merge::remove).
+    /// That is no product of powers of p and q unless γ_m = γ: a smaller γ_m also shrinks the mean towards 0. Before
+    /// the first task there is no mean to merge with, and γ_m has no effect. The published code also leaves the first
+    /// task's own prior out: absorb [`remove(&q, &p0, 1.0)`](crate::merge::remove).
     ///
     /// # Errors
     /// γ_m outside 0 to 1, and as [`SlowPrior::absorb`].

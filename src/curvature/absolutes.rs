@@ -7,8 +7,8 @@ use crate::Result;
 use tch::{Tensor, no_grad_guard};
 
 impl Linearized<'_> {
-    /// Σᵢ |Gᵢ| with Gᵢ = Jᵢᵀsᵢ, f64 for parameters in f64 and f32 for all others; `None` for parameters that have no part
-    /// in the outputs.
+    /// Σᵢ |Gᵢ| with Gᵢ = Jᵢᵀsᵢ, f64 for parameters in f64 and f32 for all others; `None` for parameters that have no
+    /// part in the outputs.
     pub(crate) fn absolutes(&mut self, s: &Tensor) -> Result<PerParameter> {
         let column = self.pull(s)?;
         let _no_grad = no_grad_guard();

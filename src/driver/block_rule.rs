@@ -84,8 +84,8 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
     /// The widest family of Gaussians that this row takes as a prior.
     const PRIOR: Family;
 
-    /// State before the first update of a block whose mean is like this. `shape` is that of the parameter, or of a joint
-    /// block.
+    /// State before the first update of a block whose mean is like this. `shape` is that of the parameter, or of a
+    /// joint block.
     fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor>;
     /// e ~ N(0, covariance of q) from standard normals z of the block's shape, for update number t.
     ///
@@ -97,8 +97,8 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
         Ok(z.zeros_like().into())
     }
     /// What is to be averaged over the evaluations beside the gradient; by default what the evaluation gave. With
-    /// [`Statistic::Price`](crate::Statistic::Price) the first is linear in the gradient and others are of second degree,
-    /// without a statistic all are: so they are scaled where the gradient of several ranks is, to its limit.
+    /// [`Statistic::Price`](crate::Statistic::Price) the first is linear in the gradient and others are of second
+    /// degree, without a statistic all are: so they are scaled where the gradient of several ranks is, to its limit.
     ///
     /// # Errors
     /// If libtorch fails.

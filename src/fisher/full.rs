@@ -36,8 +36,8 @@ impl Fisher {
         Ok(FullFisher { at: At { solution, seen, fisher: self.clone() }, matrix })
     }
 
-    /// Errors if a matrix over that many weights is larger than allowed: before it is allocated, because it may be larger
-    /// than the memory.
+    /// Errors if a matrix over that many weights is larger than allowed: before it is allocated, because it may be
+    /// larger than the memory.
     pub(super) fn check_matrix(&self, weights: usize) -> Result<()> {
         if weights <= self.weights_allowed() {
             return Ok(());

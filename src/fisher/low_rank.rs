@@ -6,9 +6,9 @@ use crate::{Error, IntoTensor, Params, Result, check, kernel, linalg};
 use tch::{Device, Kind, Tensor};
 
 impl Fisher {
-    /// F ≈ U diag(l) Uᵀ with at most `rank` eigenvectors, in one pass: of the eigenvectors so far and the gradients of a
-    /// chunk of examples the `rank` leading ones are kept. Exact as long as F has no higher rank; otherwise what was let
-    /// go, whose trace is [`LowRankFisher::lost`], is missing: U diag(l) Uᵀ ≤ F.
+    /// F ≈ U diag(l) Uᵀ with at most `rank` eigenvectors, in one pass: of the eigenvectors so far and the gradients of
+    /// a chunk of examples the `rank` leading ones are kept. Exact as long as F has no higher rank; otherwise what was
+    /// let go, whose trace is [`LowRankFisher::lost`], is missing: U diag(l) Uᵀ ≤ F.
     ///
     /// Memory: 8·P·(rank + chunk) bytes for P weights; no matrix over all weights.
     ///
@@ -93,8 +93,8 @@ pub struct LowRankFisher {
 at!(LowRankFisher);
 
 impl LowRankFisher {
-    /// U `[P, K]` in f64, orthonormal columns over the weights of the parameters in order, each parameter's in row-major
-    /// order.
+    /// U `[P, K]` in f64, orthonormal columns over the weights of the parameters in order, each parameter's in
+    /// row-major order.
     pub fn vectors(&self) -> &Tensor {
         &self.vectors
     }

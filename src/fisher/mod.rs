@@ -2,9 +2,9 @@
 //!
 //! [`Fisher`] says how it is estimated, and its methods make one of these structures: [`DiagonalFisher`],
 //! [`KroneckerFisher`] and [`FullFisher`], each with a method `laplace` to the posterior of the same structure, and
-//! [`SubsetFisher`] (of single weights) and [`LowRankFisher`], which [`Laplace`](crate::laplace::Laplace) takes as it does
-//! the others. The sums over a batch come from the products of [`crate::nn`]'s layers; what is done with a Fisher information
-//! (penalties, sensitivities) does not belong here.
+//! [`SubsetFisher`] (of single weights) and [`LowRankFisher`], which [`Laplace`](crate::laplace::Laplace) takes as it
+//! does the others. The sums over a batch come from the products of [`crate::nn`]'s layers; what is done with a Fisher
+//! information (penalties, sensitivities) does not belong here.
 
 mod at;
 mod columns;

@@ -42,12 +42,12 @@ use tch::{Kind, Tensor};
 /// ```
 ///
 /// # Data and model
-/// Batches are whatever converts into a [`Batch`]: inputs, or pairs of inputs and targets. Targets are needed by observed
-/// labels, and by [`Laplace::log_evidence`](crate::laplace::Laplace::log_evidence), which wants to know how well they are
-/// fitted: one further backward pass for each batch, but for observed labels. The closure maps inputs to **logits** or outputs `[B]` or `[B, C]`, whose rows are the examples; it takes no
-/// loss and no prior. Run it in evaluation mode: dropout would be part of the curvature, and batch normalization in
-/// training mode is refused, because it has no per-example gradients. Weights, `.grad` and libtorch's generator stay as
-/// they are.
+/// Batches are whatever converts into a [`Batch`]: inputs, or pairs of inputs and targets. Targets are needed by
+/// observed labels, and by [`Laplace::log_evidence`](crate::laplace::Laplace::log_evidence), which wants to know how
+/// well they are fitted: one further backward pass for each batch, but for observed labels. The closure maps inputs to
+/// **logits** or outputs `[B]` or `[B, C]`, whose rows are the examples; it takes no loss and no prior. Run it in
+/// evaluation mode: dropout would be part of the curvature, and batch normalization in training mode is refused,
+/// because it has no per-example gradients. Weights, `.grad` and libtorch's generator stay as they are.
 ///
 /// One forward pass and a backward pass per column of Λ^½ for each batch, if the model is made of the layers of
 /// [`crate::nn`]. Parameters used outside of them take a backward pass for every example and column, with the same

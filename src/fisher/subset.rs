@@ -6,8 +6,8 @@ use super::{Batch, Fisher};
 use crate::{Error, IntoTensor, Params, Posterior, Result, check};
 use tch::{Kind, Tensor};
 
-/// Some single weights of a model, by parameter and by their position in it, in row-major order: a subnetwork (Daxberger
-/// et al. 2021, *Bayesian Deep Learning via Subnetwork Inference*).
+/// Some single weights of a model, by parameter and by their position in it, in row-major order: a subnetwork
+/// (Daxberger et al. 2021, *Bayesian Deep Learning via Subnetwork Inference*).
 ///
 /// ```
 /// # use tch::Tensor;

@@ -25,13 +25,13 @@ use tch::Tensor;
 /// v = Σ aᵢ (wᵢ - e)²          biased; v / (1 - Σ aᵢ²) is not      Σ aᵢ² → (1-β)/(1+β)
 /// ```
 ///
-/// which gives a posterior. Of a training with IVON take its own: average the mean only, and keep the precision of the last
-/// step.
+/// which gives a posterior. Of a training with IVON take its own: average the mean only, and keep the precision of the
+/// last step.
 ///
 /// Averages are kept in f32 beside half-precision weights. Buffers (batch-norm statistics) are not averaged, and stay
-/// those of the weights themselves: compute them again with the average in the variables, or use layers without. Variables
-/// that are created later are picked up, and count as if they had always been at their first value; those that are frozen are
-/// averaged like others.
+/// those of the weights themselves: compute them again with the average in the variables, or use layers without.
+/// Variables that are created later are picked up, and count as if they had always been at their first value; those
+/// that are frozen are averaged like others.
 ///
 /// ```
 /// use tch::{Device, Kind, nn};

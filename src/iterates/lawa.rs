@@ -124,8 +124,8 @@ impl Lawa {
     }
 
     /// N(e, Σ (θ_j - e)²/(k-1)) of the k checkpoints that are there: the average with their spread. Not less than
-    /// [`SMALLEST_VARIANCE`](crate::iterates::SMALLEST_VARIANCE). Few checkpoints tell little of a variance: of six it is
-    /// known within a factor of two.
+    /// [`SMALLEST_VARIANCE`](crate::iterates::SMALLEST_VARIANCE). Few checkpoints tell little of a variance: of six it
+    /// is known within a factor of two.
     ///
     /// # Errors
     /// Fewer than two checkpoints.

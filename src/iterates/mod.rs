@@ -9,14 +9,14 @@
 //! | [`Lawa`] | the last k of every n-th weights | after each step | [`DiagonalGaussian`] |
 //! | [`Swag`] | mean, variance, the last K deviations | after each epoch | [`LowRankGaussian`], [`DiagonalGaussian`] |
 //!
-//! The spread of iterates belongs to the training as much as to the data: of plain SGD at a constant learning rate it is
-//! about (lr/2B) times the identity near a minimum where gradient noise and Hessian agree, whatever the number of examples.
-//! So it predicts as it is, and as a prior, or in a merge, it needs a scale
+//! The spread of iterates belongs to the training as much as to the data: of plain SGD at a constant learning rate it
+//! is about (lr/2B) times the identity near a minimum where gradient noise and Hessian agree, whatever the number of
+//! examples. So it predicts as it is, and as a prior, or in a merge, it needs a scale
 //! ([`temper`](crate::DiagonalGaussian::temper)). [`soft_update`] moves one model towards another.
 //!
-//! Variances are kept centred, as v ← (1-r)(v + rδ²) with δ the distance of the new weights from the mean: the mean of the
-//! squares less the square of the mean has no digits left in f32 where weights move by a thousandth of their size. Where
-//! a weight has not moved at all its variance is 0, and a posterior takes [`SMALLEST_VARIANCE`] for it.
+//! Variances are kept centred, as v ← (1-r)(v + rδ²) with δ the distance of the new weights from the mean: the mean of
+//! the squares less the square of the mean has no digits left in f32 where weights move by a thousandth of their size.
+//! Where a weight has not moved at all its variance is 0, and a posterior takes [`SMALLEST_VARIANCE`] for it.
 //!
 //! [`DiagonalGaussian`]: crate::DiagonalGaussian
 //! [`LowRankGaussian`]: crate::LowRankGaussian

@@ -23,13 +23,13 @@ use tch::Tensor;
 /// covariance, default 1, is a temperature: `swag.posterior()?.temper(c)?`, or chosen on validation data by
 /// [`fit_temperature`](LowRankGaussian::fit_temperature).
 ///
-/// **Scale.** The spread of iterates belongs to the learning rate and the batch (about lr/2B near a minimum), not to the
-/// number of examples. As the prior of a next task or in a merge it needs a scale that you choose,
-/// `swag.diagonal()?.temper(c)?`, or take the precision of a Fisher information
-/// ([`fisher`](crate::fisher)) at the mean.
+/// **Scale.** The spread of iterates belongs to the learning rate and the batch (about lr/2B near a minimum), not to
+/// the number of examples. As the prior of a next task or in a merge it needs a scale that you choose,
+/// `swag.diagonal()?.temper(c)?`, or take the precision of a Fisher information ([`fisher`](crate::fisher)) at the
+/// mean.
 ///
-/// Published settings: 200 epochs of SGD, the learning rate on a cosine from 0.05 towards epoch 160 and constant at 0.01 from
-/// there, collected every epoch from 160, K = 20, 64 samples.
+/// Published settings: 200 epochs of SGD, the learning rate on a cosine from 0.05 towards epoch 160 and constant at
+/// 0.01 from there, collected every epoch from 160, K = 20, 64 samples.
 ///
 /// Kinds, late and frozen variables: as in [`Ema`](crate::Ema). Buffers are not averaged: the statistics of a batch
 /// normalization have to be computed again for the mean, and for every sample; group and layer normalization
@@ -82,8 +82,8 @@ pub enum Deviations {
 #[derive(Debug)]
 struct Iterates {
     moments: Moments,
-    /// eᵢ = θᵢ - mᵢ of the last, the oldest first. Since mᵢ - mᵢ₋₁ = eᵢ/(i-1), they say how far each is from the mean of all,
-    /// too.
+    /// eᵢ = θᵢ - mᵢ of the last, the oldest first. Since mᵢ - mᵢ₋₁ = eᵢ/(i-1), they say how far each is from the mean
+    /// of all, too.
     running: VecDeque<Tensor>,
 }
 
@@ -189,8 +189,8 @@ impl Swag {
         gaussian(self.watched.all().map(|(name, iterates)| (name, &iterates.moments)), 1.0)
     }
 
-    /// Puts the means into the variables until the guard is dropped, as [`Ema::swap_in`](crate::Ema::swap_in): stochastic
-    /// weight averaging.
+    /// Puts the means into the variables until the guard is dropped, as [`Ema::swap_in`](crate::Ema::swap_in):
+    /// stochastic weight averaging.
     ///
     /// # Errors
     /// As there; nothing collected yet.
@@ -218,8 +218,8 @@ impl Swag {
         })
     }
 
-    /// Goes on where [`Swag::save`] left it, with the file's rank and convention: of the same parameters, in any order. The
-    /// model's variables stay as they are.
+    /// Goes on where [`Swag::save`] left it, with the file's rank and convention: of the same parameters, in any order.
+    /// The model's variables stay as they are.
     ///
     /// # Errors
     /// As [`Ema::load`](crate::Ema::load). Nothing has changed then.
@@ -260,8 +260,8 @@ impl Iterates {
         Tensor::stack(&self.running.iter().collect::<Vec<_>>(), 0)
     }
 
-    /// θᵢ - m_T `[K, …]`: eᵢ less the way of the mean since, which is a sum of small numbers. Differences of weights would
-    /// have lost their digits in f32.
+    /// θᵢ - m_T `[K, …]`: eᵢ less the way of the mean since, which is a sum of small numbers. Differences of weights
+    /// would have lost their digits in f32.
     fn about_the_last_mean(&self, collected: u64) -> Tensor {
         let mut since = self.moments.mean.zeros_like();
         let mut all = VecDeque::new();

@@ -66,8 +66,8 @@ impl<S> Watched<S> {
         Ok(Present { weights: weights.collect(), _claim: claim })
     }
 
-    /// Hands each parameter's present weights to what is kept of it, in its kind and on its device; `start` makes this for
-    /// new ones.
+    /// Hands each parameter's present weights to what is kept of it, in its kind and on its device; `start` makes this
+    /// for new ones.
     pub fn take_in(&mut self, present: &Present, start: impl Fn(Tensor) -> S, mut each: impl FnMut(&mut S, &Tensor)) {
         let _no_grad = tch::no_grad_guard();
         self.extend(start);

@@ -76,8 +76,8 @@ pub(crate) type Also<'a> = ArrayVec<(usize, &'a Tensor), 2>;
 
 /// A computation over the positions of `outputs`, which hold the results afterwards.
 ///
-/// All tensors have one shape and device. It is computed in f64 if one of them is f64, else in f32: a number of a smaller kind
-/// is read as it is, and an output rounded at the end. What one job writes no other reads or writes.
+/// All tensors have one shape and device. It is computed in f64 if one of them is f64, else in f32: a number of a
+/// smaller kind is read as it is, and an output rounded at the end. What one job writes no other reads or writes.
 #[derive(Debug)]
 pub(crate) struct Job<'a, E> {
     pub f: E,
@@ -114,7 +114,8 @@ fn written<'a>(outputs: &Outputs<'a>, also: &Also<'a>) -> impl Iterator<Item = &
     outputs.iter().flatten().copied().chain(also.iter().map(|(_, t)| *t))
 }
 
-/// Why passes over this tensor are libtorch's operations, one after the other, and not one pass; `None` if they are one.
+/// Why passes over this tensor are libtorch's operations, one after the other, and not one pass; `None` if they are
+/// one.
 pub(crate) fn fallback(t: &Tensor) -> Option<String> {
     if !matches!(computed_in(t.kind()), Kind::Float | Kind::Double) {
         return Some(format!("its kind is {:?}", t.kind()));

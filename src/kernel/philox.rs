@@ -44,8 +44,8 @@ pub(super) type Keys = [[u64; 2]; ROUNDS as usize];
 pub(super) fn keys(seed: u64) -> Keys {
     let mut keys = Keys::default();
     for (both, round) in keys.iter_mut().zip(round_keys(seed)) {
-        // With nothing in the upper half, which is of no use below, the compiler would shift after it mixes a key in, and
-        // need an instruction more.
+        // With nothing in the upper half, which is of no use below, the compiler would shift after it mixes a key in,
+        // and need an instruction more.
         *both = round.map(|key| u64::from(key) << 32 | u64::from(key));
     }
     keys

@@ -22,9 +22,9 @@ impl Laplace {
     /// ln Z = -Σ NLLᵢ(m) - ½ Σ_b p_b ‖m_b - m₀_b‖² + ½ Σ_j ln p_j - ½ ln det S
     /// ```
     ///
-    /// with the normalizers of the likelihood in the NLL; the powers of 2π of prior and posterior cancel. Of a subset of
-    /// the weights, P, p and S are the subset's, the NLL the whole net's; the prior of the others, a constant, is left
-    /// out, so compare evidences of one subset. For a linear regression with its full curvature it is ln p(y).
+    /// with the normalizers of the likelihood in the NLL; the powers of 2π of prior and posterior cancel. Of a subset
+    /// of the weights, P, p and S are the subset's, the NLL the whole net's; the prior of the others, a constant, is
+    /// left out, so compare evidences of one subset. For a linear regression with its full curvature it is ln p(y).
     ///
     /// m should be the maximum of the integrand, which [`Laplace::off_mode`] measures.
     ///
@@ -80,8 +80,8 @@ impl Laplace {
         })
     }
 
-    /// ½ gᵀS⁻¹g ≥ 0 with the gradient g of the negative log joint at m, in nats: how far the maximum is above m if the log
-    /// joint is a parabola. 0 at the maximum; `None` if it is unknown, without targets or with observed labels.
+    /// ½ gᵀS⁻¹g ≥ 0 with the gradient g of the negative log joint at m, in nats: how far the maximum is above m if the
+    /// log joint is a parabola. 0 at the maximum; `None` if it is unknown, without targets or with observed labels.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -1,10 +1,10 @@
-//! Laplace's approximation as a model of its own: how likely the data are under it, which prior precision and noise make
-//! them most likely, and what it predicts.
+//! Laplace's approximation as a model of its own: how likely the data are under it, which prior precision and noise
+//! make them most likely, and what it predicts.
 //!
-//! [`Laplace`] takes a curvature from [`crate::fisher`] apart into its eigenvalues once; after that a prior precision is
-//! changed, judged and searched without a pass over the data. [`OutputGaussian`] is what it, or any Gaussian posterior,
-//! says about a model's outputs, and turns it into probabilities. How a curvature is estimated does not belong here, nor
-//! samples of weights, which are the posteriors'.
+//! [`Laplace`] takes a curvature from [`crate::fisher`] apart into its eigenvalues once; after that a prior precision
+//! is changed, judged and searched without a pass over the data. [`OutputGaussian`] is what it, or any Gaussian
+//! posterior, says about a model's outputs, and turns it into probabilities. How a curvature is estimated does not
+//! belong here, nor samples of weights, which are the posteriors'.
 
 mod block;
 mod curvature;
@@ -84,7 +84,8 @@ impl Laplace {
         Ok(Laplace { curvature, blocks, variance })
     }
 
-    /// m₀ of the parameters named, in their shapes; default 0, and of others as it was. Only the evidence knows it: the approximation is around m.
+    /// m₀ of the parameters named, in their shapes; default 0, and of others as it was. Only the evidence knows it: the
+    /// approximation is around m.
     ///
     /// # Errors
     /// A parameter that it does not have, or has in another shape; a mean that is not finite.

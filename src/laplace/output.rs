@@ -7,11 +7,12 @@ use crate::{Error, Result, check, linalg};
 use std::f64::consts::{PI, TAU};
 use tch::{Kind, Tensor};
 
-/// The step of the noise of outputs: one that neither an optimizer, a posterior nor sampled labels of the same seed reach.
+/// The step of the noise of outputs: one that neither an optimizer, a posterior nor sampled labels of the same seed
+/// reach.
 const OUTPUTS: u64 = u64::MAX - 2;
 
-/// f ~ N(μ, V) for the outputs of every example by itself: from [`Laplace::predict`](super::Laplace::predict), or from any
-/// Gaussian posterior by its `output_covariance`. All in f64.
+/// f ~ N(μ, V) for the outputs of every example by itself: from [`Laplace::predict`](super::Laplace::predict), or from
+/// any Gaussian posterior by its `output_covariance`. All in f64.
 ///
 /// ```
 /// # use tch::Tensor;
@@ -38,8 +39,8 @@ pub struct OutputGaussian {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Link {
-    /// MacKay's: softmax of μ_c/√(1 + πV_cc/8), the sigmoid of a single logit. The logits have the mean 0 before, since a
-    /// constant added to all of them says nothing (Spiegelhalter and Lauritzen 1990).
+    /// MacKay's: softmax of μ_c/√(1 + πV_cc/8), the sigmoid of a single logit. The logits have the mean 0 before, since
+    /// a constant added to all of them says nothing (Spiegelhalter and Lauritzen 1990).
     #[default]
     Probit,
     /// Laplace's bridge to a Dirichlet distribution, [`OutputGaussian::dirichlet`]; less accurate than the probit.
@@ -132,12 +133,12 @@ impl OutputGaussian {
 
     /// Class probabilities in the shape of μ, rows of which sum to 1; of single logits the probabilities of y = 1.
     ///
-    /// For V → 0 the probit and Monte Carlo give the softmax of μ; a bridge does so of two classes only. A constant added to
-    /// the logits of an example changes nothing.
+    /// For V → 0 the probit and Monte Carlo give the softmax of μ; a bridge does so of two classes only. A constant
+    /// added to the logits of an example changes nothing.
     ///
     /// # Errors
-    /// A Gaussian likelihood, a bridge of single logits or with a variance of 0, no samples, a covariance that has a negative
-    /// eigenvalue.
+    /// A Gaussian likelihood, a bridge of single logits or with a variance of 0, no samples, a covariance that has a
+    /// negative eigenvalue.
     pub fn probabilities(&self, link: Link) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         if let Likelihood::Gaussian { .. } = self.likelihood {
@@ -155,11 +156,12 @@ impl OutputGaussian {
         }
     }
 
-    /// Concentrations α > 0 `[B, C]` of the Dirichlet distribution that the softmax of the logits has about; their means are
-    /// the probabilities of [`Link::Bridge`].
+    /// Concentrations α > 0 `[B, C]` of the Dirichlet distribution that the softmax of the logits has about; their
+    /// means are the probabilities of [`Link::Bridge`].
     ///
-    /// Of logits with the mean 0, as everywhere here, whose common part then needs no correction by V (μ' = μ - V1(1ᵀμ)/(1ᵀV1)
-    /// of the source is μ); and of V' = V - V11ᵀV/(1ᵀV1), without the direction that a softmax does not see,
+    /// Of logits with the mean 0, as everywhere here, whose common part then needs no correction by V (μ' = μ -
+    /// V1(1ᵀμ)/(1ᵀV1) of the source is μ); and of V' = V - V11ᵀV/(1ᵀV1), without the direction that a softmax does not
+    /// see,
     ///
     /// ```text
     /// α_c = (1/V'_cc) (1 - 2/C + e^{μ_c} Σⱼ e^{-μ_j} / C²)

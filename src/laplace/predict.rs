@@ -8,13 +8,13 @@ use crate::{IntoTensor, Params, Result};
 use tch::{Kind, Tensor};
 
 impl Laplace {
-    /// The outputs of the linearised model, f ~ N(f(x; m), J S⁻¹ Jᵀ) with J = ∂f/∂θ at the model's present weights, which
-    /// should be m: the right partner of a Gauss-Newton curvature, which is that of the linearised model (Immer et al. 2021,
-    /// *Improving Predictions of Bayesian Neural Nets via Local Linearization*).
+    /// The outputs of the linearised model, f ~ N(f(x; m), J S⁻¹ Jᵀ) with J = ∂f/∂θ at the model's present weights,
+    /// which should be m: the right partner of a Gauss-Newton curvature, which is that of the linearised model (Immer
+    /// et al. 2021, *Improving Predictions of Bayesian Neural Nets via Local Linearization*).
     ///
-    /// The closure gives the outputs `[B]` or `[B, C]`, row i from example i only. Backward passes stop at the layers that
-    /// the curvature is of: of a last layer they cost nothing of the rest. A diagonal curvature needs no Jacobian; the others
-    /// form that of a chunk of examples at a time.
+    /// The closure gives the outputs `[B]` or `[B, C]`, row i from example i only. Backward passes stop at the layers
+    /// that the curvature is of: of a last layer they cost nothing of the rest. A diagonal curvature needs no Jacobian;
+    /// the others form that of a chunk of examples at a time.
     ///
     /// # Errors
     /// As [`DiagonalGaussian::output_covariance`](crate::DiagonalGaussian::output_covariance).

@@ -5,8 +5,8 @@ use crate::{Error, Result, check};
 
 /// How [`Laplace::optimize_prior`] searches.
 ///
-/// With the weights m fixed, ln Z is concave in all ln p and ln σ² together: there is one maximum, and both ways lead to
-/// it. They differ in the steps that they take, which matters where the weights are trained on between them.
+/// With the weights m fixed, ln Z is concave in all ln p and ln σ² together: there is one maximum, and both ways lead
+/// to it. They differ in the steps that they take, which matters where the weights are trained on between them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PriorSearch {
     way: Way,
@@ -23,22 +23,22 @@ enum Way {
 }
 
 impl PriorSearch {
-    /// MacKay's fixed point p = γ/‖m - m₀‖², σ² = SSE/(NC - γ). Every step of p goes half the way in the logarithm: whole
-    /// steps go back and forth where the data say little. σ² takes the step of EM, (SSE + σ²γ)/(NC), which has the same
-    /// fixed point and is positive also where a diagonal or Kronecker-factored curvature has γ > NC. At most 1000 steps,
-    /// until a logarithm moves by less than 10⁻¹⁰.
+    /// MacKay's fixed point p = γ/‖m - m₀‖², σ² = SSE/(NC - γ). Every step of p goes half the way in the logarithm:
+    /// whole steps go back and forth where the data say little. σ² takes the step of EM, (SSE + σ²γ)/(NC), which has
+    /// the same fixed point and is positive also where a diagonal or Kronecker-factored curvature has γ > NC. At most
+    /// 1000 steps, until a logarithm moves by less than 10⁻¹⁰.
     pub fn mackay() -> Self {
         PriorSearch { way: Way::MacKay, per_block: false, noise: false, steps: 1000, bounds: (1e-8, 1e8) }
     }
 
-    /// Steps of Adam on ln p and ln σ² along the gradient of ln Z; lr > 0. Usual: lr 0.1, 100 steps for a search at the end
-    /// of a training, 10 in between (Immer et al. 2021).
+    /// Steps of Adam on ln p and ln σ² along the gradient of ln Z; lr > 0. Usual: lr 0.1, 100 steps for a search at the
+    /// end of a training, 10 in between (Immer et al. 2021).
     pub fn gradient(lr: f64, steps: usize) -> Self {
         PriorSearch { way: Way::Adam { lr }, steps, ..Self::mackay() }
     }
 
-    /// A precision for every block of [`Laplace`] instead of one for all, which starts at the geometric mean of the present
-    /// ones.
+    /// A precision for every block of [`Laplace`] instead of one for all, which starts at the geometric mean of the
+    /// present ones.
     #[must_use]
     pub fn per_block(mut self) -> Self {
         self.per_block = true;
@@ -59,8 +59,9 @@ impl PriorSearch {
         self
     }
 
-    /// The least and the largest p and σ²; default 10⁻⁸ and 10⁸. Without them p would go to infinity where m is m₀ (a layer
-    /// that the prior switches off), to zero where the data have no curvature, and σ² to zero where they are interpolated.
+    /// The least and the largest p and σ²; default 10⁻⁸ and 10⁸. Without them p would go to infinity where m is m₀ (a
+    /// layer that the prior switches off), to zero where the data have no curvature, and σ² to zero where they are
+    /// interpolated.
     #[must_use]
     pub fn bounds(mut self, least: f64, largest: f64) -> Self {
         self.bounds = (least, largest);
@@ -88,8 +89,8 @@ pub struct Tuned {
     pub effective_parameters: f64,
     /// Steps taken.
     pub steps: usize,
-    /// Whether ln Z has no slope of more than 10⁻³ nats by the logarithm of any number that is not capped; if not, allow
-    /// more steps.
+    /// Whether ln Z has no slope of more than 10⁻³ nats by the logarithm of any number that is not capped; if not,
+    /// allow more steps.
     pub converged: bool,
     /// What ended at one of [`PriorSearch::bounds`]: `p of` and the names of a block's parameters, or `variance`.
     pub capped: Vec<String>,
@@ -98,10 +99,10 @@ pub struct Tuned {
 }
 
 impl Tuned {
-    /// A warning if the weights are not near the mode that the evidence is about: if [`Tuned::off_mode`] is more than a tenth
-    /// of γ/2, what it would be were each of the γ directions that the data determine off by its posterior deviation. The
-    /// scatter ‖m - m₀‖² then says more of where the training stopped than of the prior: train on with weight decay p/N, and
-    /// search again.
+    /// A warning if the weights are not near the mode that the evidence is about: if [`Tuned::off_mode`] is more than a
+    /// tenth of γ/2, what it would be were each of the γ directions that the data determine off by its posterior
+    /// deviation. The scatter ‖m - m₀‖² then says more of where the training stopped than of the prior: train on with
+    /// weight decay p/N, and search again.
     pub fn warning(&self) -> Option<String> {
         let near = |off: f64| off <= 0.05 * self.effective_parameters;
         let off = self.off_mode.filter(|off| !near(*off))?;
@@ -136,12 +137,12 @@ fn bounded(log: f64, (least, largest): (f64, f64)) -> f64 {
 }
 
 impl Laplace {
-    /// Moves the prior precisions, and with [`PriorSearch::noise`] σ², to where the data are most likely. No pass over the
-    /// data; the weights stay, so that it is one half of a search for both (see `docs/laplace.md` for the other).
+    /// Moves the prior precisions, and with [`PriorSearch::noise`] σ², to where the data are most likely. No pass over
+    /// the data; the weights stay, so that it is one half of a search for both (see `docs/laplace.md` for the other).
     ///
     /// # Errors
-    /// As [`Laplace::log_evidence`]; settings out of range; a noise to be searched that there is not. Precisions and noise are
-    /// then as they were.
+    /// As [`Laplace::log_evidence`]; settings out of range; a noise to be searched that there is not. Precisions and
+    /// noise are then as they were.
     pub fn optimize_prior(&mut self, search: &PriorSearch) -> Result<Tuned> {
         search.validate()?;
         self.fit()?;

@@ -20,8 +20,8 @@
 //! and also runs the methods that need no curvature: [`Method`]. [`merge_files`] streams it through safetensors files
 //! that need not fit into memory.
 //!
-//! Which weights a_t to train with is a question that many merges can answer before anything is trained: [`preview`] and
-//! [`sweep`].
+//! Which weights a_t to train with is a question that many merges can answer before anything is trained: [`preview`]
+//! and [`sweep`].
 //!
 //! Methods, arithmetic and files are those of the crate [`blr_merge`], which needs no libtorch and whose command
 //! `blr-merge` merges files; its names are here too, and its functions return its [`blr_merge::Error`], which `?` turns

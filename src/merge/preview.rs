@@ -23,8 +23,8 @@ use tch::{Kind, Tensor};
 /// | diagonal, Kronecker-factored, full | one [`combine`](crate::combine): the optimum of quadratic losses of that form | PT; P²T + P³ for a full one |
 /// | [`Mixture`] | the best of several fixed points: [`preview_from`] | PTK for each iteration |
 ///
-/// For losses that are quadratic a preview of full posteriors is exact. α multiplies log-likelihoods, which are sums over
-/// a task's examples: tasks of unequal size N_t enter with their N_t, unless α_t is divided by it.
+/// For losses that are quadratic a preview of full posteriors is exact. α multiplies log-likelihoods, which are sums
+/// over a task's examples: tasks of unequal size N_t enter with their N_t, unless α_t is divided by it.
 /// [`sweep`](crate::merge::sweep) has the losses of every task at each weighting of a list.
 ///
 /// ```

@@ -14,8 +14,8 @@ pub struct Trial {
     pub alpha: Vec<f64>,
     /// Of every task.
     pub losses: Vec<f64>,
-    /// Whether it is a point of the Pareto front: all its losses are numbers, and no other trial has one that is smaller
-    /// and none that is larger.
+    /// Whether it is a point of the Pareto front: all its losses are numbers, and no other trial has one that is
+    /// smaller and none that is larger.
     pub efficient: bool,
 }
 

@@ -161,8 +161,9 @@ impl Reliability {
         sum / self.examples().max(1) as f64
     }
 
-    /// Mean confidence less accuracy, in (-1, 1), 0 without examples: above 0 the predictions are surer than right, below 0 less sure, as of
-    /// a posterior that is too wide ([`DiagonalGaussian::fit_temperature`](crate::DiagonalGaussian::fit_temperature)).
+    /// Mean confidence less accuracy, in (-1, 1), 0 without examples: above 0 the predictions are surer than right,
+    /// below 0 less sure, as of a posterior that is too wide
+    /// ([`DiagonalGaussian::fit_temperature`](crate::DiagonalGaussian::fit_temperature)).
     pub fn overconfidence(&self) -> f64 {
         let sum: f64 = self.bins.iter().map(|b| b.count as f64 * (b.confidence - b.accuracy)).sum();
         sum / self.examples().max(1) as f64

@@ -32,10 +32,10 @@
 //! layer: `[B, T, D]` is B examples of T positions, whose gradients are added before they are squared, and `[B·T, D]`
 //! is B·T examples (`docs/scales.md` has the numbers). Time-major sequences `[T, B, D]` would take time steps for
 //! examples. Example i's loss must depend on row i only: batch normalization in training mode has no per-example
-//! gradients, and a memory that passes through the layers beside the batch has examples of its own. The first step looks
-//! at the graph: with losses `[B]` it always tells, and such parameters cost a backward pass for every example; with a
-//! mean, layers that were called more than once are refused unless their calls depend on each other, row by row. The
-//! Gauss-Newton matrix follows each set of examples by itself.
+//! gradients, and a memory that passes through the layers beside the batch has examples of its own. The first step
+//! looks at the graph: with losses `[B]` it always tells, and such parameters cost a backward pass for every example;
+//! with a mean, layers that were called more than once are refused unless their calls depend on each other, row by row.
+//! The Gauss-Newton matrix follows each set of examples by itself.
 //!
 //! Inputs without a batch dimension are not tapped, nor are embeddings with `sparse` or `scale_grad_by_freq` (whose
 //! gradients are not sums over examples), nor frozen parameters.

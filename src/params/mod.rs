@@ -27,8 +27,8 @@ use tch::{CModule, Device, Kind, Tensor};
 ///
 /// Built from a [`VarStore`] (its variables that were created trainable, in that order; later ones are picked up), from
 /// several ([`Params::of_stores`]), from named tensors ([`Params::named`]) or from a TorchScript module
-/// ([`Params::from_module`]), or from some of those ([`Params::only`], [`Params::only_named`], [`Params::last_layer`]). Wherever a function takes `impl Into<Params>`,
-/// `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
+/// ([`Params::from_module`]), or from some of those ([`Params::only`], [`Params::only_named`], [`Params::last_layer`]).
+/// Wherever a function takes `impl Into<Params>`, `&vs` will do. Kinds: f32, f64, bf16, f16; all on one device.
 #[derive(Debug)]
 pub struct Params {
     stores: Vec<Store>,
@@ -392,8 +392,8 @@ impl Params {
         held::check_free(self.leaves.iter().map(|leaf| (leaf.name(), &leaf.tensor)))
     }
 
-    /// Errors if a guard holds one of them, and keeps them from being perturbed or updated by others as long as the result
-    /// lives.
+    /// Errors if a guard holds one of them, and keeps them from being perturbed or updated by others as long as the
+    /// result lives.
     pub(crate) fn claim(&self) -> Result<Claim> {
         let all = self.leaves.iter().filter(|leaf| leaf.tensor.numel() > 0);
         Claim::new(all.map(|leaf| (leaf.name(), &leaf.tensor)))

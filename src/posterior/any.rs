@@ -242,8 +242,8 @@ macro_rules! generic_methods {
             }
 
             /// The means of all parameters, by name: what [`merge`](crate::merge::merge) and
-            /// [`sweep`](crate::merge::sweep) take. They may be the posterior's own tensors, so copy them before you write
-            /// to them.
+            /// [`sweep`](crate::merge::sweep) take. They may be the posterior's own tensors, so copy them before you
+            /// write to them.
             pub fn means(&self) -> std::collections::BTreeMap<String, tch::Tensor> {
                 $crate::posterior::in_model::means(self).into_iter().collect()
             }

@@ -16,7 +16,8 @@ use tch::{Kind, Tensor};
 /// q(θ) = Π N(W | M, …) over the parameters, each a matrix: the posterior of the rows that work in an eigenbasis.
 ///
 /// A parameter of shape `[r, …]` is the matrix W `[r, c]` of its rows, or of its first few dimensions together
-/// ([`KroneckerParameter`]); one of fewer than two dimensions is a row `[1, n]`. With orthogonal Q_L `[r, r]` and Q_R `[c, c]` (either may be the identity) and precisions s `[r, c]`:
+/// ([`KroneckerParameter`]); one of fewer than two dimensions is a row `[1, n]`. With orthogonal Q_L `[r, r]` and Q_R
+/// `[c, c]` (either may be the identity) and precisions s `[r, c]`:
 ///
 /// ```text
 /// Q_Lᵀ (W - M) Q_R has independent elements of variance 1/s

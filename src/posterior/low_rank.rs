@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// q(θ) = N(m, diag(d) + Σₖ uₖuₖᵀ), k = 1 … K: independent weights, and K directions in which all of them move together.
+/// q(θ) = N(m, diag(d) + Σₖ uₖuₖᵀ), k = 1 … K: independent weights, and K directions in which all of them move
+/// together.
 ///
 /// What the iterates of a training span ([`Swag`](crate::Swag)), where a full covariance would not fit into memory: it
 /// takes (K+2)n numbers for n weights. Nothing larger than `[K, n]` is formed, and densities and divergences factor one
@@ -132,12 +133,12 @@ fn total(t: &Tensor) -> f64 {
 }
 
 impl LowRankGaussian {
-    /// A posterior from (name, m, d, U) of each parameter, which it copies: d > 0 in the parameter's shape, and U `[K, …]`,
-    /// the K directions one after the other, each in the parameter's shape. K is that of all parameters.
+    /// A posterior from (name, m, d, U) of each parameter, which it copies: d > 0 in the parameter's shape, and U `[K,
+    /// …]`, the K directions one after the other, each in the parameter's shape. K is that of all parameters.
     ///
     /// # Errors
-    /// No parameter, a name twice, shapes that do not fit, another K than before, kinds other than f32 and f64, elements
-    /// that are not finite, a d that is not positive, variances beyond the range of their kind;
+    /// No parameter, a name twice, shapes that do not fit, another K than before, kinds other than f32 and f64,
+    /// elements that are not finite, a d that is not positive, variances beyond the range of their kind;
     /// [`Error::NotPositiveDefinite`] where d is so small beside U that rounding leaves no covariance.
     pub fn new<S: Into<String>>(entries: impl IntoIterator<Item = (S, Tensor, Tensor, Tensor)>) -> Result<Self> {
         // An undefined tensor cannot be copied, and is refused by name below.
@@ -259,8 +260,8 @@ impl LowRankGaussian {
         0.5 * (self.len() as f64 * (1.0 + std::f64::consts::TAU.ln()) + self.log_det())
     }
 
-    /// KL(self ‖ p) = ½ ( tr(Σ_p⁻¹Σ) - n + (m-m_p)ᵀΣ_p⁻¹(m-m_p) + ln det Σ_p - ln det Σ ), in nats, in f64. The ranks may
-    /// differ: that to a diagonal Gaussian is `q.kl(&p.low_rank()?)`, and that from one the other way round.
+    /// KL(self ‖ p) = ½ ( tr(Σ_p⁻¹Σ) - n + (m-m_p)ᵀΣ_p⁻¹(m-m_p) + ln det Σ_p - ln det Σ ), in nats, in f64. The ranks
+    /// may differ: that to a diagonal Gaussian is `q.kl(&p.low_rank()?)`, and that from one the other way round.
     ///
     /// # Errors
     /// If the two do not have the same parameters.
@@ -282,8 +283,8 @@ impl LowRankGaussian {
         Ok(0.5 * (terms + squares + linalg::log_det(&p.inner) - linalg::log_det(&self.inner)))
     }
 
-    /// The posterior at temperature τ > 0, with the covariance τΣ. It is also the scale of a posterior of iterates, whose
-    /// spread belongs to the training's step size ([`Swag`](crate::Swag)).
+    /// The posterior at temperature τ > 0, with the covariance τΣ. It is also the scale of a posterior of iterates,
+    /// whose spread belongs to the training's step size ([`Swag`](crate::Swag)).
     ///
     /// # Errors
     /// τ that is not finite and positive, or so extreme that a variance is not either.
@@ -319,8 +320,8 @@ impl LowRankGaussian {
         self.with_precisions(|p| Ok(variance(p).reciprocal()))
     }
 
-    /// The mean with the diagonal of the precision, (Σ⁻¹)ᵢᵢ = (1-hᵢ)/dᵢ with 0 ≤ hᵢ < 1: the precision of each weight if
-    /// all others are known, as [`FullGaussian::diagonal`].
+    /// The mean with the diagonal of the precision, (Σ⁻¹)ᵢᵢ = (1-hᵢ)/dᵢ with 0 ≤ hᵢ < 1: the precision of each weight
+    /// if all others are known, as [`FullGaussian::diagonal`].
     ///
     /// # Errors
     /// A precision beyond the range of its kind.

@@ -32,8 +32,8 @@ use tch::{Kind, Tensor};
 /// | [`Evon`], [`Soap`], [`NoisyKfac`] | [`DiagonalGaussian`], [`KroneckerGaussian`] |
 /// | [`Newton`](crate::Newton), [`FullVon`](crate::FullVon) | all three |
 ///
-/// Any other is an error of `build`; [`KroneckerGaussian::diagonal`] and [`FullGaussian::diagonal`] are the way out, and
-/// for a [`LowRankGaussian`](crate::LowRankGaussian), which no row takes, its
+/// Any other is an error of `build`; [`KroneckerGaussian::diagonal`] and [`FullGaussian::diagonal`] are the way out,
+/// and for a [`LowRankGaussian`](crate::LowRankGaussian), which no row takes, its
 /// [`marginals`](crate::LowRankGaussian::marginals).
 ///
 /// [`Evon`]: crate::Evon

@@ -33,10 +33,11 @@ config! {
     /// when the basis turns. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
     /// rotated. The posterior is the [`KroneckerGaussian`] with precision λ(h+δ) in the basis.
     ///
-    /// Options of the published code, all off here, so that a step remains a Newton step ([`Evon::published`] has them):
+    /// Options of the published code, all off here, so that a step remains a Newton step ([`Evon::published`] has
+    /// them):
     ///
-    /// * [`whiten`](Evon::whiten): Q_L U Q_Rᵀ with U the clipped quotient becomes whiten(Q_L U Q_Rᵀ), of singular values
-    ///   near 1, so that α is the length of a step in each singular direction;
+    /// * [`whiten`](Evon::whiten): Q_L U Q_Rᵀ with U the clipped quotient becomes whiten(Q_L U Q_Rᵀ), of singular
+    ///   values near 1, so that α is the length of a step in each singular direction;
     /// * [`phased`](Evon::phased): updates 1, 3, … of a parameter are *clean*: e' = 0 there, they add to L and R and
     ///   leave h; the others are *noisy*: they add to h and leave L and R. All move M and b;
     /// * [`merge_dims`](Evon::merge_dims), [`rotate_vectors`](Evon::rotate_vectors): which matrix a parameter is.
@@ -57,8 +58,8 @@ config! {
     /// (with `relative_noise` at that all the same) and the basis at the prior's. The gradient of the prior is exact;
     /// its curvature is so where the bases agree.
     pub struct Evon {
-        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, but with
-        /// [`Expectation::Delta`].
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, but
+        /// with [`Expectation::Delta`].
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-6.
         weight_decay: f64 = 1e-6;
@@ -76,16 +77,17 @@ config! {
         max_dim: i64 = 10_000;
         /// Whether neighbouring dimensions are multiplied, from the first on, as long as the product is at most
         /// `max_dim`; the matrix is that of the first product against all others. `[64, 3, 3, 3]` is `[64, 27]` for a
-        /// `max_dim` below 192, `[576, 3]` from 576 on, and one vector from 1728 on. Default off: the matrix of the rows.
+        /// `max_dim` below 192, `[576, 3]` from 576 on, and one vector from 1728 on. Default off: the matrix of the
+        /// rows.
         merge_dims: bool = false;
-        /// Whether vectors, also those of `merge_dims`, are rotated, as a matrix of one row: all n weights together then
-        /// have a full covariance, for n at most `max_dim`. Default off.
+        /// Whether vectors, also those of `merge_dims`, are rotated, as a matrix of one row: all n weights together
+        /// then have a full covariance, for n at most `max_dim`. Default off.
         rotate_vectors: bool = false;
         /// Where the expectations are evaluated: with samples, or at the mean, which is the limit λ = ∞; default one
         /// Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
-        /// κ > 0, limit on the Hessian's estimate in units of h+δ, the published code's price clip: with r(1+κ) ≤ 1 and h
-        /// ≥ 0, one step changes h+δ by a factor between φ(-r(1+κ)) and φ(r(κ-1)), φ(x) = 1+x+½x². Default: none.
+        /// κ > 0, limit on the Hessian's estimate in units of h+δ, the published code's price clip: with r(1+κ) ≤ 1 and
+        /// h ≥ 0, one step changes h+δ by a factor between φ(-r(1+κ)) and φ(r(κ-1)), φ(x) = 1+x+½x². Default: none.
         hess_clip: Option<f64> = None, via f64;
         /// Clip radius ξ > 0 on the preconditioned step; default: none.
         clip_radius: Option<f64> = None, via f64;
@@ -96,8 +98,8 @@ config! {
         relative_noise: Option<f64> = None, via f64;
         /// Largest factor > 1 by which one step may raise a precision; default: none.
         max_growth: Option<f64> = None, via f64;
-        /// Whether clean and noisy steps take turns, so that the basis sees gradients at the mean only; with one sample.
-        /// Default off.
+        /// Whether clean and noisy steps take turns, so that the basis sees gradients at the mean only; with one
+        /// sample. Default off.
         phased: bool = false;
         /// Whether the step's singular values are brought near 1 (0.7 to 1.2; the same of every step, however small the
         /// gradient), by five Newton-Schulz steps with Muon's coefficients, in the kind of the state (published:

@@ -35,9 +35,9 @@ config! {
     /// A bias has the input 1 and is a block of its own, independent of its weight under q; to have them jointly,
     /// append a column of ones to the input and leave the bias out. With several positions (a convolution's, or a
     /// sequence's) A is the sum over positions and G the mean, as in K-FAC for convolutions. Examples count with the
-    /// weight that the returned loss gives to them, see [`nn::cross_entropy`](crate::nn::cross_entropy). Any other parameter that
-    /// the loss depends on must be frozen. The layers' leading dimension must be the batch, as everywhere in
-    /// [`crate::nn`].
+    /// weight that the returned loss gives to them, see [`nn::cross_entropy`](crate::nn::cross_entropy). Any other
+    /// parameter that the loss depends on must be frozen. The layers' leading dimension must be the batch, as
+    /// everywhere in [`crate::nn`].
     ///
     /// For a linear model with squared error and one output the Fisher information is A times 1/σ², so with
     /// `split_damping(false)` the posterior is exact.

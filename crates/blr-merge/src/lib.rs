@@ -5,8 +5,8 @@
 //! [`plan_files`] says what it would do. A [`FileModel`] may be a base and a low-rank adapter. [`soup_files`] averages
 //! those models that make the average better, [`simplex`] lists weightings to try, [`remove_files`] takes a part out of
 //! a posterior again, [`diff_files`] compares, and [`WeightFile`] looks into files. The command `blr-merge` does the
-//! same. Files are streamed: neither a model nor a tensor needs to fit into memory. Merging of tensors and of posteriors
-//! in memory is in `tch_blr::merge`, which is built on this crate; nothing here needs libtorch.
+//! same. Files are streamed: neither a model nor a tensor needs to fit into memory. Merging of tensors and of
+//! posteriors in memory is in `tch_blr::merge`, which is built on this crate; nothing here needs libtorch.
 //!
 //! ```
 //! use blr_merge::{FileModel, Method, WeightFile, merge_files};

@@ -47,9 +47,10 @@ pub enum Method {
     /// u ← exp_u( Σ w_k log_u(u_k) ),    log_u(v) = Ω/sin Ω · (v - cos Ω · u),    Ω = Ω(u, v)
     /// ```
     ///
-    /// from the normalized Σ w_k u_k on, in f64, until no coordinate of u (in the u_k) changes by 10⁻¹³. A tensor that is zero has no
-    /// direction and counts in the length alone. Directions without a mean of their own (two opposite ones, for example
-    /// two single numbers of either sign) are an error: leave that tensor out, or give it another method.
+    /// from the normalized Σ w_k u_k on, in f64, until no coordinate of u (in the u_k) changes by 10⁻¹³. A tensor that
+    /// is zero has no direction and counts in the length alone. Directions without a mean of their own (two opposite
+    /// ones, for example two single numbers of either sign) are an error: leave that tensor out, or give it another
+    /// method.
     Karcher,
     /// The base plus a sum of differences from it: task arithmetic, TIES, DARE, DELLA, Model Breadcrumbs.
     TaskVectors(TaskVectors),
@@ -61,11 +62,11 @@ pub enum Method {
     /// ```
     ///
     /// per tensor, as in the paper; of more than two, cos Ω is the mean of the cosines of all pairs (not the cosine of
-    /// the mean angle, which others take: N cos Ω then never exceeds what the sum of N unit vectors allows). A pair with
-    /// a difference of zero has cos Ω = 0. A negative cos Ω counts as 0, which is the base; one model is t = 1.
+    /// the mean angle, which others take: N cos Ω then never exceeds what the sum of N unit vectors allows). A pair
+    /// with a difference of zero has cos Ω = 0. A negative cos Ω counts as 0, which is the base; one model is t = 1.
     ModelStock,
-    /// SCE (Wan et al., *FuseChat*, 2024): *s*elects the elements in which the models differ most, *c*alculates a weight
-    /// for each model's tensor, and *e*rases the d_k of the sign of the minority. Weights are not used.
+    /// SCE (Wan et al., *FuseChat*, 2024): *s*elects the elements in which the models differ most, *c*alculates a
+    /// weight for each model's tensor, and *e*rases the d_k of the sign of the minority. Weights are not used.
     ///
     /// ```text
     /// S = the max(1, ⌊density·n⌋) elements of the largest variance of d_k over the models; of equal ones, the first
@@ -142,8 +143,8 @@ pub enum Keep {
     /// p = density - ε/2 + ε (r - ½)/n        r = 1 for the smallest |d| of the tensor, n for the largest
     /// ```
     ///
-    /// Ranked over the whole tensor, as everything here (the paper also ranks within rows), to the three digits of bf16;
-    /// equal ones share their mean rank, so that the mean of all p is the density. ε = 0 is [`Keep::Random`].
+    /// Ranked over the whole tensor, as everything here (the paper also ranks within rows), to the three digits of
+    /// bf16; equal ones share their mean rank, so that the mean of all p is the density. ε = 0 is [`Keep::Random`].
     Ranked {
         /// In (0, 1].
         density: f64,
@@ -208,8 +209,8 @@ impl Method {
         Method::TaskVectors(TaskVectors { lambda, keep, elect_signs: true, normalize: true })
     }
 
-    /// Model Breadcrumbs (Davari and Belilovsky 2024): task arithmetic without the β smallest and the γ largest elements
-    /// of each difference.
+    /// Model Breadcrumbs (Davari and Belilovsky 2024): task arithmetic without the β smallest and the γ largest
+    /// elements of each difference.
     pub fn breadcrumbs(lambda: f64, beta: f64, gamma: f64) -> Self {
         let keep = Keep::Middle { smallest: beta, largest: gamma };
         Method::TaskVectors(TaskVectors { lambda, keep, elect_signs: false, normalize: false })

@@ -21,8 +21,8 @@ use crate::{Error, Method, Result};
 /// work may give one that does neither's task. Multiply the factors first, and merge the products:
 /// [`FileModel::adapter`](crate::FileModel::adapter).
 ///
-/// A pattern must fit a whole name. `*` stands for any characters, `?` for one, `[0-3a]` for one of these, `[!0-3a]` for
-/// one that is none of these.
+/// A pattern must fit a whole name. `*` stands for any characters, `?` for one, `[0-3a]` for one of these, `[!0-3a]`
+/// for one that is none of these.
 ///
 /// ```
 /// use blr_merge::{Method, Recipe};
@@ -155,8 +155,8 @@ impl Recipe {
     /// Checks all that can be checked before the tensors' names are known, for models of these names and weights.
     ///
     /// # Errors
-    /// Those of [`Method::validate`]; [`Error::Merge`] for weights of a pattern that are not one for each model, and for
-    /// methods with curvature beside others.
+    /// Those of [`Method::validate`]; [`Error::Merge`] for weights of a pattern that are not one for each model, and
+    /// for methods with curvature beside others.
     pub fn validate(&self, models: &[(&str, f64)]) -> Result<()> {
         self.method.validate(models)?;
         for (pattern, method) in &self.methods {

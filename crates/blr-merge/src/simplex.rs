@@ -1,7 +1,7 @@
 //! Weightings on a grid.
 
-/// All α ≥ 0 with Σ α = 1 on a grid of 1/steps, in lexicographic order: the (steps+tasks-1 choose tasks-1) weightings for
-/// which a user may want to see a merge before choosing one. Each α_k is a whole number divided by `steps`.
+/// All α ≥ 0 with Σ α = 1 on a grid of 1/steps, in lexicographic order: the (steps+tasks-1 choose tasks-1) weightings
+/// for which a user may want to see a merge before choosing one. Each α_k is a whole number divided by `steps`.
 ///
 /// None for 0 tasks or 0 steps.
 ///

@@ -15,8 +15,8 @@ use rayon::prelude::*;
 /// of their own: any great circle joins them.
 const COLLINEAR: f64 = 0.9995;
 
-/// Where no coordinate changes by more than this, the mean on the sphere is found. Of coordinates, since the length of a
-/// small step, which is the root of a sum that cancels, is known to 10⁻⁸ only.
+/// Where no coordinate changes by more than this, the mean on the sphere is found. Of coordinates, since the length of
+/// a small step, which is the root of a sum that cancels, is known to 10⁻⁸ only.
 const CLOSE: f64 = 1e-13;
 /// Steps at most. Of directions within 85° of their mean, some 300 are needed.
 const STEPS: usize = 10_000;

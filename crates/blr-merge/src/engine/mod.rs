@@ -10,9 +10,9 @@
 //!             read and check the inputs  →  formula, in parallel over blocks  →  check and write
 //! ```
 //!
-//! What a method must know of the whole tensor (the thresholds of TIES and others, the angles of slerp and others, the norms of DARE) takes
-//! earlier passes over all chunks. Chunks and blocks have fixed sizes and sums over blocks are added in order, so a
-//! result depends neither on the number of threads nor on where the numbers lie.
+//! What a method must know of the whole tensor (the thresholds of TIES and others, the angles of slerp and others, the
+//! norms of DARE) takes earlier passes over all chunks. Chunks and blocks have fixed sizes and sums over blocks are
+//! added in order, so a result depends neither on the number of threads nor on where the numbers lie.
 //!
 //! ```
 //! use blr_merge::engine::{Input, Inputs, Output, Plan, merge};

@@ -1,5 +1,5 @@
-//! Sums of differences to the base: task arithmetic, TIES, DARE and their kind. Which elements of a difference are kept is decided in
-//! select.rs.
+//! Sums of differences to the base: task arithmetic, TIES, DARE and their kind. Which elements of a difference are kept
+//! is decided in select.rs.
 
 use super::Input;
 use super::job::Job;

@@ -36,8 +36,8 @@ impl FileModel {
         FileModel { path: path.into(), name: None, weight: 1.0, curvature: None, adapter: None, alpha: None }
     }
 
-    /// What errors call it, and what [`Method::dare`](crate::Method::dare) knows it by. Default: the end of its path (of
-    /// its adapter's, if it has one) that tells it from the others.
+    /// What errors call it, and what [`Method::dare`](crate::Method::dare) knows it by. Default: the end of its path
+    /// (of its adapter's, if it has one) that tells it from the others.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
@@ -65,11 +65,11 @@ impl FileModel {
     /// with or without `base_model.model.` before the module's name. So products are merged, and factors never.
     /// `path` is a file, or a folder with `adapter_model.safetensors`.
     ///
-    /// s = α/r, and α/√r if `adapter_config.json` beside the file says `use_rslora`. Convolutions (A [r, in, …], B [out,
-    /// r, 1, …]), embeddings (`lora_embedding_A` and `_B`, without `.weight`) and `fan_in_fan_out` (weights that are kept
-    /// transposed) are supported; DoRA, `alpha_pattern`, biases and whole modules in the adapter's file are refused by
-    /// name. BA is computed in f64 and added in f32, or in f64 where the merge is. The two factors of a tensor must fit
-    /// into memory; the product need not. The kind of the result does not depend on the factors'.
+    /// s = α/r, and α/√r if `adapter_config.json` beside the file says `use_rslora`. Convolutions (A [r, in, …], B
+    /// [out, r, 1, …]), embeddings (`lora_embedding_A` and `_B`, without `.weight`) and `fan_in_fan_out` (weights that
+    /// are kept transposed) are supported; DoRA, `alpha_pattern`, biases and whole modules in the adapter's file are
+    /// refused by name. BA is computed in f64 and added in f32, or in f64 where the merge is. The two factors of a
+    /// tensor must fit into memory; the product need not. The kind of the result does not depend on the factors'.
     #[must_use]
     pub fn adapter(mut self, path: impl Into<PathBuf>) -> Self {
         self.adapter = Some(path.into());

@@ -43,9 +43,9 @@ pub struct Soup {
 /// first given first. The soup begins with the best; each of the others is added to the average if the score of that
 /// does not get worse. Of N models that takes 2N - 1 evaluations.
 ///
-/// `recipe` is that of the average; models may have weights. `evaluate` is given the path of a candidate, written as the
-/// result would be; [`evaluate`](super::evaluate()) runs a command. Candidates are beside `out`, one at a time, and none
-/// is left behind.
+/// `recipe` is that of the average; models may have weights. `evaluate` is given the path of a candidate, written as
+/// the result would be; [`evaluate`](super::evaluate()) runs a command. Candidates are beside `out`, one at a time, and
+/// none is left behind.
 ///
 /// # Errors
 /// As [`merge_files`]; [`Error::Merge`] for another method; those of `evaluate`; [`Error::HyperParameter`] for a score

@@ -80,8 +80,8 @@ fn metadata(sources: &Sources, posteriors: bool) -> HashMap<String, String> {
     let description = metadata.remove(DESCRIPTION).filter(|_| posteriors);
     // Without it, the result is plain weights.
     if let Some(mut description) = description.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok()) {
-        // Of the training, which the merge is not: the share of the precision that it has learned, and the damping of its
-        // noise.
+        // Of the training, which the merge is not: the share of the precision that it has learned, and the damping of
+        // its noise.
         if let Some(content) = description.get_mut("content").and_then(serde_json::Value::as_object_mut) {
             content.remove("learned");
             content.remove("damping");

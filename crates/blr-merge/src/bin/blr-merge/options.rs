@@ -49,8 +49,8 @@ struct Models {
     /// repeat for each model, in the order of the models. Without this option the models must be posteriors.
     #[arg(long)]
     fisher: Vec<PathBuf>,
-    /// The low-rank adapter (PEFT's file or folder) that is added to a model; repeat for each model, in the order of the
-    /// models.
+    /// The low-rank adapter (PEFT's file or folder) that is added to a model; repeat for each model, in the order of
+    /// the models.
     #[arg(long)]
     adapter: Vec<PathBuf>,
     /// The adapter's α; repeat for each model or separate by commas [default: lora_alpha of the adapter_config.json

@@ -17,14 +17,14 @@ Example:
 pub struct Soup {
     #[command(flatten)]
     what: What,
-    /// A line for the shell that scores a model: it is run with the path of a candidate as its last argument, and prints
-    /// one number. N models take 2N - 1 runs.
+    /// A line for the shell that scores a model: it is run with the path of a candidate as its last argument, and
+    /// prints one number. N models take 2N - 1 runs.
     #[arg(long, value_name = "COMMAND")]
     evaluate: String,
     #[command(flatten)]
     sense: Sense,
-    /// Where the result goes: a file or, with --max-shard-size, a new folder. Candidates are written beside it, one at a
-    /// time.
+    /// Where the result goes: a file or, with --max-shard-size, a new folder. Candidates are written beside it, one at
+    /// a time.
     #[arg(long, short)]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -34,11 +34,12 @@ pub struct Sweep {
     /// The weights are all multiples of 1/STEPS that are ≥ 0 and sum to 1.
     #[arg(long)]
     steps: usize,
-    /// A new or empty folder for the merged files, each named by its weights, and the table. It appears when all is done.
+    /// A new or empty folder for the merged files, each named by its weights, and the table. It appears when all is
+    /// done.
     #[arg(long, short)]
     out: PathBuf,
-    /// A line for the shell that scores a merge: it is run with the path of the merge as its last argument, and prints one
-    /// number. The scores go into a table, and the files are deleted.
+    /// A line for the shell that scores a merge: it is run with the path of the merge as its last argument, and prints
+    /// one number. The scores go into a table, and the files are deleted.
     #[arg(long, value_name = "COMMAND")]
     evaluate: Option<String>,
     /// Keep the files that have been scored.
