@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 /// # let vs = VarStore::new(Device::Cpu);
 /// # let net = nn::linear(vs.root(), 4, 6, Default::default());
 /// # let data = |n: i64, c: i64| {
-/// #     (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::arange(n, (Kind::Int64, Device::Cpu)) % 2 + c)
+/// #     (Tensor::randn([n, 4], (Kind::Float, Device::Cpu)), Tensor::randint(2, [n], (Kind::Int64, Device::Cpu)) + c)
 /// # };
 /// # let ((x, y), (old_x, old_y)) = (data(8, 2), data(8, 0));
 /// // In every step: a batch of the new task, and as many examples of the past.

@@ -2,8 +2,9 @@
 
 use super::any::{OUTSIDE_OF_TRAINING, check_sample, posterior};
 use super::in_model::{self, in_model};
-use super::named::{Named, Parameter};
-use super::valid::{Stored, finite_float, form, no_parameter, smallest};
+use super::low_rank_parameter::{Entry, total, variance, wide};
+use super::named::Named;
+use super::valid::{Stored, no_parameter};
 use super::{DiagonalGaussian, FullGaussian, temperature};
 use crate::kernel::{self, Draw, Elementwise, Field, Job, Real};
 use crate::storage::checkpoint;
@@ -58,26 +59,6 @@ pub struct LowRankGaussian {
     seed: u64,
 }
 
-/// One parameter: all of one kind (f32 or f64) and device.
-#[derive(Debug)]
-struct Entry {
-    name: String,
-    mean: Tensor,
-    /// d, in the parameter's shape.
-    variance: Tensor,
-    /// U `[K, …]`, each row in the parameter's shape.
-    directions: Tensor,
-}
-
-impl Parameter for Entry {
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn size(&self) -> Vec<i64> {
-        self.mean.size()
-    }
-}
-
 /// (m, d, x, z) → m + x + z√d
 struct Sample;
 
@@ -101,37 +82,6 @@ const FORM: &str = "low-rank Gaussian posterior";
 
 posterior!(LowRankGaussian);
 
-impl Entry {
-    fn rank(&self) -> i64 {
-        self.directions.size()[0]
-    }
-
-    /// d in f64, of all weights one after the other.
-    fn d(&self) -> Tensor {
-        wide(&self.variance)
-    }
-
-    /// U `[K, n]` in f64.
-    fn u(&self) -> Tensor {
-        // Not `[K, -1]`, which libtorch refuses where there is no element.
-        self.directions.to_kind(Kind::Double).reshape([self.rank(), self.mean.numel() as i64])
-    }
-
-    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
-        let Entry { name, mean, variance, directions } = self;
-        Entry { name: name.clone(), mean: f(mean), variance: f(variance), directions: f(directions) }
-    }
-}
-
-/// `[n]` in f64.
-fn wide(t: &Tensor) -> Tensor {
-    t.to_kind(Kind::Double).reshape([-1])
-}
-
-fn total(t: &Tensor) -> f64 {
-    t.sum(Kind::Double).double_value(&[])
-}
-
 impl LowRankGaussian {
     /// A posterior from (name, m, d, U) of each parameter, which it copies: d > 0 in the parameter's shape, and U `[K,
     /// …]`, the K directions one after the other, each in the parameter's shape. K is that of all parameters.
@@ -153,7 +103,8 @@ impl LowRankGaussian {
         let _no_grad = tch::no_grad_guard();
         let mut parameters: Named<Entry> = Named::new();
         for (name, mean, variance, directions) in entries {
-            let entry = valid(name.into(), [&mean, &variance, &directions])?;
+            let entry = Entry { name: name.into(), mean, variance, directions };
+            entry.check()?;
             if let Some(first) = parameters.first().filter(|first| first.rank() != entry.rank()) {
                 let (k, of, first) = (entry.rank(), first.rank(), &first.name);
                 return Err(Error::parameter(
@@ -161,7 +112,8 @@ impl LowRankGaussian {
                     format!("it has {k} directions and `{first}` {of}: expected as many, with zeros where it stays"),
                 ));
             }
-            parameters.push(entry)?;
+            // Detached: a graph behind the mean would be kept alive by the posterior.
+            parameters.push(entry.map(Tensor::detach))?;
         }
         let Some(first) = parameters.first() else { return Err(no_parameter()) };
         let mut inner = Tensor::f_eye(first.rank(), (Kind::Double, Device::Cpu))?;
@@ -419,40 +371,6 @@ impl LowRankGaussian {
 
 const VARIANCE: &str = ".variance";
 const DIRECTIONS: &str = ".directions";
-
-/// d + Σₖ uₖ²
-fn variance(p: &Entry) -> Tensor {
-    &p.variance + p.directions.square().sum_dim_intlist(0, false, p.mean.kind())
-}
-
-fn valid(name: String, [m, d, u]: [&Tensor; 3]) -> Result<Entry> {
-    let refuse = |problem: String| Err(Error::parameter(&name, problem));
-    for (what, t) in [("mean", m), ("variance", d), ("directions", u)] {
-        finite_float(&name, what, t)?;
-    }
-    let place = |t: &Tensor| (t.kind(), t.device());
-    if place(d) != place(m) || d.size() != m.size() {
-        return refuse(format!("its mean is {} and its variance {}: expected the same", form(m), form(d)));
-    }
-    if place(u) != place(m) || u.dim() != m.dim() + 1 || u.size()[1..] != m.size()[..] {
-        return refuse(format!(
-            "its mean is {} and its directions {}: expected K of the mean's shape, one after the other [K, …]",
-            form(m),
-            form(u)
-        ));
-    }
-    if smallest(d) <= 0.0 {
-        return refuse(format!(
-            "its smallest variance is {:e}: expected a number > 0 beside the directions (clamp it at a tiny one where a \
-             weight does not move)",
-            smallest(d)
-        ));
-    }
-    // Detached: a graph behind the mean would be kept alive by the posterior.
-    let entry = Entry { name, mean: m.detach(), variance: d.detach(), directions: u.detach() };
-    finite_float(&entry.name, "variance with its directions", &variance(&entry))?;
-    Ok(entry)
-}
 
 impl DiagonalGaussian {
     /// The same Gaussian with no direction, K = 0: for [`LowRankGaussian::kl`] between the two families.

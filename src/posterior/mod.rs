@@ -15,6 +15,7 @@ mod in_model;
 mod kronecker;
 mod kronecker_parameter;
 mod low_rank;
+mod low_rank_parameter;
 mod mixture;
 mod named;
 mod predictive;
