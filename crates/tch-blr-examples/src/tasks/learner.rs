@@ -108,8 +108,8 @@ impl<'a> Learner<'a> {
     fn begin(&mut self, t: usize, task: &Task) -> Result<Driver> {
         let n = task.examples() as f64;
         let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
-        if let Method::Ivon { hess_init, beta2, delta, step, .. } = self.method {
-            let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
+        if let Method::Ivon { ess, hess_init, beta2, delta, step, .. } = self.method {
+            let rule = Ivon::default().ess(ess * n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
             let rule = rule.schedule(Schedule::Cosine { warmup: steps / 20, total: steps, end: 0.0 });
             let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
             let rule = match self.slow.as_ref().and_then(SlowPrior::prior) {

@@ -65,6 +65,8 @@ pub enum Method {
     Ivon {
         /// γ
         gamma: f64,
+        /// Effective sample size λ over the number of examples N.
+        ess: f64,
         /// h₀
         hess_init: f64,
         /// β₂
