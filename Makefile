@@ -72,7 +72,7 @@ lint: setup ## formatting, clippy, documentation (warnings denied), and which ro
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps $(ALL)
 
 bench: setup ## criterion benchmarks, a few minutes
-	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example fromp checkpoint)
+	$(CARGO) bench $(FLAGS) $(addprefix --bench ,step normals predict per_example fromp checkpoint merge)
 
 bench-peers: setup ## time our optimizers beside PyTorch's, ivon-opt's and tch's
 	-@scripts/peers.sh # without it the peers of tch are measured

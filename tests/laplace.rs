@@ -247,10 +247,11 @@ fn the_rest_of_a_subset_is_known() {
 
     let at = t(&[1.0, 3.0], &[1, 2]);
     let output = full.predict(&vs, || net(&at)).unwrap();
-    let regression = output.regression().unwrap();
-    all_close(&values(&regression.mean), &[2.6], 1e-12);
-    all_close(&values(&regression.epistemic), &[1.6], 1e-12);
-    close(regression.noise, 1.0, 1e-15);
+    let forecast = output.forecast().unwrap();
+    all_close(&values(&forecast.mean().unwrap()), &[2.6], 1e-12);
+    all_close(&values(&forecast.epistemic().unwrap()), &[1.6], 1e-12);
+    all_close(&values(&forecast.noise().unwrap()), &[1.0], 1e-12);
+    all_close(&values(&forecast.variance().unwrap()), &[2.6], 1e-12);
     let density = output.log_density(&t(&[2.0], &[1, 1])).unwrap();
     all_close(&values(&density), &[-1.465_925_024_949_16], 1e-13);
     // A posterior of this crate says the same of the same matrix.
@@ -531,7 +532,7 @@ fn links_have_the_reference_numbers() {
     let f = logits(&[1.0, 0.0, -1.0], &t(&[0.5, 1.0, 2.0], &[3]).diag(0));
     let of = |link| values(&f.probabilities(link).unwrap());
     all_close(&of(Link::default()), &[0.628_754_491_741, 0.252_012_392_021, 0.119_233_116_239], 1e-11);
-    all_close(&values(&f.dirichlet(false).unwrap()), &[3.657_457_981, 1.102_291_753, 0.583_750_057], 1e-9);
+    all_close(&values(&f.dirichlet().unwrap()), &[3.657_457_981, 1.102_291_753, 0.583_750_057], 1e-9);
     // The reference's twelve digits end with nine right ones: α itself, above, has more.
     all_close(&of(Link::Bridge), &[0.684_468_629_751, 0.206_286_478_179, 0.109_244_891_867], 3e-10);
     all_close(&of(Link::Bridge), &[0.684_468_629_954_717_7, 0.206_286_478_178_648_73, 0.109_244_891_866_633_64], 1e-14);
@@ -580,7 +581,7 @@ fn several_numbers_are_predicted_together() {
     let distance = off.tr().matmul(&total.inverse()).matmul(&off).double_value(&[0, 0]);
     let expected = -0.5 * (distance + total.logdet().double_value(&[]) + 2.0 * std::f64::consts::TAU.ln());
     all_close(&values(&f.log_density(&t(&[1.5, 0.0], &[1, 2])).unwrap()), &[expected], 1e-12);
-    all_close(&values(&f.regression().unwrap().epistemic), &[2.0, 1.0], 1e-15);
+    all_close(&values(&f.forecast().unwrap().epistemic().unwrap()), &[2.0, 1.0], 1e-15);
 }
 
 #[test]
@@ -597,10 +598,10 @@ fn what_is_no_covariance_is_refused() {
     refused(OutputGaussian::new(Likelihood::Categorical, &mean, &t(&[0.0; 4], &[1, 2, 2])), &["not finite (inf)"]);
     let mean = t(&[1.0, 0.0], &[1, 2]);
     refused(OutputGaussian::new(Likelihood::Categorical, &mean, &t(&[0.0; 4], &[4])), &["expected [1, 2, 2]"]);
-    refused(new(&[1.0, 0.0, 0.0, 1.0]).unwrap().regression(), &["classes"]);
+    refused(new(&[1.0, 0.0, 0.0, 1.0]).unwrap().forecast(), &["classes"]);
     refused(logit(0.0, 1.0).probabilities(Link::Bridge), &["two or more classes"]);
     let number = OutputGaussian::new(gaussian(1.0), &t(&[1.0], &[1]), &t(&[1.0], &[1, 1, 1])).unwrap();
-    refused(number.probabilities(Link::Probit), &["regression()"]);
+    refused(number.probabilities(Link::Probit), &["forecast()"]);
     refused(number.log_density(&t(&[1.0, 2.0], &[2])), &["targets"]);
 }
 

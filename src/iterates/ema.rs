@@ -217,16 +217,9 @@ fn start(with_variance: bool) -> impl Fn(Tensor) -> Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::iterates::testing::{set, values};
     use tch::nn::VarStore;
     use tch::{Device, Kind};
-
-    fn set(w: &Tensor, x: &[f64]) {
-        tch::no_grad(|| w.shallow_clone().copy_(&Tensor::from_slice(x)));
-    }
-
-    fn values(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.to_kind(Kind::Double)).unwrap()
-    }
 
     /// Powers of ½, so that every average is exact.
     #[test]

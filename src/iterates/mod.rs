@@ -33,3 +33,16 @@ pub use lawa::Lawa;
 pub use moments::SMALLEST_VARIANCE;
 pub use soft_update::soft_update;
 pub use swag::{Deviations, Swag};
+
+#[cfg(test)]
+mod testing {
+    use tch::{Kind, Tensor};
+
+    pub fn set(w: &Tensor, x: &[f64]) {
+        tch::no_grad(|| w.shallow_clone().copy_(&Tensor::from_slice(x)));
+    }
+
+    pub fn values(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t.to_kind(Kind::Double)).unwrap()
+    }
+}

@@ -55,16 +55,9 @@ pub fn soft_update(target: impl Into<Params>, source: impl Into<Params>, tau: f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::iterates::testing::{set, values};
     use tch::nn::VarStore;
     use tch::{Device, Kind, Tensor};
-
-    fn set(w: &Tensor, x: &[f64]) {
-        tch::no_grad(|| w.shallow_clone().copy_(&Tensor::from_slice(x)));
-    }
-
-    fn values(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.to_kind(Kind::Double)).unwrap()
-    }
 
     #[test]
     fn targets_follow() {

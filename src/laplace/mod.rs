@@ -15,7 +15,7 @@ mod search;
 
 pub use curvature::Curvature;
 pub use evidence::EvidenceSlope;
-pub use output::{Link, OutputGaussian, Regression};
+pub use output::{Link, OutputGaussian};
 pub use search::{PriorSearch, Tuned};
 
 use crate::fisher::Fit;

@@ -56,27 +56,6 @@ pub enum Link {
     },
 }
 
-/// A prediction of numbers; from [`OutputGaussian::regression`].
-#[derive(Debug)]
-pub struct Regression {
-    /// μ in the shape of the outputs.
-    pub mean: Tensor,
-    /// V_cc in the shape of the outputs: what more data would take away.
-    pub epistemic: Tensor,
-    /// σ² of an observation, which would stay. An observation has the variance `epistemic + noise`.
-    pub noise: f64,
-}
-
-impl Regression {
-    /// What it says of an observation, N(mean, epistemic + noise), for intervals and scores.
-    ///
-    /// # Errors
-    /// No outputs at all.
-    pub fn forecast(&self) -> Result<Forecast> {
-        Forecast::gaussian(&self.mean, &(&self.epistemic + self.noise))
-    }
-}
-
 fn refuse(problem: impl Into<String>) -> Error {
     Error::Likelihood(problem.into())
 }
@@ -142,7 +121,7 @@ impl OutputGaussian {
     pub fn probabilities(&self, link: Link) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         if let Likelihood::Gaussian { .. } = self.likelihood {
-            return Err(refuse("a Gaussian predicts numbers and no probabilities of classes: take regression()"));
+            return Err(refuse("a Gaussian predicts numbers and no probabilities of classes: take forecast()"));
         }
         match link {
             Link::Probit => {
@@ -165,15 +144,23 @@ impl OutputGaussian {
     ///
     /// ```text
     /// α_c = (1/V'_cc) (1 - 2/C + e^{μ_c} Σⱼ e^{-μ_j} / C²)
-    /// scaled: μ/√k and V'/k in their place, k = mean(V'_cc)/√(C/2)
     /// ```
     ///
     /// (MacKay 1998, *Choice of Basis for Laplace Approximation*; Hobbhahn et al. 2022.)
     ///
     /// # Errors
     /// As [`OutputGaussian::probabilities`].
-    pub fn dirichlet(&self, scaled: bool) -> Result<Tensor> {
-        Ok(self.log_dirichlet(scaled)?.f_exp()?)
+    pub fn dirichlet(&self) -> Result<Tensor> {
+        Ok(self.log_dirichlet(false)?.f_exp()?)
+    }
+
+    /// [`OutputGaussian::dirichlet`] with μ/√k for μ and V'/k for V', k = mean(V'_cc)/√(C/2); the means are the
+    /// probabilities of [`Link::ScaledBridge`].
+    ///
+    /// # Errors
+    /// As [`OutputGaussian::probabilities`].
+    pub fn scaled_dirichlet(&self) -> Result<Tensor> {
+        Ok(self.log_dirichlet(true)?.f_exp()?)
     }
 
     fn log_dirichlet(&self, scaled: bool) -> Result<Tensor> {
@@ -247,13 +234,14 @@ impl OutputGaussian {
         Ok(vectors * values.f_clamp_min(0.0)?.f_sqrt()?.f_unsqueeze(1)?)
     }
 
-    /// Mean, variance and noise of numbers, in closed form.
+    /// What it says of observations, N(μ, V_cc + σ²) for each output by itself, in closed form: V_cc is what more data
+    /// would take away, the noise σ² would stay. With intervals and scores, and on the CPU.
     ///
     /// # Errors
-    /// A likelihood of classes.
-    pub fn regression(&self) -> Result<Regression> {
-        let noise = self.noise()?;
-        Ok(Regression { mean: self.mean.copy(), epistemic: self.variance(), noise })
+    /// A likelihood of classes; no outputs at all.
+    pub fn forecast(&self) -> Result<Forecast> {
+        let noise = self.mean.f_full_like(self.noise()?)?;
+        Forecast::around(&self.mean, &self.variance(), &noise)
     }
 
     /// ln p(y | x) `[B]` in nats of observations y in the shape of μ: that of N(μ, V + σ²I).

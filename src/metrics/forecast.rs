@@ -36,15 +36,17 @@ pub struct Forecast {
     pub(super) weights: Tensor,
     /// `[K, N]`
     pub(super) means: Tensor,
-    /// `[K, N]`, ≥ 0.
+    /// Of y, `[K, N]`, ≥ 0.
     pub(super) variances: Tensor,
+    /// What part of them is not noise, `[K, N]`.
+    uncertain: Tensor,
     /// Of a prediction.
     shape: Vec<i64>,
 }
 
 impl Forecast {
-    /// One Gaussian for each element: means and variances (noise included) of one shape. A variance of 0 says that
-    /// y is the mean.
+    /// One Gaussian for each element: means and variances of one shape, all of it noise
+    /// ([`Forecast::around`] tells two parts apart). A variance of 0 says that y is the mean.
     ///
     /// # Errors
     /// [`Error::Metric`] for two shapes, no elements, a number that is not finite, a negative variance.
@@ -53,6 +55,20 @@ impl Forecast {
         let variance = numbers("variance", variance, "a finite number ≥ 0", non_negative)?;
         same_shape("variance", &variance, "mean", &mean.size())?;
         Self::stacked(&[1.0], &mean.f_unsqueeze(0)?, &variance.f_unsqueeze(0)?)
+    }
+
+    /// One Gaussian for each element, with noise around a number that is itself uncertain, as of a
+    /// [linearised model](crate::laplace::OutputGaussian::forecast): N(mean, epistemic + noise), three tensors of one
+    /// shape.
+    ///
+    /// # Errors
+    /// As [`Forecast::gaussian`], of both variances.
+    pub fn around(mean: &Tensor, epistemic: &Tensor, noise: &Tensor) -> Result<Self> {
+        let epistemic = numbers("epistemic", epistemic, "a finite number ≥ 0", non_negative)?;
+        let noise = numbers("noise", noise, "a finite number ≥ 0", non_negative)?;
+        same_shape("noise", &noise, "epistemic", &epistemic.size())?;
+        let f = Self::gaussian(mean, &(&epistemic + noise))?;
+        Ok(Forecast { uncertain: epistemic.f_reshape([1, -1])?, ..f })
     }
 
     /// A mixture of K Gaussians for each element: `weights` of the components, each ≥ 0, which are divided by their
@@ -94,7 +110,9 @@ impl Forecast {
             return Err(Error::Metric(format!("the weights have the sum {sum}: expected a positive number")));
         }
         let [means, variances] = [means, variances].map(|t| t.f_reshape([k, -1]));
-        Ok(Forecast { weights: Tensor::from_slice(weights) / sum, means: means?, variances: variances?, shape })
+        let (means, variances) = (means?, variances?);
+        let uncertain = variances.f_zeros_like()?;
+        Ok(Forecast { weights: Tensor::from_slice(weights) / sum, means, variances, uncertain, shape })
     }
 
     /// K
@@ -116,21 +134,22 @@ impl Forecast {
     }
 
     /// Epistemic variance, `Σₖ wₖ (mₖ - E[y])²`: what the samples of the weights disagree about, and more data could
-    /// resolve. 0 for one Gaussian.
+    /// resolve. Of one Gaussian what [`Forecast::around`] was given, else 0.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn epistemic(&self) -> Result<Tensor> {
-        self.whole(&self.average(&(&self.means - self.average(&self.means)?).f_square()?)?)
+        let apart = (&self.means - self.average(&self.means)?).f_square()?;
+        self.whole(&self.average(&(apart + &self.uncertain))?)
     }
 
-    /// Variance of the noise (aleatoric), `Σₖ wₖ vₖ`, which more data do not take away. For one Gaussian all of its
-    /// variance.
+    /// Variance of the noise (aleatoric), `Σₖ wₖ vₖ`, which more data do not take away. Of one Gaussian all of its
+    /// variance, but for what [`Forecast::around`] was told is epistemic.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn noise(&self) -> Result<Tensor> {
-        self.whole(&self.average(&self.variances)?)
+        self.whole(&self.average(&(&self.variances - &self.uncertain))?)
     }
 
     /// Var\[y\], which is [`epistemic`](Self::epistemic) + [`noise`](Self::noise).
@@ -147,7 +166,7 @@ impl Forecast {
     /// # Errors
     /// If libtorch fails.
     pub fn moment_matched(&self) -> Result<Forecast> {
-        Forecast::gaussian(&self.mean()?, &self.variance()?)
+        Forecast::around(&self.mean()?, &self.epistemic()?, &self.noise()?)
     }
 
     /// Undoes a normalization of y: the prediction of `mean + sd·y`, for a model that was trained on targets less their
@@ -165,8 +184,9 @@ impl Forecast {
         if !(sd.is_finite() && sd > 0.0) {
             return Err(Error::Metric(format!("sd = {sd}: expected a finite number > 0")));
         }
+        let [variances, uncertain] = [&self.variances, &self.uncertain].map(|v| v * (sd * sd));
         let (weights, shape) = (self.weights.copy(), self.shape.clone());
-        Ok(Forecast { weights, means: &self.means * sd + mean, variances: &self.variances * (sd * sd), shape })
+        Ok(Forecast { weights, means: &self.means * sd + mean, variances, uncertain, shape })
     }
 
     /// P(y' ≤ y) of this prediction for the y that was seen, in its shape: the probability integral transform, uniform

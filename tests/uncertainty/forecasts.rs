@@ -44,6 +44,22 @@ fn a_mixture_has_its_moments_and_quantiles() {
     all_close(&values(&samples.pit(&t(&[2.0])).unwrap()), &[0.375], 1e-15);
 }
 
+/// The noise on top of what is not known; to each its part, in other units and as a Gaussian of its own too.
+#[test]
+fn a_gaussian_around_an_uncertain_number_has_both_variances() {
+    let f = Forecast::around(&t(&[1.0, -2.0]), &t(&[0.5, 0.0]), &t(&[0.25, 4.0])).unwrap();
+    let of = |f: &Forecast| [f.mean(), f.epistemic(), f.noise(), f.variance()].map(|x| values(&x.unwrap()));
+    let whole = Forecast::gaussian(&t(&[1.0, -2.0]), &t(&[0.75, 4.0])).unwrap();
+    for f in [&f, &f.moment_matched().unwrap()] {
+        assert_eq!(of(f), [[1.0, -2.0], [0.5, 0.0], [0.25, 4.0], [0.75, 4.0]].map(Vec::from));
+        let y = t(&[0.0, 0.5]);
+        assert_eq!(f.nll(&y).unwrap(), whole.nll(&y).unwrap());
+        assert_eq!(f.interval(0.9).unwrap().coverage(&y).unwrap(), whole.interval(0.9).unwrap().coverage(&y).unwrap());
+    }
+    let doubled = f.denormalize(1.0, 2.0).unwrap();
+    assert_eq!(of(&doubled), [[3.0, -3.0], [2.0, 0.0], [1.0, 16.0], [3.0, 16.0]].map(Vec::from));
+}
+
 /// ∫ (P(y' ≤ x) - 𝟙[y ≤ x])² dx by the trapezoidal rule, apart at y, where the integrand jumps.
 #[test]
 fn crps_is_the_integral() {
@@ -133,6 +149,9 @@ fn forecasts_refuse_what_they_cannot_be() {
     refused(Forecast::gaussian(&one, &t(&[1.0, f64::INFINITY])), &["variance[1] = inf"]);
     refused(Forecast::gaussian(&one, &one.unsqueeze(1)), &["variance has shape [2, 1]", "[2]"]);
     refused(Forecast::gaussian(&t(&[]), &t(&[])), &["mean has shape [0]", "at least one"]);
+    refused(Forecast::around(&one, &t(&[-0.5, 1.0]), &one), &["epistemic[0] = -0.5", "≥ 0"]);
+    refused(Forecast::around(&one, &one, &t(&[1.0, f64::NAN])), &["noise[1] = NaN"]);
+    refused(Forecast::around(&one, &one, &t(&[1.0])), &["noise has shape [1]", "epistemic"]);
     refused(Forecast::gaussian(&labels(&[1]), &t(&[1.0])), &["mean is Int64"]);
     refused(Forecast::gaussian(&Tensor::new(), &one), &["mean is an undefined tensor"]);
     let (m, v) = (rows(&[0.0, 1.0, 2.0, 3.0], 2), Tensor::ones([2, 2], (Kind::Double, Device::Cpu)));
