@@ -1,19 +1,16 @@
 //! EVON as published: the options that the row has beside its defaults.
 
 use std::cell::RefCell;
-use support::{F64, all_close, close, given, params, randn, refused, store, values, variable, weight};
+use support::{
+    F64, all_close, chirp, close, exact_expectations, given, orthogonal, params, randn, refused, store, values,
+    variable, weight,
+};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_blr::continual::{Past, Quadratic};
 use tch_blr::{
-    Error, Evon, Expectation, Given, KroneckerGaussian, KroneckerParameter, Optimizer, Params, Philox, Prior, Soap,
+    Error, Evon, Expectation, KroneckerGaussian, KroneckerParameter, Optimizer, Params, Philox, Prior, Soap,
 };
-
-/// A tensor without a pattern.
-fn wave(size: &[i64], phase: f64) -> Tensor {
-    let n: i64 = size.iter().product();
-    (Tensor::arange(n, (Kind::Double, Device::Cpu)).square() * 0.7 + phase).sin().reshape(size)
-}
 
 /// One variable of this shape, and a loss of it that is not linear.
 struct Model {
@@ -24,12 +21,12 @@ struct Model {
 impl Model {
     fn new(size: &[i64]) -> Self {
         let vs = store(F64);
-        let w = variable(&vs, "w", 0, &wave(size, 0.4));
+        let w = variable(&vs, "w", 0, &chirp(size, 0.4));
         Model { vs, w }
     }
 
     fn loss(&self) -> Tensor {
-        ((&self.w - wave(&self.w.size(), 1.1)).square() * (wave(&self.w.size(), 2.0) + 1.5)).sum(Kind::Double)
+        ((&self.w - chirp(&self.w.size(), 1.1)).square() * (chirp(&self.w.size(), 2.0) + 1.5)).sum(Kind::Double)
             + self.w.sin().sum(Kind::Double).square()
     }
 }
@@ -60,22 +57,28 @@ fn clean_steps_leave_the_hessian_and_noisy_ones_the_moments() {
     }
 }
 
-/// h ← h + r(f-h) + ½r²(f-h)²/h halves its start only in the noisy steps.
+/// h ← h + r(f-h) + ½r²(f-h)²/h forgets its start only in the noisy steps, and the diagnostics know how much.
 #[test]
 fn only_noisy_steps_forget_the_start() {
     let share = |rule: Evon, steps: i32| {
         let w = weight(&[0.3]);
         let mut opt = rule.noise(Philox { seed: 0 }).build(params(&w), 0.0).unwrap();
         (0..steps).for_each(|_| _ = opt.step(|| (&w * 0.0).sum(Kind::Double)).unwrap());
-        opt.state("w", "hess").unwrap().double_value(&[0])
+        let h = opt.state("w", "hess").unwrap().double_value(&[0]) / 2.0;
+        if let Some(learned) = opt.diagnostics().unwrap().learned {
+            close(learned, 1.0 - h, 1e-14);
+        } else {
+            // With an ess as without, the limit has no precision.
+            assert_eq!((rule.expectation, opt.posterior().is_err()), (Expectation::Delta, true));
+        }
+        h
     };
     let rule = Evon::default().ess(10.0).weight_decay(0.0).beta2(0.9).hess_init(2.0);
+    close(share(rule, 4), 0.905_f64.powi(4), 1e-14);
     close(share(rule, 4), share(rule.phased(true), 8), 1e-15);
     close(share(rule, 4), share(rule.phased(true), 9), 1e-15);
-}
-
-fn orthogonal(n: i64, phase: f64) -> Tensor {
-    Tensor::linalg_qr(&wave(&[n, n], phase), "reduced").0
+    // β₂ᵗ without the retraction.
+    close(share(rule.expectation(Expectation::Delta).weight_decay(1e-300), 4), 0.9_f64.powi(4), 1e-14);
 }
 
 /// A quadratic seen through W → UWV has the same path, rotated, whichever basis the weights are written in, with exact
@@ -84,19 +87,13 @@ fn orthogonal(n: i64, phase: f64) -> Tensor {
 fn the_published_rule_does_not_depend_on_the_coordinates() {
     let (n, steps) = (3, 24);
     let (u, v) = (orthogonal(n, 0.2), orthogonal(n, 0.9));
-    let (stiffness, target, start) = (wave(&[n, n], 0.3).square() + 0.5, wave(&[n, n], 1.0), wave(&[n, n], 2.0));
+    let (stiffness, target, start) = (chirp(&[n, n], 0.3).square() + 0.5, chirp(&[n, n], 1.0), chirp(&[n, n], 2.0));
     let loss = |w: &Tensor| ((w - &target).square() * &stiffness).sum(Kind::Double);
-    let axis = |i: i64| {
-        let z = Tensor::zeros([n * n], (Kind::Double, Device::Cpu));
-        let _ = z.get(i).fill_(n as f64);
-        vec![z.reshape([n, n])]
-    };
-    let noise = || Given((0..steps).map(|_| (0..n * n).map(axis).collect()).collect());
     let path = |rule: Evon, rotated: bool| {
         let w = if rotated { u.matmul(&start).matmul(&v) } else { start.copy() }.set_requires_grad(true);
         let rule = rule.ess(20.0).beta1(0.8).beta2(0.9).frequency(3).weight_decay(0.1);
-        let rule = rule.expectation(Expectation::Antithetic { pairs: 9 });
-        let mut opt = rule.noise(noise()).build(params(&w), 0.05).unwrap();
+        let (expectation, noise) = exact_expectations(steps, &[n, n]);
+        let mut opt = rule.expectation(expectation).noise(noise).build(params(&w), 0.05).unwrap();
         let closure = || if rotated { loss(&u.tr().matmul(&w).matmul(&v.tr())) } else { loss(&w) };
         (0..steps).for_each(|_| _ = opt.step(closure).unwrap());
         let w = w.detach();
@@ -113,7 +110,7 @@ fn the_published_rule_does_not_depend_on_the_coordinates() {
 
 #[test]
 fn a_whitened_step_is_as_long_in_every_direction() {
-    let start = |size: &[i64]| wave(size, 0.0).set_requires_grad(true);
+    let start = |size: &[i64]| chirp(size, 0.0).set_requires_grad(true);
     for size in [[64, 32], [32, 64]] {
         for scale in [1e-12, 1.0, 1e12] {
             let (w, c) = (start(&size), randn(&size, 7) * scale);
@@ -127,12 +124,25 @@ fn a_whitened_step_is_as_long_in_every_direction() {
             assert!(0.6 < least && most < 1.3, "{least} {most}");
         }
     }
-    // Of a vector only the length changes.
-    let w = weight(&[1.0, 2.0, -1.0]);
-    let rule = Evon::default().ess(1e3).weight_decay(0.0).beta2(0.0).whiten(true);
-    let mut opt = rule.noise(given(1, &[&[0.0; 3]])).build(params(&w), 0.5).unwrap();
-    opt.step(|| (&w * Tensor::from_slice(&[3.0, 0.0, -4.0])).sum(Kind::Double)).unwrap();
-    all_close(&values(&w), &[1.0 - 0.5 * 0.6, 2.0, -1.0 + 0.5 * 0.8], 1e-15);
+    // Of a vector only the length changes, rotated or not.
+    for rotate in [false, true] {
+        let w = weight(&[1.0, 2.0, -1.0]);
+        let rule = Evon::default().ess(1e3).weight_decay(0.0).beta2(0.0).whiten(true).rotate_vectors(rotate);
+        let mut opt = rule.noise(given(1, &[&[0.0; 3]])).build(params(&w), 0.5).unwrap();
+        opt.step(|| (&w * Tensor::from_slice(&[3.0, 0.0, -4.0])).sum(Kind::Double)).unwrap();
+        all_close(&values(&w), &[1.0 - 0.5 * 0.6, 2.0, -1.0 + 0.5 * 0.8], 1e-15);
+    }
+    // And a tensor is the matrix of its rows, whatever it is rotated as.
+    for merge in [false, true] {
+        let (w, c) = (start(&[4, 2, 3]), randn(&[4, 2, 3], 7));
+        let before = w.detach().copy();
+        let rule = Evon::default().ess(1e3).weight_decay(0.0).whiten(true).merge_dims(merge).max_dim(8);
+        let mut opt = rule.noise(Philox { seed: 1 }).build(params(&w), 0.25).unwrap();
+        opt.step(|| (&w * &c).sum(Kind::Double)).unwrap();
+        let singular = ((before - w.detach()) / 0.25).reshape([4, 6]).svd(true, true).1;
+        let [least, most] = [singular.min(), singular.max()].map(|x| x.double_value(&[]));
+        assert!(0.6 < least && most < 1.3, "{merge}: {least} {most}");
+    }
 }
 
 /// Of `[8, 3, 3]`, for every limit, and which sides of it are rotated.
@@ -144,18 +154,17 @@ fn dimensions_are_merged_while_their_product_is_small() {
     };
     let merged = |limit| Evon::default().merge_dims(true).max_dim(limit);
     for (limit, expected) in
-        [(7, [0, 0]), (8, [8, 0]), (9, [8, 9]), (23, [8, 9]), (24, [24, 3]), (71, [24, 3]), (72, [0, 0])]
+        [(7, [0, 0]), (8, [8, 0]), (9, [8, 9]), (23, [8, 9]), (24, [24, 3]), (71, [24, 3]), (72, [0, 72])]
     {
         assert_eq!(sides(merged(limit), &[8, 3, 3]), expected, "{limit}");
     }
-    assert_eq!(sides(merged(72).rotate_vectors(true), &[8, 3, 3]), [0, 72]);
-    assert_eq!(sides(merged(10_000), &[64, 3, 3, 3]), [0, 0]);
+    assert_eq!(sides(merged(144), &[8, 3, 3, 2]), [0, 144]);
     assert_eq!(sides(merged(64), &[64, 3, 3, 3]), [64, 27]);
     // Off: the matrix of the rows.
     assert_eq!(sides(Evon::default().max_dim(24), &[8, 3, 3]), [8, 9]);
     // Dimensions of one, and none.
     assert_eq!(sides(merged(8), &[1, 8, 3]), [8, 3]);
-    assert_eq!(sides(merged(8), &[8, 1, 1]), [0, 0]);
+    assert_eq!(sides(merged(8), &[8, 1, 1]), [0, 8]);
     for rule in [Evon::default(), merged(100)] {
         assert_eq!(sides(rule, &[5]), [0, 0]);
         assert_eq!(sides(rule.rotate_vectors(true), &[5]), [0, 5]);
@@ -175,7 +184,7 @@ fn learned(rule: Evon) -> (Model, KroneckerGaussian) {
 
 fn merging() -> [(Evon, [i64; 2]); 2] {
     let merged = Evon::default().merge_dims(true);
-    [(merged.max_dim(8), [8, 3]), (merged.rotate_vectors(true), [0, 24])]
+    [(merged.max_dim(8), [8, 3]), (merged, [0, 24])]
 }
 
 /// What a Gaussian of a merged matrix says, its precision written out says too.
@@ -216,7 +225,7 @@ fn a_posterior_of_a_merged_matrix_is_its_full_gaussian() {
             let zero = Tensor::zeros([], (Kind::Double, Device::Cpu));
             past.beside(zero, 1.0, Params::from(&model.vs), |x: &Tensor| x.shallow_clone()).unwrap().double_value(&[])
         };
-        tch::no_grad(|| model.w.shallow_clone().copy_(&(wave(&[4, 2, 3], 5.0))));
+        tch::no_grad(|| model.w.shallow_clone().copy_(&(chirp(&[4, 2, 3], 5.0))));
         close(value(Quadratic::from(&q)), value(Quadratic::from(&full)), 1e-9);
     }
     let [a, b] = merging().map(|(rule, _)| learned(rule).1);
@@ -260,17 +269,11 @@ fn a_prior_brings_its_matrix_along() {
 #[test]
 fn a_rotated_vector_has_the_full_posterior_of_a_linear_model() {
     let steps = 300;
-    let (x, y) = (wave(&[7, 4], 0.2), wave(&[7], 0.8));
-    let axis = |i: i64| {
-        let z = Tensor::zeros([4], (Kind::Double, Device::Cpu));
-        let _ = z.get(i).fill_(2.0);
-        vec![z]
-    };
+    let (x, y) = (chirp(&[7, 4], 0.2), chirp(&[7], 0.8));
     let w = weight(&[0.0; 4]);
     let rule = Evon::default().ess(7.0).weight_decay(0.0).beta1(0.0).beta2(0.5).beta_basis(0.5).frequency(1);
-    let rule = rule.rotate_vectors(true).expectation(Expectation::Antithetic { pairs: 4 });
-    let noise = Given((0..steps).map(|_| (0..4).map(axis).collect()).collect());
-    let mut opt = rule.noise(noise).build(params(&w), 0.5).unwrap();
+    let (expectation, noise) = exact_expectations(steps, &[4]);
+    let mut opt = rule.rotate_vectors(true).expectation(expectation).noise(noise).build(params(&w), 0.5).unwrap();
     for _ in 0..steps {
         opt.step(|| (x.mv(&w) - &y).square().mean(Kind::Double) * 0.5).unwrap();
     }
@@ -394,4 +397,40 @@ fn published_settings_are_those_of_the_language_model() {
     assert_eq!((phased, whiten, merge_dims, rotate_vectors), (true, true, false, false));
     let Evon { phased, whiten, merge_dims, rotate_vectors, .. } = Evon::default();
     assert_eq!((phased, whiten, merge_dims, rotate_vectors), (false, false, false, false));
+}
+
+/// In the limit with a posterior as prior: h starts at 0, and Δ = P₀/λ pulls and divides; phased, the noise at first is
+/// the prior's. By hand, of a vector.
+#[test]
+fn the_limit_and_the_phases_take_a_posterior_as_prior() {
+    let (m0, p0, ess, lr) = ([0.5, -1.0], [4.0, 9.0], 10.0, 0.1);
+    let q = tch_blr::DiagonalGaussian::new([("w", Tensor::from_slice(&m0), Tensor::from_slice(&p0))]).unwrap();
+    let rule = Evon::default().beta1(0.0).beta2(0.7);
+    let limit = rule.expectation(Expectation::Delta);
+    let w = weight(&[1.0, 2.0]);
+    // Without λ there is no Δ.
+    refused(limit.prior(&q).build(params(&w), lr), &["ess"]);
+    let mut opt = limit.ess(ess).prior(&q).build(params(&w), lr).unwrap();
+    let (mut m, mut h) = (values(&w), [0.0; 2]);
+    for _ in 0..4 {
+        opt.step(|| (w.square() * 0.5).sum(Kind::Double)).unwrap();
+        for i in 0..2 {
+            let (g, delta) = (m[i], p0[i] / ess);
+            h[i] = 0.7 * h[i] + 0.3 * g * g;
+            m[i] -= lr * (g + delta * (m[i] - m0[i])) / (h[i] + delta);
+        }
+        all_close(&values(&w), &m, 1e-14);
+    }
+    let w = weight(&[1.0, 2.0]);
+    let phased = rule.ess(ess).phased(true).prior(&q);
+    let mut opt = phased.noise(given(2, &[&[1.0, -1.0]])).build(params(&w), 0.0).unwrap();
+    let at = RefCell::new(Vec::new());
+    for expected in [[1.0, 2.0], [1.0 + 0.5, 2.0 - 1.0 / 3.0]] {
+        opt.step(|| {
+            *at.borrow_mut() = values(&w);
+            (w.square() * 0.5).sum(Kind::Double)
+        })
+        .unwrap();
+        all_close(&at.borrow(), &expected, 1e-14);
+    }
 }

@@ -67,32 +67,38 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// φ(x) = 1 + x + ½x² of x = r(f-h)/h, which rises from x = -1 on.
+    /// φ(x) = 1 + x + ½x² of x = r(f-h)/(h+δ), which rises from x = -1 on.
     #[test]
     fn a_clipped_price_bounds_the_change_of_the_precision(
         kappa in magnitude(-2.0..2.0),
         share in 0.0..1.0,
         price in magnitude(-4.0..8.0),
         sign in prop::sample::select(vec![-1.0, 1.0]),
-        h in magnitude(-3.0..3.0),
+        s in magnitude(-3.0..3.0),
+        prior in prop_oneof![Just(0.0), 0.0..1.0],
     ) {
+        // S = h + δ
+        let (h, delta) = (s * (1.0 - prior), s * prior);
+        prop_assume!(h > 0.0);
+        let s = h + delta;
         let beta2 = 1.0 - share / (1.0 + kappa);
         // As the row has it.
         let r: f64 = 1.0 - beta2;
         let w = Tensor::zeros([1, 1], (Kind::Double, tch::Device::Cpu)).set_requires_grad(true);
         let params = Params::named([("w", w.shallow_clone())]).unwrap();
-        let rule = Evon::default().ess(7.0).hess_init(h).weight_decay(0.0).beta2(beta2).hess_clip(kappa);
+        let rule = Evon::default().ess(7.0).hess_init(h).weight_decay(delta).beta2(beta2).hess_clip(kappa);
         let mut opt = rule.noise(tch_blr::Given(vec![vec![vec![Tensor::ones([1, 1], (Kind::Double, tch::Device::Cpu))]]]))
             .build(params, 0.1).unwrap();
-        // e = 1/√(λh), so that f = e g λh.
+        // e = 1/√(λS), so that f = e g λS.
         opt.step(|| (&w * (sign * price)).sum(Kind::Double)).unwrap();
-        let factor = opt.state("w", "hess").unwrap().double_value(&[0, 0]) / h;
+        let factor = (opt.state("w", "hess").unwrap().double_value(&[0, 0]) + delta) / s;
         let phi = |x: f64| 1.0 + x + 0.5 * x * x;
         let rounding = 1e-13 * (1.0 + kappa);
         prop_assert!(factor >= phi(-r * (1.0 + kappa)) - rounding, "{factor}");
-        prop_assert!(factor <= phi(r * (kappa - 1.0)) + rounding, "{factor}");
-        let f = (sign * price * (7.0 / h).sqrt()).clamp(-kappa, kappa);
-        prop_assert!((factor - phi(r * (f - 1.0))).abs() <= rounding, "{factor}");
+        prop_assert!(factor <= phi(r * kappa) + rounding, "{factor}");
+        prop_assert!(prior > 0.0 || factor <= phi(r * (kappa - 1.0)) + rounding, "{factor}");
+        let f = (sign * price * (7.0 / s).sqrt()).clamp(-kappa, kappa);
+        prop_assert!((factor - phi(r * (f - h / s))).abs() <= rounding, "{factor}");
     }
 }
 

@@ -3,10 +3,10 @@
 // Digits as the reference has them.
 #![allow(clippy::unreadable_literal)]
 
-use support::{all_close, close, mean_and_error, params, values, weight};
+use support::{all_close, chirp, close, exact_expectations, mean_and_error, orthogonal, params, values, weight};
 use tch::nn::{Init, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::rows::PrecisionInStep;
+use tch_blr::rows::{PrecisionInStep, StepLength};
 use tch_blr::rule::Row;
 use tch_blr::{
     Adam, Builder, DiagonalNewton, Error, Evon, Expectation, FullGaussian, FullVon, Given, Ivon, Newton, Optimizer,
@@ -45,21 +45,10 @@ impl Ridge {
     }
 }
 
-/// Antithetic evaluations at ±√n along each axis of z: these 2n points of equal weight integrate polynomials of second
-/// degree exactly, which is all that a quadratic loss asks for.
-fn exact_expectations(steps: usize, n: usize) -> (Expectation, Given) {
-    let axis = |i: usize| {
-        let z: Vec<f64> = (0..n).map(|j| if i == j { (n as f64).sqrt() } else { 0.0 }).collect();
-        vec![Tensor::from_slice(&z)]
-    };
-    let step = || (0..n).map(axis).collect();
-    (Expectation::Antithetic { pairs: n }, Given((0..steps).map(|_| step()).collect()))
-}
-
 /// Both Hessians, with expectations that are exact, and rates of one.
 fn unit_steps(steps: usize) -> [Builder<FullVon>; 2] {
     [Statistic::Price, Statistic::Hessian].map(|hessian| {
-        let (expectation, noise) = exact_expectations(steps, 2);
+        let (expectation, noise) = exact_expectations(steps, &[2]);
         let rule = FullVon::default().ess(ESS).weight_decay(DELTA).improved(false).beta2(0.0);
         rule.expectation(expectation).hessian(hessian).noise(noise)
     })
@@ -85,7 +74,7 @@ fn one_step_solves_linear_regression() {
 fn natural_parameters_converge_geometrically() {
     let rho = 0.3;
     let ridge = Ridge::new();
-    let (expectation, noise) = exact_expectations(5, 2);
+    let (expectation, noise) = exact_expectations(5, &[2]);
     let rule = FullVon::default().ess(ESS).weight_decay(DELTA).improved(false).beta2(1.0 - rho);
     let rule = rule.expectation(expectation).noise(noise);
     let mut opt = rule.build(params(&ridge.w), rho).unwrap();
@@ -108,7 +97,7 @@ fn the_improved_rule_finds_the_same_posterior() {
     for precision_in_step in [PrecisionInStep::New, PrecisionInStep::Old] {
         for hessian in [Statistic::Price, Statistic::Hessian] {
             let ridge = Ridge::new();
-            let (expectation, noise) = exact_expectations(400, 2);
+            let (expectation, noise) = exact_expectations(400, &[2]);
             let rule = FullVon::default().ess(ESS).weight_decay(DELTA).precision_in_step(precision_in_step);
             let rule = rule.expectation(expectation).hessian(hessian).noise(noise);
             let mut opt = rule.build(params(&ridge.w), 0.3).unwrap();
@@ -446,7 +435,8 @@ fn weights_changed_from_outside_are_followed() {
     all_close(&values(&ridge.w), &[1.8, -1.4], 1e-13);
 }
 
-/// Without a rotation EVON is IVON, sample by sample.
+/// Without a rotation EVON is IVON, sample by sample, but for rounding: IVON has all of a weight's arithmetic in one
+/// expression, EVON an operation of libtorch for each sign of it.
 #[test]
 fn evon_in_the_identity_basis_is_ivon() {
     let (vs, vars) = model(Kind::Double);
@@ -478,16 +468,10 @@ fn evon_recovers_the_full_posterior_of_a_linear_model() {
     let y = (Tensor::arange(10, (Kind::Double, Device::Cpu)) * 0.9).cos().reshape([5, 2]);
     let loss = |w: &Tensor| (x.matmul(&w.tr()) - &y).square().sum(Kind::Double) * 0.1;
     let steps = 400;
-    let zeros = [0.0; 6];
-    let axis = |i: usize| {
-        let mut z = zeros;
-        z[i] = 6f64.sqrt();
-        vec![Tensor::from_slice(&z).reshape([2, 3])]
-    };
-    let noise = || Given((0..steps).map(|_| (0..6).map(axis).collect()).collect());
-    let w = weight(&zeros).detach().reshape([2, 3]).set_requires_grad(true);
+    let (expectation, noise) = exact_expectations(steps, &[2, 3]);
+    let w = weight(&[0.0; 6]).detach().reshape([2, 3]).set_requires_grad(true);
     let rule = Evon::default().ess(5.0).weight_decay(0.0).beta1(0.0).beta2(0.5).beta_basis(0.5).frequency(1);
-    let rule = rule.expectation(Expectation::Antithetic { pairs: 6 }).noise(noise());
+    let rule = rule.expectation(expectation).noise(noise);
     let mut opt = rule.build(params(&w), 0.5).unwrap();
     for _ in 0..steps {
         opt.step(|| loss(&w)).unwrap();
@@ -529,12 +513,6 @@ fn soap_in_the_identity_basis_is_adam() {
     }
 }
 
-/// An orthogonal matrix without a pattern.
-fn orthogonal(n: i64, phase: f64) -> Tensor {
-    let a = (Tensor::arange(n * n, (Kind::Double, Device::Cpu)).square() * 0.7 + phase).sin().reshape([n, n]);
-    Tensor::linalg_qr(&a, "reduced").0
-}
-
 /// A quadratic seen through W → UWV has the same path, rotated, whichever basis the weights are written in; Adam's
 /// depends on it. The gradients are square and of full rank, so that the eigenvectors are unique but for their signs.
 /// In its own basis the second step's gradient is diagonal but for rounding, which the division magnifies up to 1/ε
@@ -567,13 +545,47 @@ fn soap_does_not_depend_on_the_coordinates() {
     assert!((path(false, false) - &start).abs().max().double_value(&[]) > 0.5, "nothing happened");
 }
 
+/// Without noise and with Adam's divisor it is SOAP, whose averages count one step less because its first one only
+/// looks: after a first gradient of zero both have the same averages, and steps that differ by the corrections.
+#[test]
+fn evon_by_the_delta_method_with_adams_divisor_is_soap() {
+    let (beta1, beta2, lr) = (0.6, 0.9, 0.01);
+    let variable = || support::wave(&[3, 4], 0.0).set_requires_grad(true);
+    let (w, x) = (variable(), variable());
+    let soap = Soap::default().frequency(2).beta_basis(0.8).beta1(beta1).beta2(beta2).decoupled_decay(0.0).eps(1e-15);
+    let mut soap = soap.build(params(&w), lr).unwrap();
+    let evon = Evon::default().frequency(2).beta_basis(0.8).beta1(beta1).step_length(StepLength::Adam { beta: beta2 });
+    // A prior must be, and this one pulls nothing.
+    let evon = evon.expectation(Expectation::Delta).weight_decay(f64::MIN_POSITIVE);
+    let mut evon = evon.build(params(&x), lr).unwrap();
+    for t in 1..=12 {
+        // The same at every point, so that the two paths may differ.
+        let c = chirp(&[3, 4], f64::from(t)) * if t == 1 { 0.0 } else { 1.0 };
+        let before = [w.detach().copy(), x.detach().copy()];
+        soap.step(|| (&w * &c).sum(Kind::Double)).unwrap();
+        evon.step(|| (&x * &c).sum(Kind::Double)).unwrap();
+        for (ours, theirs) in [("left_basis", "left_basis"), ("right_basis", "right_basis"), ("square", "square")] {
+            assert_eq!(evon.state("w", ours), soap.state("w", theirs), "step {t}: {ours}");
+        }
+        let [theirs, ours] = [(&w, &before[0]), (&x, &before[1])].map(|(after, before)| before - after.detach());
+        if t == 1 {
+            assert_eq!((values(&ours), values(&theirs)), (vec![0.0; 12], vec![0.0; 12]));
+            continue;
+        }
+        let correction = |beta: f64| (1.0 - beta.powi(t - 1)) / (1.0 - beta.powi(t));
+        all_close(&values(&(ours / lr)), &values(&(theirs / lr * correction(beta1) / correction(beta2).sqrt())), 1e-12);
+    }
+    let turned = evon.state("w", "left_basis").unwrap() - Tensor::eye(3, (Kind::Double, Device::Cpu));
+    assert!(turned.abs().max().double_value(&[]) > 0.1, "nothing to rotate");
+}
+
 /// The arrow from SOAP to EVON: with the same gradients (here those of linear losses, which are the same at every
 /// point) both have the same bases, bit by bit, and the same rotated gradients in their steps; what differs is the
 /// divisor, √v + ε there and h + δ here.
 #[test]
 fn soap_and_evon_share_the_basis() {
     let start = (Tensor::arange(12, (Kind::Double, Device::Cpu)) * 0.3).cos().reshape([3, 4]);
-    let slope = |t: i64| (Tensor::arange(12, (Kind::Double, Device::Cpu)).square() * 0.7 + t).sin().reshape([3, 4]);
+    let slope = |t: i32| chirp(&[3, 4], f64::from(t));
     let variable = || start.copy().set_requires_grad(true);
     let (w, x) = (variable(), variable());
     let (lr, eps) = (0.01, 1e-3);
@@ -594,7 +606,7 @@ fn soap_and_evon_share_the_basis() {
         if t == 0 {
             continue;
         }
-        let debias = 1.0 - 0.95f64.powi(t as i32);
+        let debias = 1.0 - 0.95f64.powi(t);
         let divisors = [(soap.state("w", "square").unwrap() / debias).sqrt() + eps, evon.state("w", "hess").unwrap()];
         let gradient = q_l.tr().matmul(&c).matmul(&q_r);
         for ((after, before), divisor) in [&w, &x].into_iter().zip(&before).zip(divisors) {

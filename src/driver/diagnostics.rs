@@ -134,7 +134,8 @@ impl<R: Row> Optimizer<R> {
             spreads: Vec::new(),
             fallback: self.fallback(),
         };
-        let (Some(ess), true) = (self.config.effective_sample_size(), R::Posterior::EXISTS) else {
+        let ess = self.config.effective_sample_size();
+        let Some(ess) = ess.filter(|_| R::Posterior::EXISTS && self.config.has_posterior()) else {
             return Ok(without);
         };
         let q = self.posterior_or_none()?.boxed()?;

@@ -88,6 +88,10 @@ pub trait Row: Copy + Debug + Send + Sync + Serialize + DeserializeOwned + 'stat
         let _ = t;
         None
     }
+    /// Whether there is a posterior with these settings and an ess, of rows that have one; by default there is.
+    fn has_posterior(&self) -> bool {
+        true
+    }
     /// What an evaluation gives beside the gradient, for the estimate of E_q\[∇²ℓ\]; by default nothing.
     fn statistic(&self) -> Statistic {
         Statistic::Unused

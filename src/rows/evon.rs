@@ -27,7 +27,7 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// GGᵀ and GᵀG are averaged over samples; the first ones set L and R. The first step takes place in the identity
+    /// GGᵀ and GᵀG are averaged over samples; L and R start at 0. The first step takes place in the identity
     /// basis, and no step uses a basis that has seen its gradient. With `max_growth` x, h+δ is at most x times what it
     /// was; with [`StepLength::Adam`] d, of the rotated gradient, takes the place of h+δ in M's step. h is not rotated
     /// when the basis turns. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
@@ -37,7 +37,7 @@ config! {
     /// them):
     ///
     /// * [`whiten`](Evon::whiten): Q_L U Q_Rᵀ with U the clipped quotient becomes whiten(Q_L U Q_Rᵀ), of singular
-    ///   values near 1, so that α is the length of a step in each singular direction;
+    ///   values near 1, so that α is the length of a step in each singular direction, and of a vector's whole step;
     /// * [`phased`](Evon::phased): updates 1, 3, … of a parameter are *clean*: e' = 0 there, they add to L and R and
     ///   leave h; the others are *noisy*: they add to h and leave L and R. All move M and b;
     /// * [`merge_dims`](Evon::merge_dims), [`rotate_vectors`](Evon::rotate_vectors): which matrix a parameter is.
@@ -51,6 +51,8 @@ config! {
     ///
     /// which is SOAP without the root. h is then no Hessian, so there is no posterior, and `ess` need not be set.
     ///
+    /// There δ > 0 must be: h falls towards 0 where there is no gradient.
+    ///
     /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML
     /// 2020) for the precision that stays positive.
     ///
@@ -58,7 +60,7 @@ config! {
     /// (with `relative_noise` at that all the same) and the basis at the prior's. The gradient of the prior is exact;
     /// its curvature is so where the bases agree.
     pub struct Evon {
-        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, but
+        /// Effective sample size λ > 0, usually the number of training examples (`docs/scales.md`). Must be set, except
         /// with [`Expectation::Delta`].
         ess: Option<f64> = None, via f64;
         /// δ = prior precision/λ ≥ 0: the prior is N(0, 1/(λδ)); default 1e-6.
@@ -77,17 +79,19 @@ config! {
         max_dim: i64 = 10_000;
         /// Whether neighbouring dimensions are multiplied, from the first on, as long as the product is at most
         /// `max_dim`; the matrix is that of the first product against all others. `[64, 3, 3, 3]` is `[64, 27]` for a
-        /// `max_dim` below 192, `[576, 3]` from 576 on, and one vector from 1728 on. Default off: the matrix of the
-        /// rows.
+        /// `max_dim` below 192, `[576, 3]` from 576 on, and a single row of 1728 from 1728 on, whose n weights then
+        /// have a full covariance, for n² numbers twice and n³ operations a turn: lower `max_dim` with it. Default off:
+        /// the matrix of the rows.
         merge_dims: bool = false;
-        /// Whether vectors, also those of `merge_dims`, are rotated, as a matrix of one row: all n weights together
-        /// then have a full covariance, for n at most `max_dim`. Default off.
+        /// Whether vectors are rotated, as a matrix of one row: all n weights together then have a full covariance, for
+        /// n at most `max_dim`. Default off.
         rotate_vectors: bool = false;
         /// Where the expectations are evaluated: with samples, or at the mean, which is the limit λ = ∞; default one
         /// Monte-Carlo sample.
         expectation: Expectation = Expectation::MonteCarlo { samples: 1 };
         /// κ > 0, limit on the Hessian's estimate in units of h+δ, the published code's price clip: with r(1+κ) ≤ 1 and
-        /// h ≥ 0, one step changes h+δ by a factor between φ(-r(1+κ)) and φ(r(κ-1)), φ(x) = 1+x+½x². Default: none.
+        /// h ≥ 0, one step changes h+δ by a factor between φ(-r(1+κ)) and φ(rκ), φ(x) = 1+x+½x²; for δ = 0 at most
+        /// φ(r(κ-1)). Default: none.
         hess_clip: Option<f64> = None, via f64;
         /// Clip radius ξ > 0 on the preconditioned step; default: none.
         clip_radius: Option<f64> = None, via f64;
@@ -98,12 +102,12 @@ config! {
         relative_noise: Option<f64> = None, via f64;
         /// Largest factor > 1 by which one step may raise a precision; default: none.
         max_growth: Option<f64> = None, via f64;
-        /// Whether clean and noisy steps take turns, so that the basis sees gradients at the mean only; with one
-        /// sample. Default off.
+        /// Whether clean and noisy steps take turns, so that the basis sees gradients at the mean only. Use one sample:
+        /// a clean step would evaluate the mean as often as there are samples. Default off.
         phased: bool = false;
-        /// Whether the step's singular values are brought near 1 (0.7 to 1.2; the same of every step, however small the
-        /// gradient), by five Newton-Schulz steps with Muon's coefficients, in the kind of the state (published:
-        /// bfloat16). A vector that is not rotated becomes U/‖U‖. Default off.
+        /// Whether the step's singular values, as those of the matrix of its rows, are brought near 1 (0.7 to 1.2,
+        /// however small the gradient is), by five Newton-Schulz steps with Muon's coefficients, in the kind of the
+        /// state (published: bfloat16). The step of a vector gets the length 1. Default off.
         whiten: bool = false;
         /// What divides the step of the mean; default [`StepLength::Newton`]. [`StepLength::Adam`] keeps its squares in
         /// the basis.
@@ -124,13 +128,16 @@ impl Evon {
     /// 5.266e6): whitened, phased, κ = 1.5, β₁ = 0.943, β₂ = 1-9.12e-4, β = 0.995, h₀ = 0.582, δ = 1e-6; their learning
     /// rate was 0.01724, falling linearly to 0.
     ///
-    /// What differs from that code: `docs/table.md`. Source: the code released with arXiv:2606.23357.
+    /// Their 1-D parameters, embedding and head may be another optimizer's, and better are: whitening moves each
+    /// vector, a bias as well as a norm's gain, by the length α in every step. Give this one the matrices with
+    /// [`Params::only`](crate::Params::only). What differs from that code: `docs/table.md`. Source: the code released
+    /// with arXiv:2606.23357.
     pub fn published() -> Self {
         let averages = Evon::default().beta1(0.943).beta2(1.0 - 9.12e-4).beta_basis(0.995);
         averages.hess_init(0.582).weight_decay(1e-6).hess_clip(1.5).phased(true).whiten(true)
     }
 
-    /// Errors unless there are samples with an ess, or neither and nothing that needs them.
+    /// Errors unless there are samples with an ess, or neither and nothing that needs them, and a divisor.
     fn check_limit(&self) -> Result<()> {
         if let Some(ess) = self.ess {
             let finite = ess.is_finite() && ess > 0.0;
@@ -140,6 +147,8 @@ impl Evon {
             check::ess(self.ess)?;
             return self.expectation.check_sampled();
         }
+        let delta = self.weight_decay;
+        check::that("weight_decay", delta, delta > 0.0, "a number > 0 with Expectation::Delta, whose h may fall to 0")?;
         check::that("phased", self.phased, !self.phased, "false with Expectation::Delta, which has no noisy steps")?;
         let relative = self.relative_noise;
         check::that("relative_noise", relative, relative.is_none(), "none with Expectation::Delta, which has no noise")
@@ -162,9 +171,20 @@ impl Evon {
     }
     /// The matrix that a parameter of this shape is rotated as.
     fn matrix(&self, shape: &[i64]) -> Option<[i64; 2]> {
-        let matrix = if self.merge_dims { merged(shape, self.max_dim) } else { rows(shape) };
-        matrix.or_else(|| self.rotate_vectors.then(|| [1, shape.iter().product()]))
+        let row = Some([1, shape.iter().product()]);
+        match rows(shape) {
+            None => row.filter(|_| self.rotate_vectors),
+            Some(_) if self.merge_dims => merged(shape, self.max_dim).or(row),
+            matrix => matrix,
+        }
     }
+}
+
+/// As the matrix of its rows, or as a vector, whatever it is rotated as.
+fn whitened(step: &Tensor) -> Result<Tensor> {
+    let size = step.size();
+    let matrix = rows(&size).map_or_else(|| Ok(step.shallow_clone()), |sides| step.f_reshape(sides))?;
+    Ok(linalg::whitened(&matrix)?.f_reshape(size)?)
 }
 
 /// Where the basis starts among the state tensors.
@@ -195,10 +215,11 @@ impl Row for Evon {
         self.clip_radius.map_or(Ok(()), |xi| check::positive("clip_radius", xi))
     }
     fn initial_share(&self, t: u64) -> Option<f64> {
-        if self.is_deterministic() {
-            return Some(self.beta2.powf(t as f64));
-        }
-        Some(retracted_share(self.beta2, if self.phased { t / 2 } else { t }))
+        let noisy = if self.phased { t / 2 } else { t };
+        self.has_posterior().then(|| retracted_share(self.beta2, noisy))
+    }
+    fn has_posterior(&self) -> bool {
+        !self.is_deterministic()
     }
     fn statistic(&self) -> Statistic {
         if self.is_deterministic() { Statistic::Unused } else { Statistic::Price }
@@ -286,9 +307,9 @@ impl BlockRule for Evon {
         // One rotation for both, since it is linear; and the new precision divides.
         let step = basis.rotate(&(&b * debias + pull))? / divisor;
         let step = clipped(&step, self.clip_radius);
-        // In the basis as well as out of it: turning a matrix leaves its singular values.
-        let step = if self.whiten { linalg::whitened(&basis.matrix(&step)?)?.f_reshape(step.size())? } else { step };
-        let mean = x.mean - basis.back(&step)? * when.lr;
+        let step = basis.back(&step)?;
+        let step = if self.whiten { whitened(&step)? } else { step };
+        let mean = x.mean - step * when.lr;
         let mut state = vec![b, h, square];
         // Last: no step may use a basis that has seen its gradient.
         let moments = Some(moments).filter(|_| self.turns(when.t));
@@ -296,7 +317,7 @@ impl BlockRule for Evon {
         Ok((mean, state))
     }
     fn posterior(blocks: Vec<Learned<Self>>) -> Result<KroneckerGaussian> {
-        if blocks.iter().any(|learned| learned.row.is_deterministic()) {
+        if !blocks.iter().all(|learned| learned.row.has_posterior()) {
             return Err(Error::Posterior(
                 "evon with Expectation::Delta is the limit of an infinite ess, whose noise is none and whose `hess` \
                  averages squared gradients, which are no Hessian; train with samples and .ess(..) for a posterior"
@@ -371,6 +392,7 @@ mod tests {
             (rule.ess(f64::INFINITY).expectation(Expectation::Delta), "ess"),
             (rule.ess(-1.0).expectation(Expectation::Delta), "ess"),
             (rule.expectation(Expectation::Delta).phased(true), "phased"),
+            (rule.expectation(Expectation::Delta).weight_decay(0.0), "weight_decay"),
             (rule.expectation(Expectation::Delta).relative_noise(0.1), "relative_noise"),
             (rule.hess_clip(0.0), "hess_clip"),
             (rule.clip_radius(-1.0), "clip_radius"),

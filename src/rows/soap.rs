@@ -27,10 +27,10 @@ config! {
     /// Q_L, Q_R ← eigenvectors of L, R     after the first step, and every `frequency` steps
     /// ```
     ///
-    /// The first step only sets L, R and the basis, so that no step uses a basis that has seen its gradient; M, B and v
-    /// stay as they are. v is not rotated when the basis turns, and the basis keeps the order of its vectors, so v is
-    /// not permuted either. A parameter of fewer than two dimensions, and a side of more than `max_dim` rows, is not
-    /// rotated.
+    /// L and R start at 0. The first step only adds to them and turns the basis, so that no step uses a basis that has
+    /// seen its gradient; M, B and v stay as they are. v is not rotated when the basis turns, and the basis keeps the
+    /// order of its vectors, so v is not permuted either. A parameter of fewer than two dimensions, and a side of more
+    /// than `max_dim` rows, is not rotated.
     ///
     /// δ is a prior, as in [`Adam`](crate::Adam); η is not, as in [`AdamW`](crate::AdamW). The published code has η =
     /// 0.01 and no δ.
@@ -161,7 +161,8 @@ mod tests {
         close(&m, &[2.0, 2.0]);
         close(&first[0], &[0.0; 2]);
         close(&first[1], &[0.0; 2]);
-        close(&first[3], &[9.0, 3.0, 3.0, 1.0]);
+        // ½UᵀU, since β = ½ and R starts at 0.
+        close(&first[3], &[4.5, 1.5, 1.5, 0.5]);
         close(&first[5].abs(), &[3.0 / ten, 1.0 / ten, 1.0 / ten, 3.0 / ten]);
 
         let (m, second) = step(2, &[0.0, -1.0], &first);
@@ -170,7 +171,7 @@ mod tests {
         close(&second[0], &[0.5, 0.0]);
         close(&second[1], &[0.225, 0.025]);
         // The tenth step is the next that turns the basis.
-        close(&second[3], &[5.0, 1.5, 1.5, 0.5]);
+        close(&second[3], &[2.75, 0.75, 0.75, 0.25]);
         close(&second[5], &Vec::<f64>::try_from(first[5].reshape([-1])).unwrap());
         let means = vec![("w".to_owned(), m)];
         let when = When { t: 2, lr: 0.25 };

@@ -18,9 +18,10 @@ pub use compare::{all_close, assert_close, bits, close, largest, refused, says, 
 pub use data::{data, data_or_drawn};
 pub use models::{EXAMPLES, Form, Net, Separable};
 pub use numbers::{kolmogorov_smirnov, mean_and_error};
-pub use one_weight::{given, params, retracted, state, weight, with_exact_expectations};
+pub use one_weight::{exact_expectations, given, params, retracted, state, weight, with_exact_expectations};
 pub use places::{
-    F32, F64, Place, chirp, places, randn, ripple, seeded, skipped, skipped_on_cuda, store, variable, wave, wave_at,
+    F32, F64, Place, chirp, orthogonal, places, randn, ripple, seeded, skipped, skipped_on_cuda, store, variable, wave,
+    wave_at,
 };
 pub use quadrature::Quadrature;
 pub use snapshot::Snapshot;

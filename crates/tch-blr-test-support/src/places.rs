@@ -68,6 +68,11 @@ pub fn chirp(shape: &[i64], phase: f64) -> Tensor {
     (count(shape).square() * 0.37 + count(shape) * 1.1 + phase).sin().reshape(shape)
 }
 
+/// An orthogonal matrix without a pattern.
+pub fn orthogonal(n: i64, phase: f64) -> Tensor {
+    Tensor::linalg_qr(&chirp(&[n, n], phase), "reduced").0
+}
+
 /// Seeds libtorch's generator, which all threads share, and keeps it for the caller while the guard lives: tests that
 /// draw side by side would otherwise take each other's numbers.
 pub fn seeded(seed: i64) -> MutexGuard<'static, ()> {
