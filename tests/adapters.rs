@@ -4,6 +4,7 @@
 use support::{F32, F64, all_close, assert_close, bits, close, largest, randn, refused, store, values, wave};
 use tch::nn::{LinearConfig, Module, VarStore};
 use tch::{Kind, Tensor};
+use tch_blr::merge::{FileModel, Method, merge_files};
 use tch_blr::nn::{self, LoraConfig, LoraLinear, lora_linear};
 use tch_blr::{DiagonalGaussian, Ivon, Philox, Prior, Von, metrics};
 
@@ -265,7 +266,31 @@ fn what_cannot_be_adapted_is_refused_and_nothing_is_created() {
     refused(make(base(ws(), Some(wave(&[5], 0.0))), 1, 1.0), &["`q`", "[5]", "expected [3]"]);
     refused(make(base(wave(&[0, 5], 0.0), None), 1, 1.0), &["`rank`", "[0, 5]"]);
     refused(lora_linear(adapters.root(), base(wave(&[3], 0.0), None), CONFIG), &["`weight`"]);
+    refused(make(base(ws(), Some(wave(&[3], 0.0).to_kind(Kind::Float))), 1, 1.0), &["`q`", "Float", "Double"]);
     assert!(adapters.is_empty());
+    // Factors of one path twice: the second would be `lora_A.weight__2` for everybody.
+    make(base(ws(), None), 1, 1.0).unwrap();
+    refused(make(base(ws(), None), 1, 1.0), &["`q`", "already"]);
+    assert_eq!(adapters.len(), 2);
+}
+
+/// What the store saves is an adapter for programs that merge files, and the merged file is the merged layer.
+#[test]
+fn a_saved_store_is_an_adapter_for_files() {
+    let all = Adapted::moved();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    all.base.save(at("base.safetensors")).unwrap();
+    all.adapters.save(at("adapter_model.safetensors")).unwrap();
+    let model = FileModel::new(at("base.safetensors"));
+    let model = model.adapter(at("adapter_model.safetensors")).alpha(CONFIG.alpha);
+    merge_files(Method::linear(), None, &[model], at("merged.safetensors"), &mut |_, _| ()).unwrap();
+    let mut other = store(F64);
+    let layer = nn::linear(other.root() / "layer", 5, 3, LinearConfig::default());
+    other.load(at("merged.safetensors")).unwrap();
+    let merged = all.lora.merged().unwrap();
+    assert_close(&layer.ws, &merged.ws, 1e-15);
+    assert_eq!(bits(layer.bs.as_ref().unwrap()), bits(merged.bs.as_ref().unwrap()));
 }
 
 /// Samples at t times the ess: the same noise, 1/√t of its size; in the limit the mean, and its predictions.
@@ -298,6 +323,9 @@ fn the_closest_prior_has_the_least_divergence() {
     let (m, s) = (wave(&[4, 3], 0.2), wave(&[4, 3], 1.0).exp() * 3.0);
     let bias = (randn(&[5], 1) * 0.1, randn(&[5], 2).exp() * 50.0);
     let q = DiagonalGaussian::new([("w", m, s), ("b", bias.0, bias.1)]).unwrap();
+    let [w, b] = [12.0, 5.0];
+    let [(_, of_w), (_, of_b)] = &q.prior_precisions(None).unwrap()[..] else { panic!() };
+    close(q.prior_precision(None).unwrap(), (w + b) / (w / of_w + b / of_b), 1e-12);
     for (name, p) in q.prior_precisions(None).unwrap() {
         let q = q.select(|n| n == name).unwrap();
         let mean = q.mean(&name).unwrap();
@@ -338,6 +366,9 @@ fn the_closest_prior_is_a_prior_of_each_parameter() {
     let prior = Prior::closest_to(&q, None).unwrap();
     let opt = Ivon::default().ess(5.0).prior(prior).build(&all.adapters, 0.1).unwrap();
     let start = opt.posterior().unwrap();
+    let [w, b] = [12.0, 5.0];
+    let [(_, of_w), (_, of_b)] = &q.prior_precisions(None).unwrap()[..] else { panic!() };
+    close(q.prior_precision(None).unwrap(), (w + b) / (w / of_w + b / of_b), 1e-12);
     for (name, p) in q.prior_precisions(None).unwrap() {
         // Without a step, the posterior of IVON has the precision of its prior.
         let s = values(&start.precision(&name).unwrap());

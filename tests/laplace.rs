@@ -537,6 +537,16 @@ fn links_have_the_reference_numbers() {
     all_close(&of(Link::Bridge), &[0.684_468_629_751, 0.206_286_478_179, 0.109_244_891_867], 3e-10);
     all_close(&of(Link::Bridge), &[0.684_468_629_954_717_7, 0.206_286_478_178_648_73, 0.109_244_891_866_633_64], 1e-14);
     all_close(&of(Link::ScaledBridge), &[0.764_919_172_623, 0.162_921_119_179, 0.072_159_708_198], 1e-11);
+    // By hand: differences 1, 1, 2 with the variances 1.5, 3, 2.5.
+    let odds =
+        |difference: f64, variance: f64| (difference / (1.0_f64 + std::f64::consts::PI / 8.0 * variance).sqrt()).exp();
+    let (ab, bc, ac) = (odds(1.0, 1.5), odds(1.0, 3.0), odds(2.0, 2.5));
+    let by_hand = [1.0 + 1.0 / ab + 1.0 / ac, ab + 1.0 + 1.0 / bc, ac + bc + 1.0].map(f64::recip);
+    let by_hand = by_hand.map(|p| p / by_hand.iter().sum::<f64>());
+    all_close(&of(Link::PairwiseProbit), &by_hand, 1e-14);
+    let exact = [0.585_386_755, 0.269_654_572, 0.144_958_673];
+    let off = |p: Vec<f64>| p.iter().zip(exact).map(|(p, exact)| (p - exact).abs()).fold(0.0, f64::max);
+    assert!(off(of(Link::PairwiseProbit)) < 0.006 && off(of(Link::Probit)) > 0.04);
     let drawn = of(Link::MonteCarlo { samples: 40_000, seed: 3 });
     all_close(&drawn, &[0.585_386_755, 0.269_654_572, 0.144_958_673], 0.01);
     assert_eq!(drawn, of(Link::MonteCarlo { samples: 40_000, seed: 3 }));
@@ -546,7 +556,8 @@ fn links_have_the_reference_numbers() {
 #[test]
 fn a_constant_added_to_the_logits_changes_nothing() {
     let v = t(&[2.0, 0.5, -0.3, 0.5, 1.0, 0.2, -0.3, 0.2, 0.7], &[3, 3]);
-    for link in [Link::Probit, Link::Bridge, Link::ScaledBridge, Link::MonteCarlo { samples: 50, seed: 0 }] {
+    let drawn = Link::MonteCarlo { samples: 50, seed: 0 };
+    for link in [Link::Probit, Link::PairwiseProbit, Link::Bridge, Link::ScaledBridge, drawn] {
         let p = values(&logits(&[1.0, 0.0, -1.5], &v).probabilities(link).unwrap());
         close(p.iter().sum::<f64>(), 1.0, 1e-12);
         let moved = values(&logits(&[8.0, 7.0, 5.5], &v).probabilities(link).unwrap());
@@ -557,11 +568,27 @@ fn a_constant_added_to_the_logits_changes_nothing() {
     }
 }
 
+/// As noise in the direction that a softmax does not see, which a last layer has from its prior alone.
+#[test]
+fn noise_of_all_logits_together_changes_no_pairwise_probit() {
+    let v = t(&[2.0, 0.5, -0.3, 0.5, 1.0, 0.2, -0.3, 0.2, 0.7], &[3, 3]);
+    let p = |v: &Tensor, link| values(&logits(&[1.0, 0.0, -1.5], v).probabilities(link).unwrap());
+    all_close(&p(&(&v + 50.0), Link::PairwiseProbit), &p(&v, Link::PairwiseProbit), 1e-13);
+    assert!(p(&(&v + 50.0), Link::Probit)[0] < p(&v, Link::Probit)[0] - 0.1);
+    // Of two classes it is the probit of their difference, here 1 ± √1.2.
+    let two = t(&[0.7, 0.2, 0.2, 0.9], &[2, 2]);
+    let difference = values(&logit(1.0, 1.2).probabilities(Link::Probit).unwrap())[0];
+    let of_two = logits(&[0.4, -0.6], &two).probabilities(Link::PairwiseProbit).unwrap();
+    all_close(&values(&of_two), &[difference, 1.0 - difference], 1e-14);
+    let one = logit(1.0, 1.2);
+    assert_eq!(values(&one.probabilities(Link::PairwiseProbit).unwrap()), [difference]);
+}
+
 #[test]
 fn without_variance_the_prediction_is_the_softmax() {
     let none = Tensor::zeros([3, 3], (Kind::Double, Device::Cpu));
     let softmax = values(&t(&[1.0, 0.0, -1.5], &[3]).softmax(0, Kind::Double));
-    for link in [Link::Probit, Link::MonteCarlo { samples: 3, seed: 0 }] {
+    for link in [Link::Probit, Link::PairwiseProbit, Link::MonteCarlo { samples: 3, seed: 0 }] {
         all_close(&values(&logits(&[1.0, 0.0, -1.5], &none).probabilities(link).unwrap()), &softmax, 1e-14);
         close(values(&logit(0.4, 0.0).probabilities(link).unwrap())[0], 1.0 / (1.0 + (-0.4f64).exp()), 1e-14);
     }

@@ -4,7 +4,7 @@ use super::Linear;
 use crate::{Error, Result, check};
 use std::borrow::Borrow;
 use tch::nn::{Init, Module, Path};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The size of a [`LoraLinear`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,11 +79,13 @@ pub struct LoraLinear {
 /// programs that know its files.
 ///
 /// # Errors
-/// A rank or an α out of range; a base whose weight is not a matrix of floats, whose bias does not fit it, or that is
-/// on another device than the store. Nothing is created then.
+/// A rank or an α out of range; factors that this path has already; a base whose weight is not a matrix of floats, whose
+/// bias does not fit it, or that is on another device than the store. Nothing is created then.
 pub fn lora_linear<'a, T: Borrow<Path<'a>>>(vs: T, base: impl Into<Linear>, c: LoraConfig) -> Result<LoraLinear> {
     let (vs, base) = (vs.borrow(), base.into());
-    let (out, inputs) = shape(vs, &base)?;
+    let path = vs.components().collect::<Vec<_>>().join(".");
+    let name = if path.is_empty() { "weight".to_owned() } else { path };
+    let (out, inputs) = shape(&name, vs.device(), &base)?;
     if !(1..=out.min(inputs)).contains(&c.rank) {
         return Err(Error::HyperParameter {
             name: "rank",
@@ -92,6 +94,10 @@ pub fn lora_linear<'a, T: Borrow<Path<'a>>>(vs: T, base: impl Into<Linear>, c: L
         });
     }
     check::positive("alpha", c.alpha)?;
+    // A second variable of a name would get another name, which no program knows.
+    if ["lora_A", "lora_B"].iter().any(|factor| (vs / factor).get("weight").is_some()) {
+        return Err(Error::parameter(&name, "it has factors already: give every layer a path of its own"));
+    }
     let bound = 1.0 / (inputs as f64).sqrt();
     let a = (vs / "lora_A").f_var("weight", &[c.rank, inputs], Init::Uniform { lo: -bound, up: bound })?;
     let b = (vs / "lora_B").f_var("weight", &[out, c.rank], Init::Const(0.0))?;
@@ -99,10 +105,9 @@ pub fn lora_linear<'a, T: Borrow<Path<'a>>>(vs: T, base: impl Into<Linear>, c: L
     Ok(LoraLinear { base, a, b, scale: c.alpha / c.rank as f64 })
 }
 
-/// (out, in) of a base that factors at this path can have.
-fn shape(vs: &Path, base: &Linear) -> Result<(i64, i64)> {
-    let name = vs.components().collect::<Vec<_>>().join(".");
-    let refuse = |problem: String| Err(Error::parameter(if name.is_empty() { "weight" } else { &name }, problem));
+/// (out, in) of a base that factors of this name and device can have.
+fn shape(name: &str, device: Device, base: &Linear) -> Result<(i64, i64)> {
+    let refuse = |problem: String| Err(Error::parameter(name, problem));
     let size = base.ws.size();
     let [out, inputs] = size[..] else {
         return refuse(format!("the base's weight has shape {size:?}: expected a matrix [out, in]"));
@@ -113,8 +118,13 @@ fn shape(vs: &Path, base: &Linear) -> Result<(i64, i64)> {
     if let Some(bias) = base.bs.as_ref().filter(|bias| bias.size() != [out]) {
         return refuse(format!("the base's bias has shape {:?}: expected [{out}]", bias.size()));
     }
-    if base.ws.device() != vs.device() {
-        let (theirs, ours) = (base.ws.device(), vs.device());
+    let place = (base.ws.kind(), base.ws.device());
+    if let Some(bias) = base.bs.as_ref().filter(|bias| (bias.kind(), bias.device()) != place) {
+        let other = (bias.kind(), bias.device());
+        return refuse(format!("the base's bias is {other:?} and its weight {place:?}: convert or move one of them"));
+    }
+    if base.ws.device() != device {
+        let (theirs, ours) = (base.ws.device(), device);
         return refuse(format!("the base is on {theirs:?} and the store of its factors on {ours:?}: move one of them"));
     }
     Ok((out, inputs))

@@ -17,8 +17,7 @@ impl DiagonalGaussian {
     ///
     /// It is the empirical-Bayes choice of a weight decay δ = p/ess for each matrix, without a search
     /// ([`Optimizer::set_weight_decay_group`](crate::Optimizer::set_weight_decay_group), or [`Prior::closest_to`]), and
-    /// costs a pass over the posterior. For blocks of other weights [`DiagonalGaussian::select`] and average: 1/p of
-    /// several parameters is the mean of theirs, each as often as it has weights.
+    /// costs a pass over the posterior. For blocks of several parameters: [`DiagonalGaussian::prior_precision`].
     ///
     /// `largest` > 0 bounds p; default 10⁸. Without data in it a block agrees with whatever it is: at m = 0 and equal
     /// s, p = s, and a training in which p becomes the prior again and again makes s = ess·h + p grow without end.
@@ -40,18 +39,40 @@ impl DiagonalGaussian {
     /// # Errors
     /// A bound that is not finite and positive.
     pub fn prior_precisions(&self, largest: impl Into<Option<f64>>) -> Result<Vec<(String, f64)>> {
-        let largest = largest.into().unwrap_or(LARGEST);
-        check::positive("largest", largest)?;
-        let _no_grad = tch::no_grad_guard();
-        let of = |name: &str| {
-            let [mean, precision] = [self.mean(name)?, self.precision(name)?].map(|t| t.to_kind(Kind::Double));
-            let spread = mean.square() + precision.reciprocal();
-            // Of no weights it is 0/0, and `min` then takes the other number.
-            let p = mean.numel() as f64 / spread.sum(Kind::Double).double_value(&[]);
-            Some((name.to_owned(), p.min(largest)))
-        };
-        Ok(self.names().filter_map(of).collect())
+        let largest = bound(largest)?;
+        Ok(self.names().map(|name| (name.to_owned(), closest(&[self.spread(name)], largest))).collect())
     }
+
+    /// The same of all parameters together, with P and the sum over all of their weights: one precision for a group of
+    /// parameters, which [`DiagonalGaussian::select`] takes out of a posterior of more.
+    ///
+    /// # Errors
+    /// A bound that is not finite and positive.
+    pub fn prior_precision(&self, largest: impl Into<Option<f64>>) -> Result<f64> {
+        let largest = bound(largest)?;
+        Ok(closest(&self.names().map(|name| self.spread(name)).collect::<Vec<_>>(), largest))
+    }
+
+    /// P and Σ ( m² + 1/s ) of a parameter.
+    fn spread(&self, name: &str) -> (f64, f64) {
+        let _no_grad = tch::no_grad_guard();
+        let (Some(mean), Some(precision)) = (self.mean(name), self.precision(name)) else { return (0.0, 0.0) };
+        let [mean, precision] = [mean, precision].map(|t| t.to_kind(Kind::Double));
+        let spread = mean.square() + precision.reciprocal();
+        (mean.numel() as f64, spread.sum(Kind::Double).double_value(&[]))
+    }
+}
+
+fn bound(largest: impl Into<Option<f64>>) -> Result<f64> {
+    let largest = largest.into().unwrap_or(LARGEST);
+    check::positive("largest", largest)?;
+    Ok(largest)
+}
+
+fn closest(blocks: &[(f64, f64)], largest: f64) -> f64 {
+    let (weights, spread) = blocks.iter().fold((0.0, 0.0), |(n, sum), (m, spread)| (n + m, sum + spread));
+    // Of no weights it is 0/0, and `min` then takes the other number.
+    f64::min(weights / spread, largest)
 }
 
 impl Prior {

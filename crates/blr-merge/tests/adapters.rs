@@ -212,12 +212,20 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
         (r#"{"peft_type": "LOHA", "lora_alpha": 1}"#, pair("q"), "peft_type = LOHA, which is not supported"),
         (r#"{"use_dora": true, "lora_alpha": 1}"#, pair("q"), "has use_dora"),
         (r#"{"lora_alpha": 1, "alpha_pattern": {"q": 3}}"#, pair("q"), "has alpha_pattern"),
+        (r#"{"lora_alpha": 1, "init_lora_weights": "pissa"}"#, pair("q"), "init_lora_weights = pissa, which changes"),
+        (r#"{"lora_alpha": 1, "init_lora_weights": "pissa_niter_16"}"#, pair("q"), "pissa_niter_16"),
+        (r#"{"lora_alpha": 1, "init_lora_weights": "olora"}"#, pair("q"), "path_initial_model_for_weight_conversion"),
         ("{", pair("q"), "is not an adapter's configuration"),
         (r#"{"lora_alpha": "six"}"#, pair("q"), "is not an adapter's configuration"),
     ] {
         let adapter = folder.adapter("adapter", config, &tensors);
         let e = folder.refuses(FileModel::new(&weights).adapter(adapter));
         assert!(e.contains(says) && e.contains("adapter"), "{says}: {e}");
+    }
+    // Ways to start that leave the base as it is.
+    for start in ["true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\""] {
+        let config = format!(r#"{{"r": 2, "lora_alpha": 2, "init_lora_weights": {start}}}"#);
+        folder.whole(FileModel::new(&weights).adapter(folder.adapter("adapter", &config, &pair("q"))));
     }
     // A rank for each module is a rank that r does not say.
     let patterned = r#"{"r": 4, "lora_alpha": 2, "rank_pattern": {"q": 2}, "alpha_pattern": {}}"#;

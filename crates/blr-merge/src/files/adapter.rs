@@ -32,6 +32,10 @@ struct Pair {
     transposed: bool,
 }
 
+/// Ways to start that take a part of each weight into its factors and leave the rest: their products are changes of
+/// other weights than the model's. The names go on with numbers of steps.
+const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "loftq", "corda", "lora_ga"];
+
 /// PEFT's configuration, as far as it says what is computed.
 #[derive(Default, Deserialize)]
 struct Config {
@@ -41,6 +45,8 @@ struct Config {
     use_rslora: Option<bool>,
     use_dora: Option<bool>,
     fan_in_fan_out: Option<bool>,
+    /// A way to start, or whether to start at all.
+    init_lora_weights: Option<serde_json::Value>,
     rank_pattern: Option<HashMap<String, usize>>,
     alpha_pattern: Option<HashMap<String, f64>>,
 }
@@ -60,6 +66,15 @@ impl Config {
             Config { alpha_pattern: Some(map), .. } if !map.is_empty() => Some("alpha_pattern".to_owned()),
             _ => None,
         };
+        let start = config.init_lora_weights.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+        if CHANGES_THE_BASE.iter().any(|name| start.to_lowercase().starts_with(name)) {
+            return Err(Error::file(
+                &path,
+                format!(
+                    "has init_lora_weights = {start}, which changes the base model: its products do not belong to the                      weights that it started from; have PEFT convert it (`path_initial_model_for_weight_conversion`)"
+                ),
+            ));
+        }
         match refused {
             Some(what) => Err(Error::file(
                 &path,
