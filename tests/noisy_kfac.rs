@@ -3,7 +3,7 @@
 use support::{F64, all_close, chirp, mean_and_error, values};
 use tch::nn::{ConvConfig, LinearConfig, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_blr::{Error, Expectation, Labels, NoisyKfac, Philox, nn};
+use tch_blr::{Error, Expectation, KroneckerGaussian, KroneckerParameter, Labels, NoisyKfac, Philox, nn};
 
 fn store() -> VarStore {
     let mut vs = VarStore::new(Device::Cpu);
@@ -248,4 +248,24 @@ fn an_unused_layer_is_left_alone() {
     opt.step(|| nn::squared_error(&layer.forward(&x), &y, 1.0)).unwrap();
     assert_eq!(values(&unused.ws), before);
     assert_ne!(values(&layer.ws), used);
+}
+
+/// A prior whose bases are of another matrix than the layer's is refused before the first step.
+#[test]
+fn a_prior_of_another_matrix_is_refused() {
+    let vs = store();
+    let conv = nn::conv2d(vs.root() / "conv", 2, 4, 3, ConvConfig { bias: false, ..ConvConfig::default() });
+    let eye = |n: i64| Tensor::eye(n, F64);
+    let q = |left: i64, right: i64| {
+        let (mean, precision) = (Tensor::zeros([4, 2, 3, 3], F64), Tensor::ones([4, 2, 3, 3], F64));
+        let (left, right) = (Some(eye(left)), Some(eye(right)));
+        let name = "conv.weight".to_owned();
+        KroneckerGaussian::new([KroneckerParameter { name, mean, left, right, precision }]).unwrap()
+    };
+    let build = |q: &KroneckerGaussian| NoisyKfac::default().ess(10.0).prior(q).build(&vs, 0.1);
+    let mut opt = build(&q(4, 18)).unwrap();
+    let x = chirp(&[2, 2, 5, 5], 0.1);
+    opt.step(|| nn::squared_error(&conv.forward(&x).flatten(1, -1), &Tensor::zeros([2, 36], F64), 1.0)).unwrap();
+    let e = build(&q(8, 9)).unwrap_err();
+    assert!(e.to_string().contains("conv.weight") && e.to_string().contains("[4, 18]"), "{e}");
 }

@@ -86,7 +86,10 @@ pub trait BlockRule: Row<Arithmetic = super::Blocks> {
 
     /// State before the first update of a block whose mean is like this. `shape` is that of the parameter, or of a
     /// joint block.
-    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor>;
+    ///
+    /// # Errors
+    /// A prior that has no part in such a state; the driver adds the name.
+    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>>;
     /// e ~ N(0, covariance of q) from standard normals z of the block's shape, for update number t.
     ///
     /// # Errors

@@ -68,7 +68,7 @@ impl<R: BlockRule> Unit<R> {
 
     /// The state that it would start with under these settings.
     fn first_state(&self, params: &Params, row: &R, prior: &BlockPrior) -> Result<Vec<Tensor>> {
-        Ok(row.initial(&self.shape(params), &self.mean_now(params)?, prior))
+        row.initial(&self.shape(params), &self.mean_now(params)?, prior)
     }
 
     /// One tensor in the shape of the block from one per parameter.
@@ -474,7 +474,8 @@ fn unit<R: BlockRule>(members: Vec<usize>, row: R, lr: f64, params: &Params, pri
     unit.rms = rms(&mean)?;
     let apart = R::JOINT || leaves.iter().any(|leaf| leaf.tensor.kind() != kind);
     // After `configure`: whether h starts at h₀ depends on the prior.
-    unit.kept.state = unit.row.initial(&unit.shape(params), &mean, &unit.kept.prior);
+    let state = unit.row.initial(&unit.shape(params), &mean, &unit.kept.prior);
+    unit.kept.state = state.map_err(|e| Error::parameter(unit.name(params), e.to_string()))?;
     for (state, t) in R::STATE.iter().zip(&unit.kept.state) {
         if let Some(x) = kernel::first_non_finite(t) {
             let problem =

@@ -52,7 +52,8 @@ impl BlockPrecision {
         let theirs = sides(&own, left, right);
         if own != theirs && (self.left.is_some() || self.right.is_some()) {
             return Err(Error::Posterior(format!(
-                "a precision in the bases of a matrix {own:?} is seen in those of {theirs:?}: the two must split the                  dimensions of a parameter alike; full() of each has no bases"
+                "a precision in the bases of a matrix {own:?} is seen in those of {theirs:?}: the two must split the \
+                 dimensions of a parameter alike; full() of each has no bases"
             )));
         }
         let u = squared_turn(left, self.left.as_ref())?;

@@ -230,7 +230,7 @@ impl BlockRule for Evon {
     const JOINT: bool = false;
     const PRIOR: Family = Family::Kronecker;
 
-    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
         // A NaN where a device has failed: the driver refuses a state that follows from it.
         let rms = rms(mean).unwrap_or(f64::NAN);
         let start = Start { posterior_prior: prior.delta().is_none(), rms };
@@ -242,7 +242,7 @@ impl BlockRule for Evon {
         };
         let mut state = vec![mean.zeros_like(), filled(mean, h), squares];
         state.extend(Eigenbasis::initial(mean, self.matrix(shape), self.max_dim, prior));
-        state
+        Ok(state)
     }
     fn displacement(&self, t: u64, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         if !self.is_noisy(t) {
@@ -343,7 +343,7 @@ mod tests {
         let rule = Evon::default().ess(2.0).weight_decay(1.0).beta2(0.5).max_growth(1.5);
         let rule = rule.step_length(StepLength::Adam { beta: 0.9 });
         let prior = BlockPrior::isotropic(1.0);
-        let state = rule.initial(&[1], &t(2.0), &prior);
+        let state = rule.initial(&[1], &t(2.0), &prior).unwrap();
         let moments = [t(1.0), state[3].shallow_clone(), state[4].shallow_clone()];
         let (mean, gradient) = (t(2.0), t(3.0));
         let x = Block { mean: &mean, gradient: &gradient, statistics: &moments, prior: &prior };

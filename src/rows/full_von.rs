@@ -84,8 +84,8 @@ impl BlockRule for FullVon {
     const JOINT: bool = true;
     const PRIOR: Family = Family::Full;
 
-    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
-        vec![initial_hessian(mean, prior, self.hess_init)]
+    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
+        Ok(vec![initial_hessian(mean, prior, self.hess_init)])
     }
     fn displacement(&self, _: u64, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         let l = linalg::cholesky("the precision", &prior.add_to(&state[0], 1.0)?)?;
@@ -153,7 +153,7 @@ mod tests {
             (rule.hessian(Statistic::Hessian), 2.0 - 0.25 + 0.5 * 0.25 * 0.25 / 2.0, 1.765_625),
         ] {
             let (m, state) =
-                rule.update(When { t: 1, lr: 0.5 }, &x, &rule.initial(&mean.size(), &mean, prior)).unwrap();
+                rule.update(When { t: 1, lr: 0.5 }, &x, &rule.initial(&mean.size(), &mean, prior).unwrap()).unwrap();
             let (m, h) = (m.double_value(&[0]), state[0].double_value(&[0, 0]));
             assert!((m - (2.0 - 0.5 * 5.0 / divisor)).abs() < 1e-15 && (h + 1.0 - s).abs() < 1e-15, "{m} {h}");
         }

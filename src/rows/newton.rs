@@ -62,8 +62,8 @@ impl BlockRule for Newton {
     const JOINT: bool = true;
     const PRIOR: Family = Family::Full;
 
-    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
-        vec![initial_hessian(mean, prior, self.hess_init)]
+    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
+        Ok(vec![initial_hessian(mean, prior, self.hess_init)])
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
@@ -148,8 +148,8 @@ impl BlockRule for DiagonalNewton {
     const JOINT: bool = true;
     const PRIOR: Family = Family::Diagonal;
 
-    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
-        vec![mean.full_like(if prior.delta().is_some() { self.hess_init } else { 0.0 })]
+    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
+        Ok(vec![mean.full_like(if prior.delta().is_some() { self.hess_init } else { 0.0 })])
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let hess = &state[0] * self.beta2 + &x.statistics[0] * (1.0 - self.beta2);
@@ -189,13 +189,13 @@ mod tests {
         let prior = &BlockPrior::isotropic(0.5);
         let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
         let when = When { t: 1, lr: 0.25 };
-        let (m, state) = rule.update(when, &x, &rule.initial(&mean.size(), &mean, prior)).unwrap();
+        let (m, state) = rule.update(when, &x, &rule.initial(&mean.size(), &mean, prior).unwrap()).unwrap();
         close(&m, &[2.0 - 0.25 * 5.5 / 8.75, -2.0 - 0.25 * 2.0 / 8.75]);
         close(&state[0], &[2.5, 0.5, 0.5, 2.5]);
 
         let rule = DiagonalNewton::default().weight_decay(0.5).hess_init(2.0).beta2(0.5);
         let x = Block { statistics: &[row(&[3.0, 1.0])], ..x };
-        let (m, state) = rule.update(when, &x, &rule.initial(&mean.size(), &mean, prior)).unwrap();
+        let (m, state) = rule.update(when, &x, &rule.initial(&mean.size(), &mean, prior).unwrap()).unwrap();
         close(&m, &[2.0 - 0.25 * 2.0 / 3.0, -2.0 - 0.25 * 1.0 / 2.0]);
         close(&state[0], &[2.5, 1.5]);
     }

@@ -188,22 +188,24 @@ impl BlockRule for NoisyKfac {
     const JOINT: bool = false;
     const PRIOR: Family = Family::Kronecker;
 
-    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+    fn initial(&self, _: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
         let like = (mean.kind(), mean.device());
         let sides = matrix_shape(&mean.size());
         // √h₀ in each, so that their product is h₀.
         let root = if prior.delta().is_some() { self.hess_init.sqrt() } else { 0.0 };
+        if let Some(theirs) = prior.sides().filter(|theirs| *theirs != sides) {
+            return Err(Error::Posterior(format!(
+                "its prior has the bases of a matrix {theirs:?}, and its Kronecker factors are of {sides:?}: take the \
+                 prior's diagonal(), or train it with a row of the same matrix"
+            )));
+        }
         let bases = prior.bases();
-        let basis = |side: usize| {
-            // One of another size is that of another matrix, which the first step refuses.
-            let own = bases[side].filter(|q| q.size() == [sides[side]; 2]);
-            own.map_or_else(|| Tensor::eye(sides[side], like), Tensor::copy)
-        };
+        let basis = |side: usize| bases[side].map_or_else(|| Tensor::eye(sides[side], like), Tensor::copy);
         let mut state = vec![mean.zeros_like()];
         state.extend(sides.map(|n| Tensor::eye(n, like) * root));
         state.extend([basis(0), basis(1)]);
         state.extend(sides.map(|n| filled(&mean.new_empty([n], like), root)));
-        state
+        Ok(state)
     }
     fn displacement(&self, _: u64, z: &Tensor, state: &[Tensor], prior: &BlockPrior) -> Result<Displaced> {
         let factors = Factors::of(state);
@@ -277,7 +279,7 @@ mod tests {
         ] {
             let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
             let (m, state) =
-                rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean.size(), &mean, prior)).unwrap();
+                rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean.size(), &mean, prior).unwrap()).unwrap();
             close(&m, &[2.0 - 0.25 * 1.5 / s[0], -2.0 - 0.25 * 1.5 / s[1]]);
             close(&state[0], &[0.5, 1.0]);
             let means = vec![("w".to_owned(), m.copy())];
@@ -303,7 +305,8 @@ mod tests {
         let prior = &BlockPrior::isotropic(0.0);
         let statistics = [matrix(&[1.0], &[1, 1]), matrix(&[1.0, 0.0, 0.0, 0.0], &[2, 2])];
         let x = Block { mean: &mean, gradient: &gradient, statistics: &statistics, prior };
-        let e = rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean.size(), &mean, prior)).unwrap_err();
+        let e =
+            rule.update(When { t: 1, lr: 0.25 }, &x, &rule.initial(&mean.size(), &mean, prior).unwrap()).unwrap_err();
         assert!(matches!(e, Error::NotPositiveDefinite { .. }), "{e}");
     }
 

@@ -101,10 +101,10 @@ impl BlockRule for Soap {
     const JOINT: bool = false;
     const PRIOR: Family = Family::Kronecker;
 
-    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Vec<Tensor> {
+    fn initial(&self, shape: &[i64], mean: &Tensor, prior: &BlockPrior) -> Result<Vec<Tensor>> {
         let mut state = vec![mean.zeros_like(), mean.zeros_like()];
         state.extend(Eigenbasis::initial(mean, rows(shape), self.max_dim, prior));
-        state
+        Ok(state)
     }
     fn update(&self, when: When, x: &Block, state: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let (b, v) = (&state[0], &state[1]);
@@ -157,7 +157,7 @@ mod tests {
             let x = Block { mean: &mean, gradient: &matrix(g), statistics: &[], prior: &prior };
             rule.update(When { t, lr: 0.25 }, &x, state).unwrap()
         };
-        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean.size(), &mean, &prior));
+        let (m, first) = step(1, &[2.0, 0.0], &rule.initial(&mean.size(), &mean, &prior).unwrap());
         close(&m, &[2.0, 2.0]);
         close(&first[0], &[0.0; 2]);
         close(&first[1], &[0.0; 2]);

@@ -71,7 +71,8 @@ impl Config {
             return Err(Error::file(
                 &path,
                 format!(
-                    "has init_lora_weights = {start}, which changes the base model: its products do not belong to the                      weights that it started from; have PEFT convert it (`path_initial_model_for_weight_conversion`)"
+                    "has init_lora_weights = {start}, which changes the base model: its products do not belong to the \
+                     weights that it started from; have PEFT convert it (`path_initial_model_for_weight_conversion`)"
                 ),
             ));
         }
