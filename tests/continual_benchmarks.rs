@@ -67,7 +67,7 @@ fn split_digits_with_the_pair_known() {
         || Network::new(&[784, 100, 100, 10], 5, Tensor::relu),
         &[(
             "IVON",
-            Method::Ivon { gamma: 1.0, ess: 1.0, hess_init: 0.1, beta2: 0.9995, delta: 1e-4, step: 0.02 },
+            Method::Ivon { gamma: 1.0, hess_init: 0.1, beta2: 0.9995, delta: 1e-4, step: 0.02 },
             adam(10, 64, 0.0, None),
         )],
     )[..] else {
@@ -113,7 +113,7 @@ fn permuted_digits_with_one_head_and_twice_the_images() {
         || Network::new(&[784, 100, 100, 10], 1, Tensor::relu),
         &[(
             "IVON",
-            Method::Ivon { gamma: 1.0, ess: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.01 },
+            Method::Ivon { gamma: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.01 },
             adam(6, 64, 0.0, None),
         )],
     )[..] else {

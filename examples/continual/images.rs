@@ -45,7 +45,7 @@ pub fn run(data: &Digits, folder: &Path, quick: bool, page: &mut Page) -> Outcom
         ("online Laplace", Method::OnlineLaplace { delta: 1e-5, lambda: 1.0 }),
         (
             "IVON, posterior as prior",
-            Method::Ivon { gamma: 1.0, ess: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.03 },
+            Method::Ivon { gamma: 1.0, hess_init: 0.03, beta2: 0.999, delta: 5e-5, step: 0.03 },
         ),
         ("replay, 100 a task", Method::Replay { memory: 100 }),
         ("FROMP-L2, 100 a task", fromp(Form::Identity, Choice::Memorable, 100)),

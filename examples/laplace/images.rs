@@ -45,6 +45,7 @@ pub fn run() -> Outcome<Value> {
     let mut rows = vec![("MAP", net.probabilities(&data.test_images))];
     for (name, link) in [
         ("probit", Link::Probit),
+        ("pairwise", Link::PairwiseProbit),
         ("bridge", Link::Bridge),
         ("Monte Carlo", Link::MonteCarlo { samples: 100, seed: 0 }),
     ] {

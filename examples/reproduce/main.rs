@@ -18,7 +18,7 @@ use tch_blr_examples::tables::{Job, Section, d1, d2, d4, d5, d6, previews};
 
 type Table = (&'static str, fn(&Job) -> Outcome<Section>);
 
-const TABLES: [Table; 14] = [
+const TABLES: [Table; 15] = [
     ("mnist", mnist::table),
     ("few-labels", few_labels::table),
     ("d1", d1::table),
@@ -33,6 +33,7 @@ const TABLES: [Table; 14] = [
     ("split-classes", split::class_incremental),
     ("permuted", permuted::table),
     ("permuted-gamma", permuted::choice_of_gamma),
+    ("permuted-ivon", permuted::continual_ivon_table),
 ];
 
 /// Published and promised numbers, run again.

@@ -33,7 +33,7 @@ const fn fromp(form: Form, choice: Choice, memory: usize) -> Method {
 
 const LAPLACE: Method = Method::OnlineLaplace { delta: 1e-3, lambda: 1.0 };
 const KRONECKER: Method = Method::KroneckerLaplace { delta: 1e-3, lambda: 1.0 };
-const IVON: Method = Method::Ivon { gamma: 1.0, ess: 1.0, hess_init: 0.1, beta2: 0.9995, delta: 1e-4, step: 0.02 };
+const IVON: Method = Method::Ivon { gamma: 1.0, hess_init: 0.1, beta2: 0.9995, delta: 1e-4, step: 0.02 };
 
 const TASK_INCREMENTAL: &[Row] = &[
     Row::new("naive", "Adam 1e-3", Method::Naive, ADAM, one_head),

@@ -10,8 +10,9 @@ use tch_blr::continual::{Fromp, Kernel, Memory, Past, Quadratic, Replay, SlowPri
 use tch_blr::fisher::Fisher;
 use tch_blr::metrics::AccuracyMatrix;
 use tch_blr::nn::Likelihood;
+use tch_blr::rows::PriorPull;
 use tch_blr::selection::{class_balanced, random_scores};
-use tch_blr::{Adam, DiagonalGaussian, Ivon, Optimizer, Params, Philox, Prior, Result, Schedule};
+use tch_blr::{Adam, Builder, DiagonalGaussian, Ivon, Optimizer, Params, Philox, Prior, Result, Schedule};
 
 /// What came of a sequence of tasks.
 #[derive(Debug)]
@@ -45,6 +46,20 @@ struct Learner<'a> {
     /// Of the past, around the newest weights.
     curvature: Option<Quadratic>,
     importance: Option<SynapticIntelligence>,
+}
+
+/// The published settings for task t of ten permutations of MNIST, and the learning rate.
+fn continual_ivon(t: usize, pull: PriorPull) -> (Ivon, f64) {
+    let ess = match t {
+        0 => 8.54e6,
+        1 => 3.502e7 * 0.0981,
+        9 => 5e5,
+        _ => 3.502e7 * 0.0635,
+    };
+    let (lr, hess_init, pull) =
+        if t == 0 { (4.51e-3, 8.49e-3, PriorPull::Precision) } else { (0.02306, 2.61e-3, pull) };
+    let rule = Ivon::default().ess(ess).hess_init(hess_init).beta2(0.999_918_4).weight_decay(9.8e-7);
+    (rule.clip_radius(0.01236).rescale_lr(false).prior_pull(pull), lr)
 }
 
 /// Trains on one task after the other; `after(t, ..)` is called when task t is learned.
@@ -97,7 +112,7 @@ impl<'a> Learner<'a> {
             _ => None,
         };
         let slow = match method {
-            Method::Ivon { gamma, .. } => Some(SlowPrior::new(gamma)?),
+            Method::Ivon { gamma, .. } | Method::ContinualIvon { gamma, .. } => Some(SlowPrior::new(gamma)?),
             _ => None,
         };
         let (past, memories, posterior, curvature) = (Past::new(), Vec::new(), None, None);
@@ -108,15 +123,14 @@ impl<'a> Learner<'a> {
     fn begin(&mut self, t: usize, task: &Task) -> Result<Driver> {
         let n = task.examples() as f64;
         let steps = self.training.epochs * task.examples().div_ceil(self.training.batch) as u64;
-        if let Method::Ivon { ess, hess_init, beta2, delta, step, .. } = self.method {
-            let rule = Ivon::default().ess(ess * n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
+        if let Method::Ivon { hess_init, beta2, delta, step, .. } = self.method {
+            let rule = Ivon::default().ess(n).hess_init(hess_init).beta2(beta2).weight_decay(delta);
             let rule = rule.schedule(Schedule::Cosine { warmup: steps / 20, total: steps, end: 0.0 });
-            let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
-            let rule = match self.slow.as_ref().and_then(SlowPrior::prior) {
-                Some(q) => rule.prior(Prior::from(q).elsewhere(delta)),
-                None => rule,
-            };
-            return Ok(Driver::Ivon(rule.build(&self.net.vs, step / (hess_init + delta))?));
+            return self.variational(rule, t, delta, step / (hess_init + delta));
+        }
+        if let Method::ContinualIvon { pull, .. } = self.method {
+            let (rule, lr) = continual_ivon(t, pull);
+            return self.variational(rule.builder(), t, rule.weight_decay, lr);
         }
         if let (Method::SynapticIntelligence { c, .. }, Some(importance)) = (self.method, &self.importance) {
             self.past = Past::new().with(importance.penalty(c, n)?);
@@ -147,6 +161,16 @@ impl<'a> Learner<'a> {
             adam
         };
         Ok(Driver::Adam(adam.build(&self.net.vs, self.training.lr)?))
+    }
+
+    /// With the slow prior, which weights that it does not have take δ for.
+    fn variational(&self, rule: Builder<Ivon>, t: usize, delta: f64, lr: f64) -> Result<Driver> {
+        let rule = rule.noise(Philox { seed: self.seed }.fold_in(t as u64));
+        let rule = match self.slow.as_ref().and_then(SlowPrior::prior) {
+            Some(q) => rule.prior(Prior::from(q).elsewhere(delta)),
+            None => rule,
+        };
+        Ok(Driver::Ivon(rule.build(&self.net.vs, lr)?))
     }
 
     fn step(&mut self, driver: &mut Driver, t: usize, task: &Task, x: &Tensor, y: &Tensor) -> Result<f64> {
@@ -197,12 +221,16 @@ impl<'a> Learner<'a> {
                 self.memories.push(task.memory(&positions, weight));
                 return Ok(Some(positions));
             }
-            Method::Ivon { .. } => {
+            Method::Ivon { .. } | Method::ContinualIvon { .. } => {
                 if let (Driver::Ivon(opt), Some(slow)) = (driver, &mut self.slow) {
                     // Heads that are still to be used keep their own prior.
                     let unused: Vec<String> = (t + 1..).map(|t| head(t as i64)).take(self.net.heads()).collect();
                     let seen = |name: &str| !unused.iter().any(|head| name.starts_with(&format!("{head}.")));
-                    slow.absorb(opt.posterior()?.select(seen)?)?;
+                    let q = opt.posterior()?.select(seen)?;
+                    match self.method {
+                        Method::ContinualIvon { gamma_of_mean, .. } => slow.absorb_at_rates(q, gamma_of_mean)?,
+                        _ => slow.absorb(q)?,
+                    };
                 }
             }
             Method::Fromp { choice, memory, delta, .. } => {

@@ -1,5 +1,7 @@
 //! The methods, with their settings.
 
+use tch_blr::rows::PriorPull;
+
 /// Which examples become memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Choice {
@@ -60,13 +62,11 @@ pub enum Method {
         /// Weight of the penalty.
         lambda: f64,
     },
-    /// IVON with a slow prior, into which the posterior of each task is merged; with γ = 1 the last posterior is the
-    /// prior.
+    /// IVON at λ = N with a slow prior, into which the posterior of each task is merged; with γ = 1 the last posterior
+    /// is the prior.
     Ivon {
         /// γ
         gamma: f64,
-        /// Effective sample size λ over the number of examples N.
-        ess: f64,
         /// h₀
         hess_init: f64,
         /// β₂
@@ -75,6 +75,16 @@ pub enum Method {
         delta: f64,
         /// α(h₀+δ), with α the learning rate.
         step: f64,
+    },
+    /// Continual IVON (Paul et al. 2026), at its published settings for ten permutations of MNIST: like [`Method::Ivon`],
+    /// with λ far beyond N and steps of a limited size.
+    ContinualIvon {
+        /// γ of the prior's mean.
+        gamma_of_mean: f64,
+        /// γ of its precision.
+        gamma: f64,
+        /// What pulls the mean towards the prior's.
+        pull: PriorPull,
     },
     /// FROMP (Pan et al. 2020): a functional prior on a memory.
     Fromp {
