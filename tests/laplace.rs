@@ -250,7 +250,7 @@ fn the_rest_of_a_subset_is_known() {
     let forecast = output.forecast().unwrap();
     all_close(&values(&forecast.mean().unwrap()), &[2.6], 1e-12);
     all_close(&values(&forecast.epistemic().unwrap()), &[1.6], 1e-12);
-    all_close(&values(&forecast.noise().unwrap()), &[1.0], 1e-12);
+    all_close(&values(&forecast.noise().unwrap()), &[1.0], 1e-15);
     all_close(&values(&forecast.variance().unwrap()), &[2.6], 1e-12);
     let density = output.log_density(&t(&[2.0], &[1, 1])).unwrap();
     all_close(&values(&density), &[-1.465_925_024_949_16], 1e-13);

@@ -38,7 +38,9 @@ pub struct Forecast {
     pub(super) means: Tensor,
     /// Of y, `[K, N]`, ≥ 0.
     pub(super) variances: Tensor,
-    /// What part of them is not noise, `[K, N]`.
+    /// What part of them is noise, `[K, N]`, kept beside them: their difference from a large variance has no digits.
+    noise: Tensor,
+    /// And what is not.
     uncertain: Tensor,
     /// Of a prediction.
     shape: Vec<i64>,
@@ -67,8 +69,8 @@ impl Forecast {
         let epistemic = numbers("epistemic", epistemic, "a finite number ≥ 0", non_negative)?;
         let noise = numbers("noise", noise, "a finite number ≥ 0", non_negative)?;
         same_shape("noise", &noise, "epistemic", &epistemic.size())?;
-        let f = Self::gaussian(mean, &(&epistemic + noise))?;
-        Ok(Forecast { uncertain: epistemic.f_reshape([1, -1])?, ..f })
+        let f = Self::gaussian(mean, &(&epistemic + &noise))?;
+        Ok(Forecast { noise: noise.f_reshape([1, -1])?, uncertain: epistemic.f_reshape([1, -1])?, ..f })
     }
 
     /// A mixture of K Gaussians for each element: `weights` of the components, each ≥ 0, which are divided by their
@@ -111,8 +113,8 @@ impl Forecast {
         }
         let [means, variances] = [means, variances].map(|t| t.f_reshape([k, -1]));
         let (means, variances) = (means?, variances?);
-        let uncertain = variances.f_zeros_like()?;
-        Ok(Forecast { weights: Tensor::from_slice(weights) / sum, means, variances, uncertain, shape })
+        let (noise, uncertain) = (variances.shallow_clone(), variances.f_zeros_like()?);
+        Ok(Forecast { weights: Tensor::from_slice(weights) / sum, means, variances, noise, uncertain, shape })
     }
 
     /// K
@@ -149,7 +151,7 @@ impl Forecast {
     /// # Errors
     /// If libtorch fails.
     pub fn noise(&self) -> Result<Tensor> {
-        self.whole(&self.average(&(&self.variances - &self.uncertain))?)
+        self.whole(&self.average(&self.noise)?)
     }
 
     /// Var\[y\], which is [`epistemic`](Self::epistemic) + [`noise`](Self::noise).
@@ -184,9 +186,9 @@ impl Forecast {
         if !(sd.is_finite() && sd > 0.0) {
             return Err(Error::Metric(format!("sd = {sd}: expected a finite number > 0")));
         }
-        let [variances, uncertain] = [&self.variances, &self.uncertain].map(|v| v * (sd * sd));
+        let [variances, noise, uncertain] = [&self.variances, &self.noise, &self.uncertain].map(|v| v * (sd * sd));
         let (weights, shape) = (self.weights.copy(), self.shape.clone());
-        Ok(Forecast { weights, means: &self.means * sd + mean, variances, uncertain, shape })
+        Ok(Forecast { weights, means: &self.means * sd + mean, variances, noise, uncertain, shape })
     }
 
     /// P(y' ≤ y) of this prediction for the y that was seen, in its shape: the probability integral transform, uniform

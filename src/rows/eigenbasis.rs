@@ -113,9 +113,9 @@ impl<'a> Eigenbasis<'a> {
     }
 
     /// The four state tensors after the moments of the t-th update, which enter with weight 1-β. The first ones do so,
-    /// too: L and R start at zero, and are small at first, which their eigenvectors do not see. The basis follows after the first update, by its eigenvectors, and after every `frequency`-th one,
-    /// by a step of the power method and orthogonalization, which costs less and keeps the order of the vectors.
-    /// Moments of zero turn nothing. Without fresh moments, the basis still follows those that there are.
+    /// too: L and R start at zero, and are small at first, which their eigenvectors do not see. The basis follows after
+    /// the first update, by its eigenvectors, and after every `frequency`-th one, by a step of the power method and
+    /// orthogonalization, which costs less and keeps the order of the vectors. Moments of zero turn nothing. Without fresh moments, the basis still follows those that there are.
     pub(super) fn updated(&self, moments: Option<&[Tensor]>, beta: f64, t: u64, frequency: u64) -> Result<Vec<Tensor>> {
         let mut new = Vec::with_capacity(4);
         for (side, old) in self.0[..2].iter().enumerate() {

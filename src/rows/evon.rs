@@ -51,7 +51,7 @@ config! {
     ///
     /// which is SOAP without the root. h is then no Hessian, so there is no posterior, and `ess` need not be set.
     ///
-    /// There δ > 0 must be: h falls towards 0 where there is no gradient.
+    /// This limit needs δ > 0, because h falls towards 0 where there is no gradient.
     ///
     /// Sources: EVON (arXiv:2606.23357); Vyas et al., *SOAP* (ICLR 2025) for the basis; Lin, Schmidt and Khan (ICML
     /// 2020) for the precision that stays positive.
@@ -128,9 +128,9 @@ impl Evon {
     /// 5.266e6): whitened, phased, κ = 1.5, β₁ = 0.943, β₂ = 1-9.12e-4, β = 0.995, h₀ = 0.582, δ = 1e-6; their learning
     /// rate was 0.01724, falling linearly to 0.
     ///
-    /// Their 1-D parameters, embedding and head may be another optimizer's, and better are: whitening moves each
-    /// vector, a bias as well as a norm's gain, by the length α in every step. Give this one the matrices with
-    /// [`Params::only`](crate::Params::only). What differs from that code: `docs/table.md`. Source: the code released
+    /// Leave 1-D parameters, embedding and head to another optimizer, and give this one the matrices with
+    /// [`Params::only`](crate::Params::only): whitening moves each vector, a bias as well as a norm's gain, by the
+    /// length α in every step. What differs from that code: `docs/table.md`. Source: the code released
     /// with arXiv:2606.23357.
     pub fn published() -> Self {
         let averages = Evon::default().beta1(0.943).beta2(1.0 - 9.12e-4).beta_basis(0.995);

@@ -56,6 +56,9 @@ fn a_gaussian_around_an_uncertain_number_has_both_variances() {
         assert_eq!(f.nll(&y).unwrap(), whole.nll(&y).unwrap());
         assert_eq!(f.interval(0.9).unwrap().coverage(&y).unwrap(), whole.interval(0.9).unwrap().coverage(&y).unwrap());
     }
+    // A noise far below what is not known is not lost in their sum.
+    let vague = Forecast::around(&t(&[0.0]), &t(&[1e9]), &t(&[1e-9])).unwrap();
+    assert_eq!(of(&vague.moment_matched().unwrap())[2], [1e-9]);
     let doubled = f.denormalize(1.0, 2.0).unwrap();
     assert_eq!(of(&doubled), [[3.0, -3.0], [2.0, 0.0], [1.0, 16.0], [3.0, 16.0]].map(Vec::from));
 }
